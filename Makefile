@@ -1,0 +1,55 @@
+# The interpreter that `.venv` is made from; 3.11 where there is one.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+PYTEST_FLAGS ?= -n 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Named after the interpreter, so that another `PYTHON=` makes the environment anew.
+MADE := $(VENV)/.made-by-$(subst /,_,$(PYTHON))
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint bench clean
+# Every target may install into the one environment.
+.NOTPARALLEL:
+
+help:
+	@echo 'make demo   train on the bundled digits, evaluate and sample: runs/demo'
+	@echo 'make test   run every test; PYTEST_FLAGS= passes options to pytest'
+	@echo 'make lint   check formatting, style and types'
+	@echo 'make bench  run every benchmark in its quick form'
+	@echo 'make clean  remove the environment'
+	@echo 'PYTHON= chooses the interpreter (now $(PYTHON)).'
+
+demo: $(VENV)/.runtime
+	rm -rf runs/demo
+	$(BIN)/python scripts/train.py --dataset digits --run-dir runs/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.dev
+	@set -e; for file in $(wildcard benchmarks/*.py); do \
+		echo "$$file"; $(BIN)/python "$$file" --quick; \
+	done
+
+clean:
+	rm -rf $(VENV)
+
+$(MADE):
+	$(PYTHON) -m venv --clear $(VENV)
+	@# Dependency groups need pip 25.1.
+	$(INSTALL) 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.runtime: $(MADE) pyproject.toml constraints.txt
+	$(INSTALL) --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: $(MADE) pyproject.toml constraints.txt
+	$(INSTALL) --constraint constraints.txt --editable . --group dev
+	@touch $@

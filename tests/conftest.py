@@ -1,0 +1,27 @@
+import os
+
+
+# Read by Equinox when it is imported, so this stands before every other import.
+os.environ["EQX_ON_ERROR"] = "raise"
+
+import zlib
+
+import jax
+import jax.random as jr
+import pytest
+from hypothesis import settings
+
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples on every run, and time for the first of them to compile.
+settings.register_profile("eqmdm", deadline=None, derandomize=True)
+settings.load_profile("eqmdm")
+
+
+@pytest.fixture
+def key(request):
+    """A key that is fixed for each test but differs between tests."""
+    return jr.key(zlib.crc32(request.node.nodeid.encode()) % 2**31)
