@@ -1,0 +1,26 @@
+"""Linear diffusions: the interface, the (Q, D) recipe and the named ones."""
+
+from .base import (
+    AbstractDiffusion as AbstractDiffusion,
+    AbstractLinearDiffusion as AbstractLinearDiffusion,
+    Ends as Ends,
+)
+from .composed import (
+    TimeVaryingDiffusion as TimeVaryingDiffusion,
+    TwoClockDiffusion as TwoClockDiffusion,
+    composed_transition as composed_transition,
+)
+from .learned import LearnedDiffusion as LearnedDiffusion
+from .named import (
+    ALDA as ALDA,
+    CLD as CLD,
+    MALDA as MALDA,
+    PSLD as PSLD,
+    VPSDE as VPSDE,
+    CriticalThirdOrder as CriticalThirdOrder,
+)
+from .scalar import SubVPSDE as SubVPSDE, VESDE as VESDE
+from .stationary import (
+    AbstractStationaryDiffusion as AbstractStationaryDiffusion,
+    LinearDiffusion as LinearDiffusion,
+)

@@ -1,0 +1,326 @@
+"""The interface that every diffusion implements."""
+
+import abc
+import math
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from .._clock import concrete
+from .._custom_types import Data, PRNGKey, RankMatrix, Scalar, State, VarsMatrix
+from .._gaussian import (
+    Gaussian,
+    PerturbationKernel,
+    Transition,
+    apply_to_vars,
+    lq_root,
+    matmul,
+    solve_lower,
+)
+from .._operator import VarsOperator
+
+
+# The search for a log-SNR starts at this time; no dtype resolves kernels before it.
+_EARLIEST_TIME = 1e-9
+
+
+@final
+class Ends(eqx.Module):
+    """Where a diffusion starts to be used and where it stops, in time or in log-SNR."""
+
+    t_range: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None
+    log_snr_range: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None
+
+    def __check_init__(self):
+        if (self.t_range is None) == (self.log_snr_range is None):
+            raise ValueError(
+                "Exactly one of `t_range` and `log_snr_range` must be given; got "
+                f"t_range={self.t_range} and log_snr_range={self.log_snr_range}."
+            )
+        name, values = (
+            ("t_range", self.t_range)
+            if self.log_snr_range is None
+            else ("log_snr_range", self.log_snr_range)
+        )
+        if values is None or len(values) != 2:
+            raise ValueError(f"`{name}` must be a pair (low, high); got {values}.")
+        low, high = concrete(values[0]), concrete(values[1])
+        if low is None or high is None:
+            return
+        finite = math.isfinite(low) and math.isfinite(high)
+        if not (finite and low < high and (name == "log_snr_range" or low > 0)):
+            what = (
+                "finite times with 0 < t0 < t1; at t = 0 the kernel is a point mass"
+                if name == "t_range"
+                else "finite log signal-to-noise ratios, the lower one first"
+            )
+            raise ValueError(f"`{name}` must be {what}; got ({low}, {high}).")
+
+
+class AbstractDiffusion(eqx.Module):
+    r"""An Itô process $\mathrm{d}y = f(t, y) \mathrm{d}t + g(t) \mathrm{d}w$ on states.
+
+    A state has shape `(vars, *data)`: row 0 is the data, further rows are auxiliary
+    variables. `drift` and `diffusion_coefficient` take `(t, y, args)`, as the terms of
+    Diffrax call them. Methods act on one example.
+    """
+
+    @property
+    @abc.abstractmethod
+    def n_vars(self) -> int:
+        """$K$, the variables per data coordinate, the data included."""
+
+    @property
+    @abc.abstractmethod
+    def prior(self) -> Gaussian:
+        """The law that stands for $y(t_1)$ when sampling and in bounds."""
+
+    @property
+    @abc.abstractmethod
+    def t0(self) -> Scalar:
+        """The cut: the earliest time that is trained on or sampled down to."""
+
+    @property
+    @abc.abstractmethod
+    def t1(self) -> Scalar:
+        """The horizon: the time at which the prior takes over."""
+
+    @abc.abstractmethod
+    def drift(self, t: Scalar, y: State, args: Any = None) -> State:
+        """$f(t, y)$."""
+
+    @abc.abstractmethod
+    def diffusion_coefficient(
+        self, t: Scalar, y: State, args: Any = None
+    ) -> VarsOperator:
+        """$g(t)$, a Lineax operator from noise `(rank, *data)` to states."""
+
+
+class AbstractLinearDiffusion(AbstractDiffusion):
+    r"""$\mathrm{d}y = F(t) y \,\mathrm{d}t + G(t) \,\mathrm{d}w$ with Gaussian kernels.
+
+    $F$ and $G$ mix the `vars` axis and act alike on every data coordinate. Given the
+    data $x$, the state starts with its data row at $x$ and its auxiliaries at a normal
+    law of covariance `start_root @ start_root.T`, independent of $x$.
+
+    To write a new one, subclass this with `drift_matrix`, `diffusion_matrix` and
+    `compute_transition` (for which [`eqmdm.composed_transition`][] serves), or, where
+    the diffusion has a Gaussian stationary law, call [`eqmdm.LinearDiffusion`][].
+
+    All times are arrays, and results have their dtype.
+    """
+
+    @property
+    @abc.abstractmethod
+    def ends(self) -> Ends:
+        """The ends, from which `t0` and `t1` follow."""
+
+    @property
+    @abc.abstractmethod
+    def t_limit(self) -> Scalar:
+        """The latest time at which kernels can be computed; at least `t1`."""
+
+    @abc.abstractmethod
+    def start_root(self, dtype: jnp.dtype) -> Float[Array, "vars columns"]:
+        """A root of the covariance of $y(0)$ given the data; its row 0 is zero."""
+
+    @abc.abstractmethod
+    def drift_matrix(self, t: Scalar) -> VarsMatrix:
+        """$F(t)$."""
+
+    @abc.abstractmethod
+    def diffusion_matrix(self, t: Scalar) -> RankMatrix:
+        """$G(t)$, with a column only for noise that enters."""
+
+    @abc.abstractmethod
+    def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
+        """The law of $y(t)$ given $y(s)$ for $s < t$, without checks of the times.
+
+        What subclasses implement, and what vector fields call; users call
+        `transition`.
+        """
+
+    @property
+    def t0(self) -> Scalar:
+        if self.ends.t_range is not None:
+            return jnp.asarray(self.ends.t_range[0], jnp.result_type(float))
+        assert self.ends.log_snr_range is not None
+        high = jnp.asarray(self.ends.log_snr_range[1], jnp.result_type(float))
+        return self._solve_log_snr(high)
+
+    @property
+    def t1(self) -> Scalar:
+        if self.ends.t_range is not None:
+            return jnp.asarray(self.ends.t_range[1], jnp.result_type(float))
+        assert self.ends.log_snr_range is not None
+        low = jnp.asarray(self.ends.log_snr_range[0], jnp.result_type(float))
+        return self._solve_log_snr(low)
+
+    def drift(self, t: Scalar, y: State, args: Any = None) -> State:
+        del args
+        return apply_to_vars(self.drift_matrix(jnp.asarray(t)), y)
+
+    def diffusion_coefficient(
+        self, t: Scalar, y: State, args: Any = None
+    ) -> VarsOperator:
+        del args
+        matrix = self.diffusion_matrix(jnp.asarray(t)).astype(y.dtype)
+        return VarsOperator(matrix, y.shape[1:])
+
+    def compute_kernel(self, t: Scalar) -> PerturbationKernel:
+        """The law of $y(t)$ given the data, without checks of the time."""
+        step = self.compute_transition(jnp.zeros_like(t), t)
+        return self.kernel_after(step)
+
+    def kernel_after(self, step: Transition) -> PerturbationKernel:
+        """The law of $y(t)$ given the data, from the transition out of time 0.
+
+        The start covariance goes in last and as a root: added to the covariance of the
+        step it would cost digits from three variables on.
+        """
+        start = self.start_root(step.root.dtype)
+        if start.shape[1] == 0:
+            root = step.root
+        else:
+            columns = [matmul(step.mean_map, start), step.root]
+            root = lq_root(jnp.concatenate(columns, axis=1))
+        return PerturbationKernel(step.mean_map[:, 0], root)
+
+    def draw_start(self, x: Data, *, key: PRNGKey) -> State:
+        """A draw of $y(0)$ given the data: `x`, and the auxiliaries at random."""
+        root = self.start_root(x.dtype)
+        data = jnp.zeros((self.n_vars, *x.shape), x.dtype).at[0].set(x)
+        noise = jr.normal(key, (root.shape[1], *x.shape), x.dtype)
+        return data + apply_to_vars(root, noise) if root.shape[1] else data
+
+    def transition(self, s: Scalar, t: Scalar) -> Transition:
+        r"""The law of $y(t)$ given $y(s)$.
+
+        **Arguments:**
+
+        - `s`, `t`: diffusion times with $0 \le s \le t \le t_1$; arrays.
+
+        **Raises:**
+
+        `ValueError` for times that are out of order or outside the horizon;
+        `equinox.EquinoxRuntimeError` where the times are traced.
+        """
+        s, t = _as_time("s", s), _as_time("t", t)
+        s = _check(s, (s < 0) | ~(s <= t), "`s` must lie between 0 and `t`", s)
+        return self.compute_transition(s, self._check_horizon(t))
+
+    def perturbation_kernel(self, t: Scalar) -> PerturbationKernel:
+        r"""The law of $y(t)$ given the data $x$, auxiliaries integrated out.
+
+        **Raises:**
+
+        `ValueError`, or `equinox.EquinoxRuntimeError` where `t` is traced, unless
+        $0 < t \le t_1$.
+        """
+        t = _as_time("t", t)
+        t = _check(
+            t,
+            ~(t > 0),
+            "`t` must be positive: at t = 0 the kernel is a point mass. Raise the "
+            "lower limit of the times",
+            t,
+        )
+        return self.compute_kernel(self._check_horizon(t))
+
+    def log_snr(self, t: Scalar) -> Scalar:
+        r"""$\log a^\top \Sigma^{-1} a$ at time `t`, natural logarithm.
+
+        The signal-to-noise ratio of the data in the whole state; weakly decreasing.
+        """
+        return self.perturbation_kernel(t).log_snr
+
+    def log_snr_rate(self, t: Scalar, kernel: PerturbationKernel) -> Scalar:
+        r"""$\mathrm{d} \log \mathrm{SNR} / \mathrm{d}t = -\|G^\top \Sigma^{-1} a\|^2 /
+        \mathrm{SNR}$."""
+        b = kernel.whitened_mean_map
+        b = b / jnp.linalg.norm(b)
+        noise = solve_lower(kernel.root, self.diffusion_matrix(t))
+        return -jnp.sum(jnp.sum(noise * b[:, None], axis=0) ** 2)
+
+    def time_at_log_snr(self, log_snr: Scalar) -> Scalar:
+        """The time at which the log signal-to-noise ratio has a given value.
+
+        Found by bisection in the logarithm of time; differentiable, by the implicit
+        function theorem, in `log_snr` and in the parameters of the diffusion.
+
+        **Raises:**
+
+        `ValueError`, or `equinox.EquinoxRuntimeError` where the value is traced, if
+        the diffusion does not reach it by `t_limit`.
+        """
+        log_snr = _as_time("log_snr", log_snr)
+        lowest = self.compute_kernel(self.t_limit.astype(log_snr.dtype)).log_snr
+        log_snr = _check(
+            log_snr,
+            ~(log_snr >= lowest),
+            "`log_snr` must be reached by this diffusion before its kernels end "
+            f"at t = {concrete(self.t_limit)}. Lengthen the horizon by a wider "
+            "`t_range` or `log_snr_range`",
+            log_snr,
+        )
+        return self._solve_log_snr(log_snr)
+
+    def _check_horizon(self, t: Scalar) -> Scalar:
+        t1 = jax.lax.stop_gradient(self.t1).astype(t.dtype)
+        # A time may come from the horizon by a few roundings.
+        beyond = ~(t <= t1 * (1 + 8 * jnp.finfo(t.dtype).eps))
+        what = f"`t` must lie within the horizon t1 = {concrete(t1)}"
+        return _check(t, beyond, what + ". Build the diffusion with a later end", t)
+
+    def _solve_log_snr(self, log_snr: Scalar) -> Scalar:
+        log_limit = jnp.log(jax.lax.stop_gradient(self.t_limit)).astype(log_snr.dtype)
+
+        def excess(log_t):
+            return self.compute_kernel(jnp.exp(log_t)).log_snr - log_snr
+
+        def bisect(function, guess):
+            del guess
+
+            def halve(_, bracket):
+                low, high = bracket
+                middle = 0.5 * (low + high)
+                # Where the kernel underflows the ratio is not a number: too early.
+                below = function(middle) < 0
+                return jnp.where(below, low, middle), jnp.where(below, middle, high)
+
+            # 30 nats of bracket down to the spacing of the dtype.
+            n_steps = jnp.finfo(log_snr.dtype).nmant + 6
+            earliest = jnp.log(jnp.asarray(_EARLIEST_TIME, log_snr.dtype))
+            bracket = jax.lax.fori_loop(0, n_steps, halve, (earliest, log_limit))
+            return 0.5 * (bracket[0] + bracket[1])
+
+        def tangent_solve(linear, value):
+            return value / linear(jnp.ones_like(value))
+
+        root = jax.lax.custom_root(excess, log_limit, bisect, tangent_solve)
+        return jnp.exp(root)
+
+
+def _as_time(name: str, value: Any) -> Scalar:
+    value = jnp.asarray(value)
+    if value.ndim != 0 or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` must be a scalar floating-point array; got shape {value.shape} "
+            f"and dtype {value.dtype}. Batch with `jax.vmap`."
+        )
+    return value
+
+
+def _check(value: Scalar, wrong: Array, message: str, got: Scalar) -> Scalar:
+    got_value = concrete(got)
+    try:
+        is_wrong = bool(wrong)
+    except jax.errors.ConcretizationTypeError:
+        return eqx.error_if(value, wrong, message + ".")
+    if is_wrong:
+        raise ValueError(f"{message}; got {got_value}.")
+    return value

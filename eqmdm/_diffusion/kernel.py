@@ -1,0 +1,112 @@
+"""Transition kernels of linear diffusions, safe in float32 at every time."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._custom_types import RankMatrix, Scalar, VarsMatrix
+from .._gaussian import Transition, lq_root, matmul
+
+
+# A step with ||F h|| at most this is short: its series converges in a few terms.
+SHORT_STEP = 1.0
+# Below this norm Psi is carried as Psi - I, which keeps the digits of a short step;
+# above it as Psi itself, which keeps those of a decayed one.
+_SMALL_DEVIATION = 0.25
+
+
+def operator_norm_bound(F: VarsMatrix) -> Scalar:
+    r"""$\sqrt{\|F\|_1 \|F\|_\infty}$, which bounds the spectral norm."""
+    absolute = jnp.abs(F)
+    columns = jnp.max(jnp.sum(absolute, axis=0))
+    return jnp.sqrt(columns * jnp.max(jnp.sum(absolute, axis=1)))
+
+
+def _series_order(dtype) -> int:
+    # Over a short step the remainder is below 1 / (order + 1)!.
+    return 19 if jnp.finfo(dtype).bits == 64 else 12
+
+
+def quadrature(n_vars: int, dtype) -> tuple[list[float], list[float]]:
+    # With m nodes polynomials up to degree 2m - 1 are exact, and the covariance of a
+    # chain of K variables starts at degree 2K - 2.
+    n_nodes = max(8, n_vars + 5) if jnp.finfo(dtype).bits == 64 else max(5, n_vars + 3)
+    nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+    return (0.5 * (nodes + 1)).tolist(), (0.5 * weights).tolist()
+
+
+def exponential_deviation(F: VarsMatrix, h: Scalar) -> VarsMatrix:
+    """exp(F h) - I, without forming I and subtracting it."""
+    identity = jnp.eye(len(F), dtype=F.dtype)
+    factor = jnp.zeros_like(F)
+    for k in range(_series_order(F.dtype), 1, -1):
+        factor = matmul(F * (h / k), identity + factor)
+    return matmul(F * h, identity + factor)
+
+
+def _short_step_root(
+    F: VarsMatrix, G: RankMatrix, h: Scalar
+) -> Float[Array, "vars columns"]:
+    """Columns A with A A^T the covariance that noise G adds over a short step."""
+    # The last node first: the factorisation wants the larger columns in front.
+    nodes, weights = (part[::-1] for part in quadrature(len(F), F.dtype))
+    widths = h * jnp.asarray(weights, F.dtype)
+    fractions = h * jnp.asarray(nodes, F.dtype)
+    F_nodes = F[None] * fractions[:, None, None]
+    factor = jnp.broadcast_to(G, (len(nodes), *G.shape))
+    for k in range(_series_order(F.dtype), 0, -1):
+        factor = G[None] + matmul(F_nodes / k, factor)
+    columns = jnp.sqrt(widths)[:, None, None] * factor
+    return jnp.moveaxis(columns, 0, 1).reshape(len(F), -1)
+
+
+def doublings_needed(norm: float, tau: float) -> int:
+    """The number of doublings that makes the first step short."""
+    if norm * tau <= SHORT_STEP:
+        return 0
+    return math.ceil(math.log2(norm * tau / SHORT_STEP))
+
+
+def constant_transition(
+    F: VarsMatrix, G: RankMatrix, tau: Scalar, n_doublings: int
+) -> Transition:
+    r"""The transition over `tau` of $\mathrm{d}y = F y \mathrm{d}\tau + G \mathrm{d}w$.
+
+    A series over a short step, doubled until it spans `tau`. The covariance is held as
+    a root throughout, so nothing is subtracted and nothing is added to a diagonal.
+    `n_doublings` bounds the doublings; a shorter `tau` uses only those it needs, as
+    every doubling costs a rounding.
+
+    Accuracy, over 27 diffusions with up to 4 variables and `tau` from 1e-5 to 20: each
+    diagonal entry of the root, and each entry relative to its row's norm, 5e-6 in
+    float32 and 1e-12 in float64. Roots decay like $\tau^{K - 1/2}$: a chain of 8
+    variables at 1e-5 is beyond float32.
+    """
+    needed = jnp.log2(jax.lax.stop_gradient(operator_norm_bound(F) * tau) / SHORT_STEP)
+    # log2(0) = -inf at tau = 0 is clipped like every other short step.
+    count = jnp.clip(jnp.ceil(needed), 0, n_doublings).astype(jnp.int32)
+    h = tau * jnp.ldexp(jnp.ones((), F.dtype), -count)
+    identity = jnp.eye(len(F), dtype=F.dtype)
+    deviation = exponential_deviation(F, h)
+    root = lq_root(_short_step_root(F, G, h))
+
+    def double(carry, index):
+        deviation, psi, root = carry
+        short = jnp.max(jnp.abs(deviation)) < _SMALL_DEVIATION
+        squared = 2 * deviation + matmul(deviation, deviation)
+        new_psi = jnp.where(short, identity + squared, matmul(psi, psi))
+        new_deviation = jnp.where(short, squared, new_psi - identity)
+        new_root = lq_root(jnp.concatenate([matmul(psi, root), root], axis=1))
+        active = index < count
+        select = lambda new, old: jnp.where(active, new, old)
+        return jax.tree.map(select, (new_deviation, new_psi, new_root), carry), None
+
+    (_, psi, root), _ = jax.lax.scan(
+        double,
+        (deviation, identity + deviation, root),
+        jnp.arange(n_doublings, dtype=jnp.int32),
+    )
+    return Transition(psi, root)

@@ -1,0 +1,180 @@
+"""Diffusions of one variable without a stationary law: VE and sub-VP."""
+
+import math
+from typing import final
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._clock import AbstractClock, LinearClock
+from .._custom_types import RankMatrix, Scalar, VarsMatrix
+from .._gaussian import Gaussian, Transition
+from .base import AbstractLinearDiffusion, Ends
+from .stationary import DEFAULT_T_RANGE
+
+
+# Kernels of VE and sub-VP are closed forms; these only bound the search for a time, by
+# what float32 still holds: a noise level of e^40 times the start, a mean of e^-30.
+_LARGEST_LOG_GROWTH = 40.0
+_LARGEST_INTEGRAL = 60.0
+
+
+def _ends(
+    diffusion: AbstractLinearDiffusion, t_range: tuple | None, log_snr: tuple | None
+) -> Ends:
+    """The ends in time, the default where neither is given."""
+    if log_snr is None:
+        return Ends(DEFAULT_T_RANGE if t_range is None else t_range, None)
+    Ends(t_range, log_snr)
+    low, high = (jnp.asarray(end, jnp.result_type(float)) for end in log_snr)
+    t0, t1 = diffusion.time_at_log_snr(high), diffusion.time_at_log_snr(low)
+    return Ends((float(t0), float(t1)), None)
+
+
+def _one_by_one(value: Scalar) -> Float[Array, "1 1"]:
+    return value[None, None]
+
+
+@final
+class VESDE(AbstractLinearDiffusion):
+    r"""The variance-exploding diffusion: no drift, $\sigma(t) = \sigma_0 (\sigma_1 /
+    \sigma_0)^t$ and $G^2 = \mathrm{d} \sigma^2 / \mathrm{d} t$.
+
+    Given the data at time 0 the variance is $\sigma(t)^2 - \sigma_0^2$. The prior is
+    $\mathcal{N}(0, \sigma(t_1)^2)$.
+
+    **Arguments:**
+
+    - `sigma0`, `sigma1`: the noise level at time 0 and at time 1, in units of the data.
+    - `t_range`, `log_snr_range`: as for [`eqmdm.LinearDiffusion`][].
+
+    **Source:** Song et al. (2021), equation 9.
+    """
+
+    sigma0: float
+    sigma1: float
+    _ends: Ends
+
+    def __init__(
+        self,
+        sigma0: float = 0.01,
+        sigma1: float = 50.0,
+        *,
+        t_range: tuple[float, float] | None = None,
+        log_snr_range: tuple[float, float] | None = None,
+    ):
+        if not 0 < sigma0 < sigma1 < math.inf:
+            raise ValueError(
+                "`sigma0` and `sigma1` must be finite with 0 < sigma0 < sigma1; got "
+                f"sigma0={sigma0} and sigma1={sigma1}."
+            )
+        self.sigma0, self.sigma1 = sigma0, sigma1
+        self._ends = Ends(DEFAULT_T_RANGE, None)
+        self._ends = _ends(self, t_range, log_snr_range)
+
+    @property
+    def _log_growth(self) -> float:
+        return math.log(self.sigma1) - math.log(self.sigma0)
+
+    @property
+    def n_vars(self) -> int:
+        return 1
+
+    @property
+    def ends(self) -> Ends:
+        return self._ends
+
+    @property
+    def t_limit(self) -> Scalar:
+        return jnp.asarray(_LARGEST_LOG_GROWTH / self._log_growth, jnp.result_type(float))
+
+    @property
+    def prior(self) -> Gaussian:
+        return Gaussian(_one_by_one(self._sigma(self.t1)))
+
+    def _sigma(self, t: Scalar) -> Scalar:
+        return self.sigma0 * jnp.exp(self._log_growth * t)
+
+    def start_root(self, dtype: jnp.dtype) -> Float[Array, "vars columns"]:
+        return jnp.zeros((1, 0), dtype)
+
+    def drift_matrix(self, t: Scalar) -> VarsMatrix:
+        return jnp.zeros((1, 1), t.dtype)
+
+    def diffusion_matrix(self, t: Scalar) -> RankMatrix:
+        return _one_by_one(math.sqrt(2 * self._log_growth) * self._sigma(t))
+
+    def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
+        growth = jnp.sqrt(jnp.expm1(2 * self._log_growth * (t - s)))
+        return Transition(
+            jnp.ones((1, 1), t.dtype), _one_by_one(self._sigma(s) * growth)
+        )
+
+
+@final
+class SubVPSDE(AbstractLinearDiffusion):
+    r"""The sub-variance-preserving diffusion: the drift of the variance-preserving one
+    with $G^2 = \beta (1 - e^{-2B})$, so that the variance is $(1 - e^{-B})^2$.
+
+    The prior is standard normal.
+
+    **Arguments:**
+
+    - `clock`, `t_range`, `log_snr_range`: as for [`eqmdm.LinearDiffusion`][].
+
+    **Source:** Song et al. (2021), equation 12.
+    """
+
+    clock: AbstractClock
+    _ends: Ends
+
+    def __init__(
+        self,
+        *,
+        clock: AbstractClock | None = None,
+        t_range: tuple[float, float] | None = None,
+        log_snr_range: tuple[float, float] | None = None,
+    ):
+        self.clock = LinearClock() if clock is None else clock
+        self._ends = Ends(DEFAULT_T_RANGE, None)
+        self._ends = _ends(self, t_range, log_snr_range)
+
+    @property
+    def n_vars(self) -> int:
+        return 1
+
+    @property
+    def ends(self) -> Ends:
+        return self._ends
+
+    @property
+    def t_limit(self) -> Scalar:
+        integral = jnp.asarray(_LARGEST_INTEGRAL, jnp.result_type(float))
+        clock_end = self.clock.t_limit * (1 - 1e-6)
+        return jnp.minimum(self.clock.inverse(integral), clock_end)
+
+    @property
+    def prior(self) -> Gaussian:
+        return Gaussian(jnp.ones((1, 1), jnp.result_type(float)))
+
+    def _integral(self, t: Scalar) -> Scalar:
+        return self.clock.integrated_rate(jnp.zeros_like(t), t)
+
+    def start_root(self, dtype: jnp.dtype) -> Float[Array, "vars columns"]:
+        return jnp.zeros((1, 0), dtype)
+
+    def drift_matrix(self, t: Scalar) -> VarsMatrix:
+        return _one_by_one(-0.5 * self.clock.rate(t))
+
+    def diffusion_matrix(self, t: Scalar) -> RankMatrix:
+        variance_rate = -self.clock.rate(t) * jnp.expm1(-2 * self._integral(t))
+        return _one_by_one(jnp.sqrt(variance_rate))
+
+    def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
+        # sigma(t)^2 - Psi^2 sigma(s)^2, factored so that nothing cancels.
+        step = self.clock.integrated_rate(s, t)
+        total = self._integral(s) + self._integral(t)
+        variance = jnp.expm1(-step) * jnp.expm1(-total)
+        return Transition(
+            _one_by_one(jnp.exp(-0.5 * step)), _one_by_one(jnp.sqrt(variance))
+        )

@@ -1,0 +1,527 @@
+"""Diffusions with a Gaussian stationary law, written by the (Q, D) recipe."""
+
+import abc
+import math
+from typing import TypeAlias, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._clock import AbstractClock, LinearClock, concrete
+from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
+from .._gaussian import Gaussian, Transition, matmul, solve_lower
+from .base import AbstractLinearDiffusion, Ends
+from .kernel import (
+    SHORT_STEP,
+    constant_transition,
+    doublings_needed,
+    operator_norm_bound,
+)
+
+
+# A constant is held as nested tuples of Python floats: Equinox counts every array,
+# NumPy's too, as something to train, and a float is exact in each dtype it is cast to.
+Constant: TypeAlias = tuple[tuple[float, ...], ...]
+Matrix: TypeAlias = Constant | Float[Array, "rows columns"]
+
+DEFAULT_T_RANGE = (1e-3, 1.0)
+DEFAULT_START_VARIANCE = 0.01
+# Doublings where the matrices are traced and their norm is unknown: ||F|| tau <= 2048.
+_TRACED_DOUBLINGS = 12
+# Enough for a horizon that is still to be found: ||F|| tau <= 2^23.
+_SEARCH_DOUBLINGS = 24
+
+
+def is_trainable(matrix: MatrixLike) -> bool:
+    return isinstance(matrix, jax.Array)
+
+
+def as_matrix(name: str, matrix: MatrixLike) -> Matrix:
+    """A JAX array as it is, so that it can be trained; anything else as a constant."""
+    if not is_trainable(matrix):
+        matrix = np.asarray(matrix, float)
+    if matrix.ndim != 2 or not jnp.issubdtype(matrix.dtype, jnp.floating):
+        raise ValueError(
+            f"`{name}` must be a matrix of real floating-point numbers over the vars "
+            f"axis; got shape {matrix.shape} and dtype {matrix.dtype}."
+        )
+    if is_trainable(matrix):
+        return matrix
+    return tuple(tuple(float(entry) for entry in row) for row in matrix)
+
+
+def as_array(matrix: Matrix, dtype: jnp.dtype) -> Float[Array, "rows columns"]:
+    if isinstance(matrix, tuple):
+        return jnp.asarray(np.asarray(matrix, float).reshape(len(matrix), -1), dtype)
+    return matrix.astype(dtype)
+
+
+def known(matrix: Matrix) -> np.ndarray | None:
+    """The values of a matrix in float64, or `None` where they are traced."""
+    if isinstance(matrix, tuple):
+        return np.asarray(matrix, float).reshape(len(matrix), -1)
+    try:
+        return np.asarray(matrix, float)
+    except jax.errors.TracerArrayConversionError:
+        return None
+
+
+def times_inverse(matrix: VarsMatrix, root: VarsMatrix) -> VarsMatrix:
+    r"""$A (L L^\top)^{-1}$ for a lower-triangular root $L$."""
+    half = solve_lower(root, matrix.T)
+    return solve_lower(root, half, transpose=True).T
+
+
+@final
+class Recipe(eqx.Module):
+    r"""What defines a stationary diffusion, per unit of its clock.
+
+    $F = -(Q + D) S^{-1}$ and $G G^\top = 2 D$, so that $\mathcal{N}(0, S)$ is
+    stationary: $F S + S F^\top + G G^\top = 0$.
+    """
+
+    skew: Matrix  # Q
+    dissipation_root: Matrix  # R with R R^T = D
+    stationary_root: Matrix  # of S, lower triangular
+    start_root: Matrix  # of the covariance of y(0) given x
+    clock: AbstractClock
+    ends: Ends
+    n_doublings: int = eqx.field(static=True)
+
+    def drift_matrix(self, dtype: jnp.dtype) -> VarsMatrix:
+        R = as_array(self.dissipation_root, dtype)
+        QD = as_array(self.skew, dtype) + matmul(R, R.T)
+        return -times_inverse(QD, as_array(self.stationary_root, dtype))
+
+    def diffusion_matrix(self, dtype: jnp.dtype) -> RankMatrix:
+        return math.sqrt(2) * as_array(self.dissipation_root, dtype)
+
+    def norm(self) -> float | None:
+        """A bound of the norm of the drift matrix, or `None` where it is traced."""
+        with jax.ensure_compile_time_eval():
+            bound = operator_norm_bound(self.drift_matrix(jnp.result_type(float)))
+        return concrete(bound)
+
+    def with_doublings(self, n_doublings: int) -> "Recipe":
+        return Recipe(
+            self.skew,
+            self.dissipation_root,
+            self.stationary_root,
+            self.start_root,
+            self.clock,
+            self.ends,
+            n_doublings,
+        )
+
+
+class AbstractStationaryDiffusion(AbstractLinearDiffusion):
+    r"""A linear diffusion with stationary law $\mathcal{N}(0, S)$ and one clock.
+
+    $$F(t) = -\beta(t) (Q + D) S^{-1}, \qquad G G^\top = 2 \beta(t) D$$
+
+    for skew-symmetric $Q$ and positive semidefinite $D$: every linear diffusion with
+    that law can be written so. Everything is a function of $\tau = B(t)$.
+
+    **Source:** Ma, Chen & Fox (2015), equation 3; Singhal et al. (2023), section 4.
+    """
+
+    @property
+    @abc.abstractmethod
+    def recipe(self) -> Recipe:
+        """The matrices, the clock and the ends."""
+
+    @property
+    def n_vars(self) -> int:
+        return len(self.recipe.skew)
+
+    @property
+    def clock(self) -> AbstractClock:
+        return self.recipe.clock
+
+    @property
+    def ends(self) -> Ends:
+        return self.recipe.ends
+
+    @property
+    def n_doublings(self) -> int:
+        """The bound on the doublings of a kernel; static, so a change recompiles."""
+        return self.recipe.n_doublings
+
+    @property
+    def skew_matrix(self) -> VarsMatrix:
+        """$Q$, per unit of the clock."""
+        return as_array(self.recipe.skew, jnp.result_type(float))
+
+    @property
+    def dissipation_matrix(self) -> VarsMatrix:
+        """$D$, per unit of the clock."""
+        R = as_array(self.recipe.dissipation_root, jnp.result_type(float))
+        return matmul(R, R.T)
+
+    @property
+    def stationary_covariance(self) -> VarsMatrix:
+        """$S$."""
+        root = as_array(self.recipe.stationary_root, jnp.result_type(float))
+        return matmul(root, root.T)
+
+    @property
+    def start_covariance(self) -> VarsMatrix:
+        """The covariance of $y(0)$ given the data; its first row is zero."""
+        root = self.start_root(jnp.result_type(float))
+        return matmul(root, root.T)
+
+    @property
+    def prior(self) -> Gaussian:
+        return Gaussian(as_array(self.recipe.stationary_root, jnp.result_type(float)))
+
+    @property
+    def t_limit(self) -> Scalar:
+        dtype = jnp.result_type(float)
+        F = self.recipe.drift_matrix(dtype)
+        reach = SHORT_STEP * 2.0**self.n_doublings / operator_norm_bound(F)
+        # The clock itself may end, and its integral diverge, a little later.
+        clock_end = self.clock.t_limit * (1 - 1e-6)
+        return jnp.minimum(self.clock.inverse(reach), clock_end)
+
+    def start_root(self, dtype: jnp.dtype) -> Float[Array, "vars columns"]:
+        if self.n_vars == 1:
+            return jnp.zeros((1, 0), dtype)
+        return as_array(self.recipe.start_root, dtype)
+
+    def drift_matrix(self, t: Scalar) -> VarsMatrix:
+        return self.clock.rate(t) * self.recipe.drift_matrix(t.dtype)
+
+    def diffusion_matrix(self, t: Scalar) -> RankMatrix:
+        return jnp.sqrt(self.clock.rate(t)) * self.recipe.diffusion_matrix(t.dtype)
+
+    def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
+        return constant_transition(
+            self.recipe.drift_matrix(t.dtype),
+            self.recipe.diffusion_matrix(t.dtype),
+            self.clock.integrated_rate(s, t),
+            self.n_doublings,
+        )
+
+    def doublings_needed(self) -> int:
+        """The doublings that the horizon needs at the present values; on the host.
+
+        Above `n_doublings` kernels lose accuracy without a sign: a training loop asks
+        between steps and rebuilds the diffusion with `with_doublings`.
+        """
+        norm, t1 = self.recipe.norm(), self.t1
+        tau = concrete(self.clock.integrated_rate(jnp.zeros_like(t1), t1))
+        if norm is None or tau is None:
+            raise TypeError("`doublings_needed` must be called outside JAX transforms.")
+        return doublings_needed(norm, tau)
+
+
+def make_recipe(
+    skew: MatrixLike,
+    *,
+    dissipation: MatrixLike | None = None,
+    dissipation_root: MatrixLike | None = None,
+    stationary_covariance: MatrixLike | None = None,
+    start_covariance: MatrixLike | None = None,
+    clock: AbstractClock | None = None,
+    t_range: tuple | None = None,
+    log_snr_range: tuple | None = None,
+    n_doublings: int | None = None,
+    headroom: int = 0,
+) -> Recipe:
+    """A checked recipe; the arguments are those of [`eqmdm.LinearDiffusion`][]."""
+    skew = as_matrix("skew", skew)
+    n_vars = len(skew)
+    identity = np.eye(n_vars)
+    _check_skew(skew)
+    if (dissipation is None) == (dissipation_root is None):
+        raise ValueError(
+            "Exactly one of `dissipation` and `dissipation_root` must be given."
+        )
+    if dissipation_root is None:
+        root = psd_root("dissipation", as_matrix("dissipation", dissipation), n_vars)
+    else:
+        root = as_matrix("dissipation_root", dissipation_root)
+        if len(root) != n_vars:
+            raise ValueError(
+                f"`dissipation_root` must have a row for each of the {n_vars} "
+                f"variables of `skew`; got {len(root)} rows."
+            )
+    stationary = identity if stationary_covariance is None else stationary_covariance
+    stationary_root = positive_root(
+        "stationary_covariance", as_matrix("stationary_covariance", stationary), n_vars
+    )
+    start_root = make_start_root(start_covariance, n_vars)
+    if t_range is None and log_snr_range is None:
+        t_range = DEFAULT_T_RANGE
+    recipe = Recipe(
+        skew,
+        root,
+        stationary_root,
+        start_root,
+        LinearClock() if clock is None else clock,
+        Ends(t_range, log_snr_range),
+        _SEARCH_DOUBLINGS if n_doublings is None else n_doublings,
+    )
+    check_controllable(recipe)
+    return recipe if n_doublings is not None else _fit_doublings(recipe, headroom)
+
+
+@final
+class LinearDiffusion(AbstractStationaryDiffusion):
+    r"""The linear diffusion with given $Q$, $D$, stationary law and clock."""
+
+    _recipe: Recipe
+
+    def __init__(
+        self,
+        skew: MatrixLike,
+        dissipation: MatrixLike | None = None,
+        *,
+        dissipation_root: MatrixLike | None = None,
+        stationary_covariance: MatrixLike | None = None,
+        start_covariance: MatrixLike | None = None,
+        clock: AbstractClock | None = None,
+        t_range: tuple | None = None,
+        log_snr_range: tuple | None = None,
+        n_doublings: int | None = None,
+    ):
+        r"""**Arguments:**
+
+        - `skew`: $Q$, skew-symmetric, `vars x vars`, per unit of the clock.
+        - `dissipation`: $D$, positive semidefinite. Its rank is fixed here: gradients
+            move it within the matrices of that rank.
+        - `dissipation_root`: instead of `dissipation`, an $R$ with $R R^\top = D$ and
+            as many columns as there are noises.
+        - `stationary_covariance`: $S$, positive definite; the identity by default.
+        - `start_covariance`: of $y(0)$ given the data, with a zero first row and
+            column; by default 0.01 for every auxiliary variable.
+        - `clock`: by default `LinearClock()`, from 0.1 to 10.
+        - `t_range`: the cut and the horizon $(t_0, t_1)$; by default (1e-3, 1).
+        - `log_snr_range`: instead of `t_range`, the log signal-to-noise ratios
+            (natural logarithm) at the horizon and at the cut, the lower one first.
+        - `n_doublings`: a bound on the doublings of a kernel. Chosen from the values,
+            where they are known; 12 where they are traced, which serves for a norm of
+            the drift times $B(t_1)$ up to 2048.
+
+        A matrix given as a JAX array is a parameter that can be trained; a list or a
+        NumPy array is a constant.
+
+        **Raises:**
+
+        `ValueError` if `skew` is not skew-symmetric, `dissipation` not positive
+        semidefinite, a covariance not positive definite, a shape not square or not
+        alike, or if a variable is not reached by the noise. Values that are traced are
+        not checked.
+        """
+        self._recipe = make_recipe(
+            skew,
+            dissipation=dissipation,
+            dissipation_root=dissipation_root,
+            stationary_covariance=stationary_covariance,
+            start_covariance=start_covariance,
+            clock=clock,
+            t_range=t_range,
+            log_snr_range=log_snr_range,
+            n_doublings=n_doublings,
+        )
+
+    @property
+    def recipe(self) -> Recipe:
+        return self._recipe
+
+
+@final
+class _Resolver(AbstractStationaryDiffusion):
+    # A recipe before its ends are known, for the search of them.
+    _recipe: Recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        return self._recipe
+
+
+def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
+    norm = recipe.norm()
+    if norm is None:
+        return recipe.with_doublings(_TRACED_DOUBLINGS)
+    with jax.ensure_compile_time_eval():
+        unfitted = _Resolver(recipe)
+        if recipe.ends.log_snr_range is not None:
+            low, _ = recipe.ends.log_snr_range
+            if concrete(low) is None:
+                return recipe.with_doublings(_TRACED_DOUBLINGS)
+            unfitted.time_at_log_snr(jnp.asarray(low, jnp.result_type(float)))
+        t0, t1 = concrete(unfitted.t0), concrete(unfitted.t1)
+        if t0 is None or t1 is None:
+            return recipe.with_doublings(_TRACED_DOUBLINGS)
+        needed = doublings_needed(norm, _reach(recipe.clock, t1))
+    if not jax.tree.leaves(eqx.filter(recipe, eqx.is_array)):
+        # Nothing can move: solve for the ends once.
+        recipe = eqx.tree_at(
+            lambda r: r.ends,
+            recipe,
+            Ends((t0, t1), None),
+            is_leaf=lambda node: node is None,
+        )
+    return recipe.with_doublings(needed + headroom)
+
+
+def _reach(clock: AbstractClock, t1: float) -> float:
+    end = jnp.asarray(t1, jnp.result_type(float))
+    tau = concrete(clock.integrated_rate(jnp.zeros_like(end), end))
+    assert tau is not None
+    if not (t1 < clock.t_limit and math.isfinite(tau)):
+        raise ValueError(
+            "`t_range` must end before the clock does, at "
+            f"t = {clock.t_limit}; got t1 = {t1}."
+        )
+    return tau
+
+
+def _check_skew(skew: Matrix) -> None:
+    n_vars = len(skew)
+    if n_vars < 1:
+        raise ValueError("`skew` must have at least one row: K = 0 leaves no data.")
+    shape = np.shape(skew) if isinstance(skew, tuple) else skew.shape
+    if shape != (n_vars, n_vars):
+        raise ValueError(f"`skew` must be square; got shape {shape}.")
+    values = known(skew)
+    if values is None:
+        return
+    _check_finite("skew", values)
+    if not np.allclose(values, -values.T, rtol=0, atol=1e-6 * np.abs(values).max()):
+        raise ValueError(
+            "`skew` must be skew-symmetric, Q = -Q^T, or the stationary law would not "
+            f"be the one given; got {values.tolist()}. Pass (Q - Q^T) / 2 and add its "
+            "symmetric part to `dissipation`."
+        )
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"`{name}` must be finite; got {values.tolist()}.")
+
+
+def _check_symmetric(name: str, matrix: Matrix, n_vars: int) -> np.ndarray | None:
+    shape = (len(matrix), len(matrix[0])) if isinstance(matrix, tuple) else matrix.shape
+    if shape != (n_vars, n_vars):
+        raise ValueError(
+            f"`{name}` must be {n_vars} x {n_vars}, as `skew` is; got shape {shape}."
+        )
+    values = known(matrix)
+    if values is None:
+        return None
+    _check_finite(name, values)
+    if not np.allclose(values, values.T, rtol=0, atol=1e-6 * np.abs(values).max()):
+        raise ValueError(f"`{name}` must be symmetric; got {values.tolist()}.")
+    return values
+
+
+def psd_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
+    """R with R R^T the matrix and a column for each unit of its rank.
+
+    From the columns at the pivots of a pivoted Cholesky factorisation, so that the
+    root is a differentiable function of the matrix.
+    """
+    values = _check_symmetric(name, matrix, n_vars)
+    if values is None:
+        return jnp.linalg.cholesky(matrix)
+    smallest = np.linalg.eigvalsh(values)[0]
+    scale = np.abs(values).max()
+    if smallest < -1e-6 * scale or scale == 0:
+        raise ValueError(
+            f"`{name}` must be positive semidefinite and not zero; its smallest "
+            f"eigenvalue is {smallest:.3g} and its entries are {values.tolist()}."
+        )
+    # float32 values carry errors of 1e-7 of the largest entry.
+    tolerance = (1e-6 if is_trainable(matrix) else 1e-13) * scale
+    pivots, rest = [], values.copy()
+    while len(pivots) < n_vars and np.diag(rest).max() > tolerance:
+        pivot = int(np.argmax(np.diag(rest)))
+        pivots.append(pivot)
+        rest = rest - np.outer(rest[:, pivot], rest[pivot]) / rest[pivot, pivot]
+    pivots = sorted(pivots)
+    if is_trainable(matrix):
+        columns, block = matrix[:, pivots], matrix[np.ix_(pivots, pivots)]
+        factor = jnp.linalg.cholesky(block)
+        return jax.scipy.linalg.solve_triangular(factor, columns.T, lower=True).T
+    factor = np.linalg.cholesky(values[np.ix_(pivots, pivots)])
+    root = np.linalg.solve(factor, values[:, pivots].T).T
+    return as_matrix(name, root)
+
+
+def positive_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
+    """The Cholesky factor of a positive definite matrix."""
+    values = _check_symmetric(name, matrix, n_vars)
+    if values is not None and np.linalg.eigvalsh(values)[0] <= 0:
+        raise ValueError(
+            f"`{name}` must be positive definite; got {values.tolist()}, whose smallest "
+            f"eigenvalue is {np.linalg.eigvalsh(values)[0]:.3g}."
+        )
+    if is_trainable(matrix):
+        return jnp.linalg.cholesky(matrix)
+    return as_matrix(name, np.linalg.cholesky(values))
+
+
+def make_start_root(covariance: MatrixLike | None, n_vars: int) -> Matrix:
+    """A root of the start covariance, which is 0.01 for each auxiliary by default."""
+    if covariance is None:
+        covariance = DEFAULT_START_VARIANCE * np.diag([0.0] + [1.0] * (n_vars - 1))
+    matrix = as_matrix("start_covariance", covariance)
+    values = _check_symmetric("start_covariance", matrix, n_vars)
+    if values is not None and np.any(values[0] != 0):
+        raise ValueError(
+            "`start_covariance` must have a zero first row and column: the state "
+            f"starts at the data. Got first row {values[0].tolist()}."
+        )
+    if n_vars == 1:
+        return ((0.0,),)
+    if is_trainable(matrix):
+        inner = positive_root("start_covariance", matrix[1:, 1:], n_vars - 1)
+        return jnp.concatenate([jnp.zeros_like(inner[:1]), inner])
+    inner = as_matrix("start_covariance", np.asarray(matrix)[1:, 1:])
+    root = np.asarray(positive_root("start_covariance", inner, n_vars - 1))
+    return as_matrix("start_covariance", np.concatenate([np.zeros_like(root[:1]), root]))
+
+
+def check_controllable(recipe: Recipe) -> None:
+    """Refuses a diffusion in which some variable is never reached by noise."""
+    parts = [
+        known(part)
+        for part in (recipe.skew, recipe.dissipation_root, recipe.stationary_root)
+    ]
+    if any(part is None for part in parts):
+        return
+    skew, R, stationary_root = parts
+    covariance = stationary_root @ stationary_root.T
+    check_reached([(-np.linalg.solve(covariance, (skew + R @ R.T).T).T, R)])
+
+
+def check_reached(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Refuses pairs (F, G) whose controllability matrices together miss a variable."""
+    reach = []
+    for F, G in pairs:
+        n_vars = len(F)
+        power = G / (np.linalg.norm(G, 2) or 1.0)
+        reach.append(power)
+        for _ in range(n_vars - 1):
+            power = F @ power / (np.linalg.norm(F, 2) or 1.0)
+            reach.append(power)
+    left, singular_values, _ = np.linalg.svd(np.concatenate(reach, axis=1))
+    # float32 parameters leave 1e-7 where there should be nothing.
+    sizes = np.append(singular_values, np.zeros(n_vars))[:n_vars]
+    unreached = left[:, sizes < 1e-7]
+    if unreached.shape[1] == 0:
+        return
+    names = [
+        "the data (variable 0)" if i == 0 else f"auxiliary variable {i}"
+        for i in np.flatnonzero(np.abs(unreached).max(axis=1) > 1e-3)
+    ]
+    raise ValueError(
+        "The noise must reach every variable, itself or through the drift; it does not "
+        f"reach {' and '.join(names)}, so the kernel would have no density. Couple it "
+        "to a variable with noise by `skew`, or give it noise in `dissipation`."
+    )

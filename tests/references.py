@@ -1,0 +1,77 @@
+"""Kernels in 60-digit arithmetic, which tests and the kernel benchmark compare with."""
+
+import mpmath as mp
+import numpy as np
+
+import eqmdm
+
+
+DIGITS = 60
+TAUS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 5.0, 20.0)
+
+
+def exact_kernel(skew, dissipation_root, stationary_root, start_root, tau):
+    """Psi and the Cholesky factor of Sigma at `tau`, as mpmath matrices.
+
+    Sigma = S - Psi (S - S0) Psi^T cancels down to tau^(2K - 1); 60 digits leave at
+    least 20 of them for four variables at 1e-5.
+    """
+    with mp.workdps(DIGITS):
+        Q, R, Ls, L0 = (
+            mp.matrix(np.asarray(matrix, float).tolist())
+            for matrix in (skew, dissipation_root, stationary_root, start_root)
+        )
+        S = Ls * Ls.T
+        F = -(Q + R * R.T) * mp.inverse(S)
+        psi = mp.expm(F * mp.mpf(float(tau)))
+        return psi, mp.cholesky(S - psi * (S - L0 * L0.T) * psi.T)
+
+
+def errors(transition_mean, root, exact_mean, exact_root):
+    """Errors as the accuracy of kernels is stated: of the diagonal of the root relative
+    to itself, of its entries relative to their row, of the mean map relative to its
+    largest entry; the largest of each."""
+    n_vars = len(root)
+    with mp.workdps(DIGITS):
+        row = lambda i: mp.norm(exact_root[i, :])
+        gap = lambda i, j: abs(mp.mpf(float(root[i, j])) - exact_root[i, j])
+        diagonal = max(gap(i, i) / exact_root[i, i] for i in range(n_vars))
+        rows = max(gap(i, j) / row(i) for i in range(n_vars) for j in range(n_vars))
+        entries = [(i, j) for i in range(n_vars) for j in range(exact_mean.cols)]
+        largest = max(abs(exact_mean[i, j]) for i, j in entries)
+        mean = max(
+            abs(mp.mpf(float(transition_mean[i, j])) - exact_mean[i, j])
+            for i, j in entries
+        )
+        return float(diagonal), float(rows), float(mean / largest)
+
+
+def named_diffusions(**options):
+    """Every named stationary diffusion, by name."""
+    return {
+        "VPSDE": eqmdm.VPSDE(**options),
+        "CLD": eqmdm.CLD(**options),
+        "CLD-authors": eqmdm.CLD(mass=0.25, friction=1.0, **options),
+        "ALDA": eqmdm.ALDA(**options),
+        "MALDA": eqmdm.MALDA(**options),
+        "PSLD": eqmdm.PSLD(**options),
+        "CriticalThirdOrder": eqmdm.CriticalThirdOrder(**options),
+    }
+
+
+def random_recipes(n_vars, *, n=20, seed=0):
+    """`n` pairs (Q, B) with D = B B^T, exact in float32, of standard normal entries.
+
+    Those whose covariance at tau = 1 has a condition number of 1e4 or more are left
+    out.
+    """
+    generator = np.random.default_rng((seed, n_vars))
+    pairs = []
+    while len(pairs) < n:
+        q, B = generator.standard_normal((2, n_vars, n_vars)).astype(np.float32)
+        Q = q - q.T
+        psi, root = exact_kernel(Q, B, np.eye(n_vars), np.zeros((n_vars, n_vars)), 1.0)
+        covariance = np.array((root * root.T).tolist(), float)
+        if np.linalg.cond(covariance) < 1e4:
+            pairs.append((Q, B))
+    return np.stack([Q for Q, _ in pairs]), np.stack([B for _, B in pairs])
