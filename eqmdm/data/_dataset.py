@@ -1,0 +1,60 @@
+"""What every data set is loaded as."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+
+
+Examples = UInt8[np.ndarray, "_ height width channels"] | Float32[np.ndarray, "_ dim"]
+
+
+# Compared by identity: arrays have no truth value. Compare fingerprints instead.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training, validation and test examples, held in memory.
+
+    **Arguments:**
+
+    - `name`: the name it is loaded by.
+    - `train`, `validation`, `test`: images as grey levels, or points. They are made
+        read-only.
+    - `n_levels`: the number of grey levels of an image; `None` for points.
+    - `flip`: whether a mirrored image is as likely as the image itself.
+    - `log_density`: the exact log density of one point in nats, where it is known.
+    """
+
+    name: str
+    train: Examples
+    validation: Examples
+    test: Examples
+    n_levels: int | None = None
+    flip: bool = False
+    log_density: Callable[[Float[Array, " dim"]], Float[Array, ""]] | None = None
+
+    def __post_init__(self):
+        for examples in (self.train, self.validation, self.test):
+            examples.setflags(write=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return self.train.shape[1:]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the three splits' shapes, types and contents, in hexadecimal.
+
+        It names the data that a figure was computed on, wherever it was loaded from.
+        """
+        digest = hashlib.sha256()
+        for examples in (self.train, self.validation, self.test):
+            little_endian = examples.astype(
+                examples.dtype.newbyteorder("<"), copy=False
+            )
+            digest.update(f"{little_endian.dtype.str} {examples.shape}".encode())
+            digest.update(np.ascontiguousarray(little_endian).data)
+        return digest.hexdigest()

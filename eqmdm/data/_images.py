@@ -1,0 +1,148 @@
+"""Image data sets, from the Hugging Face Hub or from a local folder."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from ._dataset import Dataset, Examples
+from ._parquet import find_split, read_images
+
+
+class _Source(NamedTuple):
+    """Where a data set is on the Hub, and what its files look like there."""
+
+    repository: str
+    folder: str
+    column: str
+    shape: tuple[int, int, int]
+    n_train: int
+    n_validation: int
+    flip: bool = False
+    test_splits: tuple[str, ...] = ("test",)
+
+
+_SOURCES = {
+    "mnist": _Source("ylecun/mnist", "mnist", "image", (28, 28, 1), 60_000, 10_000),
+    "fashion_mnist": _Source(
+        "zalando-datasets/fashion_mnist",
+        "fashion_mnist",
+        "image",
+        (28, 28, 1),
+        60_000,
+        10_000,
+    ),
+    "cifar10": _Source(
+        "uoft-cs/cifar10", "plain_text", "img", (32, 32, 3), 50_000, 5_000, flip=True
+    ),
+    # Likelihoods are reported on its validation split; its test split, which has no
+    # labels, is used only where there is no other.
+    "imagenet32": _Source(
+        "benjamin-paine/imagenet-1k-32x32",
+        "data",
+        "image",
+        (32, 32, 3),
+        1_281_167,
+        10_000,
+        flip=True,
+        test_splits=("validation", "test"),
+    ),
+}
+IMAGE_NAMES = tuple(_SOURCES)
+
+
+def load_images(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """The image data set `name`, decoded; arguments and errors as for `load`."""
+    source = _SOURCES[name]
+    root = _download(name, source) if data_dir is None else Path(data_dir)
+    folder = _find_folder(root, name, source)
+    train = _read(folder, ("train",), name, source)
+    test = _read(folder, source.test_splits, name, source)
+    n_validation = max(1, len(train) * source.n_validation // source.n_train)
+    train, validation = split_off(train, n_validation)
+    return Dataset(
+        name=name,
+        train=train,
+        validation=validation,
+        test=test,
+        n_levels=256,
+        flip=source.flip,
+    )
+
+
+def split_off(
+    examples: Shaped[np.ndarray, "n ..."], n: int
+) -> tuple[Shaped[np.ndarray, "m ..."], Shaped[np.ndarray, "k ..."]]:
+    """All examples but a fixed random choice of `n`, and these `n`; both in order."""
+    # RandomState, because NumPy promises that its numbers never change.
+    order = np.random.RandomState(0).permutation(len(examples))
+    return examples[np.sort(order[n:])], examples[np.sort(order[:n])]
+
+
+def _download(name: str, source: _Source) -> Path:
+    # Imported late: points and digits do without.
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    patterns = [f"*{split}-*.parquet" for split in ("train", source.test_splits[0])]
+    try:
+        # Only what is not in the cache yet. With the Hub out of reach it fails at once,
+        # or serves the cache; `datasets.load_dataset` tries for 23 seconds first.
+        root = huggingface_hub.snapshot_download(
+            source.repository, repo_type="dataset", allow_patterns=patterns
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConnectionError(
+            f"{name} could not be fetched from the Hugging Face Hub, where it is "
+            f"'{source.repository}' ({reason}). {_remedy(name, source)}"
+        ) from error
+    return Path(root)
+
+
+def _find_folder(root: Path, name: str, source: _Source) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"`data_dir` must be an existing folder; got '{root}'. "
+            f"{_remedy(name, source)}"
+        )
+    # One of: the files themselves, a folder of several data sets, a clone of the Hub's.
+    for folder in (root, root / name, root / source.folder):
+        if find_split(folder, "train"):
+            return folder
+    raise FileNotFoundError(
+        f"`data_dir` must hold the train split of {name}; '{root}' has no "
+        f"train-*.parquet, and neither has '{root / name}'. {_remedy(name, source)}"
+    )
+
+
+def _read(
+    folder: Path, splits: tuple[str, ...], name: str, source: _Source
+) -> Examples:
+    for split in splits:
+        files = find_split(folder, split)
+        if files:
+            break
+    else:
+        raise FileNotFoundError(
+            f"`data_dir` must hold the test split of {name} beside the train split; "
+            f"'{folder}' has no {splits[0]}-*.parquet. {_remedy(name, source)}"
+        )
+    images = read_images(files, column=source.column, shape=source.shape)
+    if len(images) < 2:
+        raise ValueError(
+            f"`{files[0]}` must hold at least 2 images; it has {len(images)}."
+        )
+    return images
+
+
+def _remedy(name: str, source: _Source) -> str:
+    return (
+        "Pass `data_dir` (--data-dir) with a folder that holds train-*.parquet and "
+        f"{source.test_splits[0]}-*.parquet, as in the Hub's '{source.repository}': "
+        f"images in a column `{source.column}` of type struct<bytes, path>. The "
+        "data set `digits` needs neither network nor files."
+    )

@@ -1,0 +1,153 @@
+"""Images out of Parquet files in the schema of the Hugging Face Hub."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+# Fits in cache, and is far above the cost of a batch.
+_BATCH = 1000
+
+
+def find_split(folder: Path, split: str) -> list[Path]:
+    """The split's files in `folder`, in order; empty if there are none.
+
+    **Raises:**
+
+    `ValueError` if some of a split's numbered files are missing.
+    """
+    files = sorted(
+        [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
+    )
+    _check_complete(files)
+    return files
+
+
+def _check_complete(files: list[Path]) -> None:
+    numbered = [re.search(r"-(\d{5})-of-(\d{5})", file.name) for file in files]
+    totals = {int(match[2]) for match in numbered if match}
+    for total in totals:
+        have = {int(match[1]) for match in numbered if match and int(match[2]) == total}
+        missing = sorted(set(range(total)) - have)
+        if missing or len(files) != total:
+            raise ValueError(
+                f"`{files[0].parent}` must hold one complete set of the files that "
+                f"`{files[0].name}` belongs to; it has {len(files)} of {total}"
+                + (f", without number {missing[0]}" if missing else "")
+                + ". Fetch the missing files, or move away those of another set."
+            )
+
+
+def read_images(
+    files: list[Path], *, column: str, shape: tuple[int, int, int]
+) -> UInt8[np.ndarray, "n height width channels"]:
+    """The images of all the files, in their order.
+
+    **Raises:**
+
+    `ValueError` if a file cannot be read, has no such column of images, or holds an
+    image of another size or mode. The message names the file, and the row.
+    """
+    lengths = [_check_schema(file, column) for file in files]
+    images = np.empty((sum(lengths), *shape), np.uint8)
+    n = 0
+    # `datasets` cannot stream a file without rows.
+    for file in [file for file, length in zip(files, lengths, strict=True) if length]:
+        for row, encoded in enumerate(_encoded_images(file, column)):
+            images[n] = _decode(encoded, shape, f"Row {row} of `{file}`")
+            n += 1
+    return images
+
+
+def _check_schema(file: Path, column: str) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            schema, n_rows = parquet.schema_arrow, parquet.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file, error) from error
+    if column not in schema.names:
+        found = ", ".join(f"`{name}`" for name in schema.names)
+        raise ValueError(
+            f"`{file}` must have the column `{column}`, as on the Hugging Face Hub; it "
+            f"has {found}. Is it the file of another data set?"
+        )
+    kind = schema.field(column).type
+    names = {kind.field(i).name for i in range(kind.num_fields)}
+    if not pa.types.is_struct(kind) or "bytes" not in names:
+        raise ValueError(
+            f"Column `{column}` of `{file}` must hold encoded images, of type "
+            f"struct<bytes: binary, path: string>; its type is {kind}."
+        )
+    return n_rows
+
+
+def _encoded_images(file: Path, column: str) -> Iterator[bytes | None]:
+    # Imported late: it takes seconds, and points and digits do without.
+    import datasets
+    import pyarrow as pa
+
+    # Streaming reads the file where it lies. Without, a copy of every data set would be
+    # written to a cache first, and a full disk or a read-only home would stop us. One
+    # file at a time, because errors from below do not say which they are about.
+    stream = datasets.load_dataset(
+        "parquet",
+        data_files=[_escaped(file)],
+        split="train",
+        streaming=True,
+        columns=[column],
+    )
+    try:
+        for batch in stream.with_format("arrow").iter(batch_size=_BATCH):
+            for image in cast(pa.Table, batch).column(column).to_pylist():
+                yield None if image is None else image["bytes"]
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _escaped(file: Path) -> str:
+    # `datasets` takes names for patterns.
+    return re.sub(r"([*?\[])", r"[\1]", str(file.absolute()))
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"`{file}` must be a complete Parquet file; it cannot be read ({error}). It "
+        "is probably truncated: copy or download it again."
+    )
+
+
+def _decode(
+    encoded: bytes | None, shape: tuple[int, int, int], where: str
+) -> UInt8[np.ndarray, "height width channels"]:
+    from PIL import Image
+
+    height, width, channels = shape
+    mode = {1: "L", 3: "RGB"}[channels]
+    if encoded is None:
+        raise ValueError(
+            f"{where} must hold an encoded image; it is empty. Files that only name "
+            "images stored elsewhere are not supported."
+        )
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.size != (width, height) or image.mode != mode:
+                raise ValueError(
+                    f"{where} must be an image of {width}x{height} pixels and mode "
+                    f"{mode}; it is {image.size[0]}x{image.size[1]}, {image.mode}. Is "
+                    "it the file of another data set?"
+                )
+            return np.asarray(image).reshape(shape)
+    # Pillow reports a broken chunk of a PNG as a SyntaxError.
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{where} must be an image; it cannot be decoded ({error}). Copy or "
+            "download the file again."
+        ) from error
