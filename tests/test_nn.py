@@ -1,0 +1,403 @@
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import jaxtyping
+import numpy as np
+import pytest
+
+from eqmdm import nn
+from eqmdm.nn._mlp import TimeEmbedding
+from eqmdm.nn._unet import _Attention, _Conv, _GroupNorm, _upsample
+from helpers import tree_allclose, within_standard_errors
+
+
+def _leaves(cls, tree):
+    is_leaf = lambda node: isinstance(node, cls)
+    return [x for x in jax.tree.leaves(tree, is_leaf=is_leaf) if is_leaf(x)]
+
+
+def _perturbed(network, key):
+    """The network with noise on every parameter, so that none is zero."""
+    # NumPy's, because JAX would compile a generator for each shape.
+    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
+
+    def perturb(x):
+        return x + jnp.asarray(0.2 * generator.standard_normal(x.shape), x.dtype)
+
+    return jax.tree.map(perturb, network)
+
+
+def _small_unet(key, **kwargs):
+    options = {"width": 4, "multipliers": (1, 2), "n_blocks": 1} | kwargs
+    return nn.UNet((8, 8, 1), 2, **options, key=key)
+
+
+def _small_mlp(key, **kwargs):
+    return nn.MLP((3,), 2, width=8, depth=2, **kwargs, key=key)
+
+
+NETWORKS = [
+    pytest.param(_small_unet, (2, 8, 8, 1), id="unet"),
+    pytest.param(_small_mlp, (2, 3), id="mlp"),
+]
+
+
+@pytest.mark.parametrize(
+    "n_vars, n_parameters", [(1, 1_539_329), (2, 1_539_906), (3, 1_540_483)]
+)
+def test_unet_has_the_published_number_of_parameters_for_mnist(n_vars, n_parameters):
+    make = lambda: nn.UNet((28, 28, 1), n_vars, key=jr.key(0))
+    leaves = jax.tree.leaves(eqx.filter_eval_shape(make))
+    assert sum(x.size for x in leaves) == n_parameters
+
+
+@pytest.mark.parametrize(
+    "n_vars, n_parameters", [(1, 35_746_307), (2, 35_753_222), (3, 35_760_137)]
+)
+def test_unet_has_the_published_number_of_parameters_for_cifar10(n_vars, n_parameters):
+    make = lambda: nn.UNet(
+        (32, 32, 3), n_vars, width=128, multipliers=(1, 2, 2, 2), key=jr.key(0)
+    )
+    leaves = jax.tree.leaves(eqx.filter_eval_shape(make))
+    assert sum(x.size for x in leaves) == n_parameters
+
+
+@pytest.mark.parametrize(
+    "shape, multipliers, n_attentions",
+    [
+        # Where the side is 16: two blocks down, three up. In the middle: one.
+        pytest.param((32, 32, 3), (1, 2, 2, 2), 6, id="32x32"),
+        pytest.param((16, 16, 1), (1, 2), 6, id="16x16"),
+        pytest.param((28, 28, 1), (1, 2, 2), 1, id="28x28"),
+        pytest.param((8, 8, 1), (1, 2), 1, id="8x8"),
+        pytest.param((32, 16, 1), (1, 2), 1, id="32x16"),
+    ],
+)
+def test_unet_attends_where_the_side_is_16_and_in_the_middle(
+    shape, multipliers, n_attentions
+):
+    network = eqx.filter_eval_shape(
+        lambda: nn.UNet(shape, 1, width=4, multipliers=multipliers, key=jr.key(0))
+    )
+    assert len(_leaves(_Attention, network)) == n_attentions
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values())):
+            # Closed and open ones.
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+def test_vmapped_unet_has_ordinary_batched_convolutions(key):
+    network = eqx.filter_eval_shape(_small_unet, key, multipliers=(1, 2, 2))
+    vmapped = lambda network, t, y: jax.vmap(network)(t, y)
+    inputs = jnp.ones(5), jnp.ones((5, 2, 8, 8, 1))
+    jaxpr = jax.make_jaxpr(vmapped)(network, *inputs)
+    convolutions = [
+        equation
+        for equation in _equations(jaxpr.jaxpr)
+        if equation.primitive.name == "conv_general_dilated"
+    ]
+    assert len(convolutions) == len(_leaves(_Conv, network))
+    for equation in convolutions:
+        batch, channels, *_ = equation.params["dimension_numbers"].lhs_spec
+        image, weight = (variable.aval for variable in equation.invars)
+        assert equation.params["feature_group_count"] == 1
+        assert equation.params["batch_group_count"] == 1
+        assert (batch, channels) == (0, 3)
+        assert image.shape[0] == 5
+        assert weight.ndim == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make, shape", NETWORKS)
+def test_vmapped_network_is_the_network_on_each_example(make, shape, key):
+    key_network, key_noise, key_t, key_y = jr.split(key, 4)
+    network = _perturbed(make(key_network), key_noise)
+    t = jr.uniform(key_t, 3)
+    y = jr.normal(key_y, (3, *shape))
+    one, batch = eqx.filter_jit(network), eqx.filter_jit(eqx.filter_vmap(network))
+    expected = jnp.stack([one(t[i], y[i]) for i in range(3)])
+    # Sums of a few hundred terms in another order.
+    assert tree_allclose(batch(t, y), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make, shape", NETWORKS)
+def test_untrained_network_returns_zero(make, shape, key):
+    key_network, key_y = jr.split(key)
+    y = jr.normal(key_y, shape)
+    assert jnp.all(eqx.filter_jit(make(key_network))(jnp.asarray(0.3), y) == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make, shape", NETWORKS)
+def test_every_parameter_and_input_of_a_network_matters(make, shape, key):
+    key_network, key_noise, key_y = jr.split(key, 3)
+    network = _perturbed(make(key_network, dtype=jnp.float64), key_noise)
+    y = jr.normal(key_y, shape)
+
+    @jax.jit
+    @jax.grad
+    def gradient(inputs):
+        network, t, y = inputs
+        return jnp.sum(network(t, y) ** 2)
+
+    gradients = gradient((network, jnp.asarray(0.3), y))
+    for path, leaf in jtu.tree_leaves_with_path(gradients):
+        name = jtu.keystr(path)
+        # A softmax ignores what is common to all keys, and so the bias of the keys.
+        if "key.bias" not in name:
+            assert jnp.any(jnp.abs(leaf) > 1e-9), name
+
+
+@pytest.mark.parametrize("make, shape", NETWORKS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_network_computes_in_the_dtype_of_the_state(make, shape, dtype, key):
+    key_network, key_noise, key_y = jr.split(key, 3)
+    network = _perturbed(make(key_network), key_noise)
+    assert {x.dtype for x in jax.tree.leaves(network)} == {jnp.dtype(jnp.float32)}
+    widened = jax.tree.map(lambda x: x.astype(jnp.float64), network)
+    y = jr.normal(key_y, shape)
+    t = jnp.asarray(0.3)
+    out = eqx.filter_jit(network)(t, y.astype(dtype))
+    assert out.dtype == dtype
+    # About 100 roundings, each of the largest value at most, whose size is the scale.
+    expected = eqx.filter_jit(widened)(t, y)
+    atol = 100 * float(jnp.finfo(dtype).eps) * float(jnp.max(jnp.abs(expected)))
+    assert tree_allclose(out.astype(jnp.float64), expected, rtol=0.0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_unet_in_bfloat16_is_the_network_up_to_its_rounding(dtype, key):
+    key_network, key_noise, key_y = jr.split(key, 3)
+    exact = _perturbed(_small_unet(key_network), key_noise)
+    rounded = _perturbed(
+        _small_unet(key_network, compute_dtype=jnp.bfloat16), key_noise
+    )
+    assert rounded.compute_dtype == "bfloat16"
+    assert {x.dtype for x in jax.tree.leaves(rounded)} == {jnp.dtype(jnp.float32)}
+    y = jr.normal(key_y, (2, 8, 8, 1), dtype)
+    t = jnp.asarray(0.3, dtype)
+    expected, out = eqx.filter_jit(exact)(t, y), eqx.filter_jit(rounded)(t, y)
+    assert out.dtype == dtype
+    # About 30 layers in sequence, each rounding to 2**-8 of its values, at random.
+    error = jnp.sqrt(jnp.mean((out - expected) ** 2) / jnp.mean(expected**2))
+    assert 1e-4 < error < math.sqrt(30) * 2**-8
+
+
+def test_unet_in_bfloat16_has_bfloat16_convolutions_only(key):
+    make = lambda: _small_unet(key, compute_dtype=jnp.bfloat16)
+    network = eqx.filter_eval_shape(make)
+    call = lambda network, t, y: network(t, y)
+    inputs = jnp.ones((), jnp.float32), jnp.ones((2, 8, 8, 1), jnp.float32)
+    jaxpr = jax.make_jaxpr(call)(network, *inputs)
+    dtypes = {
+        variable.aval.dtype
+        for equation in _equations(jaxpr.jaxpr)
+        if equation.primitive.name in ("conv_general_dilated", "dot_general")
+        for variable in equation.invars
+    }
+    assert dtypes == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    "n_channels, n_groups", [(4, 2), (24, 12), (32, 16), (64, 32), (96, 32), (128, 32)]
+)
+def test_group_norm_gives_each_group_mean_0_and_variance_1(n_channels, n_groups, key):
+    key_x, key_scale, key_shift = jr.split(key, 3)
+    norm = _GroupNorm(n_channels, dtype=jnp.float64)
+    scale = np.asarray(jr.normal(key_scale, n_channels))
+    shift = np.asarray(jr.normal(key_shift, n_channels))
+    norm = eqx.tree_at(
+        lambda n: (n.scale, n.shift), norm, (jnp.asarray(scale), jnp.asarray(shift))
+    )
+    x = np.asarray(3 + 2 * jr.normal(key_x, (6, 5, n_channels)))
+
+    groups = x.reshape(6, 5, n_groups, -1)
+    mean = groups.mean(axis=(0, 1, 3), keepdims=True)
+    std = np.sqrt(groups.var(axis=(0, 1, 3), keepdims=True) + 1e-6)
+    expected = ((groups - mean) / std).reshape(x.shape) * scale + shift
+    # The variance is a difference of numbers about ten times as large.
+    actual = norm(jnp.asarray(x))
+    assert tree_allclose(actual, expected, rtol=0.0, atol=1e-12)
+
+
+def test_group_norm_of_bfloat16_has_statistics_in_float32(key):
+    # 4096 positions: a sum of ones in bfloat16 would stop at 256.
+    x = (3 + jr.normal(key, (64, 64, 32))).astype(jnp.bfloat16)
+    out = _GroupNorm(32, dtype=jnp.float32)(x)
+    assert out.dtype == jnp.bfloat16
+    groups = np.asarray(x, np.float64).reshape(64, 64, 16, 2)
+    mean = groups.mean((0, 1, 3), keepdims=True)
+    std = np.sqrt(groups.var((0, 1, 3), keepdims=True) + 1e-6)
+    expected = ((groups - mean) / std).reshape(x.shape)
+    # One rounding of the result, to 2**-8; the rest is in float32, where the statistics
+    # of 8192 numbers about 3 are good to a few 1e-6.
+    out = np.asarray(out, np.float64)
+    assert tree_allclose(out, expected, rtol=2**-8 * 1.001, atol=2e-5)
+
+
+def test_group_norm_of_a_constant_is_the_shift():
+    # In float32 a variance by difference may round below zero.
+    x = jnp.full((7, 7, 8), 1000.1, jnp.float32)
+    out = _GroupNorm(8, dtype=jnp.float32)(x)
+    assert jnp.all(jnp.isfinite(out))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_is_a_sum_over_shifted_images(stride, key):
+    key_conv, key_x = jr.split(key)
+    conv = _Conv(3, 5, stride=stride, dtype=jnp.float64, key=key_conv)
+    x = np.asarray(jr.normal(key_x, (6, 4, 3)))
+    before = 1 if stride == 1 else 0
+    padded = np.pad(x, ((before, 1), (before, 1), (0, 0)))
+    expected = sum(
+        padded[i : i + 6 : stride, j : j + 4 : stride] @ np.asarray(conv.weight[i, j])
+        for i in range(3)
+        for j in range(3)
+    )
+    # Sums of 27 terms of order one.
+    assert tree_allclose(conv(jnp.asarray(x)), expected, rtol=0.0, atol=1e-14)
+
+
+def test_upsampling_repeats_each_pixel(key):
+    x = jr.normal(key, (3, 4, 2))
+    expected = jax.image.resize(x, (6, 8, 2), "nearest")
+    assert jnp.array_equal(_upsample(x), expected)
+
+
+def test_attention_is_a_weighted_mean_of_the_values(key):
+    key_attention, key_noise, key_x = jr.split(key, 3)
+    attention = _Attention(4, dtype=jnp.float64, key=key_attention)
+    attention = _perturbed(attention, key_noise)
+    x = jr.normal(key_x, (2, 3, 4))
+    normed = np.asarray(attention.norm(x))
+
+    def affine(linear, z):
+        return z @ np.asarray(linear.weight) + np.asarray(linear.bias)
+
+    expected = np.asarray(x).copy()
+    for i in np.ndindex(2, 3):
+        query = affine(attention.query, normed[i])
+        weighted, total = np.zeros(4), 0.0
+        for j in np.ndindex(2, 3):
+            weight = np.exp(query @ affine(attention.key, normed[j]) / 2)
+            weighted += weight * affine(attention.value, normed[j])
+            total += weight
+        expected[i] += affine(attention.out, weighted / total)
+    # A handful of operations on numbers of order one.
+    assert tree_allclose(attention(x), expected, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_time_embedding_has_sinusoids_of_a_thousand_times_the_time(dtype, key):
+    embedding = TimeEmbedding(6, dtype=jnp.float64, key=key)
+    t = 0.7
+    angles = 700.0 * 10_000.0 ** -np.array([0.0, 0.5, 1.0])
+    sinusoids = np.concatenate([np.sin(angles), np.cos(angles)])
+    hidden = sinusoids @ np.asarray(embedding.linear1.weight)
+    hidden = hidden / (1 + np.exp(-hidden))
+    expected = hidden @ np.asarray(embedding.linear2.weight)
+    out = embedding(jnp.asarray(t), dtype)
+    assert out.dtype == dtype
+    # Roundings of the angle, of 700 in float32 at least, and of three layers.
+    angle_eps = min(float(jnp.finfo(dtype).eps), float(jnp.finfo(jnp.float32).eps))
+    atol = 700 * angle_eps + 8 * float(jnp.finfo(dtype).eps)
+    assert tree_allclose(np.asarray(out, np.float64), expected, rtol=0.0, atol=atol)
+
+
+def test_initial_weights_have_the_variance_of_the_average_fan(key):
+    conv = _Conv(64, 32, dtype=jnp.float64, key=key)
+    weights = np.ravel(conv.weight)
+    assert within_standard_errors(weights, 0.0)
+    assert within_standard_errors(weights**2, 2 / (9 * 64 + 9 * 32))
+    assert not np.any(np.asarray(conv.bias))
+
+
+def test_static_fields_of_a_network_are_plain(key):
+    network = _small_unet(key, compute_dtype=jnp.bfloat16)
+    plain = (int, str, tuple, type(None))
+    for module in _leaves(_Conv, network) + [network, network.time_embedding]:
+        for name, value in vars(module).items():
+            if module.__dataclass_fields__[name].metadata.get("static", False):
+                assert isinstance(value, plain)
+
+
+@pytest.mark.parametrize(
+    "shape, multipliers, match",
+    [
+        ((30, 28, 1), (1, 2, 2), r"4 divides.*\(30, 28, 1\).*at most 2.*32x28"),
+        ((9, 9, 3), (1, 2), r"2 divides.*\(9, 9, 3\).*at most 1.*10x10"),
+        ((8, 8), (1,), r"`shape` must be `\(height, width, channels\)`.*\(8, 8\)"),
+        ((8, 8, 0), (1,), r"`shape`.*\(8, 8, 0\)"),
+        ((8, 8, 1), (), r"`multipliers`.*\(\)"),
+        ((8, 8, 1), (1, 0), r"`multipliers`.*\(1, 0\)"),
+    ],
+)
+def test_unet_refuses_sizes_that_it_cannot_halve(shape, multipliers, match, key):
+    with pytest.raises(ValueError, match=match):
+        nn.UNet(shape, 1, width=4, multipliers=multipliers, key=key)
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"n_vars": 0}, "`n_vars` must be at least 1; got 0"),
+        ({"n_blocks": 0}, "`n_blocks` must be at least 1; got 0"),
+        ({"width": 2}, "`width` must be an even number of at least 4.*got 2"),
+        ({"width": 31}, "`width` must be an even number of at least 4.*got 31"),
+    ],
+)
+def test_unet_refuses_numbers_out_of_range(options, match, key):
+    options = {"n_vars": 1, "width": 4} | options
+    with pytest.raises(ValueError, match=match):
+        nn.UNet((8, 8, 1), multipliers=(1,), **options, key=key)
+
+
+def test_unet_refuses_to_compute_in_integers(key):
+    with pytest.raises(TypeError, match="`compute_dtype` must be a floating-point"):
+        _small_unet(key, compute_dtype=jnp.int32)
+
+
+@pytest.mark.parametrize(
+    "shape, options, match",
+    [
+        ((2, 3), {}, r"`shape` must be `\(dim,\)`.*\(2, 3\).*UNet"),
+        ((0,), {}, r"`shape` must be `\(dim,\)`.*\(0,\)"),
+        ((2,), {"n_vars": 0}, "`n_vars` must be at least 1; got 0"),
+        ((2,), {"depth": 0}, "`depth` must be at least 1; got 0"),
+        ((2,), {"width": 7}, "`width` must be an even number.*got 7"),
+    ],
+)
+def test_mlp_refuses_numbers_out_of_range(shape, options, match, key):
+    options = {"n_vars": 1} | options
+    with pytest.raises(ValueError, match=match):
+        nn.MLP(shape, **options, key=key)
+
+
+@pytest.mark.parametrize("make, shape", NETWORKS)
+def test_network_refuses_states_of_another_shape(make, shape, key):
+    network = make(key)
+    wrong = (shape[0] + 1, *shape[1:])
+    with pytest.raises(ValueError, match=r"`y` must have the shape.*got \(3, "):
+        jax.eval_shape(network, jnp.asarray(0.3), jnp.zeros(wrong))
+
+
+@pytest.mark.parametrize("make, shape", NETWORKS)
+def test_network_refuses_a_batch_of_times(make, shape, key):
+    network = make(key)
+    # Users have no type checker between them and the library's own message.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match=r"`t` must be a scalar.*\(5,\).*vmap"):
+            jax.eval_shape(network, jnp.zeros(5), jnp.zeros(shape))
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
