@@ -4,6 +4,7 @@ from .base import (
     AbstractDiffusion as AbstractDiffusion,
     AbstractLinearDiffusion as AbstractLinearDiffusion,
     Ends as Ends,
+    Laws as Laws,
 )
 from .composed import (
     TimeVaryingDiffusion as TimeVaryingDiffusion,

@@ -61,6 +61,14 @@ class Ends(eqx.Module):
             raise ValueError(f"`{name}` must be {what}; got ({low}, {high}).")
 
 
+@final
+class Laws(eqx.Module):
+    """The laws of one time given the whole start, and given the data alone."""
+
+    step: Transition
+    kernel: PerturbationKernel
+
+
 class AbstractDiffusion(eqx.Module):
     r"""An Itô process $\mathrm{d}y = f(t, y) \mathrm{d}t + g(t) \mathrm{d}w$ on states.
 
@@ -173,10 +181,14 @@ class AbstractLinearDiffusion(AbstractDiffusion):
 
     def compute_kernel(self, t: Scalar) -> PerturbationKernel:
         """The law of $y(t)$ given the data, without checks of the time."""
-        step = self.compute_transition(jnp.zeros_like(t), t)
-        return self.kernel_after(step)
+        return self.compute_laws(t).kernel
 
-    def kernel_after(self, step: Transition) -> PerturbationKernel:
+    def compute_laws(self, t: Scalar) -> Laws:
+        """The laws of $y(t)$ given the start and given the data, without checks."""
+        step = self.compute_transition(jnp.zeros_like(t), t)
+        return Laws(step, self._kernel_after(step))
+
+    def _kernel_after(self, step: Transition) -> PerturbationKernel:
         """The law of $y(t)$ given the data, from the transition out of time 0.
 
         The start covariance goes in last and as a root: added to the covariance of the

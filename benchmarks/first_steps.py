@@ -1,0 +1,145 @@
+"""Does every diffusion learn, with both scores? The bound before and after a few steps.
+
+    python benchmarks/first_steps.py --dataset mnist --data-dir DIRECTORY
+
+For each diffusion and score of `scripts/train.py`, with its defaults: the itemised
+bound on the same held-out examples with the same draws, before and after `--steps`
+steps, and the difference in standard errors over the examples.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+
+import eqmdm  # noqa: E402
+
+
+_CASES = (
+    ("vpsde", None),
+    ("cld", None),
+    ("alda", None),
+    ("malda", None),
+    ("learned", 2),
+    ("learned", 3),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Trains every diffusion with both scores for a few steps."""
+
+    dataset: str = "digits"
+    """A data set of `scripts/train.py`."""
+    data_dir: str | None = None
+    """Where its files are, if not on the Hub."""
+    steps: int = 100
+    """Optimiser steps of each run."""
+    batch_size: int = 32
+    """Examples a step."""
+    examples: int = 128
+    """Held-out examples, of the validation split."""
+    draws: int = 2
+    """Draws of time and noise for each of them."""
+    seed: int = 0
+    """Of everything."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """Only two of the diffusions and ten steps."""
+
+
+def run(settings: Settings, diffusion: str, n_vars: int | None, score: str) -> dict:
+    options = Options(
+        dataset=settings.dataset,
+        data_dir=settings.data_dir,
+        diffusion=diffusion,
+        n_vars=n_vars,
+        score=score,
+        warmup=20,
+    ).resolved()
+    dataset = eqmdm.data.load(settings.dataset, data_dir=settings.data_dir)
+    key = jr.key(settings.seed)
+    process = _build.build_diffusion(options, jr.fold_in(key, 0))
+    network = _build.build_network(options, dataset, process, jr.fold_in(key, 1))
+    objective = _build.build_objective(options, dataset)
+    optimiser = eqmdm.make_optimiser(options.learning_rate, warmup=options.warmup)
+    state = eqmdm.TrainState.create(
+        (network, process), optimiser, key=jr.fold_in(key, 2)
+    )
+    data = jnp.asarray(dataset.train)
+
+    def held_out(model) -> np.ndarray:
+        evaluation = eqmdm.evaluate(
+            model,
+            dataset.validation[: settings.examples],
+            objective,
+            key=jr.fold_in(key, 3),
+            n_draws=settings.draws,
+            batch_size=settings.batch_size,
+        )
+        return evaluation.terms["loss"]
+
+    before = held_out(state.model)
+    start = time.perf_counter()
+    for _ in range(settings.steps):
+        state, metrics = eqmdm.train_step(
+            state, data, objective, optimiser, batch_size=settings.batch_size
+        )
+    jax.block_until_ready(metrics)
+    seconds = time.perf_counter() - start
+    after = held_out(state.model)
+    gain = before - after
+    error = gain.std(ddof=1) / np.sqrt(len(gain))
+    return {
+        "diffusion": diffusion if n_vars is None else f"{diffusion}, K = {n_vars}",
+        "score": score,
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "gain": float(gain.mean()),
+        "standard_error": float(error),
+        "gain_in_standard_errors": float(gain.mean() / error),
+        "seconds_with_compilation": seconds,
+    }
+
+
+def main(settings: Settings) -> None:
+    cases = _CASES
+    if settings.quick:
+        cases = _CASES[:2]
+        settings = dataclasses.replace(settings, steps=10, examples=32)
+    results = []
+    print(f"{'diffusion':16} {'score':9} {'before':>8} {'after':>8} {'gain/se':>8}")
+    for diffusion, n_vars in cases:
+        for score in ("denoiser", "free"):
+            row = run(settings, diffusion, n_vars, score)
+            results.append(row)
+            print(
+                f"{row['diffusion']:16} {row['score']:9} {row['before']:8.3f} "
+                f"{row['after']:8.3f} {row['gain_in_standard_errors']:8.1f}",
+                flush=True,
+            )
+            if settings.output is not None:
+                facts = _build.facts(Options(dataset=settings.dataset))
+                facts.pop("command")
+                used = dataclasses.asdict(settings)
+                used = {k: v for k, v in used.items() if k not in ("output", "data_dir")}
+                record = {"settings": used, "results": results} | facts
+                settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

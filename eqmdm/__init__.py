@@ -1,0 +1,102 @@
+"""Multivariate diffusion models in JAX, Equinox and Diffrax."""
+
+import importlib.metadata
+
+from . import data as data, nn as nn
+from ._checkpoint import Restored as Restored, Run as Run, load as load
+from ._clock import (
+    AbstractClock as AbstractClock,
+    ConstantClock as ConstantClock,
+    CosineClock as CosineClock,
+    LinearClock as LinearClock,
+)
+from ._decoder import (
+    AbstractDecoder as AbstractDecoder,
+    DataDecoder as DataDecoder,
+    DiscreteDecoder as DiscreteDecoder,
+    StartDecoder as StartDecoder,
+)
+from ._dequantise import (
+    AbstractDequantiser as AbstractDequantiser,
+    AbstractTransform as AbstractTransform,
+    GreyLevels as GreyLevels,
+    LevelCentres as LevelCentres,
+    Logit as Logit,
+    Scale as Scale,
+    TruncatedNormalDequantiser as TruncatedNormalDequantiser,
+    UniformDequantiser as UniformDequantiser,
+    bits_per_dim as bits_per_dim,
+)
+from ._diffusion import (
+    ALDA as ALDA,
+    CLD as CLD,
+    MALDA as MALDA,
+    PSLD as PSLD,
+    VESDE as VESDE,
+    VPSDE as VPSDE,
+    AbstractDiffusion as AbstractDiffusion,
+    AbstractLinearDiffusion as AbstractLinearDiffusion,
+    AbstractStationaryDiffusion as AbstractStationaryDiffusion,
+    CriticalThirdOrder as CriticalThirdOrder,
+    LearnedDiffusion as LearnedDiffusion,
+    LinearDiffusion as LinearDiffusion,
+    SubVPSDE as SubVPSDE,
+    TimeVaryingDiffusion as TimeVaryingDiffusion,
+    TwoClockDiffusion as TwoClockDiffusion,
+    composed_transition as composed_transition,
+)
+from ._evaluate import (
+    Evaluation as Evaluation,
+    Objective as Objective,
+    evaluate as evaluate,
+    make_score as make_score,
+)
+from ._form import (
+    AbstractDivergence as AbstractDivergence,
+    AbstractForm as AbstractForm,
+    DenoisingScoreMatching as DenoisingScoreMatching,
+    ExactDivergence as ExactDivergence,
+    HutchinsonDivergence as HutchinsonDivergence,
+    HybridScoreMatching as HybridScoreMatching,
+    ImplicitScoreMatching as ImplicitScoreMatching,
+    LowVariance as LowVariance,
+)
+from ._gaussian import (
+    Gaussian as Gaussian,
+    PerturbationKernel as PerturbationKernel,
+    Transition as Transition,
+)
+from ._objective import Elbo as Elbo, elbo as elbo
+from ._sample import sample as sample
+from ._score import (
+    AbstractScore as AbstractScore,
+    CallableScore as CallableScore,
+    DenoiserScore as DenoiserScore,
+    FreeScore as FreeScore,
+    PreconditionedDenoiser as PreconditionedDenoiser,
+)
+from ._terms import (
+    Problem as Problem,
+    forward_sde as forward_sde,
+    probability_flow as probability_flow,
+    reverse_sde as reverse_sde,
+)
+from ._time_sampler import (
+    AbstractTimeSampler as AbstractTimeSampler,
+    ImportanceTime as ImportanceTime,
+    LogSNRTime as LogSNRTime,
+    UniformTime as UniformTime,
+    antithetic as antithetic,
+    low_discrepancy as low_discrepancy,
+)
+from ._train import (
+    TrainState as TrainState,
+    make_optimiser as make_optimiser,
+    parameters as parameters,
+    steps_per_call as steps_per_call,
+    train_step as train_step,
+    with_enough_doublings as with_enough_doublings,
+)
+
+
+__version__ = importlib.metadata.version("eqmdm")

@@ -1,0 +1,238 @@
+"""What is optimised and reported: the bound on examples as they are stored."""
+
+import math
+from typing import Any, NamedTuple, TypeAlias, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from ._custom_types import Data, PRNGKey, Scalar
+from ._decoder import AbstractDecoder, DataDecoder
+from ._dequantise import GreyLevels
+from ._form import AbstractForm, LowVariance
+from ._objective import Elbo, elbo
+from ._score import DenoiserScore, FreeScore, PreconditionedDenoiser
+from ._time_sampler import AbstractTimeSampler, ImportanceTime
+
+
+Example: TypeAlias = Shaped[Array, "*data"]
+Examples: TypeAlias = Shaped[Array, "examples ..."]
+HostExamples: TypeAlias = Shaped[np.ndarray, "examples ..."]
+
+
+def make_score(network: Any, diffusion: Any) -> Any:
+    """The score of a trained pair: a view, built where it is used.
+
+    **Arguments:**
+
+    - `network`: a `PreconditionedDenoiser`, which gives a `DenoiserScore`; or a network
+        that predicts the noise of the whole state, which gives a `FreeScore`.
+    - `diffusion`: the diffusion it is trained with.
+    """
+    if isinstance(network, PreconditionedDenoiser):
+        return DenoiserScore(network, diffusion)
+    return FreeScore(network, diffusion)
+
+
+@final
+class Objective(eqx.Module):
+    """What is trained and evaluated: how an example becomes data, and the bound on it.
+
+    **Arguments:**
+
+    - `form`, `decoder`, `time_sampler`: as for [`eqmdm.elbo`][].
+    - `grey_levels`: how integer levels become data; `None` for examples that are
+        points already, whose loss is then in nats instead of bits per dimension.
+    - `flip`: whether training reflects images left to right, half of the time.
+    """
+
+    form: AbstractForm = LowVariance()
+    decoder: AbstractDecoder = DataDecoder()
+    time_sampler: AbstractTimeSampler = ImportanceTime()
+    grey_levels: GreyLevels | None = None
+    flip: bool = False
+
+    def bound(
+        self, model: PyTree, example: Example, key: PRNGKey, u: Scalar
+    ) -> tuple[Elbo, Scalar]:
+        """The bound on one example, and the log-correction of its dequantisation."""
+        network, diffusion = model
+        key_encode, key_bound = jr.split(key)
+        x, correction = self._encode(example, key_encode, u.dtype)
+        bound = elbo(
+            make_score(network, diffusion),
+            diffusion,
+            x,
+            key=key_bound,
+            form=self.form,
+            decoder=self.decoder,
+            time_sampler=self.time_sampler,
+            u=u,
+        )
+        return bound, correction
+
+    def loss(self, total: Array, shape: tuple[int, ...]) -> Array:
+        """Bits per dimension from a log-likelihood in nats; for points, nats."""
+        if self.grey_levels is None:
+            return -total
+        return -total / (math.prod(shape) * math.log(2))
+
+    def _encode(
+        self, example: Example, key: PRNGKey, dtype: jnp.dtype
+    ) -> tuple[Data, Scalar]:
+        if self.grey_levels is None:
+            return example.astype(dtype), jnp.zeros((), dtype)
+        return self.grey_levels.encode(example, key=key, dtype=dtype)
+
+
+def batch_loss(
+    model: PyTree,
+    objective: Objective,
+    examples: Examples,
+    keys: Shaped[Array, " examples"],
+    u: Float[Array, " examples"],
+    *,
+    n_reconstruction: int | None = None,
+) -> tuple[Scalar, dict[str, Scalar]]:
+    """The training loss on given examples with given draws, and its terms.
+
+    **Arguments:**
+
+    - `model`: the pair (network or denoiser, diffusion).
+    - `examples`, `keys`, `u`: a batch, a key for each example and a quantile of the
+        time for each.
+    - `n_reconstruction`: how many of the examples, counted from the first, the
+        reconstruction term is averaged over; by default all.
+
+    **Returns:**
+
+    The loss in bits per dimension (nats for points), and a dictionary with it and the
+    mean of each term in nats.
+    """
+    bound = jax.vmap(lambda *draw: objective.bound(model, *draw))
+    bounds, corrections = bound(examples, keys, u)
+    reconstruction = bounds.reconstruction
+    if n_reconstruction is not None and n_reconstruction < len(examples):
+        # The compiler drops the terms that are not used, with their network calls.
+        n = n_reconstruction
+        reconstruction = bound(examples[:n], keys[:n], u[:n])[0].reconstruction
+    terms = {
+        "reconstruction": jnp.mean(reconstruction),
+        "prior": jnp.mean(bounds.prior),
+        "diffusion": jnp.mean(bounds.diffusion),
+        "auxiliary": jnp.mean(bounds.auxiliary),
+        "correction": jnp.mean(corrections),
+    }
+    loss = objective.loss(sum(terms.values()), examples.shape[1:])
+    return loss, {"loss": loss} | terms
+
+
+class Evaluation(NamedTuple):
+    """An itemised bound over a set of examples, in nats per example.
+
+    `terms` has an array over the examples for each of `reconstruction`, `prior`,
+    `diffusion`, `auxiliary`, `correction`, their sum `total`, and `loss`, which is in
+    bits per dimension (nats for points).
+    """
+
+    terms: dict[str, np.ndarray]
+
+    def summary(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard error over the examples of each term."""
+        n = len(self.terms["total"])
+        error = lambda v: float(v.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        return {name: (float(v.mean()), error(v)) for name, v in self.terms.items()}
+
+
+def evaluate(
+    model: PyTree,
+    examples: Examples | HostExamples,
+    objective: Objective,
+    *,
+    key: PRNGKey,
+    n_draws: int = 1,
+    batch_size: int = 64,
+    first: int = 0,
+) -> Evaluation:
+    """The itemised bound on each of a set of examples.
+
+    Every draw is keyed by the number of its example, and the times of an example's
+    draws share a low-discrepancy set, so a result depends on neither the batch size
+    nor the other examples.
+
+    **Arguments:**
+
+    - `model`: the pair (network or denoiser, diffusion).
+    - `examples`: a stack of them, integer levels or points.
+    - `n_draws`: draws of time and noise averaged for each example.
+    - `batch_size`: (example, draw) pairs evaluated at once.
+    - `first`: the number of the first example.
+    """
+    n = len(examples)
+    if n == 0 or n_draws < 1 or batch_size < 1:
+        raise ValueError(
+            "`examples`, `n_draws` and `batch_size` must be at least 1; got "
+            f"{n}, {n_draws} and {batch_size}."
+        )
+    parts = []
+    for start in range(0, n * n_draws, batch_size):
+        # The last batch is filled up with its last pair, to compile only once.
+        pairs = np.minimum(np.arange(start, start + batch_size), n * n_draws - 1)
+        rows, draws = pairs // n_draws, pairs % n_draws
+        part = _evaluate_batch(
+            model,
+            jnp.asarray(examples[rows]),
+            objective,
+            key,
+            jnp.asarray(rows + first, jnp.int32),
+            jnp.asarray(draws, jnp.int32),
+            n_draws,
+        )
+        parts.append(jax.device_get(part))
+    terms = {
+        name: np.concatenate([part[name] for part in parts])[: n * n_draws]
+        .astype(np.float64)
+        .reshape(n, n_draws)
+        .mean(axis=1)
+        for name in parts[0]
+    }
+    return Evaluation(terms)
+
+
+@eqx.filter_jit
+def _evaluate_batch(model, examples, objective, key, numbers, draws, n_draws):
+    dtype = model_dtype(model)
+
+    def one(example, number, draw):
+        key_example = jr.fold_in(key, number)
+        offset = jr.uniform(jr.fold_in(key_example, n_draws), (), dtype)
+        u = (offset + draw.astype(dtype) / n_draws) % 1
+        # 2 * u - 2 rounding up to 1 is a quantile outside [0, 1).
+        u = jnp.minimum(u, 1 - jnp.finfo(dtype).epsneg.astype(dtype))
+        bound, correction = objective.bound(
+            model, example, jr.fold_in(key_example, draw), u
+        )
+        total = bound.total + correction
+        return {
+            "loss": objective.loss(total, example.shape),
+            "total": total,
+            "reconstruction": bound.reconstruction,
+            "prior": bound.prior,
+            "diffusion": bound.diffusion,
+            "auxiliary": bound.auxiliary,
+            "correction": correction,
+        }
+
+    return jax.vmap(one)(examples, numbers, draws)
+
+
+def model_dtype(model: PyTree) -> jnp.dtype:
+    """The dtype that data take: that of the model's parameters."""
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    if not leaves:
+        return jnp.result_type(float)
+    return jnp.result_type(*[leaf.dtype for leaf in leaves])

@@ -1,0 +1,246 @@
+"""Forms of the bound: what is integrated over time, and given what."""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from ._custom_types import PRNGKey, Scalar, State
+from ._diffusion import AbstractLinearDiffusion, Laws
+from ._gaussian import apply_to_vars, n_coordinates, solve_lower
+from ._score import AbstractScore, error_given_start
+
+
+class AbstractDivergence(eqx.Module):
+    r"""A way to compute $\nabla \cdot (G G^\top s)$."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        function: Callable[[State], State],
+        G: Float[Array, "vars rank"],
+        y: State,
+        *,
+        key: PRNGKey,
+    ) -> Scalar:
+        r"""$\mathrm{tr}(G^\top J G)$ for the Jacobian $J$ of `function` at `y`."""
+
+
+@final
+class ExactDivergence(AbstractDivergence):
+    """By one forward derivative for every noise of every data coordinate."""
+
+    def __call__(
+        self,
+        function: Callable[[State], State],
+        G: Float[Array, "vars rank"],
+        y: State,
+        *,
+        key: PRNGKey,
+    ) -> Scalar:
+        del key
+        shape = (G.shape[1], *y.shape[1:])
+        size = math.prod(shape)
+        probes = jnp.eye(size, dtype=y.dtype).reshape(size, *shape)
+        return jnp.sum(jax.lax.map(lambda p: _quadratic(function, G, y, p), probes))
+
+
+@final
+class HutchinsonDivergence(AbstractDivergence):
+    """Unbiased, by one forward derivative along each of `n_probes` random signs.
+
+    **Source:** Hutchinson (1989).
+    """
+
+    n_probes: int = 1
+
+    def __check_init__(self):
+        if self.n_probes < 1:
+            raise ValueError(f"`n_probes` must be at least 1; got {self.n_probes}.")
+
+    def __call__(
+        self,
+        function: Callable[[State], State],
+        G: Float[Array, "vars rank"],
+        y: State,
+        *,
+        key: PRNGKey,
+    ) -> Scalar:
+        shape = (self.n_probes, G.shape[1], *y.shape[1:])
+        probes = jr.rademacher(key, shape, y.dtype)
+        return jnp.mean(jax.vmap(lambda p: _quadratic(function, G, y, p))(probes))
+
+
+def _quadratic(function, G, y, probe) -> Scalar:
+    G = G.astype(y.dtype)
+    _, along = jax.jvp(function, (y,), (apply_to_vars(G, probe),))
+    return jnp.sum(probe * apply_to_vars(G.T, along))
+
+
+class AbstractForm(eqx.Module):
+    r"""A way to write the bound of $\log p$ at the cut.
+
+    Every form bounds the same quantity, and all agree in expectation. The diffusion
+    term is an integral over time, estimated at one time.
+    """
+
+    @property
+    @abc.abstractmethod
+    def conditions_on_start(self) -> bool:
+        """Whether its kernels are given the whole start, not the data alone."""
+
+    @property
+    @abc.abstractmethod
+    def is_direct(self) -> bool:
+        """Whether the prior term is a cross-entropy rather than a divergence: the
+        entropy at the cut is then a part of the reconstruction."""
+
+    @abc.abstractmethod
+    def integrand(
+        self,
+        score: AbstractScore,
+        diffusion: AbstractLinearDiffusion,
+        laws: Laws,
+        t: Scalar,
+        start: State,
+        noise: State,
+        y: State,
+        *,
+        key: PRNGKey,
+    ) -> Scalar:
+        """The integrand of the diffusion term at one time."""
+
+
+@final
+class LowVariance(AbstractForm):
+    r"""The form whose terms are all divergences: closed-form prior KL and
+
+    $$-\tfrac12 \int \mathrm{E} \| G^\top (s_\theta - \nabla \log q(y \mid x)) \|^2
+    \mathrm{d}t.$$
+
+    Nothing large cancels, so its variance is the least of all forms.
+
+    **Arguments:**
+
+    - `given_start`: condition on the data and the auxiliaries' start (denoising) rather
+        than on the data alone (hybrid).
+    """
+
+    given_start: bool = False
+
+    @property
+    def conditions_on_start(self) -> bool:
+        return self.given_start
+
+    @property
+    def is_direct(self) -> bool:
+        return False
+
+    def integrand(self, score, diffusion, laws, t, start, noise, y, *, key) -> Scalar:
+        del key
+        if self.given_start:
+            error = error_given_start(score, t, laws, start, noise, y)
+            return -0.5 * _in_noise(diffusion, laws.step.root, t, error)
+        error = score.whitened_error(t, laws.kernel, start[0], noise, y)
+        return -0.5 * _in_noise(diffusion, laws.kernel.root, t, error)
+
+
+@final
+class DenoisingScoreMatching(AbstractForm):
+    r"""The paper's form with kernels given the data and the auxiliaries' start.
+
+    $$\int \mathrm{E} \big[ -\tfrac12 \| G^\top (s_\theta - \nabla \log q) \|^2 +
+    \tfrac12 \| G^\top \nabla \log q \|^2 + \nabla \cdot f \big] \mathrm{d}t$$
+
+    **Source:** Singhal et al. (2023), theorem 1.
+    """
+
+    @property
+    def conditions_on_start(self) -> bool:
+        return True
+
+    @property
+    def is_direct(self) -> bool:
+        return True
+
+    def integrand(self, score, diffusion, laws, t, start, noise, y, *, key) -> Scalar:
+        del key
+        error = error_given_start(score, t, laws, start, noise, y)
+        return _direct_integrand(diffusion, laws.step.root, t, error, noise)
+
+
+@final
+class HybridScoreMatching(AbstractForm):
+    """The paper's form with kernels given the data alone; otherwise as the denoising
+    one.
+
+    **Source:** Singhal et al. (2023), section 5, after Dockhorn et al. (2022).
+    """
+
+    @property
+    def conditions_on_start(self) -> bool:
+        return False
+
+    @property
+    def is_direct(self) -> bool:
+        return True
+
+    def integrand(self, score, diffusion, laws, t, start, noise, y, *, key) -> Scalar:
+        del key
+        error = score.whitened_error(t, laws.kernel, start[0], noise, y)
+        return _direct_integrand(diffusion, laws.kernel.root, t, error, noise)
+
+
+@final
+class ImplicitScoreMatching(AbstractForm):
+    r"""The paper's form without a conditional score.
+
+    $$\int \mathrm{E} \big[ -\tfrac12 \| G^\top s_\theta \|^2 - \nabla \cdot (G G^\top
+    s_\theta - f) \big] \mathrm{d}t$$
+
+    **Arguments:**
+
+    - `divergence`: exact or Hutchinson's.
+
+    **Source:** Singhal et al. (2023), theorem 1.
+    """
+
+    divergence: AbstractDivergence = ExactDivergence()
+
+    @property
+    def conditions_on_start(self) -> bool:
+        return False
+
+    @property
+    def is_direct(self) -> bool:
+        return True
+
+    def integrand(self, score, diffusion, laws, t, start, noise, y, *, key) -> Scalar:
+        del laws, start, noise
+        G = diffusion.diffusion_matrix(t)
+        square = jnp.sum(apply_to_vars(G.astype(y.dtype).T, score(t, y)) ** 2)
+        divergence = self.divergence(lambda y: score(t, y), G, y, key=key)
+        return -0.5 * square - divergence + _drift_divergence(diffusion, t, y)
+
+
+def _in_noise(diffusion, root, t, whitened: State) -> Scalar:
+    r"""$\| G^\top L^{-\top} e \|^2$."""
+    G = diffusion.diffusion_matrix(t)
+    projected = apply_to_vars(solve_lower(root, G).T, whitened)
+    return jnp.sum(projected**2)
+
+
+def _drift_divergence(diffusion, t: Scalar, y: State) -> Scalar:
+    return n_coordinates(y) * jnp.trace(diffusion.drift_matrix(t)).astype(y.dtype)
+
+
+def _direct_integrand(diffusion, root, t, error: State, noise: State) -> Scalar:
+    target = _in_noise(diffusion, root, t, noise)
+    gain = 0.5 * (target - _in_noise(diffusion, root, t, error))
+    return gain + _drift_divergence(diffusion, t, noise)

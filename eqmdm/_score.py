@@ -1,0 +1,256 @@
+"""Score models: callables `(t, y) -> score` on one example, in two parameterisations."""
+
+import abc
+from collections.abc import Callable
+from typing import TypeAlias, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from ._clock import concrete
+from ._custom_types import Data, Scalar, State
+from ._diffusion import AbstractLinearDiffusion, Laws
+from ._gaussian import PerturbationKernel, apply_to_vars, matmul, outer_with_data
+
+
+Network: TypeAlias = Callable[[Scalar, State], State]
+Denoiser: TypeAlias = Callable[[Scalar, Data], Data]
+
+
+class AbstractScore(eqx.Module):
+    r"""A model of $\nabla_y \log p_t(y)$ that knows its diffusion.
+
+    A view for the length of a computation: a training state holds the network and the
+    diffusion, and builds the score inside its loss. Any callable `(t, y) -> score`
+    serves wherever a score is asked for; what these add is the error of a score in
+    the form that rounds least.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, t: Scalar, y: State) -> State:
+        """The score at `(t, y)`, of the whole state."""
+
+    @abc.abstractmethod
+    def whitened_error(
+        self, t: Scalar, kernel: PerturbationKernel, x: Data, noise: State, y: State
+    ) -> State:
+        r"""$L^\top (s_\theta(y) - \nabla_y \log q(y \mid x))$ at $y = a x + L
+        \epsilon$."""
+
+    @abc.abstractmethod
+    def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
+        r"""$\hat x = E[x \mid y]$ according to this score."""
+
+
+@final
+class FreeScore(AbstractScore):
+    r"""The score that a noise-predicting network over all variables stands for.
+
+    $$s_\theta(t, y) = -L_t^{-\top} \epsilon_\theta(t, y)$$
+
+    with $L_t$ the root of the perturbation kernel: the network sees and returns all
+    $K$ variables.
+
+    **Arguments:**
+
+    - `network`: $\epsilon_\theta$, a callable `(t, y) -> noise` on one example.
+    - `diffusion`: the process that it was trained on.
+
+    **Source:** Singhal et al. (2023), section 5.
+    """
+
+    network: Network
+    diffusion: AbstractLinearDiffusion
+
+    def __call__(self, t: Scalar, y: State) -> State:
+        t = jnp.asarray(t, y.dtype)
+        whitening = self.diffusion.compute_kernel(t).whitening
+        return -apply_to_vars(whitening.T, self.network(t, y))
+
+    def whitened_error(
+        self, t: Scalar, kernel: PerturbationKernel, x: Data, noise: State, y: State
+    ) -> State:
+        del kernel, x
+        return noise - self.network(t, y)
+
+    def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
+        return tweedie(kernel, y, -apply_to_vars(kernel.whitening.T, self.network(t, y)))
+
+
+@final
+class PreconditionedDenoiser(eqx.Module):
+    r"""A denoiser $\hat x(\lambda, z)$ from a network, with EDM's preconditioning.
+
+    With $\sigma = e^{-\lambda / 2}$, $\lambda$ the log signal-to-noise ratio:
+
+    $$\hat x = c_\text{skip} z + c_\text{out} \, \text{net}(c, c_\text{in} z), \quad
+    c_\text{skip} = \frac{s^2}{\sigma^2 + s^2}, \;
+    c_\text{out} = \frac{\sigma s}{\sqrt{\sigma^2 + s^2}}, \;
+    c_\text{in} = \frac{1}{\sqrt{\sigma^2 + s^2}}$$
+
+    The network is told the noise level as its place $c$ in `log_snr_range`, from 0 at
+    the clean end to 1, like the time of a free score (EDM has $\frac14 \log \sigma$).
+    Above the range the posterior mean of normal data, $c_\text{skip} z$, serves.
+    Below it nothing does, and [`eqmdm.elbo`][] and the samplers refuse.
+
+    **Arguments:**
+
+    - `network`: a callable `(c, z[None]) -> output[None]`, so a network with one
+        variable.
+    - `data_std`: $s$, of the training data, in their units.
+    - `log_snr_range`: `(low, high)` that the network is trained on.
+
+    **Source:** Karras et al. (2022), table 1.
+    """
+
+    network: Network
+    data_std: float
+    log_snr_range: tuple[float, float]
+
+    def __check_init__(self):
+        if not self.data_std > 0:
+            raise ValueError(f"`data_std` must be positive; got {self.data_std}.")
+        low, high = self.log_snr_range
+        if not low < high:
+            raise ValueError(
+                f"`log_snr_range` must be (low, high) with low < high; got {(low, high)}."
+            )
+
+    def __call__(self, log_snr: Scalar, z: Data) -> Data:
+        return z + self.correction(log_snr, z)
+
+    def correction(self, log_snr: Scalar, z: Data) -> Data:
+        r"""$\hat x - z$, which at high signal-to-noise ratios their difference has no
+        digits of."""
+        low, high = self.log_snr_range
+        log_snr = jnp.asarray(log_snr, z.dtype)
+        sigma = jnp.exp(-0.5 * log_snr)
+        total = jnp.sqrt(sigma**2 + self.data_std**2)
+        level = (high - log_snr) / (high - low)
+        output = self.network(level, (z / total)[None])[0]
+        residual = (sigma * self.data_std / total) * output
+        residual = jnp.where(log_snr <= high, residual, jnp.zeros_like(residual))
+        return residual - (sigma / total) ** 2 * z
+
+
+@final
+class DenoiserScore(AbstractScore):
+    r"""The score of the whole state, assembled from a denoiser of the data.
+
+    $$s(t, y) = \Sigma^{-1} (a \, \hat x(\lambda, z) - y), \qquad
+    z = \frac{a^\top \Sigma^{-1} y}{a^\top \Sigma^{-1} a}$$
+
+    Exact for the exact denoiser, for every linear diffusion whose auxiliaries start
+    independent of the data: $z$ is sufficient for the data. One denoiser serves all.
+
+    **Arguments:**
+
+    - `denoiser`: a callable `(log_snr, z) -> x_hat` on one example.
+    - `diffusion`: any linear diffusion.
+    """
+
+    denoiser: Denoiser
+    diffusion: AbstractLinearDiffusion
+
+    def __call__(self, t: Scalar, y: State) -> State:
+        kernel = self.diffusion.compute_kernel(jnp.asarray(t, y.dtype))
+        residual = kernel.mean(self.data_estimate(t, kernel, y)) - y
+        whitening = kernel.whitening
+        return apply_to_vars(whitening.T, apply_to_vars(whitening, residual))
+
+    def whitened_error(
+        self, t: Scalar, kernel: PerturbationKernel, x: Data, noise: State, y: State
+    ) -> State:
+        # Through y, the noise of z would be a difference of two nearly equal numbers;
+        # at a log-SNR of 30 float32 has no digit of it. From the noise it is exact.
+        del t, y
+        b, log_snr = kernel.whitened_mean_map, kernel.log_snr.astype(x.dtype)
+        weights = (b / jnp.exp(kernel.log_snr))[None].astype(x.dtype)
+        z_noise = apply_to_vars(weights, noise)[0]
+        z = x + z_noise
+        if isinstance(self.denoiser, PreconditionedDenoiser):
+            correction = self.denoiser.correction(log_snr, z)
+        else:
+            correction = self.denoiser(log_snr, z) - z
+        return outer_with_data(b, z_noise + correction)
+
+    def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
+        del t
+        return self.denoiser(kernel.log_snr.astype(y.dtype), kernel.project(y))
+
+
+@final
+class CallableScore(AbstractScore):
+    """Any function `(t, y) -> score`, a closed-form one for instance."""
+
+    function: Callable[[Scalar, State], State]
+
+    def __call__(self, t: Scalar, y: State) -> State:
+        return self.function(t, y)
+
+    def whitened_error(
+        self, t: Scalar, kernel: PerturbationKernel, x: Data, noise: State, y: State
+    ) -> State:
+        del x
+        return apply_to_vars(kernel.root.T, self.function(t, y)) + noise
+
+    def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
+        return tweedie(kernel, y, self.function(t, y))
+
+
+def as_score(score: Callable[[Scalar, State], State]) -> AbstractScore:
+    """A score object for any callable."""
+    return score if isinstance(score, AbstractScore) else CallableScore(score)
+
+
+def error_given_start(
+    score: AbstractScore, t: Scalar, laws: Laws, start: State, noise: State, y: State
+) -> State:
+    r"""$L^\top (s_\theta - \nabla \log q(y \mid y_0))$ with $L$ the root given the whole
+    start, at $y = \Psi y_0 + L \epsilon$."""
+    x = start[0]
+    aux_only = start.at[0].set(jnp.zeros_like(x))
+    deviation = laws.step.perturb(aux_only, noise)
+    whitening = laws.kernel.whitening
+    kernel_noise = apply_to_vars(whitening, deviation)
+    error = score.whitened_error(t, laws.kernel, x, kernel_noise, y)
+    ratio = matmul(whitening, laws.step.root)
+    return noise + apply_to_vars(ratio.T, error - kernel_noise)
+
+
+def tweedie(kernel: PerturbationKernel, y: State, score: State) -> Data:
+    r"""$z + a^\top s / \mathrm{SNR}$: the posterior mean of the data that a score
+    implies, by Tweedie's formula for the sufficient statistic $z$."""
+    snr = jnp.exp(kernel.log_snr)
+    weights = (kernel.mean_map / snr)[None].astype(y.dtype)
+    return kernel.project(y) + apply_to_vars(weights, score)[0]
+
+
+def trained_range(score: AbstractScore) -> tuple[float, float] | None:
+    """The log-SNR range that a score's denoiser was trained on, if it states one."""
+    if isinstance(score, DenoiserScore) and isinstance(
+        score.denoiser, PreconditionedDenoiser
+    ):
+        return score.denoiser.log_snr_range
+    return None
+
+
+def check_trained_range(
+    score: AbstractScore, end_log_snr: Scalar, value: Scalar
+) -> Scalar:
+    """`value`, refused where a diffusion ends below the range of the denoiser."""
+    trained = trained_range(score)
+    if trained is None:
+        return value
+    # The range itself is often the diffusion's own end, found in float32.
+    below = jax.lax.stop_gradient(end_log_snr) < trained[0] - 1e-3
+    message = (
+        f"`diffusion` must end within the denoiser's `log_snr_range` {trained}; it ends "
+        f"below, at log-SNR {concrete(end_log_snr)}. Give it an earlier end by "
+        f"`log_snr_range=({trained[0]}, ...)`, or train on a wider range."
+    )
+    if concrete(below) is None:
+        return eqx.error_if(value, below, message)
+    if concrete(below):
+        raise ValueError(message)
+    return value

@@ -1,0 +1,137 @@
+"""Samplers of the times at which a bound's integrand is estimated."""
+
+import abc
+from collections.abc import Callable
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from ._custom_types import PRNGKey, Scalar
+from ._diffusion import AbstractLinearDiffusion
+from ._gaussian import log_det
+
+
+def low_discrepancy(key: PRNGKey, n: int) -> Float[Array, " n"]:
+    """`n` quantiles, each uniform on [0, 1), evenly spaced with one random shift.
+
+    **Source:** Kingma et al. (2021), appendix I.1.
+    """
+    dtype = jnp.result_type(float)
+    spaced = jnp.arange(n, dtype=dtype) / n
+    return (jr.uniform(key, (), dtype) + spaced) % 1
+
+
+def antithetic(key: PRNGKey, n: int) -> Float[Array, " n"]:
+    """`n` quantiles, each uniform on [0, 1), in pairs that add to 1."""
+    half = jr.uniform(key, ((n + 1) // 2,), jnp.result_type(float))
+    return jnp.concatenate([half, 1 - half])[:n] % 1
+
+
+class AbstractTimeSampler(eqx.Module):
+    """A density of times between the ends of a diffusion."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, diffusion: AbstractLinearDiffusion, u: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        """The time at the quantile `u`, and the density of times there.
+
+        Constants to differentiation, both: where the density follows the parameters
+        of the diffusion, it must not be trained through.
+        """
+
+
+@final
+class UniformTime(AbstractTimeSampler):
+    """Times uniform between the ends."""
+
+    def __call__(
+        self, diffusion: AbstractLinearDiffusion, u: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        t0, t1 = (
+            jax.lax.stop_gradient(end).astype(u.dtype)
+            for end in (diffusion.t0, diffusion.t1)
+        )
+        return t0 + u * (t1 - t0), 1 / (t1 - t0)
+
+
+@final
+class ImportanceTime(AbstractTimeSampler):
+    r"""Times by the expected size of the bound's integrand, $\mathrm{tr}(G^\top
+    \Sigma^{-1} G)$: for VPSDE $\beta / \sigma^2$, and so for any diffusion.
+
+    Its integral is $\log \det \Sigma - 2 \log |\det \Psi|$, so its quantiles need no
+    quadrature. They are tabulated on a grid that is geometric in time and interpolated
+    linearly; the density returned is that of the interpolant, so the weights are exact.
+
+    **Arguments:**
+
+    - `n_grid`: the cells of the table.
+
+    **Source:** Song et al. (2021b), section 5.1, for VPSDE.
+    """
+
+    n_grid: int = 256
+
+    def __call__(
+        self, diffusion: AbstractLinearDiffusion, u: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        def integral(t: Scalar) -> Scalar:
+            laws = diffusion.compute_laws(t)
+            growth = jnp.linalg.slogdet(laws.step.mean_map)[1]
+            return 2 * (log_det(laws.kernel.root) - growth)
+
+        return _tabulated(diffusion, integral, u, self.n_grid)
+
+
+@final
+class LogSNRTime(AbstractTimeSampler):
+    r"""Times uniform in log-SNR between the ends.
+
+    The natural choice for a denoiser, whose part of the bound is an integral over
+    log-SNR. Where log-SNR is stationary in time (ALDA, some learned diffusions) times
+    are rare and their weights large: choose another sampler there for a free score.
+    Tabulated like [`eqmdm.ImportanceTime`][], with exact weights.
+
+    **Arguments:**
+
+    - `n_grid`: the cells of the table.
+    """
+
+    n_grid: int = 256
+
+    def __call__(
+        self, diffusion: AbstractLinearDiffusion, u: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        fall = lambda t: -diffusion.compute_kernel(t).log_snr
+        return _tabulated(diffusion, fall, u, self.n_grid)
+
+
+def _tabulated(
+    diffusion: AbstractLinearDiffusion,
+    integral: Callable[[Scalar], Scalar],
+    u: Scalar,
+    n_grid: int,
+) -> tuple[Scalar, Scalar]:
+    # The table does not depend on `u`, so that under `jax.vmap` it is made once.
+    diffusion = jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf,
+        diffusion,
+    )
+    dtype = u.dtype
+    log_t = jnp.linspace(jnp.log(diffusion.t0), jnp.log(diffusion.t1), n_grid + 1)
+    times = jnp.exp(log_t).astype(dtype)
+    rise = jnp.diff(jax.vmap(integral)(times))
+    # A density of zero over a cell would leave it out of the bound; rounding, or a
+    # stationary point, must not do that.
+    rise = jnp.maximum(rise, jnp.sum(jnp.abs(rise)) * (1e-4 / n_grid))
+    share = rise / jnp.sum(rise)
+    cumulative = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(share)])
+    cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, n_grid - 1)
+    width = times[cell + 1] - times[cell]
+    within = jnp.clip((u - cumulative[cell]) / share[cell], 0, 1)
+    return times[cell] + within * width, share[cell] / width

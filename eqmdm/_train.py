@@ -1,0 +1,335 @@
+"""Training a network and its diffusion together: the state, the step, evaluation."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree, UInt32
+
+from ._custom_types import IntScalar, PRNGKey
+from ._diffusion import LearnedDiffusion
+from ._evaluate import Examples, Objective, batch_loss, model_dtype
+from ._time_sampler import low_discrepancy
+from .data import random_flip, shuffled_indices
+
+
+# What a random draw is for; each purpose has its own stream of keys.
+_ORDER, _EXAMPLE, _TIME = 0, 1, 2
+
+Parameters = dict[str, Array]
+
+
+def parameters(model: PyTree) -> Parameters:
+    """The trainable leaves of a model, its inexact arrays, by their place in it."""
+    leaves = jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def with_parameters(model: PyTree, values: Mapping[str, Array]) -> PyTree:
+    """`model` with the trainable leaves of `parameters` replaced."""
+    return jtu.tree_map_with_path(
+        lambda path, leaf: values[_name(path)] if eqx.is_inexact_array(leaf) else leaf,
+        model,
+    )
+
+
+@final
+class TrainState(eqx.Module):
+    """All that training carries from step to step, each parameter held once.
+
+    `model` is the pair (network or denoiser, diffusion). `ema` holds the averages of
+    its trainable leaves by name, and `opt_state` is over those names too, so neither
+    repeats what is not trained. `key` is the data of the base key, from which every
+    draw is keyed by purpose, step and example.
+    """
+
+    model: PyTree
+    ema: Parameters
+    opt_state: PyTree
+    step: IntScalar
+    key: UInt32[Array, " words"]
+
+    @classmethod
+    def create(
+        cls, model: PyTree, optimiser: optax.GradientTransformation, *, key: PRNGKey
+    ) -> "TrainState":
+        """The state before the first step.
+
+        Arrays are copied: steps donate their buffers, which must not be the caller's.
+        """
+        model = jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, model)
+        values = parameters(model)
+        return cls(
+            model=model,
+            ema=jax.tree.map(jnp.copy, values),
+            opt_state=jax.tree.map(jnp.copy, optimiser.init(values)),
+            step=jnp.zeros((), jnp.int32),
+            key=jnp.copy(jr.key_data(key)),
+        )
+
+    @property
+    def ema_model(self) -> PyTree:
+        """`model` with its parameters averaged."""
+        return with_parameters(self.model, self.ema)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every array of the state by its place in it, on the host."""
+        leaves = jtu.tree_leaves_with_path(eqx.filter(self, eqx.is_array))
+        return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> "TrainState":
+        """A state of the same structure with the values that `arrays` returned.
+
+        **Raises:**
+
+        `ValueError` if the names, shapes or dtypes are not those of this state.
+        """
+        return fill(self, arrays)
+
+
+def fill(tree: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
+    """`tree` with the values of its arrays replaced, by their places in it.
+
+    **Raises:**
+
+    `ValueError` if the names, shapes or dtypes are not those of the tree.
+    """
+    leaves = jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
+    own = {_name(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
+    given = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    for name in [*own, *given]:
+        if own.get(name) != given.get(name):
+            show = lambda entry: f"{entry[1]}{list(entry[0])}" if entry else "missing"
+            raise ValueError(
+                f"`arrays` must have the structure of the tree that they fill; {name} "
+                f"is {show(given.get(name))} in them and {show(own.get(name))} in the "
+                "tree. Build it with the options that the arrays were saved under."
+            )
+    return jtu.tree_map_with_path(
+        lambda path, leaf: (
+            # A copy: JAX may share memory with NumPy, and training donates buffers.
+            jnp.array(arrays[_name(path)]) if eqx.is_array(leaf) else leaf
+        ),
+        tree,
+    )
+
+
+def _name(path: tuple) -> str:
+    return jtu.keystr(path).removeprefix(".")
+
+
+def make_optimiser(
+    learning_rate: float = 2e-4,
+    *,
+    diffusion_learning_rate: float | None = None,
+    clip: float = 1.0,
+    warmup: int = 0,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """Adam over the parameters of a pair, with a learning rate for each of the two.
+
+    **Arguments:**
+
+    - `learning_rate`: of the network, reached after `warmup` updates.
+    - `diffusion_learning_rate`: of the diffusion; by default as the network's.
+    - `clip`: the gradients of both together are scaled down to at most this norm.
+    - `accumulate`: steps whose gradients are averaged into one update.
+    """
+    if diffusion_learning_rate is None:
+        diffusion_learning_rate = learning_rate
+    rates = {"learning_rate": learning_rate}
+    rates |= {"diffusion_learning_rate": diffusion_learning_rate, "clip": clip}
+    for name, value in rates.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"`{name}` must be positive and finite; got {value}.")
+    if accumulate < 1 or warmup < 0:
+        raise ValueError(
+            "`accumulate` must be at least 1 and `warmup` not negative; got "
+            f"accumulate={accumulate} and warmup={warmup}."
+        )
+
+    def adam(rate):
+        if warmup:
+            # The update of step 0 moves too.
+            rate = optax.linear_schedule(rate / warmup, rate, warmup - 1 or 1)
+        return optax.adam(rate)
+
+    def labels(values: Parameters) -> dict[str, str]:
+        of = lambda name: "network" if name.startswith("[0]") else "diffusion"
+        return {name: of(name) for name in values}
+
+    rule = optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.partition(
+            {
+                "network": adam(learning_rate),
+                "diffusion": adam(diffusion_learning_rate),
+            },
+            labels,
+        ),
+    )
+    if accumulate == 1:
+        return rule
+    return optax.MultiSteps(rule, accumulate).gradient_transformation()
+
+
+def steps_per_call(backend: str | None = None) -> int:
+    """How many steps one call of `train_step` should take, at most.
+
+    On a CPU one: XLA runs the reverse-mode derivatives of convolutions about twenty
+    times slower inside a compiled loop. Elsewhere a loop hides the cost of dispatch.
+    """
+    return 1 if (backend or jax.default_backend()) == "cpu" else 10
+
+
+def train_step(
+    state: TrainState,
+    data: Examples,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    n_inner: int = 1,
+    ema_decay: float = 0.999,
+    n_reconstruction: int | None = None,
+) -> tuple[TrainState, dict[str, Float[Array, " steps"]]]:
+    r"""The state after `n_inner` steps, and what was measured in each.
+
+    A step minimises minus the bound, averaged over a batch of examples. The
+    reconstruction term, which costs a network evaluation of its own, is averaged over
+    the first `n_reconstruction` of them only: the batch is in random order, so the
+    gradient stays unbiased. The average moves by
+    $\min(d, (1 + \mathrm{step}) / (10 + \mathrm{step}))$.
+
+    **The buffers of `state` are donated**: only the returned state can be used after.
+
+    **Arguments:**
+
+    - `data`: the training split, on the device.
+    - `objective`, `optimiser`: fixed over the run.
+    - `batch_size`: examples in a step; steps take them in an order that depends only on
+        the key and goes through all of `data` once an epoch.
+    - `n_inner`: steps in this call; see `steps_per_call`.
+    - `ema_decay`: $d$.
+    - `n_reconstruction`: by default a sixteenth of the batch.
+
+    **Returns:**
+
+    Beside the state, arrays over the steps: `loss` in bits per dimension (nats for
+    points); `reconstruction`, `prior`, `diffusion`, `auxiliary` and `correction` in
+    nats, which add up to the log-likelihood bound; `grad_norm` before clipping.
+    """
+    if n_reconstruction is None:
+        n_reconstruction = max(1, batch_size // 16)
+    if not 1 <= n_reconstruction <= batch_size:
+        raise ValueError(
+            f"`n_reconstruction` must be between 1 and batch_size={batch_size}; got "
+            f"{n_reconstruction}."
+        )
+    if n_inner < 1:
+        raise ValueError(f"`n_inner` must be at least 1; got {n_inner}.")
+    settings = (batch_size, n_inner, float(ema_decay), n_reconstruction)
+    return _train_steps((data, objective, optimiser, settings), state)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _train_steps(constants, state):
+    data, objective, optimiser, settings = constants
+    batch_size, n_inner, ema_decay, n_reconstruction = settings
+
+    def one(state):
+        batch = _draw_batch(state, data, objective, batch_size)
+        return _update(state, objective, optimiser, batch, n_reconstruction, ema_decay)
+
+    if n_inner == 1:
+        state, metrics = one(state)
+        return state, jax.tree.map(lambda value: value[None], metrics)
+    dynamic, static = eqx.partition(state, eqx.is_array)
+
+    def body(dynamic, _):
+        state, metrics = one(eqx.combine(dynamic, static))
+        return eqx.filter(state, eqx.is_array), metrics
+
+    dynamic, metrics = jax.lax.scan(body, dynamic, None, length=n_inner)
+    return eqx.combine(dynamic, static), metrics
+
+
+class _Batch(NamedTuple):
+    examples: Array
+    keys: Array
+    u: Array
+
+
+def _draw_batch(state, data, objective, batch_size) -> _Batch:
+    base = jr.wrap_key_data(state.key)
+    start = state.step * batch_size
+    order = jr.fold_in(base, _ORDER)
+    indices = shuffled_indices(order, start, batch_size, len(data))
+    # Keyed by the example's number in the stream, not by its place in the batch.
+    numbers = start + jnp.arange(batch_size, dtype=jnp.int32)
+    keys = jax.vmap(jr.fold_in, (None, 0))(jr.fold_in(base, _EXAMPLE), numbers)
+    examples = data[indices]
+    if objective.flip:
+        flip = lambda x, key: random_flip(x, key=jr.fold_in(key, 0))
+        examples = jax.vmap(flip)(examples, keys)
+        keys = jax.vmap(jr.fold_in, (0, None))(keys, 1)
+    key_time = jr.fold_in(jr.fold_in(base, _TIME), state.step)
+    u = low_discrepancy(key_time, batch_size).astype(model_dtype(state.model))
+    return _Batch(examples, keys, u)
+
+
+def _update(state, objective, optimiser, batch, n_reconstruction, ema_decay):
+    values = parameters(state.model)
+
+    def loss_fn(values):
+        model = with_parameters(state.model, values)
+        return batch_loss(model, objective, *batch, n_reconstruction=n_reconstruction)
+
+    (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(values)
+    # Optax mixes counts and floats, which strict promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimiser.update(gradient, state.opt_state, values)
+        values = optax.apply_updates(values, updates)
+    step = state.step.astype(jnp.float32)
+    decay = jnp.minimum(jnp.float32(ema_decay), (1 + step) / (10 + step))
+    ema = jax.tree.map(
+        lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
+        state.ema,
+        values,
+    )
+    model = with_parameters(state.model, values)
+    state = TrainState(model, ema, opt_state, state.step + 1, state.key)
+    return state, metrics | {"grad_norm": optax.tree.norm(gradient)}
+
+
+def with_enough_doublings(state: TrainState) -> tuple[TrainState, int | None]:
+    """The state with a diffusion whose kernels are accurate at its present values.
+
+    A learned diffusion moves, and with it the number of doublings that its kernels
+    need, which is fixed when the step is compiled. Called between steps, on the host.
+
+    **Returns:**
+
+    The state and the new number of doublings; or the same state and `None`.
+    """
+    network, diffusion = state.model
+    if not isinstance(diffusion, LearnedDiffusion):
+        return state, None
+    needed = diffusion.doublings_needed()
+    if needed <= diffusion.n_doublings:
+        return state, None
+    return with_doublings(state, needed), needed
+
+
+def with_doublings(state: TrainState, n_doublings: int) -> TrainState:
+    """The state with `n_doublings` in its diffusion."""
+    network, diffusion = state.model
+    model = (network, diffusion.with_doublings(n_doublings))
+    return TrainState(model, state.ema, state.opt_state, state.step, state.key)
