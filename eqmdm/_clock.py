@@ -12,13 +12,13 @@ from ._custom_types import Scalar
 
 
 def _check_positive(name: str, value: float | Array, *, strict: bool = True) -> None:
-    value = concrete(value)
-    if value is None:
+    number = concrete(value)
+    if number is None:
         return
-    if not math.isfinite(value) or value < 0 or (strict and value == 0):
+    if not math.isfinite(number) or number < 0 or (strict and number == 0):
         kind = "positive" if strict else "non-negative"
         raise ValueError(
-            f"`{name}` must be {kind} and finite; got {value}. It is a rate, or an "
+            f"`{name}` must be {kind} and finite; got {number}. It is a rate, or an "
             "integral of one, per unit of diffusion time."
         )
 

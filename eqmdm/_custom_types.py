@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
 
 Scalar: TypeAlias = Float[Array, ""]
+# A time as Diffrax passes it to a vector field.
+Time: TypeAlias = bool | int | float | Real[Array | np.ndarray, ""]
 IntScalar: TypeAlias = Int[Array, ""]
 PRNGKey: TypeAlias = Key[Array, ""]
 

@@ -145,7 +145,5 @@ def log_normal_mass(
     near = gap > -math.log(2)
     small = jnp.where(near, gap, -1.0)
     large = jnp.where(near, -1.0, gap)
-    complement = jnp.where(
-        near, jnp.log(-jnp.expm1(small)), jnp.log1p(-jnp.exp(large))
-    )
+    complement = jnp.where(near, jnp.log(-jnp.expm1(small)), jnp.log1p(-jnp.exp(large)))
     return log_high + complement

@@ -100,8 +100,10 @@ class AbstractDequantiser(eqx.Module):
     for levels $k$ in units of one level.
     """
 
-    gives_density: eqx.AbstractClassVar[bool]
-    """Whether the offset has a density, so that the bound above applies."""
+    @property
+    @abc.abstractmethod
+    def gives_density(self) -> bool:
+        """Whether the offset has a density, so that the bound above applies."""
 
     @abc.abstractmethod
     def __call__(
@@ -126,7 +128,9 @@ class UniformDequantiser(AbstractDequantiser):
     **Source:** Theis, van den Oord & Bethge (2016), section 3.1.
     """
 
-    gives_density = True
+    @property
+    def gives_density(self) -> bool:
+        return True
 
     def __call__(
         self, levels: Int[Array, "*data"], *, key: PRNGKey, dtype: DTypeLike
@@ -157,7 +161,10 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
     """
 
     std: float = eqx.field(static=True)
-    gives_density = True
+
+    @property
+    def gives_density(self) -> bool:
+        return True
 
     def __check_init__(self):
         if not self.std > 0:
@@ -191,7 +198,9 @@ class LevelCentres(AbstractDequantiser):
     There is nothing to correct then, so `GreyLevels.encode` returns a correction of 0.
     """
 
-    gives_density = False
+    @property
+    def gives_density(self) -> bool:
+        return False
 
     def __call__(
         self, levels: Int[Array, "*data"], *, key: PRNGKey, dtype: DTypeLike

@@ -250,7 +250,7 @@ class Gaussian(eqx.Module):
         return solve_lower(self.root, jnp.eye(len(self.root), dtype=self.root.dtype))
 
     def kl_of_root(self, root: VarsMatrix) -> Scalar:
-        r"""$\mathrm{KL}(\mathcal{N}(0, L L^\top) \,\|\, \text{self})$ per coordinate."""
+        r"""$\mathrm{KL}(\mathcal{N}(0, L L^\top) \,\|\, \text{self})$ a coordinate."""
         M = solve_lower(self.root, root)
         gap = jnp.diag(M) - 1
         diagonal = jnp.sum(gap**2 + 2 * (gap - jnp.log1p(gap)))

@@ -94,8 +94,8 @@ def elbo(
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"`x` must be floating-point data; got {x.dtype}. Integers have no density: "
-            "dequantise them with `eqmdm.GreyLevels(...).encode`, and add the "
+            f"`x` must be floating-point data; got {x.dtype}. Integers have no "
+            "density: dequantise them with `eqmdm.GreyLevels(...).encode`, and add the "
             "correction that it returns to the bound."
         )
     form = LowVariance() if form is None else form

@@ -43,7 +43,6 @@ class VarsOperator(lx.AbstractLinearOperator):
         return jax.ShapeDtypeStruct(shape, self.matrix.dtype)
 
 
-
 @lx.linearise.register(VarsOperator)
 @lx.materialise.register(VarsOperator)
 def _(operator):

@@ -1,4 +1,4 @@
-"""Score models: callables `(t, y) -> score` on one example, in two parameterisations."""
+"""Score models, in two parameterisations: callables `(t, y) -> score`."""
 
 import abc
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import TypeAlias, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+
 from ._clock import concrete
 from ._custom_types import Data, Scalar, State
 from ._diffusion import AbstractLinearDiffusion, Laws
@@ -74,7 +75,9 @@ class FreeScore(AbstractScore):
         return noise - self.network(t, y)
 
     def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
-        return tweedie(kernel, y, -apply_to_vars(kernel.whitening.T, self.network(t, y)))
+        return tweedie(
+            kernel, y, -apply_to_vars(kernel.whitening.T, self.network(t, y))
+        )
 
 
 @final
@@ -113,7 +116,7 @@ class PreconditionedDenoiser(eqx.Module):
         low, high = self.log_snr_range
         if not low < high:
             raise ValueError(
-                f"`log_snr_range` must be (low, high) with low < high; got {(low, high)}."
+                f"`log_snr_range` must be (low, high), increasing; got {(low, high)}."
             )
 
     def __call__(self, log_snr: Scalar, z: Data) -> Data:
@@ -206,8 +209,8 @@ def as_score(score: Callable[[Scalar, State], State]) -> AbstractScore:
 def error_given_start(
     score: AbstractScore, t: Scalar, laws: Laws, start: State, noise: State, y: State
 ) -> State:
-    r"""$L^\top (s_\theta - \nabla \log q(y \mid y_0))$ with $L$ the root given the whole
-    start, at $y = \Psi y_0 + L \epsilon$."""
+    r"""$L^\top (s_\theta - \nabla \log q(y \mid y_0))$ at $y = \Psi y_0 + L \epsilon$,
+    with $L$ the root given the whole start."""
     x = start[0]
     aux_only = start.at[0].set(jnp.zeros_like(x))
     deviation = laws.step.perturb(aux_only, noise)
@@ -245,8 +248,8 @@ def check_trained_range(
     # The range itself is often the diffusion's own end, found in float32.
     below = jax.lax.stop_gradient(end_log_snr) < trained[0] - 1e-3
     message = (
-        f"`diffusion` must end within the denoiser's `log_snr_range` {trained}; it ends "
-        f"below, at log-SNR {concrete(end_log_snr)}. Give it an earlier end by "
+        f"`diffusion` must end within the denoiser's `log_snr_range` {trained}; it "
+        f"ends below, at log-SNR {concrete(end_log_snr)}. Give it an earlier end by "
         f"`log_snr_range=({trained[0]}, ...)`, or train on a wider range."
     )
     if concrete(below) is None:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._custom_types import PRNGKey, Scalar, State
+from ._custom_types import PRNGKey, Scalar, State, Time
 from ._diffusion import AbstractLinearDiffusion
 from ._gaussian import apply_to_vars
+from ._operator import VarsOperator
 
 
 ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
@@ -86,7 +87,9 @@ def forward_sde(
     """
     t0, t1 = jnp.zeros((), x.dtype), diffusion.t1.astype(x.dtype)
     structure = _noise_structure(diffusion, x.shape, x.dtype)
-    noise = dfx.ControlTerm(diffusion.diffusion_coefficient, path(t0, t1, structure, key))
+    noise = dfx.ControlTerm(
+        diffusion.diffusion_coefficient, path(t0, t1, structure, key)
+    )
 
     def initial(key: PRNGKey) -> State:
         return diffusion.draw_start(x, key=key)
@@ -124,20 +127,18 @@ def reverse_sde(
     t1, length, initial, dtype = _reversed(diffusion, shape, dtype)
     start = jnp.zeros((), dtype)
 
-    def drift(s: Scalar, y: State, args: Any) -> State:
-        t = t1 - s
+    def drift(s: Time, y: State, args: Any) -> State:
+        t = t1 - jnp.asarray(s, t1.dtype)
         G = diffusion.diffusion_matrix(t)
         push = apply_to_vars(G, apply_to_vars(G.T, score(t, y)))
         return push - diffusion.drift(t, y, args)
 
-    def coefficient(s: Scalar, y: State, args: Any):
+    def coefficient(s: Time, y: State, args: Any) -> VarsOperator:
         return diffusion.diffusion_coefficient(t1 - s, y, args)
 
     structure = _noise_structure(diffusion, shape, dtype)
     noise = dfx.ControlTerm(coefficient, path(start, length, structure, key))
-    return Problem(
-        dfx.MultiTerm(dfx.ODETerm(drift), noise), start, length, t1, initial
-    )
+    return Problem(dfx.MultiTerm(dfx.ODETerm(drift), noise), start, length, t1, initial)
 
 
 def probability_flow(
@@ -157,8 +158,8 @@ def probability_flow(
     """
     t1, length, initial, dtype = _reversed(diffusion, shape, dtype)
 
-    def drift(s: Scalar, y: State, args: Any) -> State:
-        t = t1 - s
+    def drift(s: Time, y: State, args: Any) -> State:
+        t = t1 - jnp.asarray(s, t1.dtype)
         G = diffusion.diffusion_matrix(t)
         push = apply_to_vars(G, apply_to_vars(G.T, score(t, y)))
         return 0.5 * push - diffusion.drift(t, y, args)

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, PyTree, UInt32
 from ._custom_types import IntScalar, PRNGKey
 from ._diffusion import LearnedDiffusion
 from ._evaluate import Examples, Objective, batch_loss, model_dtype
+from ._flip import random_flip
+from ._shuffle import shuffled_indices
 from ._time_sampler import low_discrepancy
-from .data import random_flip, shuffled_indices
 
 
 # What a random draw is for; each purpose has its own stream of keys.
@@ -235,14 +236,15 @@ def train_step(
         )
     if n_inner < 1:
         raise ValueError(f"`n_inner` must be at least 1; got {n_inner}.")
-    settings = (batch_size, n_inner, float(ema_decay), n_reconstruction)
-    return _train_steps((data, objective, optimiser, settings), state)
+    settings = (batch_size, n_inner, n_reconstruction)
+    decay = jnp.asarray(ema_decay, jnp.float32)
+    return _train_steps((data, objective, optimiser, decay, settings), state)
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _train_steps(constants, state):
-    data, objective, optimiser, settings = constants
-    batch_size, n_inner, ema_decay, n_reconstruction = settings
+    data, objective, optimiser, ema_decay, settings = constants
+    batch_size, n_inner, n_reconstruction = settings
 
     def one(state):
         batch = _draw_batch(state, data, objective, batch_size)
@@ -298,7 +300,7 @@ def _update(state, objective, optimiser, batch, n_reconstruction, ema_decay):
         updates, opt_state = optimiser.update(gradient, state.opt_state, values)
         values = optax.apply_updates(values, updates)
     step = state.step.astype(jnp.float32)
-    decay = jnp.minimum(jnp.float32(ema_decay), (1 + step) / (10 + step))
+    decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
     ema = jax.tree.map(
         lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
         state.ema,

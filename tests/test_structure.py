@@ -39,6 +39,8 @@ ORDER = (
     "_likelihood",
     "_metrics",
     "_evaluate",
+    "_flip",
+    "_shuffle",
     "_train",
     "_structure",
     "_checkpoint",

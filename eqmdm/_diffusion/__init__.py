@@ -20,7 +20,7 @@ from .named import (
     VPSDE as VPSDE,
     CriticalThirdOrder as CriticalThirdOrder,
 )
-from .scalar import SubVPSDE as SubVPSDE, VESDE as VESDE
+from .scalar import VESDE as VESDE, SubVPSDE as SubVPSDE
 from .stationary import (
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
     LinearDiffusion as LinearDiffusion,

@@ -11,7 +11,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._clock import concrete
-from .._custom_types import Data, PRNGKey, RankMatrix, Scalar, State, VarsMatrix
+from .._custom_types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
 from .._gaussian import (
     Gaussian,
     PerturbationKernel,
@@ -98,12 +98,12 @@ class AbstractDiffusion(eqx.Module):
         """The horizon: the time at which the prior takes over."""
 
     @abc.abstractmethod
-    def drift(self, t: Scalar, y: State, args: Any = None) -> State:
+    def drift(self, t: Time, y: State, args: Any = None) -> State:
         """$f(t, y)$."""
 
     @abc.abstractmethod
     def diffusion_coefficient(
-        self, t: Scalar, y: State, args: Any = None
+        self, t: Time, y: State, args: Any = None
     ) -> VarsOperator:
         """$g(t)$, a Lineax operator from noise `(rank, *data)` to states."""
 
@@ -168,15 +168,15 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         low = jnp.asarray(self.ends.log_snr_range[0], jnp.result_type(float))
         return self._solve_log_snr(low)
 
-    def drift(self, t: Scalar, y: State, args: Any = None) -> State:
+    def drift(self, t: Time, y: State, args: Any = None) -> State:
         del args
-        return apply_to_vars(self.drift_matrix(jnp.asarray(t)), y)
+        return apply_to_vars(self.drift_matrix(jnp.asarray(t, y.dtype)), y)
 
     def diffusion_coefficient(
-        self, t: Scalar, y: State, args: Any = None
+        self, t: Time, y: State, args: Any = None
     ) -> VarsOperator:
         del args
-        matrix = self.diffusion_matrix(jnp.asarray(t)).astype(y.dtype)
+        matrix = self.diffusion_matrix(jnp.asarray(t, y.dtype))
         return VarsOperator(matrix, y.shape[1:])
 
     def compute_kernel(self, t: Scalar) -> PerturbationKernel:

@@ -20,19 +20,16 @@ from .kernel import (
     operator_norm_bound,
     quadrature,
 )
-from .stationary import (
-    DEFAULT_T_RANGE,
+from .matrices import (
     Matrix,
-    Recipe,
     as_array,
     as_matrix,
     check_reached,
     known,
-    make_recipe,
     make_start_root,
     positive_root,
-    times_inverse,
 )
+from .stationary import DEFAULT_T_RANGE, Recipe, make_recipe, times_inverse
 
 
 MatrixFunction = Callable[[Scalar], Float[Array, "rows columns"]]
@@ -112,7 +109,9 @@ def _check_steps(diffusion: AbstractLinearDiffusion, n_steps: int) -> None:
     noises = [diffusion.diffusion_matrix(t) for t in times]
     if any(known(matrix) is None for matrix in (*drifts, *noises)):
         return
-    check_reached([(np.asarray(F), np.asarray(G)) for F, G in zip(drifts, noises, strict=True)])
+    check_reached(
+        [(np.asarray(F), np.asarray(G)) for F, G in zip(drifts, noises, strict=True)]
+    )
     n_vars = diffusion.n_vars
     n_parts = n_steps * (len(quadrature(n_vars, limit.dtype)[0]) + 1)
     longest = max(float(operator_norm_bound(F) * limit) for F in drifts) / n_parts

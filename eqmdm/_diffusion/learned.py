@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from .._clock import AbstractClock, LinearClock
 from .._custom_types import PRNGKey
 from .base import Ends
+from .matrices import as_matrix
 from .stationary import (
     DEFAULT_T_RANGE,
     AbstractStationaryDiffusion,
     Recipe,
-    as_matrix,
     make_recipe,
 )
 
@@ -88,7 +88,12 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
                 f"`start_variance` must be positive; got {start_variance}."
             )
         clock = LinearClock() if clock is None else clock
-        if learn_clock and not isinstance(clock, LinearClock):
+        self.clock_parameter, self.fixed_clock = None, clock
+        if learn_clock and isinstance(clock, LinearClock):
+            rates = [float(clock.rate0), float(clock.rate1) - float(clock.rate0)]
+            self.clock_parameter = jnp.stack([_softplus_inverse(r) for r in rates])
+            self.fixed_clock = None
+        elif learn_clock:
             raise ValueError(
                 "`clock` must be a `LinearClock` where `learn_clock` is set; got "
                 f"{type(clock).__name__}."
@@ -103,7 +108,9 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             self.dissipation_parameter = _softplus_inverse(1.0) + 0.1 * noise
         else:
             noise = jr.normal(key_dissipation, (n_vars, n_vars), jnp.float32)
-            self.dissipation_parameter = jnp.eye(n_vars, dtype=jnp.float32) + 0.1 * noise
+            self.dissipation_parameter = (
+                jnp.eye(n_vars, dtype=jnp.float32) + 0.1 * noise
+            )
         # A lower-triangular root whose diagonal goes through softplus.
         root = jnp.eye(n_vars, dtype=jnp.float32) * _softplus_inverse(1.0)
         self.stationary_parameter = root if learn_stationary else None
@@ -112,12 +119,6 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             if learn_start and n_vars > 1
             else None
         )
-        self.clock_parameter = None
-        self.fixed_clock = clock
-        if learn_clock:
-            rates = [float(clock.rate0), float(clock.rate1) - float(clock.rate0)]
-            self.clock_parameter = jnp.stack([_softplus_inverse(r) for r in rates])
-            self.fixed_clock = None
         self.start_variance = start_variance
         if t_range is None and log_snr_range is None:
             t_range = DEFAULT_T_RANGE

@@ -86,7 +86,9 @@ class VESDE(AbstractLinearDiffusion):
 
     @property
     def t_limit(self) -> Scalar:
-        return jnp.asarray(_LARGEST_LOG_GROWTH / self._log_growth, jnp.result_type(float))
+        return jnp.asarray(
+            _LARGEST_LOG_GROWTH / self._log_growth, jnp.result_type(float)
+        )
 
     @property
     def prior(self) -> Gaussian:

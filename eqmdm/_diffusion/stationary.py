@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import TypeAlias, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -20,53 +20,24 @@ from .kernel import (
     doublings_needed,
     operator_norm_bound,
 )
+from .matrices import (
+    Matrix,
+    as_array,
+    as_matrix,
+    check_reached,
+    check_skew,
+    known,
+    make_start_root,
+    positive_root,
+    semidefinite_root,
+)
 
-
-# A constant is held as nested tuples of Python floats: Equinox counts every array,
-# NumPy's too, as something to train, and a float is exact in each dtype it is cast to.
-Constant: TypeAlias = tuple[tuple[float, ...], ...]
-Matrix: TypeAlias = Constant | Float[Array, "rows columns"]
 
 DEFAULT_T_RANGE = (1e-3, 1.0)
-DEFAULT_START_VARIANCE = 0.01
 # Doublings where the matrices are traced and their norm is unknown: ||F|| tau <= 2048.
 _TRACED_DOUBLINGS = 12
 # Enough for a horizon that is still to be found: ||F|| tau <= 2^23.
 _SEARCH_DOUBLINGS = 24
-
-
-def is_trainable(matrix: MatrixLike) -> bool:
-    return isinstance(matrix, jax.Array)
-
-
-def as_matrix(name: str, matrix: MatrixLike) -> Matrix:
-    """A JAX array as it is, so that it can be trained; anything else as a constant."""
-    if not is_trainable(matrix):
-        matrix = np.asarray(matrix, float)
-    if matrix.ndim != 2 or not jnp.issubdtype(matrix.dtype, jnp.floating):
-        raise ValueError(
-            f"`{name}` must be a matrix of real floating-point numbers over the vars "
-            f"axis; got shape {matrix.shape} and dtype {matrix.dtype}."
-        )
-    if is_trainable(matrix):
-        return matrix
-    return tuple(tuple(float(entry) for entry in row) for row in matrix)
-
-
-def as_array(matrix: Matrix, dtype: jnp.dtype) -> Float[Array, "rows columns"]:
-    if isinstance(matrix, tuple):
-        return jnp.asarray(np.asarray(matrix, float).reshape(len(matrix), -1), dtype)
-    return matrix.astype(dtype)
-
-
-def known(matrix: Matrix) -> np.ndarray | None:
-    """The values of a matrix in float64, or `None` where they are traced."""
-    if isinstance(matrix, tuple):
-        return np.asarray(matrix, float).reshape(len(matrix), -1)
-    try:
-        return np.asarray(matrix, float)
-    except jax.errors.TracerArrayConversionError:
-        return None
 
 
 def times_inverse(matrix: VarsMatrix, root: VarsMatrix) -> VarsMatrix:
@@ -235,14 +206,17 @@ def make_recipe(
     skew = as_matrix("skew", skew)
     n_vars = len(skew)
     identity = np.eye(n_vars)
-    _check_skew(skew)
+    check_skew(skew)
     if (dissipation is None) == (dissipation_root is None):
         raise ValueError(
             "Exactly one of `dissipation` and `dissipation_root` must be given."
         )
-    if dissipation_root is None:
-        root = psd_root("dissipation", as_matrix("dissipation", dissipation), n_vars)
+    if dissipation is not None:
+        root = semidefinite_root(
+            "dissipation", as_matrix("dissipation", dissipation), n_vars
+        )
     else:
+        assert dissipation_root is not None
         root = as_matrix("dissipation_root", dissipation_root)
         if len(root) != n_vars:
             raise ValueError(
@@ -381,147 +355,10 @@ def _reach(clock: AbstractClock, t1: float) -> float:
     return tau
 
 
-def _check_skew(skew: Matrix) -> None:
-    n_vars = len(skew)
-    if n_vars < 1:
-        raise ValueError("`skew` must have at least one row: K = 0 leaves no data.")
-    shape = np.shape(skew) if isinstance(skew, tuple) else skew.shape
-    if shape != (n_vars, n_vars):
-        raise ValueError(f"`skew` must be square; got shape {shape}.")
-    values = known(skew)
-    if values is None:
-        return
-    _check_finite("skew", values)
-    if not np.allclose(values, -values.T, rtol=0, atol=1e-6 * np.abs(values).max()):
-        raise ValueError(
-            "`skew` must be skew-symmetric, Q = -Q^T, or the stationary law would not "
-            f"be the one given; got {values.tolist()}. Pass (Q - Q^T) / 2 and add its "
-            "symmetric part to `dissipation`."
-        )
-
-
-def _check_finite(name: str, values: np.ndarray) -> None:
-    if not np.all(np.isfinite(values)):
-        raise ValueError(f"`{name}` must be finite; got {values.tolist()}.")
-
-
-def _check_symmetric(name: str, matrix: Matrix, n_vars: int) -> np.ndarray | None:
-    shape = (len(matrix), len(matrix[0])) if isinstance(matrix, tuple) else matrix.shape
-    if shape != (n_vars, n_vars):
-        raise ValueError(
-            f"`{name}` must be {n_vars} x {n_vars}, as `skew` is; got shape {shape}."
-        )
-    values = known(matrix)
-    if values is None:
-        return None
-    _check_finite(name, values)
-    if not np.allclose(values, values.T, rtol=0, atol=1e-6 * np.abs(values).max()):
-        raise ValueError(f"`{name}` must be symmetric; got {values.tolist()}.")
-    return values
-
-
-def psd_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
-    """R with R R^T the matrix and a column for each unit of its rank.
-
-    From the columns at the pivots of a pivoted Cholesky factorisation, so that the
-    root is a differentiable function of the matrix.
-    """
-    values = _check_symmetric(name, matrix, n_vars)
-    if values is None:
-        return jnp.linalg.cholesky(matrix)
-    smallest = np.linalg.eigvalsh(values)[0]
-    scale = np.abs(values).max()
-    if smallest < -1e-6 * scale or scale == 0:
-        raise ValueError(
-            f"`{name}` must be positive semidefinite and not zero; its smallest "
-            f"eigenvalue is {smallest:.3g} and its entries are {values.tolist()}."
-        )
-    # float32 values carry errors of 1e-7 of the largest entry.
-    tolerance = (1e-6 if is_trainable(matrix) else 1e-13) * scale
-    pivots, rest = [], values.copy()
-    while len(pivots) < n_vars and np.diag(rest).max() > tolerance:
-        pivot = int(np.argmax(np.diag(rest)))
-        pivots.append(pivot)
-        rest = rest - np.outer(rest[:, pivot], rest[pivot]) / rest[pivot, pivot]
-    pivots = sorted(pivots)
-    if is_trainable(matrix):
-        columns, block = matrix[:, pivots], matrix[np.ix_(pivots, pivots)]
-        factor = jnp.linalg.cholesky(block)
-        return jax.scipy.linalg.solve_triangular(factor, columns.T, lower=True).T
-    factor = np.linalg.cholesky(values[np.ix_(pivots, pivots)])
-    root = np.linalg.solve(factor, values[:, pivots].T).T
-    return as_matrix(name, root)
-
-
-def positive_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
-    """The Cholesky factor of a positive definite matrix."""
-    values = _check_symmetric(name, matrix, n_vars)
-    if values is not None and np.linalg.eigvalsh(values)[0] <= 0:
-        raise ValueError(
-            f"`{name}` must be positive definite; got {values.tolist()}, whose smallest "
-            f"eigenvalue is {np.linalg.eigvalsh(values)[0]:.3g}."
-        )
-    if is_trainable(matrix):
-        return jnp.linalg.cholesky(matrix)
-    return as_matrix(name, np.linalg.cholesky(values))
-
-
-def make_start_root(covariance: MatrixLike | None, n_vars: int) -> Matrix:
-    """A root of the start covariance, which is 0.01 for each auxiliary by default."""
-    if covariance is None:
-        covariance = DEFAULT_START_VARIANCE * np.diag([0.0] + [1.0] * (n_vars - 1))
-    matrix = as_matrix("start_covariance", covariance)
-    values = _check_symmetric("start_covariance", matrix, n_vars)
-    if values is not None and np.any(values[0] != 0):
-        raise ValueError(
-            "`start_covariance` must have a zero first row and column: the state "
-            f"starts at the data. Got first row {values[0].tolist()}."
-        )
-    if n_vars == 1:
-        return ((0.0,),)
-    if is_trainable(matrix):
-        inner = positive_root("start_covariance", matrix[1:, 1:], n_vars - 1)
-        return jnp.concatenate([jnp.zeros_like(inner[:1]), inner])
-    inner = as_matrix("start_covariance", np.asarray(matrix)[1:, 1:])
-    root = np.asarray(positive_root("start_covariance", inner, n_vars - 1))
-    return as_matrix("start_covariance", np.concatenate([np.zeros_like(root[:1]), root]))
-
-
 def check_controllable(recipe: Recipe) -> None:
     """Refuses a diffusion in which some variable is never reached by noise."""
-    parts = [
-        known(part)
-        for part in (recipe.skew, recipe.dissipation_root, recipe.stationary_root)
-    ]
-    if any(part is None for part in parts):
+    skew, R = known(recipe.skew), known(recipe.dissipation_root)
+    root = known(recipe.stationary_root)
+    if skew is None or R is None or root is None:
         return
-    skew, R, stationary_root = parts
-    covariance = stationary_root @ stationary_root.T
-    check_reached([(-np.linalg.solve(covariance, (skew + R @ R.T).T).T, R)])
-
-
-def check_reached(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Refuses pairs (F, G) whose controllability matrices together miss a variable."""
-    reach = []
-    for F, G in pairs:
-        n_vars = len(F)
-        power = G / (np.linalg.norm(G, 2) or 1.0)
-        reach.append(power)
-        for _ in range(n_vars - 1):
-            power = F @ power / (np.linalg.norm(F, 2) or 1.0)
-            reach.append(power)
-    left, singular_values, _ = np.linalg.svd(np.concatenate(reach, axis=1))
-    # float32 parameters leave 1e-7 where there should be nothing.
-    sizes = np.append(singular_values, np.zeros(n_vars))[:n_vars]
-    unreached = left[:, sizes < 1e-7]
-    if unreached.shape[1] == 0:
-        return
-    names = [
-        "the data (variable 0)" if i == 0 else f"auxiliary variable {i}"
-        for i in np.flatnonzero(np.abs(unreached).max(axis=1) > 1e-3)
-    ]
-    raise ValueError(
-        "The noise must reach every variable, itself or through the drift; it does not "
-        f"reach {' and '.join(names)}, so the kernel would have no density. Couple it "
-        "to a variable with noise by `skew`, or give it noise in `dissipation`."
-    )
+    check_reached([(-np.linalg.solve(root @ root.T, (skew + R @ R.T).T).T, R)])

@@ -1,6 +1,6 @@
 """Data sets behind one function, and what a training step does with their examples."""
 
+from .._flip import random_flip as random_flip
+from .._shuffle import shuffled_indices as shuffled_indices
 from ._dataset import Dataset as Dataset
-from ._flip import random_flip as random_flip
 from ._load import NAMES as NAMES, load as load
-from ._shuffle import shuffled_indices as shuffled_indices

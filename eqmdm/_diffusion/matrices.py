@@ -1,0 +1,195 @@
+"""Matrices as users give them: constants or parameters, checked where known."""
+
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._custom_types import MatrixLike
+
+
+# A constant is held as nested tuples of Python floats: Equinox counts every array,
+# NumPy's too, as something to train, and a float is exact in each dtype it is cast to.
+Constant: TypeAlias = tuple[tuple[float, ...], ...]
+Matrix: TypeAlias = Constant | Float[Array, "rows columns"]
+
+DEFAULT_START_VARIANCE = 0.01
+
+
+def as_matrix(name: str, matrix: MatrixLike) -> Matrix:
+    """A JAX array as it is, so that it can be trained; anything else as a constant."""
+    array = matrix if isinstance(matrix, jax.Array) else np.asarray(matrix, float)
+    if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"`{name}` must be a matrix of real floating-point numbers over the vars "
+            f"axis; got shape {array.shape} and dtype {array.dtype}."
+        )
+    if isinstance(array, jax.Array):
+        return array
+    return tuple(tuple(float(entry) for entry in row) for row in array)
+
+
+def as_array(matrix: Matrix, dtype: jnp.dtype) -> Float[Array, "rows columns"]:
+    if isinstance(matrix, tuple):
+        return jnp.asarray(_constant(matrix), dtype)
+    return matrix.astype(dtype)
+
+
+def known(matrix: Matrix) -> np.ndarray | None:
+    """The values of a matrix in float64, or `None` where they are traced."""
+    if isinstance(matrix, tuple):
+        return _constant(matrix)
+    try:
+        return np.asarray(matrix, float)
+    except jax.errors.TracerArrayConversionError:
+        return None
+
+
+def _constant(matrix: Constant) -> np.ndarray:
+    # The reshape keeps the rows of a matrix without columns.
+    return np.asarray(matrix, float).reshape(len(matrix), -1)
+
+
+def shape_of(matrix: Matrix) -> tuple[int, ...]:
+    if isinstance(matrix, tuple):
+        return _constant(matrix).shape
+    return matrix.shape
+
+
+def check_skew(skew: Matrix) -> None:
+    n_vars = len(skew)
+    if n_vars < 1:
+        raise ValueError("`skew` must have at least one row: K = 0 leaves no data.")
+    if shape_of(skew) != (n_vars, n_vars):
+        raise ValueError(f"`skew` must be square; got shape {shape_of(skew)}.")
+    values = known(skew)
+    if values is None:
+        return
+    _check_finite("skew", values)
+    if not np.allclose(values, -values.T, rtol=0, atol=_rounding(values)):
+        raise ValueError(
+            "`skew` must be skew-symmetric, Q = -Q^T, or the stationary law would not "
+            f"be the one given; got {values.tolist()}. Pass (Q - Q^T) / 2 and add its "
+            "symmetric part to `dissipation`."
+        )
+
+
+def _rounding(values: np.ndarray) -> float:
+    """What float32 parameters may be off by."""
+    return 1e-6 * float(np.abs(values).max())
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"`{name}` must be finite; got {values.tolist()}.")
+
+
+def _check_symmetric(name: str, matrix: Matrix, n_vars: int) -> np.ndarray | None:
+    if shape_of(matrix) != (n_vars, n_vars):
+        raise ValueError(
+            f"`{name}` must be {n_vars} x {n_vars}, one row for each variable; got "
+            f"shape {shape_of(matrix)}."
+        )
+    values = known(matrix)
+    if values is None:
+        return None
+    _check_finite(name, values)
+    if not np.allclose(values, values.T, rtol=0, atol=_rounding(values)):
+        raise ValueError(f"`{name}` must be symmetric; got {values.tolist()}.")
+    return values
+
+
+def semidefinite_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
+    """R with R R^T the matrix and a column for each unit of its rank.
+
+    From the columns at the pivots of a pivoted Cholesky factorisation, so that the
+    root is a differentiable function of the matrix.
+    """
+    values = _check_symmetric(name, matrix, n_vars)
+    if values is None:
+        return jnp.linalg.cholesky(matrix)
+    smallest = np.linalg.eigvalsh(values)[0]
+    if smallest < -_rounding(values) or not values.any():
+        raise ValueError(
+            f"`{name}` must be positive semidefinite and not zero; its smallest "
+            f"eigenvalue is {smallest:.3g} and its entries are {values.tolist()}."
+        )
+    constant = isinstance(matrix, tuple)
+    tolerance = (1e-7 if constant else 1.0) * _rounding(values)
+    pivots, rest = [], values.copy()
+    while len(pivots) < n_vars and np.diag(rest).max() > tolerance:
+        pivot = int(np.argmax(np.diag(rest)))
+        pivots.append(pivot)
+        rest = rest - np.outer(rest[:, pivot], rest[pivot]) / rest[pivot, pivot]
+    pivots = np.sort(pivots)
+    if isinstance(matrix, tuple):
+        factor = np.linalg.cholesky(values[np.ix_(pivots, pivots)])
+        return as_matrix(name, np.linalg.solve(factor, values[:, pivots].T).T)
+    factor = jnp.linalg.cholesky(matrix[np.ix_(pivots, pivots)])
+    columns = matrix[:, pivots]
+    return jax.scipy.linalg.solve_triangular(factor, columns.T, lower=True).T
+
+
+def positive_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
+    """The Cholesky factor of a positive definite matrix."""
+    values = _check_symmetric(name, matrix, n_vars)
+    if values is not None and (smallest := np.linalg.eigvalsh(values)[0]) <= 0:
+        raise ValueError(
+            f"`{name}` must be positive definite; got {values.tolist()}, whose "
+            f"smallest eigenvalue is {smallest:.3g}."
+        )
+    if isinstance(matrix, tuple):
+        return as_matrix(name, np.linalg.cholesky(_constant(matrix)))
+    return jnp.linalg.cholesky(matrix)
+
+
+def make_start_root(covariance: MatrixLike | None, n_vars: int) -> Matrix:
+    """A root of the start covariance, which is 0.01 for each auxiliary by default."""
+    if covariance is None:
+        covariance = DEFAULT_START_VARIANCE * np.diag([0.0] + [1.0] * (n_vars - 1))
+    name = "start_covariance"
+    matrix = as_matrix(name, covariance)
+    values = _check_symmetric(name, matrix, n_vars)
+    if values is not None and np.any(values[0] != 0):
+        raise ValueError(
+            f"`{name}` must have a zero first row and column: the state starts at the "
+            f"data. Got first row {values[0].tolist()}."
+        )
+    if n_vars == 1:
+        return ((0.0,),)
+    if isinstance(matrix, tuple):
+        inner = as_matrix(name, _constant(matrix)[1:, 1:])
+        root = known(positive_root(name, inner, n_vars - 1))
+        assert root is not None
+        return as_matrix(name, np.pad(root, ((1, 0), (0, 0))))
+    root = as_array(positive_root(name, matrix[1:, 1:], n_vars - 1), matrix.dtype)
+    return jnp.pad(root, ((1, 0), (0, 0)))
+
+
+def check_reached(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Refuses pairs (F, G) whose controllability matrices together miss a variable."""
+    n_vars = len(pairs[0][0])
+    reach = []
+    for F, G in pairs:
+        power = G / (np.linalg.norm(G, 2) or 1.0)
+        reach.append(power)
+        for _ in range(n_vars - 1):
+            power = F @ power / (np.linalg.norm(F, 2) or 1.0)
+            reach.append(power)
+    left, singular_values, _ = np.linalg.svd(np.concatenate(reach, axis=1))
+    # float32 parameters leave 1e-7 where there should be nothing.
+    sizes = np.append(singular_values, np.zeros(n_vars))[:n_vars]
+    unreached = left[:, sizes < 1e-7]
+    if unreached.shape[1] == 0:
+        return
+    names = [
+        "the data (variable 0)" if i == 0 else f"auxiliary variable {i}"
+        for i in np.flatnonzero(np.abs(unreached).max(axis=1) > 1e-3)
+    ]
+    raise ValueError(
+        "The noise must reach every variable, itself or through the drift; it does not "
+        f"reach {' and '.join(names)}, so the kernel would have no density. Couple it "
+        "to a variable with noise by `skew`, or give it noise in `dissipation`."
+    )
