@@ -136,7 +136,9 @@ def main(settings: Settings) -> None:
                 facts = _build.facts(Options(dataset=settings.dataset))
                 facts.pop("command")
                 used = dataclasses.asdict(settings)
-                used = {k: v for k, v in used.items() if k not in ("output", "data_dir")}
+                used = {
+                    k: v for k, v in used.items() if k not in ("output", "data_dir")
+                }
                 record = {"settings": used, "results": results} | facts
                 settings.output.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -214,7 +214,7 @@ class PerturbationKernel(eqx.Module):
         return jnp.sum(outer_shape(self.data_weights, y) * y, axis=0)
 
 
-def outer_shape(vector: VarsVector, y: State) -> State:
+def outer_shape(vector: VarsVector, y: State) -> Float[Array, "vars *ones"]:
     """A vector over `vars`, shaped to broadcast against a state."""
     return vector.reshape(-1, *([1] * (y.ndim - 1))).astype(y.dtype)
 

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jaxtyping import Array, Float
 
 from ._custom_types import Data, PRNGKey, Scalar, State, VarsMatrix
 from ._decoder import AbstractDecoder, Cut, DataDecoder, StartDecoder
@@ -113,7 +114,7 @@ def elbo(
 
     dtype = x.dtype
     u = jr.uniform(key_time, (), dtype) if u is None else u.astype(dtype)
-    t, density = time_sampler(diffusion, u)
+    t, density = _moving_with_ends(diffusion, *time_sampler(diffusion, u))
     times = jnp.stack([diffusion.t0.astype(dtype), t, diffusion.t1.astype(dtype)])
     # One batched computation instead of three: a third of the compilation.
     laws = jax.vmap(diffusion.compute_laws)(times)
@@ -153,6 +154,21 @@ def elbo(
     )
 
 
+def _moving_with_ends(
+    diffusion: AbstractLinearDiffusion, t: Scalar, density: Scalar
+) -> tuple[Scalar, Scalar]:
+    """The same time and density, where the ends have derivatives.
+
+    Ends given in log-SNR move with the parameters of a learned diffusion, and with them
+    the limits of the integral: what stays is the share of the interval before `t`.
+    """
+    t0, t1 = diffusion.t0.astype(t.dtype), diffusion.t1.astype(t.dtype)
+    fixed = jax.lax.stop_gradient
+    share = fixed((t - t0) / (t1 - t0))
+    change = (1 - share) * (t0 - fixed(t0)) + share * (t1 - fixed(t1))
+    return t + change, density * (fixed(t1 - t0) / (t1 - t0))
+
+
 def _mean_and_root(
     given_start: bool, laws: Laws, start: State
 ) -> tuple[State, VarsMatrix]:
@@ -161,10 +177,9 @@ def _mean_and_root(
     return laws.kernel.mean(start[0]), laws.kernel.root
 
 
-def _entropy(root: VarsMatrix, like: State) -> Scalar:
+def _entropy(root: Float[Array, "rows rows"], like: State) -> Scalar:
     r"""The entropy of $\mathcal{N}(\cdot, L L^\top \otimes I)$, in nats."""
-    n_vars = len(root)
-    per_dim = 0.5 * n_vars * (1 + math.log(2 * math.pi)) + log_det(root)
+    per_dim = 0.5 * len(root) * (1 + math.log(2 * math.pi)) + log_det(root)
     return n_coordinates(like) * per_dim.astype(like.dtype)
 
 

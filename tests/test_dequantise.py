@@ -40,7 +40,9 @@ STDS = [0.02, 0.3, 1.0, 20.0]
 class _Ends(AbstractDequantiser):
     """For levels given twice, both the offsets that are hardest to tell from others."""
 
-    gives_density = True
+    @property
+    def gives_density(self):
+        return True
 
     def __call__(self, levels, *, key, dtype):
         offset = jnp.array([[0.0], [1 - 2**-24]], dtype)
