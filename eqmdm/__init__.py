@@ -3,7 +3,12 @@
 import importlib.metadata
 
 from . import data as data, nn as nn
-from ._checkpoint import Restored as Restored, Run as Run, load as load
+from ._checkpoint import (
+    Restored as Restored,
+    Run as Run,
+    load as load,
+    resumed_state as resumed_state,
+)
 from ._clock import (
     AbstractClock as AbstractClock,
     ConstantClock as ConstantClock,

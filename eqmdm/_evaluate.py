@@ -1,6 +1,8 @@
 """What is optimised and reported: the bound on examples as they are stored."""
 
+import functools
 import math
+import operator
 from typing import Any, NamedTuple, TypeAlias, final
 
 import equinox as eqx
@@ -127,7 +129,9 @@ def batch_loss(
         "auxiliary": jnp.mean(bounds.auxiliary),
         "correction": jnp.mean(corrections),
     }
-    loss = objective.loss(sum(terms.values()), examples.shape[1:])
+    loss = objective.loss(
+        functools.reduce(operator.add, terms.values()), examples.shape[1:]
+    )
     return loss, {"loss": loss} | terms
 
 

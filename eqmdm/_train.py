@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, final
+from typing import NamedTuple, cast, final
 
 import equinox as eqx
 import jax
@@ -298,7 +298,7 @@ def _update(state, objective, optimiser, batch, n_reconstruction, ema_decay):
     # Optax mixes counts and floats, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimiser.update(gradient, state.opt_state, values)
-        values = optax.apply_updates(values, updates)
+        values = cast(Parameters, optax.apply_updates(values, updates))
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
     ema = jax.tree.map(

@@ -270,7 +270,8 @@ def test_bad_image_is_reported_with_its_row(bad, message, tmp_path):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_unreachable_hub_is_reported_quickly(name, tmp_path, monkeypatch):
-    # Address 0 is this machine, and nothing answers at this port of it, and nothing is in this cache.
+    # Address 0 is this machine. Nothing answers at this port of it, and nothing is in
+    # this cache.
     unreachable = functools.partial(
         huggingface_hub.snapshot_download,
         endpoint="http://0:9",

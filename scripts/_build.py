@@ -1,0 +1,177 @@
+"""From the options of `train.py` to the modules that they name."""
+
+import dataclasses
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from _options import Options, ResolvedOptions
+
+import eqmdm
+from eqmdm import nn
+
+
+# What may be chosen anew when a run is resumed, because training does not see it.
+MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
+MAY_DIFFER += ("test_draws", "test_examples")
+
+_DIFFUSIONS = {
+    "vpsde": eqmdm.VPSDE,
+    "subvpsde": eqmdm.SubVPSDE,
+    "vesde": eqmdm.VESDE,
+    "cld": eqmdm.CLD,
+    "alda": eqmdm.ALDA,
+    "malda": eqmdm.MALDA,
+    "psld": eqmdm.PSLD,
+    "critical3": eqmdm.CriticalThirdOrder,
+    "learned": eqmdm.LearnedDiffusion,
+}
+_CLOCKS = {
+    "constant": (eqmdm.ConstantClock, 1),
+    "linear": (eqmdm.LinearClock, 2),
+    "cosine": (eqmdm.CosineClock, 1),
+}
+# Above this log-SNR a network has nothing to add to a Gaussian posterior: the noise is
+# a thousandth of the data's range.
+_TOP_LOG_SNR = 14.0
+# How far the ends of a learned diffusion may move down, in log-SNR.
+_LEARNED_MARGIN = 20.0
+
+
+def build_diffusion(options: ResolvedOptions, key: jax.Array) -> Any:
+    ends: dict[str, Any] = {"t_range": options.t_range}
+    ends = {"log_snr_range": options.log_snr_range} | ends
+    settings = {name: value for name, value in ends.items() if value is not None}
+    if options.clock != "default":
+        cls, n_values = _CLOCKS[options.clock]
+        if len(options.clock_values) not in (0, n_values):
+            raise ValueError(
+                f"`clock_values` must be {n_values} number(s) for the {options.clock} "
+                f"clock, or none for its defaults; got {options.clock_values}."
+            )
+        if options.diffusion == "vesde":
+            raise ValueError("`clock` must be left out for vesde, which has none.")
+        settings["clock"] = cls(*options.clock_values)
+    elif options.clock_values:
+        raise ValueError("`clock_values` must come with a `clock` that they are of.")
+    if options.diffusion == "learned":
+        assert options.n_vars is not None
+        return eqmdm.LearnedDiffusion(options.n_vars, key=key, **settings)
+    return _DIFFUSIONS[options.diffusion](**settings)
+
+
+def build_network(
+    options: ResolvedOptions, dataset: Any, diffusion: Any, key: jax.Array
+) -> Any:
+    """The network of a free score, or a denoiser around one."""
+    n_vars = 1 if options.score == "denoiser" else diffusion.n_vars
+    if dataset.n_levels is None:
+        network = nn.MLP(
+            dataset.shape, n_vars, width=options.width, depth=options.n_blocks, key=key
+        )
+    else:
+        network = nn.UNet(
+            dataset.shape,
+            n_vars,
+            width=options.width,
+            multipliers=options.multipliers,
+            n_blocks=options.n_blocks,
+            compute_dtype=None if options.compute_dtype == "float32" else jnp.bfloat16,
+            key=key,
+        )
+    if options.score == "free":
+        return network
+    low = float(diffusion.log_snr(diffusion.t1))
+    high = float(diffusion.log_snr(diffusion.t0))
+    margin = _LEARNED_MARGIN if options.diffusion == "learned" else 0.01
+    return eqmdm.PreconditionedDenoiser(
+        network,
+        data_std=data_scale(options, dataset),
+        log_snr_range=(low - margin, min(high + margin, _TOP_LOG_SNR)),
+    )
+
+
+def data_scale(options: Options, dataset: Any) -> float:
+    """The standard deviation, about zero, of the training data as the network sees it.
+
+    About zero rather than the mean, because the denoiser's Gaussian is centred there.
+    """
+    if dataset.n_levels is None:
+        return float(np.sqrt(np.mean(np.square(dataset.train, dtype=np.float64))))
+    counts = np.bincount(dataset.train.ravel(), minlength=dataset.n_levels)
+    centres = (jnp.arange(dataset.n_levels, dtype=jnp.float32) + 0.5) / dataset.n_levels
+    values = np.asarray(_transform(options).forward(centres), np.float64)
+    return float(np.sqrt(np.average(values**2, weights=counts)))
+
+
+def build_objective(options: ResolvedOptions, dataset: Any) -> Any:
+    grey_levels = None
+    if dataset.n_levels is not None:
+        dequantiser = {
+            "uniform": eqmdm.UniformDequantiser,
+            "truncated_normal": lambda: eqmdm.TruncatedNormalDequantiser(
+                std=options.dequantisation_std
+            ),
+            "discrete": eqmdm.LevelCentres,
+        }[options.dequantisation]()
+        grey_levels = eqmdm.GreyLevels(
+            dataset.n_levels, transform=_transform(options), dequantiser=dequantiser
+        )
+    elif options.decoder == "discrete":
+        raise ValueError("`decoder` must not be discrete for points.")
+    form = {
+        "low_variance": eqmdm.LowVariance,
+        "dsm": eqmdm.DenoisingScoreMatching,
+        "hsm": eqmdm.HybridScoreMatching,
+        "ism": eqmdm.ImplicitScoreMatching,
+        "hutchinson": lambda: eqmdm.ImplicitScoreMatching(eqmdm.HutchinsonDivergence()),
+    }[options.form]()
+    decoder = eqmdm.StartDecoder()
+    if options.decoder == "data":
+        decoder = eqmdm.DataDecoder()
+    elif options.decoder == "discrete":
+        assert grey_levels is not None
+        decoder = eqmdm.DiscreteDecoder(grey_levels)
+    time_sampler = {
+        "uniform": eqmdm.UniformTime,
+        "importance": eqmdm.ImportanceTime,
+        "log_snr": eqmdm.LogSNRTime,
+    }[options.time]()
+    return eqmdm.Objective(form, decoder, time_sampler, grey_levels, dataset.flip)
+
+
+def facts(options: Options) -> dict[str, Any]:
+    """What else a run used: versions, device and command."""
+    packages = ("eqmdm", "jax", "jaxlib", "equinox", "diffrax", "optax", "lineax")
+    packages += ("numpy", "orbax-checkpoint")
+    device = jax.devices()[0]
+    return {
+        "command": [sys.executable, *sys.argv],
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in packages},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "machine": platform.platform(),
+        },
+        "seed": options.seed,
+    }
+
+
+def as_json(options: ResolvedOptions, dataset: Any) -> dict[str, Any]:
+    """What identifies a run: its options and its data."""
+    return dataclasses.asdict(options) | {"data_fingerprint": dataset.fingerprint}
+
+
+def purpose_key(seed: int, purpose: int) -> jax.Array:
+    return jr.fold_in(jr.key(seed), purpose)
+
+
+def _transform(options: Options) -> Any:
+    return eqmdm.Scale() if options.transform == "scale" else eqmdm.Logit()

@@ -1,0 +1,292 @@
+"""Train a diffusion model, evaluate its likelihood bound and draw samples.
+
+    python scripts/train.py --dataset digits
+
+See `--help` for the options.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import _build
+import _plots
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from _options import Options, ResolvedOptions
+from tqdm import tqdm
+
+import eqmdm
+
+
+# Purposes of random draws; each has its own stream of keys.
+_DIFFUSION, _NETWORK, _TRAINING, _VALIDATION, _TEST, _SAMPLES = range(6)
+
+
+def main(given: Options) -> None:
+    # ----- Set-up: every wrong option, file or network fails here, before any work.
+    with clean_errors():
+        options = given.resolved()
+        run = eqmdm.Run(options.run_dir)
+        check_directory(run, options)
+        dataset = eqmdm.data.load(options.dataset, data_dir=options.data_dir)
+        identity = _build.as_json(options, dataset)
+        if options.resume:
+            run.check_options(identity, may_differ=_build.MAY_DIFFER)
+        key = lambda purpose: _build.purpose_key(options.seed, purpose)
+        diffusion = _build.build_diffusion(options, key(_DIFFUSION))
+        network = _build.build_network(options, dataset, diffusion, key(_NETWORK))
+        objective = _build.build_objective(options, dataset)
+        optimiser = eqmdm.make_optimiser(
+            options.learning_rate,
+            diffusion_learning_rate=options.diffusion_learning_rate,
+            clip=options.clip,
+            warmup=options.warmup,
+            accumulate=options.accumulate,
+        )
+        state = eqmdm.TrainState.create(
+            (network, diffusion), optimiser, key=key(_TRAINING)
+        )
+        if options.resume:
+            state = resume(run, state)
+        else:
+            run.start(identity, _build.facts(options), state.model)
+
+    start = int(state.step)
+    directory = run.run_dir
+    records = Records(directory / "metrics.jsonl", up_to=start)
+    unit = "nats" if dataset.n_levels is None else "bits/dim"
+    n_parameters = sum(leaf.size for leaf in eqmdm.parameters(state.model).values())
+    print(
+        f"{options.dataset}: {len(dataset.train)} examples of shape {dataset.shape}; "
+        f"{options.diffusion} diffusion, {options.score} score, {n_parameters:,} "
+        f"parameters, on {jax.devices()[0].device_kind}\n{directory}",
+        flush=True,
+    )
+
+    # ----- Training.
+    data = jnp.asarray(dataset.train)
+    validation = dataset.validation[: options.validation_examples]
+    # Every event falls between two calls.
+    n_inner = math.gcd(
+        options.steps, options.log_every, options.steps - start, max_divisor(options)
+    )
+    bar = tqdm(total=options.steps, initial=start, unit="step", mininterval=1)
+    if start < options.steps:
+        bar.set_description("compiling the first step")
+    window, clock = [], time.perf_counter()
+    validated = math.nan
+    step = start
+    while step < options.steps:
+        try:
+            state, metrics = eqmdm.train_step(
+                state,
+                data,
+                objective,
+                optimiser,
+                batch_size=options.batch_size,
+                n_inner=n_inner,
+                ema_decay=options.ema_decay,
+            )
+        except eqx.EquinoxRuntimeError as error:
+            # A check inside the step; parameters that are not finite set it off too.
+            if window:
+                check_finite(concatenate(window), step, run, bar)
+            _, _, message = str(error).rpartition("EquinoxRuntimeError: ")
+            stop(f"at step {step + 1}: {message.splitlines()[0]}", run, bar)
+        window.append(metrics)
+        step += n_inner
+        if step % options.log_every and step != options.steps:
+            continue
+
+        # ----- A log interval is over: the only place where the host waits.
+        values = concatenate(window)
+        check_finite(values, step, run, bar)
+        rate = len(values["loss"]) / (time.perf_counter() - clock)
+        record = {name: float(value.mean()) for name, value in values.items()}
+        window = []
+        state, n_doublings = eqmdm.with_enough_doublings(state)
+        if n_doublings is not None:
+            bar.write(
+                f"step {step}: the learned diffusion is faster now; its kernels "
+                f"take {n_doublings} doublings, and the step is compiled again"
+            )
+        if options.diffusion == "learned":
+            record |= matrices(state.model[1])
+        bar.set_description("training")
+        bar.set_postfix_str(f"{record['loss']:.3f} {unit}, {rate:.1f} steps/s")
+        bar.update(step - bar.n)
+        records.add({"step": step} | record | {"steps_per_second": rate})
+
+        # ----- Now and then: validation and a checkpoint.
+        last = step == options.steps
+        if step % options.validate_every == 0 or last:
+            evaluation = eqmdm.evaluate(
+                state.ema_model,
+                validation,
+                objective,
+                key=key(_VALIDATION),
+                n_draws=options.validation_draws,
+                batch_size=options.batch_size,
+            ).summary()
+            validated = evaluation["loss"][0]
+            records.add({"step": step, "validation": evaluation})
+            mean, error = evaluation["loss"]
+            bar.write(f"step {step}: validation {mean:.4f} +- {error:.4f} {unit}")
+        if step % options.checkpoint_every == 0 or last:
+            with clean_errors():
+                run.save(state, loss=validated)
+        clock = time.perf_counter()
+    bar.close()
+    run.close()
+
+    # ----- What the run has come to, with the averaged parameters.
+    _plots.training_curve(directory / "training_curve.png", records.read(), unit)
+    if options.diffusion == "learned":
+        _plots.diffusion_path(directory / "diffusion_path.png", records.read())
+    model = state.ema_model
+    score = eqmdm.make_score(*model)
+    if options.n_samples:
+        print(f"drawing {options.n_samples} samples ...", flush=True)
+        x = eqmdm.sample(
+            score,
+            model[1],
+            dataset.shape,
+            key=key(_SAMPLES),
+            n_samples=options.n_samples,
+            n_steps=options.sample_steps,
+        )
+        if objective.grey_levels is not None:
+            x = objective.grey_levels.decode(x)
+        _plots.samples(directory / "samples.png", np.asarray(x), dataset.n_levels)
+    if options.test_examples:
+        test = dataset.test[: options.test_examples]
+        print(f"evaluating {len(test)} test examples ...", flush=True)
+        summary = eqmdm.evaluate(
+            model,
+            test,
+            objective,
+            key=key(_TEST),
+            n_draws=options.test_draws,
+            batch_size=options.batch_size,
+        ).summary()
+        report(directory / "test_bound.json", summary, unit, step, len(test), options)
+    print(f"written: {', '.join(sorted(p.name for p in directory.iterdir()))}")
+
+
+@contextlib.contextmanager
+def clean_errors():
+    """Errors that are the user's to mend, as one line instead of a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def check_directory(run: Any, options: ResolvedOptions) -> None:
+    if options.resume:
+        run.read_options()
+    elif run.exists:
+        raise ValueError(
+            f"`run_dir` must be new or empty; {run.run_dir} is neither. Continue the "
+            "run with --resume, or choose another --run-dir."
+        )
+
+
+def resume(run: Any, state: Any) -> Any:
+    if not run.steps:
+        print("no checkpoint yet: starting from the first step")
+        return state
+    restored = run.restore()
+    for step, reason in restored.skipped.items():
+        print(f"the checkpoint of step {step} cannot be read ({reason})")
+    run.discard(restored.skipped)
+    print(f"resuming from step {restored.step}")
+    return eqmdm.resumed_state(state, restored)
+
+
+def max_divisor(options: ResolvedOptions) -> int:
+    """A number whose divisors are the steps that a call may take."""
+    return math.gcd(options.log_every, 1 if eqmdm.steps_per_call() == 1 else 2520)
+
+
+def concatenate(window: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+    window = jax.device_get(window)
+    return {name: np.concatenate([m[name] for m in window]) for name in window[0]}
+
+
+def check_finite(values: dict[str, np.ndarray], step: int, run: Any, bar: Any) -> None:
+    """Stop where a term, or the gradient, is no longer a finite number."""
+    first = step - len(values["loss"]) + 1
+    # The terms before their sum.
+    names = sorted(values, key=lambda name: name in ("loss", "grad_norm"))
+    wrong = [(int(np.argmin(np.isfinite(values[n]))), n) for n in names]
+    wrong = [(i, n) for i, n in wrong if not np.isfinite(values[n][i])]
+    if not wrong:
+        return
+    index, name = min(wrong, key=lambda found: found[0])
+    value, name = values[name][index], name.replace("_", " ")
+    stop(f"at step {first + index} the {name} became {value}", run, bar)
+
+
+def stop(what: str, run: Any, bar: Any) -> NoReturn:
+    bar.close()
+    kept = f"that of step {run.steps[-1]} is kept" if run.steps else "there is none"
+    sys.exit(
+        f"error: {what}; stopped. No checkpoint was written since: {kept}. Try a lower "
+        "--learning-rate, --diffusion-learning-rate or --clip."
+    )
+
+
+def matrices(diffusion: Any) -> dict[str, list]:
+    named = {"skew_matrix": diffusion.skew_matrix}
+    named |= {"dissipation_matrix": diffusion.dissipation_matrix}
+    return {name: np.asarray(value).tolist() for name, value in named.items()}
+
+
+class Records:
+    """metrics.jsonl: one line for each log interval and each validation."""
+
+    def __init__(self, path: Path, *, up_to: int):
+        # A run that was cut off has lines that its last checkpoint does not know.
+        self._path = path
+        kept = [r for r in self.read() if r["step"] <= up_to]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(path)
+
+    def add(self, record: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text().splitlines(keepends=True)
+        # The last line may have been cut off.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def report(path, summary, unit, step, n_examples, options) -> None:
+    units = {name: unit if name == "loss" else "nats" for name in summary}
+    print(f"{'test bound':>16} {'mean':>12} {'std error':>10}")
+    for name, (mean, error) in summary.items():
+        label = "minus bound" if name == "loss" else name
+        print(f"{label:>16} {mean:12.4f} {error:10.4f} {units[name]}")
+    terms = {
+        name: {"mean": mean, "standard_error": error, "unit": units[name]}
+        for name, (mean, error) in summary.items()
+    }
+    how = {"step": step, "examples": n_examples, "draws": options.test_draws}
+    path.write_text(json.dumps(how | {"terms": terms}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
