@@ -15,8 +15,8 @@ from ._decoder import AbstractDecoder, Cut, DataDecoder, StartDecoder
 from ._diffusion import AbstractLinearDiffusion, Laws
 from ._form import AbstractForm, LowVariance
 from ._gaussian import apply_to_vars, log_det, n_coordinates
-from ._score import as_score, check_trained_range
-from ._time_sampler import AbstractTimeSampler, ImportanceTime
+from ._score import DenoiserScore, as_score, check_trained_range
+from ._time_sampler import AbstractTimeSampler, ImportanceTime, LogSNRTime
 
 
 ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
@@ -76,7 +76,8 @@ def elbo(
     - `form`: [`eqmdm.LowVariance`][] by default.
     - `decoder`: [`eqmdm.DataDecoder`][] by default, or the decoder of the whole start
         for a form that conditions on it.
-    - `time_sampler`: [`eqmdm.ImportanceTime`][] by default.
+    - `time_sampler`: [`eqmdm.LogSNRTime`][] by default for a denoiser, whose integrand
+        is nearly flat in log-SNR, and [`eqmdm.ImportanceTime`][] for other scores.
     - `u`: the quantile of the time in [0, 1), drawn from `key` unless given, so that a
         batch can draw its own together, as [`eqmdm.low_discrepancy`][] does.
 
@@ -108,8 +109,10 @@ def elbo(
             f"which conditions on the whole start; got {type(decoder).__name__}, which "
             "decodes the data alone. Use a form that conditions on the data alone."
         )
-    time_sampler = ImportanceTime() if time_sampler is None else time_sampler
     score = as_score(score)
+    if time_sampler is None:
+        by_data = isinstance(score, DenoiserScore)
+        time_sampler = LogSNRTime() if by_data else ImportanceTime()
     key_time, key_start, key_cut, key_path, key_prior, key_probe = jr.split(key, 6)
 
     dtype = x.dtype

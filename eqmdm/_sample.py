@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ._custom_types import PRNGKey, Scalar, State
@@ -28,7 +29,7 @@ def sample(
     n_samples: int = 64,
     solver: dfx.AbstractSolver | None = None,
     n_steps: int = 200,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "n_samples *data"]:
     r"""Samples of the data: the reverse-time SDE on a fixed grid, then the exact
     posterior mean at the cut.

@@ -7,6 +7,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ._custom_types import PRNGKey, Scalar, State, Time
@@ -104,7 +105,7 @@ def reverse_sde(
     shape: tuple[int, ...],
     *,
     key: PRNGKey,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
     path: PathFunction = _tree_path,
 ) -> Problem:
     r"""The reverse-time process, on the clock $s = t_1 - t$, from the prior to the cut.
@@ -146,7 +147,7 @@ def probability_flow(
     diffusion: AbstractLinearDiffusion,
     shape: tuple[int, ...],
     *,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Problem:
     r"""The probability-flow ODE, on the clock $s = t_1 - t$, from the prior to the cut.
 
@@ -171,7 +172,7 @@ def probability_flow(
 def _reversed(
     diffusion: AbstractLinearDiffusion,
     shape: tuple[int, ...],
-    dtype: jnp.dtype | None,
+    dtype: DTypeLike | None,
 ) -> tuple[Scalar, Scalar, Callable[[PRNGKey], State], jnp.dtype]:
     dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
     t0, t1 = diffusion.t0.astype(dtype), diffusion.t1.astype(dtype)
