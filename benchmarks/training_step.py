@@ -1,0 +1,276 @@
+"""What does a training step cost beyond its network, and how much of it are kernels?
+
+    python benchmarks/training_step.py --batch-size 64
+
+For one, two and three variables and both scores, interleaved in one run on random
+images: the bare step (forward and backward pass of a mean-square loss on the network's
+output, and the same clipping, Adam and averaging), the step of `eqmdm.train_step`, and
+the kernels of a batch alone, forward and backward in (Q, D). Medians over the
+repeats; the ratio is the median of the ratios of neighbours.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+
+os.environ["EQX_ON_ERROR"] = "raise"
+
+import equinox as eqx  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import jax.random as jr  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+import tyro  # noqa: E402
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options, ResolvedOptions  # noqa: E402
+
+import eqmdm  # noqa: E402
+from eqmdm._train import with_parameters  # noqa: E402
+
+
+_DECAY = 0.999
+_N_EXAMPLES = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Times training steps against bare network steps."""
+
+    batch_size: int = 64
+    """Examples a step."""
+    dataset_shape: tuple[int, int, int] = (28, 28, 1)
+    """Height, width and channels of the images."""
+    width: int = 32
+    """Channels of the U-Net's first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """The width of each level, in multiples."""
+    n_blocks: int = 2
+    """Residual blocks in a level."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the U-Net computes in."""
+    diffusions: tuple[str, ...] = ("vpsde", "cld", "malda")
+    """Of `scripts/train.py`; one, two and three variables by default."""
+    scores: tuple[str, ...] = ("denoiser", "free")
+    """What the network predicts."""
+    repeats: int = 15
+    """Timed calls of each, after one that compiles."""
+    seed: int = 0
+    """Of data, parameters and draws."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """A tiny network on 8x8 images, and two repeats."""
+
+
+def timed(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def make_bare_step(
+    network: Any, shape: tuple[int, ...], options: ResolvedOptions, n_inner: int
+):
+    """A function that takes `n_inner` optimiser steps of the network alone."""
+    optimiser = eqmdm.make_optimiser(options.learning_rate)
+    # As a pair, so that the optimiser treats it like the network of a training state.
+    state = eqmdm.TrainState.create((network, None), optimiser, key=jr.key(0))
+    key_t, key_y, key_noise = jr.split(jr.key(1), 3)
+    batch = (options.batch_size, *shape)
+    t = jr.uniform(key_t, (options.batch_size,))
+    y, noise = jr.normal(key_y, batch), jr.normal(key_noise, batch)
+
+    def one(state):
+        values = eqmdm.parameters(state.model)
+
+        def loss_fn(values):
+            network, _ = with_parameters(state.model, values)
+            return jnp.mean((jax.vmap(network)(t, y) - noise) ** 2)
+
+        loss, gradient = jax.value_and_grad(loss_fn)(values)
+        updates, opt_state = optimiser.update(gradient, state.opt_state, values)
+        values = optax.apply_updates(values, updates)
+        ema = jax.tree.map(
+            lambda old, new: old + (1 - _DECAY) * (new - old), state.ema, values
+        )
+        model = with_parameters(state.model, values)
+        return eqmdm.TrainState(model, ema, opt_state, state.step + 1, state.key), loss
+
+    @eqx.filter_jit(donate="all")
+    def steps(state):
+        if n_inner == 1:
+            return one(state)
+        dynamic, static = eqx.partition(state, eqx.is_array)
+
+        def body(dynamic, _):
+            state, loss = one(eqx.combine(dynamic, static))
+            return eqx.filter(state, eqx.is_array), loss
+
+        dynamic, losses = jax.lax.scan(body, dynamic, None, length=n_inner)
+        return eqx.combine(dynamic, static), losses
+
+    def call():
+        nonlocal state
+        state, loss = steps(state)
+        return loss
+
+    return call
+
+
+def make_full_step(model, dataset, options: ResolvedOptions, n_inner: int):
+    """A function that takes `n_inner` steps of `eqmdm.train_step`."""
+    optimiser = eqmdm.make_optimiser(options.learning_rate)
+    objective = _build.build_objective(options, dataset)
+    state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
+    data = jnp.asarray(dataset.train)
+
+    def call():
+        nonlocal state
+        state, metrics = eqmdm.train_step(
+            state,
+            data,
+            objective,
+            optimiser,
+            batch_size=options.batch_size,
+            n_inner=n_inner,
+            ema_decay=_DECAY,
+        )
+        return metrics
+
+    return call
+
+
+def make_kernels(diffusion: Any, batch_size: int):
+    """A function that computes the kernels of a batch and their derivatives."""
+    Q = diffusion.skew_matrix.astype(jnp.float32)
+    R = diffusion.recipe.diffusion_matrix(jnp.float32) / np.sqrt(2, dtype=np.float32)
+    ends = diffusion.t0.astype(jnp.float32), diffusion.t1.astype(jnp.float32)
+    t = jnp.linspace(*ends, batch_size)
+
+    def total(matrices):
+        Q, R = matrices
+        moving = eqmdm.LinearDiffusion(
+            Q,
+            dissipation_root=R,
+            clock=diffusion.clock,
+            t_range=diffusion.ends.t_range,
+            n_doublings=diffusion.n_doublings,
+        )
+        # A step needs the kernels at the cut, at the drawn time and at the horizon.
+        laws = lambda t: jax.vmap(moving.compute_laws)(jnp.stack([ends[0], t, ends[1]]))
+        kernel = jax.vmap(laws)(t).kernel
+        return jnp.sum(kernel.mean_map) + jnp.sum(kernel.root)
+
+    gradient = jax.jit(jax.value_and_grad(total))
+    return lambda: gradient((Q, R))
+
+
+def run(settings: Settings, name: str, score: str, dataset: Any) -> dict:
+    options = Options(
+        dataset="mnist",
+        diffusion=name,
+        score=score,
+        batch_size=settings.batch_size,
+        width=settings.width,
+        multipliers=settings.multipliers,
+        n_blocks=settings.n_blocks,
+        compute_dtype=settings.compute_dtype,
+        seed=settings.seed,
+    ).resolved()
+    key_diffusion, key_network = jr.split(jr.key(settings.seed))
+    diffusion = _build.build_diffusion(options, key_diffusion)
+    network = _build.build_network(options, dataset, diffusion, key_network)
+    bare = network.network if score == "denoiser" else network
+    n_inner = eqmdm.steps_per_call()
+    n_channels = 1 if score == "denoiser" else diffusion.n_vars
+    calls = {
+        "bare": make_bare_step(bare, (n_channels, *dataset.shape), options, n_inner),
+        "full": make_full_step((network, diffusion), dataset, options, n_inner),
+        "kernels": make_kernels(diffusion, settings.batch_size),
+    }
+    compilation = {part: timed(call) for part, call in calls.items()}
+    seconds = {part: [] for part in calls}
+    for _ in range(settings.repeats):
+        for part, call in calls.items():
+            per_step = 1 if part == "kernels" else n_inner
+            seconds[part].append(timed(call) / per_step)
+    median = {part: float(np.median(values)) for part, values in seconds.items()}
+    ratios = np.divide(seconds["full"], seconds["bare"])
+    return {
+        "diffusion": name,
+        "n_vars": diffusion.n_vars,
+        "score": score,
+        "n_parameters": sum(x.size for x in eqmdm.parameters(bare).values()),
+        "steps_per_call": n_inner,
+        "bare_seconds": median["bare"],
+        "full_seconds": median["full"],
+        "kernels_seconds": median["kernels"],
+        "full_over_bare": float(np.median(ratios)),
+        "full_over_bare_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
+        "kernels_over_full": median["kernels"] / median["full"],
+        "steps_per_second": 1 / median["full"],
+        "first_call_seconds": compilation,
+        "every_second": seconds,
+    }
+
+
+def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = dataclasses.replace(
+            settings,
+            batch_size=8,
+            dataset_shape=(8, 8, 1),
+            multipliers=(1,),
+            n_blocks=1,
+            diffusions=("vpsde",),
+            repeats=2,
+        )
+    generator = np.random.default_rng(settings.seed)
+    splits = (
+        generator.integers(0, 256, (n, *settings.dataset_shape), dtype=np.uint8)
+        for n in (_N_EXAMPLES, 1, 1)
+    )
+    dataset = eqmdm.data.Dataset("random", *splits, n_levels=256)
+    facts = _build.facts(Options(dataset="mnist", seed=settings.seed))
+    facts.pop("command")
+    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    print(
+        f"batch {settings.batch_size} of {settings.dataset_shape}, "
+        f"{settings.compute_dtype}"
+    )
+    print(
+        f"{'diffusion':10} {'K':>2} {'score':9} {'parameters':>10} {'bare/ms':>9} "
+        f"{'full/ms':>9} {'full/bare':>9} {'kernels/ms':>10} {'share':>7}"
+    )
+    results = []
+    for name in settings.diffusions:
+        for score in settings.scores:
+            row = run(settings, name, score, dataset)
+            results.append(row)
+            print(
+                f"{name:10} {row['n_vars']:2} {score:9} {row['n_parameters']:10,} "
+                f"{1e3 * row['bare_seconds']:9.2f} {1e3 * row['full_seconds']:9.2f} "
+                f"{row['full_over_bare']:9.3f} {1e3 * row['kernels_seconds']:10.2f} "
+                f"{row['kernels_over_full']:7.2%}",
+                flush=True,
+            )
+            if settings.output is not None:
+                used = dataclasses.asdict(settings)
+                used.pop("output")
+                record = {"settings": used, "results": results} | facts
+                settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
