@@ -18,7 +18,6 @@ from pathlib import Path
 os.environ["EQX_ON_ERROR"] = "raise"
 
 import equinox as eqx  # noqa: E402
-import equinox as eqx  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
