@@ -16,7 +16,7 @@ PRNGKey: TypeAlias = Key[Array, ""]
 VarsVector: TypeAlias = Float[Array, " vars"]
 VarsMatrix: TypeAlias = Float[Array, "vars vars"]
 # What a user may write a matrix as.
-MatrixLike: TypeAlias = ArrayLike | Sequence[Sequence[float]]
+MatrixLike: TypeAlias = ArrayLike | Sequence[Sequence[float | Float[Array, ""]]]
 RankMatrix: TypeAlias = Float[Array, "vars rank"]
 
 Data: TypeAlias = Float[Array, "*data"]

@@ -8,6 +8,7 @@ import zlib
 
 import jax
 import jax.random as jr
+import jaxtyping
 import pytest
 from hypothesis import settings
 
@@ -25,3 +26,12 @@ settings.load_profile("eqmdm")
 def key(request):
     """A key that is fixed for each test but differs between tests."""
     return jr.key(zlib.crc32(request.node.nodeid.encode()) % 2**31)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the type checker that tests run under: the errors that users see."""
+    checking = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", checking)

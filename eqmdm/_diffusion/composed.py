@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._clock import AbstractClock
+from .._clock import AbstractClock, concrete
 from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .._gaussian import Gaussian, Transition, lq_root, matmul
 from .base import AbstractLinearDiffusion, Ends
@@ -101,6 +101,21 @@ def _magnus(drift_matrix: MatrixFunction, start: Scalar, h: Scalar) -> VarsMatri
     return jnp.eye(len(F1), dtype=h.dtype) + exponential_deviation(exponent, one)
 
 
+def _ends_in_time(diffusion: AbstractLinearDiffusion) -> Ends:
+    """The ends, refused unless reached, and found once where they cannot move."""
+    if diffusion.ends.log_snr_range is None:
+        return diffusion.ends
+    with jax.ensure_compile_time_eval():
+        dtype = jnp.result_type(float)
+        low, high = (jnp.asarray(end, dtype) for end in diffusion.ends.log_snr_range)
+        t1, t0 = diffusion.time_at_log_snr(low), diffusion.time_at_log_snr(high)
+    moves = jax.tree.leaves(eqx.filter(diffusion, eqx.is_array))
+    times = concrete(t0), concrete(t1)
+    if moves or times[0] is None or times[1] is None:
+        return diffusion.ends
+    return Ends((times[0], times[1]), None)
+
+
 def _check_steps(diffusion: AbstractLinearDiffusion, n_steps: int) -> None:
     """Refuses what is not reached by noise and steps too long for their series."""
     limit = diffusion.t_limit
@@ -158,13 +173,14 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
         - `start_covariance`, `t_range`, `log_snr_range`: as for
             [`eqmdm.LinearDiffusion`][].
         - `t_limit`: the latest time at which the functions may be called; the end of
-            `t_range` by default, or 2 with a `log_snr_range`.
+            `t_range` by default, or 2 with a `log_snr_range`, whose lower end must be
+            reached by then.
         - `n_steps`: of a composed transition, a power of two.
 
         **Raises:**
 
         `ValueError` for a covariance that is none, a variable that the noise does not
-        reach, or too few steps for the size of the drift.
+        reach, an end that is not reached, or too few steps for the size of the drift.
         """
         prior = as_matrix("prior_covariance", prior_covariance)
         n_vars = len(prior)
@@ -180,6 +196,7 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
         self._t_limit = t_limit
         self.n_steps = n_steps
         _check_steps(self, n_steps)
+        self._ends = _ends_in_time(self)
 
     @property
     def n_vars(self) -> int:
@@ -226,6 +243,7 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
     _recipe: Recipe
     skew_clock: AbstractClock
     dissipation_clock: AbstractClock
+    _t_limit: float
     n_steps: int = eqx.field(static=True)
 
     def __init__(
@@ -239,11 +257,15 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
         start_covariance: MatrixLike | None = None,
         t_range: tuple | None = None,
         log_snr_range: tuple | None = None,
+        t_limit: float | None = None,
         n_steps: int = 32,
     ):
         r"""**Arguments:**
 
         - `skew_clock`, `dissipation_clock`: the rates $\beta_Q$ and $\beta_D$.
+        - `t_limit`: the latest time at which kernels can be computed; the end of
+            `t_range` by default, or 2 with a `log_snr_range`, whose lower end must be
+            reached by then.
         - `n_steps`: of a composed transition, a power of two.
         - the rest: as for [`eqmdm.LinearDiffusion`][].
 
@@ -262,8 +284,13 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
         )
         self.skew_clock = skew_clock
         self.dissipation_clock = dissipation_clock
+        if t_limit is None:
+            t_limit = 2.0 if self.ends.t_range is None else float(self.ends.t_range[1])
+        clock_end = min(skew_clock.t_limit, dissipation_clock.t_limit)
+        self._t_limit = min(t_limit, clock_end * (1 - 1e-6))
         self.n_steps = n_steps
         _check_steps(self, n_steps)
+        self._recipe = self._recipe.with_ends(_ends_in_time(self))
 
     @property
     def n_vars(self) -> int:
@@ -275,11 +302,7 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
 
     @property
     def t_limit(self) -> Scalar:
-        clock_end = min(self.skew_clock.t_limit, self.dissipation_clock.t_limit)
-        t_range = self.ends.t_range
-        latest = 2.0 if t_range is None else t_range[1]
-        latest = jnp.asarray(latest, jnp.result_type(float))
-        return jnp.minimum(latest, clock_end * (1 - 1e-6))
+        return jnp.asarray(self._t_limit, jnp.result_type(float))
 
     @property
     def prior(self) -> Gaussian:

@@ -1,6 +1,7 @@
 """The diffusion that is learned together with its score."""
 
 import copy
+import math
 from typing import final
 
 import equinox as eqx
@@ -83,9 +84,9 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
                 f"`n_vars` must be at least 1, the data; got {n_vars}. 1 learns a "
                 "rate alone, 2 adds a velocity."
             )
-        if not start_variance > 0:
+        if not (math.isfinite(start_variance) and start_variance > 0):
             raise ValueError(
-                f"`start_variance` must be positive; got {start_variance}."
+                f"`start_variance` must be positive and finite; got {start_variance}."
             )
         clock = LinearClock() if clock is None else clock
         self.clock_parameter, self.fixed_clock = None, clock
@@ -157,9 +158,11 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             diagonal = jnp.diag(jax.nn.softplus(jnp.diag(raw)))
             stationary = jnp.tril(raw, -1) + diagonal
         if self.start_parameter is None:
-            deviation = np.full(n_vars - 1, np.sqrt(self.start_variance))
-            start = np.concatenate([np.zeros((1, n_vars - 1)), np.diag(deviation)])
-            start = as_matrix("start", start) if n_vars > 1 else ((0.0,),)
+            deviation, aux = self.start_variance**0.5, range(1, n_vars)
+            start = tuple(
+                tuple(deviation if row == column else 0.0 for column in aux)
+                for row in range(n_vars)
+            )
         else:
             deviation = jnp.sqrt(jax.nn.softplus(self.start_parameter))
             zero = jnp.zeros((1, n_vars - 1), deviation.dtype)

@@ -12,15 +12,18 @@ from .._custom_types import MatrixLike
 
 # A constant is held as nested tuples of Python floats: Equinox counts every array,
 # NumPy's too, as something to train, and a float is exact in each dtype it is cast to.
-Constant: TypeAlias = tuple[tuple[float, ...], ...]
-Matrix: TypeAlias = Constant | Float[Array, "rows columns"]
+Constant: TypeAlias = tuple[tuple[float | Float[Array, ""], ...], ...]
+Matrix: TypeAlias = Constant | Float[Array, "_ _"]
 
 DEFAULT_START_VARIANCE = 0.01
 
 
 def as_matrix(name: str, matrix: MatrixLike) -> Matrix:
-    """A JAX array as it is, so that it can be trained; anything else as a constant."""
-    array = matrix if isinstance(matrix, jax.Array) else np.asarray(matrix, float)
+    """A parameter where any of it is a JAX array; anything else as a constant."""
+    if any(isinstance(entry, jax.Array) for entry in jax.tree.leaves(matrix)):
+        array = jnp.asarray(matrix)
+    else:
+        array = np.asarray(matrix, float)
     if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
             f"`{name}` must be a matrix of real floating-point numbers over the vars "
@@ -31,17 +34,22 @@ def as_matrix(name: str, matrix: MatrixLike) -> Matrix:
     return tuple(tuple(float(entry) for entry in row) for row in array)
 
 
-def as_array(matrix: Matrix, dtype: jnp.dtype) -> Float[Array, "rows columns"]:
-    if isinstance(matrix, tuple):
-        return jnp.asarray(_constant(matrix), dtype)
-    return matrix.astype(dtype)
+def as_array(matrix: Matrix, dtype: jnp.dtype) -> Float[Array, "_ _"]:
+    if isinstance(matrix, jax.Array):
+        return matrix.astype(dtype)
+    values = known(matrix)
+    if values is not None:
+        return jnp.asarray(values, dtype)
+    # A plain `jax.jit` or `jax.grad`, unlike Equinox's, traces the floats too.
+    cast = lambda entry: jnp.asarray(entry, dtype)
+    return jnp.stack([jnp.stack([cast(entry) for entry in row]) for row in matrix])
 
 
 def known(matrix: Matrix) -> np.ndarray | None:
     """The values of a matrix in float64, or `None` where they are traced."""
-    if isinstance(matrix, tuple):
-        return _constant(matrix)
     try:
+        if isinstance(matrix, tuple):
+            return _constant(matrix)
         return np.asarray(matrix, float)
     except jax.errors.TracerArrayConversionError:
         return None
@@ -54,7 +62,7 @@ def _constant(matrix: Constant) -> np.ndarray:
 
 def shape_of(matrix: Matrix) -> tuple[int, ...]:
     if isinstance(matrix, tuple):
-        return _constant(matrix).shape
+        return len(matrix), len(matrix[0]) if matrix else 0
     return matrix.shape
 
 

@@ -3,6 +3,7 @@
 import math
 from typing import final
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -51,8 +52,8 @@ class VESDE(AbstractLinearDiffusion):
     **Source:** Song et al. (2021), equation 9.
     """
 
-    sigma0: float
-    sigma1: float
+    sigma0: float = eqx.field(static=True)
+    sigma1: float = eqx.field(static=True)
     _ends: Ends
 
     def __init__(

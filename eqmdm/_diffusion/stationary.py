@@ -77,13 +77,19 @@ class Recipe(eqx.Module):
         return concrete(bound)
 
     def with_doublings(self, n_doublings: int) -> "Recipe":
+        return self._with(self.ends, n_doublings)
+
+    def with_ends(self, ends: Ends) -> "Recipe":
+        return self._with(ends, self.n_doublings)
+
+    def _with(self, ends: Ends, n_doublings: int) -> "Recipe":
         return Recipe(
             self.skew,
             self.dissipation_root,
             self.stationary_root,
             self.start_root,
             self.clock,
-            self.ends,
+            ends,
             n_doublings,
         )
 
@@ -334,12 +340,7 @@ def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
         needed = doublings_needed(norm, _reach(recipe.clock, t1))
     if not jax.tree.leaves(eqx.filter(recipe, eqx.is_array)):
         # Nothing can move: solve for the ends once.
-        recipe = eqx.tree_at(
-            lambda r: r.ends,
-            recipe,
-            Ends((t0, t1), None),
-            is_leaf=lambda node: node is None,
-        )
+        recipe = recipe.with_ends(Ends((t0, t1), None))
     return recipe.with_doublings(needed + headroom)
 
 
