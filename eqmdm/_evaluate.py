@@ -16,8 +16,13 @@ from ._custom_types import Data, PRNGKey, Scalar
 from ._decoder import AbstractDecoder, DataDecoder
 from ._dequantise import GreyLevels
 from ._form import AbstractForm, LowVariance
-from ._objective import Elbo, elbo
-from ._score import DenoiserScore, FreeScore, PreconditionedDenoiser
+from ._objective import Elbo, check_decoder, compute_elbo
+from ._score import (
+    DenoiserScore,
+    FreeScore,
+    PreconditionedDenoiser,
+    check_trained_range,
+)
 from ._time_sampler import AbstractTimeSampler, ImportanceTime
 
 
@@ -58,6 +63,9 @@ class Objective(eqx.Module):
     grey_levels: GreyLevels | None = None
     flip: bool = False
 
+    def __check_init__(self):
+        check_decoder(self.form, self.decoder)
+
     def bound(
         self, model: PyTree, example: Example, key: PRNGKey, u: Scalar
     ) -> tuple[Elbo, Scalar]:
@@ -65,15 +73,15 @@ class Objective(eqx.Module):
         network, diffusion = model
         key_encode, key_bound = jr.split(key)
         x, correction = self._encode(example, key_encode, u.dtype)
-        bound = elbo(
+        bound = compute_elbo(
             make_score(network, diffusion),
             diffusion,
             x,
+            u,
+            self.form,
+            self.decoder,
+            self.time_sampler,
             key=key_bound,
-            form=self.form,
-            decoder=self.decoder,
-            time_sampler=self.time_sampler,
-            u=u,
         )
         return bound, correction
 
@@ -176,6 +184,11 @@ def evaluate(
     - `n_draws`: draws of time and noise averaged for each example.
     - `batch_size`: (example, draw) pairs evaluated at once.
     - `first`: the number of the first example.
+
+    **Raises:**
+
+    `ValueError` for counts below 1, or a diffusion that ends below the range that its
+    denoiser was trained on.
     """
     n = len(examples)
     if n == 0 or n_draws < 1 or batch_size < 1:
@@ -183,6 +196,8 @@ def evaluate(
             "`examples`, `n_draws` and `batch_size` must be at least 1; got "
             f"{n}, {n_draws} and {batch_size}."
         )
+    network, diffusion = model
+    check_trained_range(make_score(network, diffusion), diffusion, jnp.zeros(()))
     parts = []
     for start in range(0, n * n_draws, batch_size):
         # The last batch is filled up with its last pair, to compile only once.

@@ -15,7 +15,7 @@ from ._decoder import AbstractDecoder, Cut, DataDecoder, StartDecoder
 from ._diffusion import AbstractLinearDiffusion, Laws
 from ._form import AbstractForm, LowVariance
 from ._gaussian import apply_to_vars, log_det, n_coordinates
-from ._score import DenoiserScore, as_score, check_trained_range
+from ._score import AbstractScore, DenoiserScore, as_score, check_trained_range
 from ._time_sampler import AbstractTimeSampler, ImportanceTime, LogSNRTime
 
 
@@ -26,16 +26,17 @@ ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
 class Elbo(eqx.Module):
     r"""A lower bound of $\log p(x)$ in nats, term by term; `total` is their sum.
 
-    An unbiased estimate of the bound for one example, from one time and one noise.
+    An unbiased estimate of the bound for one example, from one time and one noise; or
+    for each of a batch, under `jax.vmap`.
     """
 
-    reconstruction: Scalar
-    prior: Scalar
-    diffusion: Scalar
-    auxiliary: Scalar
+    reconstruction: Float[Array, "*batch"]
+    prior: Float[Array, "*batch"]
+    diffusion: Float[Array, "*batch"]
+    auxiliary: Float[Array, "*batch"]
 
     @property
-    def total(self) -> Scalar:
+    def total(self) -> Float[Array, "*batch"]:
         return self.reconstruction + self.prior + self.diffusion + self.auxiliary
 
 
@@ -103,20 +104,41 @@ def elbo(
     form = LowVariance() if form is None else form
     if decoder is None:
         decoder = StartDecoder() if form.conditions_on_start else DataDecoder()
+    check_decoder(form, decoder)
+    score = as_score(score)
+    if time_sampler is None:
+        by_data = isinstance(score, DenoiserScore)
+        time_sampler = LogSNRTime() if by_data else ImportanceTime()
+    x = check_trained_range(score, diffusion, x)
+    key_time, key = jr.split(key)
+    u = jr.uniform(key_time, (), x.dtype) if u is None else u.astype(x.dtype)
+    return compute_elbo(score, diffusion, x, u, form, decoder, time_sampler, key=key)
+
+
+def check_decoder(form: AbstractForm, decoder: AbstractDecoder) -> None:
+    """Refuses a decoder that does not go with the form."""
     if form.conditions_on_start and not decoder.of_whole_start:
         raise ValueError(
             f"`decoder` must be a `StartDecoder` for the form {type(form).__name__}, "
             f"which conditions on the whole start; got {type(decoder).__name__}, which "
             "decodes the data alone. Use a form that conditions on the data alone."
         )
-    score = as_score(score)
-    if time_sampler is None:
-        by_data = isinstance(score, DenoiserScore)
-        time_sampler = LogSNRTime() if by_data else ImportanceTime()
-    key_time, key_start, key_cut, key_path, key_prior, key_probe = jr.split(key, 6)
 
+
+def compute_elbo(
+    score: AbstractScore,
+    diffusion: AbstractLinearDiffusion,
+    x: Data,
+    u: Scalar,
+    form: AbstractForm,
+    decoder: AbstractDecoder,
+    time_sampler: AbstractTimeSampler,
+    *,
+    key: PRNGKey,
+) -> Elbo:
+    """As `elbo`, without its checks and defaults: what a training step runs."""
+    key_start, key_cut, key_path, key_prior, key_probe = jr.split(key, 5)
     dtype = x.dtype
-    u = jr.uniform(key_time, (), dtype) if u is None else u.astype(dtype)
     t, density = _moving_with_ends(diffusion, *time_sampler(diffusion, u))
     times = jnp.stack([diffusion.t0.astype(dtype), t, diffusion.t1.astype(dtype)])
     # One batched computation instead of three: a third of the compilation.
@@ -124,13 +146,12 @@ def elbo(
     at_cut, at_time, at_end = (
         jax.tree.map(lambda leaf, i=i: leaf[i], laws) for i in range(3)
     )
-    t0 = check_trained_range(score, at_end.kernel.log_snr, times[0])
     start = diffusion.draw_start(x, key=key_start)
 
     noise = jr.normal(key_cut, start.shape, dtype)
     mean, root = _mean_and_root(decoder.of_whole_start, at_cut, start)
     y = mean + apply_to_vars(root, noise)
-    reconstruction = decoder.log_density(score, Cut(t0, at_cut, start, noise, y))
+    reconstruction = decoder.log_density(score, Cut(times[0], at_cut, start, noise, y))
     auxiliary = _auxiliary(form, decoder, diffusion, at_cut, start)
     if form.is_direct:
         _, root = _mean_and_root(form.conditions_on_start, at_cut, start)

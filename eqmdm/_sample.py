@@ -58,8 +58,13 @@ def sample(
         )
     solver = dfx.SEA() if solver is None else solver
     score = as_score(score)
-    end = diffusion.compute_kernel(diffusion.t1).log_snr
-    check_trained_range(score, end, diffusion.t1)
+    numbers = check_trained_range(score, diffusion, jnp.arange(n_samples))
+    keys = jax.vmap(lambda i: jr.fold_in(key, i))(numbers)
+    return _draw(score, diffusion, keys, tuple(shape), solver, n_steps, dtype)
+
+
+@eqx.filter_jit
+def _draw(score, diffusion, keys, shape, solver, n_steps, dtype):
     levy_area = _least_levy_area(solver)
 
     def fixed_grid_path(t0, t1, structure, key):
@@ -68,11 +73,7 @@ def sample(
         del t0, t1
         return dfx.UnsafeBrownianPath(structure, key=key, levy_area=levy_area)
 
-    @eqx.filter_jit
-    def draw(score, diffusion, keys):
-        return jax.vmap(lambda key: one(score, diffusion, key))(keys)
-
-    def one(score, diffusion, key):
+    def one(key):
         key_start, key_path = jr.split(key)
         problem = reverse_sde(
             score, diffusion, shape, key=key_path, dtype=dtype, path=fixed_grid_path
@@ -94,8 +95,7 @@ def sample(
         y, t0 = solution.ys[-1], diffusion.t0.astype(problem.t0.dtype)
         return score.data_estimate(t0, diffusion.compute_kernel(t0), y)
 
-    keys = jax.vmap(lambda i: jr.fold_in(key, i))(jnp.arange(n_samples))
-    return draw(score, diffusion, keys)
+    return jax.vmap(one)(keys)
 
 
 def _least_levy_area(solver: dfx.AbstractSolver) -> type:

@@ -7,6 +7,7 @@ from typing import TypeAlias, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ._clock import concrete
 from ._custom_types import Data, Scalar, State
@@ -239,17 +240,21 @@ def trained_range(score: AbstractScore) -> tuple[float, float] | None:
 
 
 def check_trained_range(
-    score: AbstractScore, end_log_snr: Scalar, value: Scalar
-) -> Scalar:
-    """`value`, refused where a diffusion ends below the range of the denoiser."""
+    score: AbstractScore, diffusion: AbstractLinearDiffusion, value: Array
+) -> Array:
+    """`value`, refused where `diffusion` ends below the range of the denoiser.
+
+    Only a `value` that is used carries the refusal where the diffusion is traced.
+    """
     trained = trained_range(score)
     if trained is None:
         return value
+    end = diffusion.compute_kernel(jax.lax.stop_gradient(diffusion.t1)).log_snr
     # The range itself is often the diffusion's own end, found in float32.
-    below = jax.lax.stop_gradient(end_log_snr) < trained[0] - 1e-3
+    below = jax.lax.stop_gradient(end) < trained[0] - 1e-3
     message = (
         f"`diffusion` must end within the denoiser's `log_snr_range` {trained}; it "
-        f"ends below, at log-SNR {concrete(end_log_snr)}. Give it an earlier end by "
+        f"ends below, at log-SNR {concrete(end)}. Give it an earlier end by "
         f"`log_snr_range=({trained[0]}, ...)`, or train on a wider range."
     )
     if concrete(below) is None:

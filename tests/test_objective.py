@@ -1,0 +1,438 @@
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import eqmdm
+from eqmdm._decoder import Cut
+from helpers import (
+    tree_allclose,
+    within_standard_errors,
+)
+
+
+VARIANCE = 1.5
+MODES, WIDTH = (-1.5, -0.4, 0.5, 1.6), 0.15
+FORMS = {
+    "low variance, data": (eqmdm.LowVariance(), eqmdm.DataDecoder()),
+    "hybrid, data": (eqmdm.HybridScoreMatching(), eqmdm.DataDecoder()),
+    "low variance, start": (eqmdm.LowVariance(), eqmdm.StartDecoder()),
+    "low variance given start": (eqmdm.LowVariance(given_start=True), None),
+    "denoising": (eqmdm.DenoisingScoreMatching(), None),
+    "hybrid, start": (eqmdm.HybridScoreMatching(), eqmdm.StartDecoder()),
+    "implicit": (eqmdm.ImplicitScoreMatching(), eqmdm.StartDecoder()),
+}
+DATA = [name for name in FORMS if name.endswith("data")]
+START = [name for name in FORMS if name not in DATA]
+# Many equations, each run once: compilation is the time of these tests.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
+
+
+@final
+class GeometricTime(eqmdm.AbstractTimeSampler):
+    """For quadrature in the logarithm of time, in which integrands are smooth."""
+
+    def __call__(self, diffusion, u):
+        span = jnp.log(diffusion.t1 / diffusion.t0)
+        t = diffusion.t0 * jnp.exp(u * span)
+        return t, 1 / (t * span)
+
+
+@final
+class FixedTime(eqmdm.AbstractTimeSampler):
+    """One time, whatever the quantile."""
+
+    t: jax.Array
+    density: jax.Array
+
+    def __call__(self, diffusion, u):
+        return self.t, self.density
+
+
+def gauss_legendre(n):
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return jnp.asarray((nodes + 1) / 2), weights / 2
+
+
+def gaussian_denoiser(log_snr, z):
+    return z * VARIANCE / (VARIANCE + jnp.exp(-log_snr))
+
+
+def mixture_denoiser(log_snr, z):
+    modes, noise = jnp.asarray(MODES, z.dtype), jnp.exp(-log_snr)
+    total = WIDTH**2 + noise
+    weights = jax.nn.softmax(-0.5 * (z - modes) ** 2 / total)
+    return jnp.sum(weights * (WIDTH**2 * z + noise * modes)) / total
+
+
+def random_diffusion(n_vars, **options):
+    q, B = np.random.default_rng(n_vars).standard_normal((2, n_vars, n_vars))
+    return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B, **options)
+
+
+def elbo_at_noise(monkeypatch, start_noise, noise, *args, **kwargs):
+    """`elbo` with given noise in place of draws: one for the start's auxiliaries, one
+    for the states at the cut, at the time and at the end."""
+    given = {len(noise): noise, len(start_noise): start_noise}
+
+    def normal(key, shape, dtype):
+        del key
+        return given[shape[0]].reshape(shape).astype(dtype)
+
+    with monkeypatch.context() as context:
+        context.setattr(jr, "normal", normal)
+        return eqmdm.elbo(*args, key=jr.key(0), **kwargs)
+
+
+def expected_bounds(monkeypatch, score, diffusion, names):
+    """Expectations, over normal data too, of every term of several bounds.
+
+    Each term is quadratic in standard normal variables if the score is affine, and
+    the mean over symmetric sigma points is exact for quadratics. Every term has noise
+    of its own, but the terms are summed, so they may share it here.
+    """
+    n_vars = diffusion.n_vars
+    points = np.sqrt(2 * n_vars) * np.eye(2 * n_vars)
+    points = jnp.asarray(np.concatenate([points, -points]))
+    # The error of 48 nodes is below 1e-9, as 24 and 96 nodes show.
+    u, weights = gauss_legendre(48)
+
+    def at(u, point):
+        x, start_noise, noise = jnp.split(point, [1, n_vars])
+        x = jnp.sqrt(VARIANCE) * x[0]
+        bounds = {}
+        for name in names:
+            form, decoder = FORMS[name]
+            options = {"form": form, "decoder": decoder, "u": u}
+            options["time_sampler"] = GeometricTime()
+            args = monkeypatch, start_noise, noise, score, diffusion, x
+            bounds[name] = elbo_at_noise(*args, **options)
+        return bounds
+
+    over_points = jax.vmap(at, in_axes=(None, 0))
+    run = jax.vmap(lambda u: jax.tree.map(jnp.mean, over_points(u, points)))
+    bounds = jax.jit(run, compiler_options=COMPILER_OPTIONS)(u)
+    return jax.tree.map(lambda term: jnp.sum(term * jnp.asarray(weights)), bounds)
+
+
+ORACLES = {
+    # Theorem 3, without its decoder, data decoder, end KL per dimension.
+    "VPSDE": (-1.621674, -1.621656, -1.621674, 0.004817),
+    "CLD": (-1.622088, -1.642027, -1.621671, 0.001918),
+    "MALDA": (-1.622505, -1.662382, -1.621671, 0.0000594),
+}
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_bounds_of_normal_data_are_the_closed_forms(name, monkeypatch):
+    diffusion = getattr(eqmdm, name)()
+    score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
+    few = ["low variance, data", "low variance, start", "denoising"]
+    names = few if name == "MALDA" else list(FORMS)
+    bounds = expected_bounds(monkeypatch, score, diffusion, names)
+    theorem3, without, with_data, end = ORACLES[name]
+    # The oracles are rounded at 1e-6.
+    for form, bound in bounds.items():
+        expected = with_data if form in DATA else theorem3
+        assert abs(bound.total - expected) < 1e-6
+    denoising = bounds["denoising"]
+    assert abs(denoising.total - denoising.reconstruction - without) < 1e-6
+    divergence = -bounds["low variance, data"].prior
+    assert abs(divergence - end) < (1e-6 if end > 1e-3 else 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("VPSDE", 9.162, -5.044), ("CLD", 27.229, -5.967), ("MALDA", 26.536, -9.444)],
+)
+def test_log_snr_at_the_ends_is_that_of_the_paper_settings(name, first, last):
+    diffusion = getattr(eqmdm, name)()
+    log_snr = jax.jit(lambda t: diffusion.compute_kernel(t).log_snr)
+    # Stated to three decimals.
+    assert abs(log_snr(diffusion.t0) - first) < 5e-4 + 1e-9
+    assert abs(log_snr(diffusion.t1) - last) < 5e-4 + 1e-9
+
+
+SCORES = {
+    "denoiser": lambda d: eqmdm.DenoiserScore(lambda l, z: 0.7 * z + 0.1, d),
+    # The couplings make it the gradient of nothing.
+    "free": lambda d: eqmdm.FreeScore(lambda t, y: 0.4 * t * y[::-1] + 0.5 * y, d),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_all_forms_have_one_expectation_for_a_wrong_score(kind, monkeypatch):
+    diffusion = random_diffusion(2, t_range=(0.05, 0.8))
+    score = SCORES[kind](diffusion)
+    bounds = expected_bounds(monkeypatch, score, diffusion, list(FORMS))
+    for group in (DATA, START):
+        totals = [bounds[name].total for name in group]
+        # Quadrature and rounding, of terms up to 1e2.
+        np.testing.assert_allclose(totals, totals[0], rtol=1e-8)
+
+
+def test_elbo_averages_to_its_expectation_over_its_own_draws(key):
+    n = 4096
+    diffusion = eqmdm.CLD()
+    score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
+    key_data, key_time, key_bound = jr.split(key, 3)
+    x = jnp.sqrt(VARIANCE) * jr.normal(key_data, (n,))
+    u = eqmdm.low_discrepancy(key_time, n)
+    keys = jr.split(key_bound, n)
+
+    def total(name, x, u, key):
+        form, decoder = FORMS[name]
+        bound = eqmdm.elbo(
+            score, diffusion, x, key=key, form=form, decoder=decoder, u=u
+        )
+        return bound.total
+
+    @jax.vmap
+    def totals(x, u, key):
+        return jnp.stack([total(name, x, u, key) for name in FORMS])
+
+    samples = jax.jit(totals, compiler_options=COMPILER_OPTIONS)(x, u, keys)
+    theorem3, _, with_data, _ = ORACLES["CLD"]
+    expected = [with_data if name in DATA else theorem3 for name in FORMS]
+    assert within_standard_errors(samples, expected)
+
+
+def mixture_log_density(x):
+    scaled = (x - jnp.asarray(MODES, x.dtype)) / WIDTH
+    return jnp.mean(jnp.exp(-0.5 * scaled**2)) / (WIDTH * jnp.sqrt(2 * jnp.pi))
+
+
+DIFFUSIONS = {
+    "VPSDE": eqmdm.VPSDE,
+    "CLD": eqmdm.CLD,
+    "random": lambda: random_diffusion(3),
+}
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_bound_of_mixture_data_is_below_their_log_density(name, key):
+    n = 4096
+    diffusion = DIFFUSIONS[name]()
+    key_mode, key_data, key_time, key_bound = jr.split(key, 4)
+    mode = jr.choice(key_mode, jnp.asarray(MODES), (n,))
+    x = mode + WIDTH * jr.normal(key_data, (n,))
+    u = eqmdm.low_discrepancy(key_time, n)
+
+    def gap(x, u, key, shift):
+        denoiser = lambda l, z: mixture_denoiser(l, z) + shift / (1 + jnp.exp(l))
+        score = eqmdm.DenoiserScore(denoiser, diffusion)
+        bound = eqmdm.elbo(score, diffusion, x, key=key, u=u)
+        return bound.total - jnp.log(mixture_log_density(x)), bound.prior
+
+    gaps, priors = jax.jit(
+        jax.vmap(jax.vmap(gap, in_axes=(0, 0, 0, None)), in_axes=(None, None, None, 0)),
+        compiler_options=COMPILER_OPTIONS,
+    )(x, u, jr.split(key_bound, n), jnp.array([0.0, 1.0]))
+    exact, wrong = np.asarray(gaps)
+    assert exact.mean() < 5 * exact.std() / np.sqrt(n)
+    # All that it loses are the divergences at the end, at most those given the data,
+    # and of the decoder, whose posterior is all but normal at these log-SNRs.
+    gap = exact - np.asarray(priors)[0]
+    assert gap.mean() > -1e-3 - 5 * gap.std() / np.sqrt(n)
+    # The same draws, so the difference is known better than either.
+    loss = wrong - exact
+    assert loss.mean() < -5 * loss.std() / np.sqrt(n)
+
+
+@pytest.mark.parametrize("n_vars", [1, 2, 3, 4])
+def test_bound_between_equal_log_snr_ends_is_that_of_every_diffusion(n_vars, key):
+    low, high = -8.0, 10.0
+    diffusion = random_diffusion(n_vars, log_snr_range=(low, high))
+    score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
+    u, _ = gauss_legendre(16)
+    # The terms are equal at each log-SNR, each datum and each noise of z, and so are
+    # their integrals.
+    nodes = np.linspace(-3, 3, 7)
+    x = (np.asarray(MODES)[:, None] + WIDTH * nodes).ravel()
+
+    def terms(u, x, z_noise):
+        t = diffusion.time_at_log_snr(high + u * (low - high))
+        both = jax.vmap(diffusion.compute_laws)(jnp.stack([diffusion.t0, t]))
+        at_cut, at_time = (jax.tree.map(lambda a, i=i: a[i], both) for i in (0, 1))
+        start = jnp.zeros(n_vars).at[0].set(x)
+
+        def draw(kernel):
+            # Any noise of the state with this part along the data does.
+            along = kernel.whitened_mean_map / jnp.exp(0.5 * kernel.log_snr)
+            other = jnp.arange(1.0, n_vars + 1)
+            noise = z_noise * along + other - along * jnp.sum(along * other)
+            return noise, kernel.perturb(x, noise)
+
+        cut = Cut(diffusion.t0, at_cut, start, *draw(at_cut.kernel))
+        args = at_time, t, start, *draw(at_time.kernel)
+        integrand = eqmdm.LowVariance().integrand(score, diffusion, *args, key=key)
+        density = diffusion.log_snr_rate(t, at_time.kernel) / (low - high)
+        return eqmdm.DataDecoder().log_density(score, cut), integrand / density
+
+    over_noise = jax.vmap(terms, in_axes=(None, None, 0))
+    over_data = jax.vmap(over_noise, in_axes=(None, 0, None))
+    over_time = jax.vmap(over_data, in_axes=(0, None, None))
+    reconstruction, diffusion_term = jax.jit(
+        over_time, compiler_options=COMPILER_OPTIONS
+    )(u, jnp.asarray(x), jnp.asarray(nodes))
+
+    modes = np.asarray(MODES)
+    log_snr = high + np.asarray(u) * (low - high)
+
+    def square_error(log_snr):
+        noise = np.exp(-log_snr)[..., None, None]
+        z = x[:, None] + np.sqrt(noise) * nodes
+        total = WIDTH**2 + noise
+        exponent = -0.5 * (z[..., None] - modes) ** 2 / total[..., None]
+        share = np.exp(exponent - exponent.max(-1, keepdims=True))
+        share = share / share.sum(-1, keepdims=True)
+        mean = (WIDTH**2 * z + noise * (share @ modes)) / total
+        return (mean - x[:, None]) ** 2
+
+    expected = -0.5 * (high - low) * np.exp(log_snr)[:, None, None]
+    expected = expected * square_error(log_snr)
+    # Ends and times are found to rounding in the logarithm of time.
+    np.testing.assert_allclose(diffusion_term, expected, rtol=1e-8, atol=1e-12)
+    error = square_error(np.asarray(high))
+    at_cut = 0.5 * (high - np.log(2 * np.pi)) - 0.5 * np.exp(high) * error
+    np.testing.assert_allclose(reconstruction[0], at_cut, rtol=1e-8, atol=1e-8)
+
+
+def images(key):
+    return jr.normal(key, (3, 4, 4, 1))
+
+
+def test_elbo_of_a_batch_of_images_is_that_of_each(key):
+    diffusion = eqmdm.CLD()
+    score = eqmdm.FreeScore(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
+    key_data, key_bound, key_time = jr.split(key, 3)
+    x = images(key_data).astype(jnp.float32)
+    keys, u = jr.split(key_bound, 3), eqmdm.low_discrepancy(key_time, 3)
+    single = lambda x, key, u: eqmdm.elbo(score, diffusion, x, key=key, u=u)
+    batch = jax.jit(jax.vmap(single))(x, keys, u)
+    each = [jax.jit(single)(*args) for args in zip(x, keys, u, strict=True)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    for bound in (batch, stacked):
+        assert all(leaf.shape == (3,) for leaf in jax.tree.leaves(bound))
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(bound))
+    # Sums of 32 numbers in another order, in float32.
+    assert tree_allclose(batch, stacked, rtol=2e-5, atol=1e-4)
+    terms = batch.reconstruction + batch.prior + batch.diffusion + batch.auxiliary
+    assert tree_allclose(batch.total, terms, rtol=1e-6, atol=0.0)
+
+
+def test_elbo_is_by_default_that_of_its_named_defaults(key):
+    diffusion = eqmdm.VPSDE()
+    score = eqmdm.FreeScore(lambda t, y: 0.5 * y, diffusion)
+    x = images(key)
+    named = {
+        "form": eqmdm.LowVariance(),
+        "decoder": eqmdm.DataDecoder(),
+        "time_sampler": eqmdm.ImportanceTime(),
+    }
+    run = lambda **options: eqmdm.elbo(score, diffusion, x, key=key, **options)
+    default, same, moved = jax.jit(
+        lambda: (run(), run(**named), run(u=jnp.asarray(0.3)))
+    )()
+    # One computation.
+    assert tree_allclose(default, same, rtol=1e-14, atol=0.0)
+    # The quantile of the time moves the one term that depends on it.
+    assert default.diffusion != moved.diffusion
+    assert default.reconstruction == moved.reconstruction
+    assert default.prior == moved.prior
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+def test_elbo_refuses_integers(dtype, key):
+    diffusion = eqmdm.VPSDE()
+    score = eqmdm.FreeScore(lambda t, y: y, diffusion)
+    with pytest.raises(TypeError, match="`x` must be floating-point data"):
+        eqmdm.elbo(score, diffusion, jnp.zeros((2, 2), dtype), key=key)
+
+
+@pytest.mark.parametrize(
+    "form", [eqmdm.DenoisingScoreMatching(), eqmdm.LowVariance(given_start=True)]
+)
+def test_forms_given_the_start_refuse_a_decoder_of_the_data(form, key):
+    diffusion = eqmdm.CLD()
+    score = eqmdm.FreeScore(lambda t, y: y, diffusion)
+    with pytest.raises(ValueError, match="`decoder` must be a `StartDecoder`"):
+        options = {"form": form, "decoder": eqmdm.DataDecoder()}
+        eqmdm.elbo(score, diffusion, jnp.zeros(2), key=key, **options)
+
+
+@pytest.mark.parametrize(
+    "ends", [{}, {"log_snr_range": (-4.0, 6.0)}], ids=["t_range", "log_snr_range"]
+)
+def test_gradient_of_elbo_in_the_diffusion_is_that_of_differences(ends, key):
+    key_diffusion, key_bound = jr.split(key)
+    diffusion = eqmdm.LearnedDiffusion(2, key=key_diffusion, **ends)
+    trainable, fixed = eqx.partition(diffusion, eqx.is_inexact_array)
+    trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trainable)
+    values, unravel = ravel_pytree(trainable)
+
+    def total(values):
+        diffusion = eqx.combine(unravel(values), fixed)
+        score = eqmdm.FreeScore(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
+        options = {"time_sampler": eqmdm.UniformTime(), "u": jnp.asarray(0.1)}
+        x = jnp.asarray(0.7)
+        return eqmdm.elbo(score, diffusion, x, key=key_bound, **options).total
+
+    total_and_gradient = jax.jit(
+        jax.value_and_grad(total), compiler_options=COMPILER_OPTIONS
+    )
+    _, gradient = total_and_gradient(values)
+    step = 1e-5
+    for i in range(len(values)):
+        move = jnp.zeros_like(values).at[i].set(step)
+        up, down = (total_and_gradient(values + s * move)[0] for s in (1, -1))
+        difference = (up - down) / (2 * step)
+        # The square of the step, and roundings over the step.
+        assert abs(gradient[i] - difference) < 1e-6 * max(1, abs(difference))
+
+
+def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
+    # With a denoiser the bound but for its prior term depends on these ends alone:
+    # its expected gradient is 0, if the moving limits of the integral are in it.
+    diffusion = eqmdm.LearnedDiffusion(2, key=jr.key(0), log_snr_range=(-4.0, 6.0))
+    trainable, fixed = eqx.partition(diffusion, eqx.is_inexact_array)
+    trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trainable)
+    u, weights = gauss_legendre(32)
+    points = 2 * jnp.concatenate([jnp.eye(4), -jnp.eye(4)])
+
+    def expected(trainable):
+        diffusion = eqx.combine(trainable, fixed)
+        score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
+
+        def at(u, point):
+            x, start_noise, noise = jnp.split(point, [1, 2])
+            x = jnp.sqrt(VARIANCE) * x[0]
+            args = monkeypatch, start_noise, noise, score, diffusion, x
+            # A grid of its own has no derivative in the ends.
+            frozen = jax.lax.stop_gradient
+            t, density = GeometricTime()(diffusion, u)
+            sampler = FixedTime(frozen(t), frozen(density))
+            return elbo_at_noise(*args, time_sampler=sampler, u=u)
+
+        bounds = jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))(u, points)
+        terms = jnp.mean(bounds.reconstruction + bounds.diffusion, axis=1)
+        return jnp.sum(terms * jnp.asarray(weights))
+
+    value, gradient = jax.jit(
+        jax.value_and_grad(expected), compiler_options=COMPILER_OPTIONS
+    )(trainable)
+    # Mean square errors at these ends, integrated over log-SNR, are logarithms.
+    log_snr = np.array([-4.0, 6.0])
+    loss = np.diff(np.log1p(VARIANCE * np.exp(log_snr)))[0]
+    at_cut = 1 / (1 + 1 / (VARIANCE * np.exp(6.0)))
+    exact = 0.5 * (6.0 - np.log(2 * np.pi) - at_cut - loss)
+    # Quadrature.
+    assert abs(value - exact) < 1e-7
+    for leaf in jax.tree.leaves(gradient):
+        np.testing.assert_allclose(leaf, 0.0, atol=1e-6)

@@ -1,0 +1,240 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.scipy.stats import multivariate_normal
+
+import eqmdm
+from eqmdm._score import error_given_start
+from helpers import tree_allclose
+
+
+VARIANCE = 1.5
+MODES, WIDTH = (-1.5, -0.4, 0.5, 1.6), 0.15
+# Late enough for dense covariances to be well conditioned.
+TIME = 0.4
+
+
+def random_diffusion(n_vars, **options):
+    q, B = np.random.default_rng(n_vars).standard_normal((2, n_vars, n_vars))
+    return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B, **options)
+
+
+def kernel_at(diffusion, t):
+    return jax.jit(diffusion.compute_kernel)(jnp.asarray(t))
+
+
+def covariance_given_data(kernel):
+    return kernel.root @ kernel.root.T
+
+
+def covariance(kernel, variance):
+    outer = kernel.mean_map[:, None] * kernel.mean_map[None]
+    return covariance_given_data(kernel) + variance * outer
+
+
+def normal_denoiser(log_snr, z):
+    return z * VARIANCE / (VARIANCE + jnp.exp(-log_snr))
+
+
+def wavy_network(c, y):
+    return jnp.sin(3 * y) + 0.2 * c * y
+
+
+def preconditioned(low=-12.0, high=50.0, network=wavy_network):
+    return eqmdm.PreconditionedDenoiser(
+        network, data_std=0.5, log_snr_range=(low, high)
+    )
+
+
+def wavy_scores(diffusion):
+    return {
+        "free": eqmdm.FreeScore(wavy_network, diffusion),
+        "denoiser": eqmdm.DenoiserScore(lambda l, z: jnp.tanh(z) + 0.1, diffusion),
+        "preconditioned": eqmdm.DenoiserScore(preconditioned(), diffusion),
+        "function": eqmdm.CallableScore(lambda t, y: jnp.sin(t + y)),
+    }
+
+
+KINDS = ["free", "denoiser", "preconditioned", "function"]
+
+
+@pytest.mark.parametrize("n_vars", [1, 2, 3])
+def test_scores_of_normal_data_are_the_derivative_of_the_log_density(n_vars, key):
+    diffusion = random_diffusion(n_vars)
+    kernel = kernel_at(diffusion, TIME)
+    y = jr.normal(key, (n_vars,))
+    zero, total = jnp.zeros(n_vars), covariance(kernel, VARIANCE)
+    expected = jax.grad(lambda y: multivariate_normal.logpdf(y, zero, total))(y)
+    # A noise prediction is minus the whitened score: L^T Sigma^-1 y here.
+    root = jnp.linalg.cholesky(covariance_given_data(kernel))
+    network = lambda t, y: root.T @ jnp.linalg.solve(total, y)
+    free = eqmdm.FreeScore(network, diffusion)
+    denoiser = eqmdm.DenoiserScore(normal_denoiser, diffusion)
+    # Condition numbers of up to 1e4.
+    for score in (free, denoiser):
+        actual = jax.jit(lambda t, y, s=score: s(t, y))(jnp.asarray(TIME), y)
+        assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_vars", [1, 2, 3])
+def test_score_of_a_mixture_needs_the_sufficient_statistic_alone(n_vars, key):
+    diffusion = random_diffusion(n_vars)
+    kernel = kernel_at(diffusion, TIME)
+    y = kernel.perturb(jnp.asarray(0.7), jr.normal(key, (n_vars,)))
+    total = covariance(kernel, WIDTH**2)
+
+    def log_density(y):
+        component = lambda m: multivariate_normal.logpdf(y, kernel.mean_map * m, total)
+        return jax.nn.logsumexp(jax.vmap(component)(jnp.asarray(MODES)))
+
+    def denoiser(log_snr, z):
+        modes, noise = jnp.asarray(MODES), jnp.exp(-log_snr)
+        spread = WIDTH**2 + noise
+        weights = jax.nn.softmax(-0.5 * (z - modes) ** 2 / spread)
+        return jnp.sum(weights * (WIDTH**2 * z + noise * modes)) / spread
+
+    score = eqmdm.DenoiserScore(denoiser, diffusion)
+    actual = jax.jit(lambda t, y: score(t, y))(jnp.asarray(TIME), y)
+    # Condition numbers of up to 1e4.
+    assert tree_allclose(actual, jax.grad(log_density)(y), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_vars", [1, 2, 3])
+def test_data_estimate_of_an_exact_score_is_the_posterior_mean(n_vars, key):
+    kernel = kernel_at(random_diffusion(n_vars), TIME)
+    y = jr.normal(key, (n_vars, 2))
+    total = covariance(kernel, VARIANCE)
+    exact = lambda t, y: -jnp.linalg.solve(total, y)
+    actual = eqmdm.CallableScore(exact).data_estimate(jnp.asarray(TIME), kernel, y)
+    # Regression of x on y.
+    expected = VARIANCE * kernel.mean_map @ jnp.linalg.solve(total, y)
+    assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whitened_error_is_the_error_of_the_score_in_units_of_noise(kind, key):
+    diffusion = random_diffusion(3)
+    score = wavy_scores(diffusion)[kind]
+    t = jnp.asarray(TIME)
+    key_start, key_noise = jr.split(key)
+    start, noise = jr.normal(key_start, (3, 2)), jr.normal(key_noise, (3, 2))
+    x = start[0]
+
+    @jax.jit
+    def evaluate(t):
+        laws = diffusion.compute_laws(t)
+        kernel = laws.kernel
+        y = kernel.perturb(x, noise)
+        given_data = score.whitened_error(t, kernel, x, noise, y), score(t, y), y
+        y = laws.step.perturb(start, noise)
+        error = error_given_start(score, t, laws, start, noise, y)
+        return laws, given_data, (error, score(t, y), y)
+
+    laws, given_data, given_start = evaluate(t)
+    means = laws.kernel.mean_map[:, None] * x[None], laws.step.mean_map @ start
+    roots = laws.kernel.root, laws.step.root
+    for (error, s, y), mean, root in zip(
+        (given_data, given_start), means, roots, strict=True
+    ):
+        of_density = -jnp.linalg.solve(root @ root.T, y - mean)
+        # Condition numbers of up to 1e4.
+        assert tree_allclose(error, root.T @ (s - of_density), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "log_snr"), [("VPSDE", 9.16), ("CLD", 27.2), ("ALDA", 48)]
+)
+def test_whitened_error_of_a_denoiser_keeps_its_digits_in_float32(name, log_snr, key):
+    diffusion = getattr(eqmdm, name)()
+    score = eqmdm.DenoiserScore(preconditioned(), diffusion)
+
+    @jax.jit
+    def error(t, x, noise):
+        kernel = diffusion.compute_kernel(t)
+        y = kernel.perturb(x, noise)
+        return score.whitened_error(t, kernel, x, noise, y), kernel.log_snr
+
+    args = (
+        jnp.asarray(1e-3, jnp.float32),
+        jnp.linspace(-1, 1, 5, dtype=jnp.float32),
+        jr.normal(key, (diffusion.n_vars, 5), jnp.float32),
+    )
+    actual, _ = error(*args)
+    expected, reached = error(*(arg.astype(jnp.float64) for arg in args))
+    # The level that the name stands for is what makes this hard.
+    assert abs(reached - log_snr) < 0.5
+    assert actual.dtype == jnp.float32
+    # Kernels are good to 5e-6; sines of numbers of up to 12 lose another digit.
+    actual = actual.astype(jnp.float64)
+    largest = float(jnp.max(jnp.abs(expected)))
+    assert tree_allclose(actual, expected, rtol=0.0, atol=1e-4 * largest)
+
+
+@pytest.mark.parametrize("log_snr", [-6.0, 1.0, 9.0])
+def test_preconditioned_denoiser_has_the_coefficients_of_edm(log_snr, key):
+    low, high, std = -8.0, 10.0, 0.7
+    network = lambda c, z: jnp.cos(z) + c
+    denoiser = eqmdm.PreconditionedDenoiser(network, std, (low, high))
+    z = jr.normal(key, (2, 3))
+    sigma = np.exp(-log_snr / 2)
+    c_skip = std**2 / (sigma**2 + std**2)
+    c_out = sigma * std / np.sqrt(sigma**2 + std**2)
+    c_in = 1 / np.sqrt(sigma**2 + std**2)
+    c = (high - log_snr) / (high - low)
+    expected = c_skip * z + c_out * (jnp.cos(c_in * z) + c)
+    # Differences of up to five numbers of order 1.
+    actual = denoiser(jnp.asarray(log_snr), z)
+    assert tree_allclose(actual, expected, rtol=1e-13, atol=1e-13)
+    correction = denoiser.correction(jnp.asarray(log_snr), z)
+    assert tree_allclose(correction, expected - z, rtol=1e-12, atol=1e-13)
+
+
+def test_network_of_a_denoiser_is_told_its_place_in_the_range():
+    places = []
+
+    def network(c, z):
+        places.append(float(c))
+        return z
+
+    denoiser = preconditioned(-3.0, 7.0, network)
+    for log_snr in (7.0, 2.0, -3.0):
+        denoiser(jnp.asarray(log_snr), jnp.zeros(2))
+    assert places == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("value", [jnp.inf, jnp.nan, 1e30])
+def test_denoiser_above_its_range_is_the_posterior_mean_of_normal_data(value, key):
+    log_snr = jnp.asarray(8.5)
+    # Whatever the network says there.
+    denoiser = preconditioned(-3.0, 8.0, lambda c, z: jnp.full_like(z, value))
+    z = jr.normal(key, (4,))
+    expected = z * 0.25 / (0.25 + jnp.exp(-log_snr))
+    # A few roundings.
+    assert tree_allclose(denoiser(log_snr, z), expected, rtol=1e-14, atol=0.0)
+
+
+def test_diffusion_that_ends_below_the_range_of_its_denoiser_is_refused(key):
+    diffusion = eqmdm.VPSDE()
+    low = float(diffusion.log_snr(diffusion.t1)) + 0.1
+    score = eqmdm.DenoiserScore(preconditioned(low, 20.0), diffusion)
+    bound = lambda x: eqmdm.elbo(score, diffusion, x, key=key).total
+    message = "`diffusion` must end within the denoiser's `log_snr_range`"
+    with pytest.raises(ValueError, match=message):
+        bound(jnp.zeros(2))
+    with pytest.raises(eqx.EquinoxRuntimeError, match=message):
+        eqx.filter_jit(bound)(jnp.zeros(2))
+
+
+@pytest.mark.parametrize("data_std", [0.0, -1.0, float("nan")])
+def test_denoiser_refuses_a_standard_deviation_that_is_not_positive(data_std):
+    with pytest.raises(ValueError, match="`data_std` must be positive"):
+        eqmdm.PreconditionedDenoiser(wavy_network, data_std, (-8.0, 10.0))
+
+
+@pytest.mark.parametrize("log_snr_range", [(1.0, 1.0), (10.0, -8.0)])
+def test_denoiser_refuses_a_range_that_is_out_of_order(log_snr_range):
+    with pytest.raises(ValueError, match="`log_snr_range` must be"):
+        eqmdm.PreconditionedDenoiser(wavy_network, 0.5, log_snr_range)

@@ -1,0 +1,186 @@
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+import eqmdm
+from helpers import tree_allclose, within_standard_errors
+
+
+DATA_VARIANCE = 1.5
+
+
+def data_covariance(diffusion, t):
+    """The covariance of y(t) for centred normal data."""
+    kernel = diffusion.compute_kernel(t)
+    a = kernel.mean_map
+    return DATA_VARIANCE * jnp.outer(a, a) + kernel.root @ kernel.root.T
+
+
+def gaussian_score(diffusion):
+    def score(t, y):
+        covariance = data_covariance(diffusion, jnp.asarray(t, y.dtype))
+        flat = jnp.linalg.solve(covariance, y.reshape(len(y), -1))
+        return -flat.reshape(y.shape)
+
+    return score
+
+
+def solve(problem, solver, n_steps, key):
+    solution = dfx.diffeqsolve(
+        problem.terms,
+        solver,
+        problem.t0,
+        problem.t1,
+        (problem.t1 - problem.t0) / n_steps,
+        problem.initial(key=key),
+        adjoint=dfx.ForwardMode(),
+        max_steps=n_steps + 1,
+    )
+    return solution.ys[-1]
+
+
+@pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD], ids=["VPSDE", "CLD"])
+def test_forward_sde_reaches_the_moments_of_the_kernel(cls, key):
+    diffusion = cls(t_range=(1e-3, 0.5))
+    x = jnp.linspace(-2, 2, 8)
+
+    def draw(key):
+        key_path, key_start = jr.split(key)
+        problem = eqmdm.forward_sde(diffusion, x, key=key_path)
+        return solve(problem, dfx.SEA(), 60, key_start)
+
+    y = jax.jit(jax.vmap(draw))(jr.split(key, 300))
+    kernel = jax.jit(diffusion.compute_kernel)(diffusion.t1)
+    mean = kernel.mean(x)
+    assert within_standard_errors(y, mean)
+    # Every coordinate of every path is a draw of its own.
+    gap = jnp.moveaxis(y - mean[None], 1, 2).reshape(-1, diffusion.n_vars)
+    products = gap[:, :, None] * gap[:, None, :]
+    assert within_standard_errors(products, kernel.root @ kernel.root.T)
+
+
+def test_reverse_sde_with_the_exact_score_gives_the_data(key):
+    diffusion = eqmdm.VPSDE()
+    score = gaussian_score(diffusion)
+
+    def draw(key):
+        key_path, key_start = jr.split(key)
+        problem = eqmdm.reverse_sde(score, diffusion, (8,), key=key_path)
+        return solve(problem, dfx.SEA(), 100, key_start)
+
+    y = jax.jit(jax.vmap(draw))(jr.split(key, 300)).reshape(-1)
+    assert within_standard_errors(y, 0.0)
+    expected = data_covariance(diffusion, diffusion.t0)[0, 0]
+    # The bias of 100 steps is below a percent, and five standard errors are 14.
+    assert within_standard_errors(y**2, expected)
+
+
+def test_reverse_sde_takes_a_path_of_the_users(key):
+    diffusion = eqmdm.VPSDE()
+    asked = []
+
+    def path(t0, t1, structure, key):
+        asked.append(structure.shape)
+        return dfx.UnsafeBrownianPath(
+            structure, key=key, levy_area=dfx.SpaceTimeLevyArea
+        )
+
+    score = gaussian_score(diffusion)
+    problem = eqmdm.reverse_sde(score, diffusion, (2,), key=key, path=path)
+    assert asked == [(1, 2)]
+    y = jax.jit(lambda key: solve(problem, dfx.SEA(), 10, key))(key)
+    assert y.shape == (1, 2) and jnp.all(jnp.isfinite(y))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_clocks_of_all_problems_increase(dtype, key):
+    diffusion = eqmdm.CLD(t_range=(0.01, 0.8))
+    score = lambda t, y: -y
+    x = jnp.zeros((3,), dtype)
+    forward = eqmdm.forward_sde(diffusion, x, key=key)
+    reverse = eqmdm.reverse_sde(score, diffusion, (3,), key=key, dtype=dtype)
+    flow = eqmdm.probability_flow(score, diffusion, (3,), dtype=dtype)
+    t0, t1 = (jnp.asarray(t, dtype) for t in (0.01, 0.8))
+    close = dict(rtol=1e-6, atol=1e-8)
+    for problem, start, end in (
+        (forward, 0 * t0, t1),
+        (reverse, t1, t0),
+        (flow, t1, t0),
+    ):
+        assert problem.t0 < problem.t1
+        times = problem.time(problem.t0), problem.time(problem.t1)
+        assert tree_allclose(times, (start, end), **close)
+        initial = problem.initial(key=key)
+        assert initial.shape == (2, 3) and initial.dtype == dtype
+    assert jnp.all(forward.initial(key=key)[0] == 0)
+
+
+def test_reverse_drift_is_that_of_anderson(key):
+    diffusion = eqmdm.CLD()
+    score = gaussian_score(diffusion)
+    y = jr.normal(key, (2, 3))
+    s = jnp.asarray(0.4)
+    reverse = eqmdm.reverse_sde(score, diffusion, (3,), key=key)
+    flow = eqmdm.probability_flow(score, diffusion, (3,))
+    t = diffusion.t1 - s
+    F, G = diffusion.drift_matrix(t), diffusion.diffusion_matrix(t)
+    push = G @ G.T @ jax.jit(score)(t, y)
+    drift, noise = reverse.terms.terms
+    close = dict(rtol=1e-12, atol=1e-12)
+    assert tree_allclose(drift.vf(s, y, None), push - F @ y, **close)
+    assert tree_allclose(flow.terms.vf(s, y, None), 0.5 * push - F @ y, **close)
+    assert tree_allclose(noise.vf(s, y, None).matrix, G, **close)
+
+
+@pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD], ids=["VPSDE", "CLD"])
+def test_probability_flow_maps_the_marginal_at_the_end_to_that_at_the_cut(cls):
+    diffusion = cls(t_range=(0.01, 1.0))
+    score = gaussian_score(diffusion)
+    problem = eqmdm.probability_flow(score, diffusion, (diffusion.n_vars,))
+
+    @jax.jit
+    def compute():
+        # The flow is linear: its matrix, from the columns of the identity.
+        solution = dfx.diffeqsolve(
+            problem.terms,
+            dfx.Tsit5(),
+            problem.t0,
+            problem.t1,
+            None,
+            jnp.eye(diffusion.n_vars),
+            stepsize_controller=dfx.PIDController(rtol=1e-9, atol=1e-9),
+            max_steps=2000,
+        )
+        ends = (data_covariance(diffusion, t) for t in (diffusion.t1, diffusion.t0))
+        return solution.ys[-1], *ends
+
+    flow, at_end, at_cut = compute()
+    # The solve's tolerance over some hundred steps.
+    assert tree_allclose(flow @ at_end @ flow.T, at_cut, rtol=1e-6, atol=1e-7)
+
+
+def test_time_reversed_flow_undoes_the_forward_one(key):
+    # Along the exact flow the density is carried: a one-dimensional map of quantiles.
+    diffusion = eqmdm.VPSDE()
+    problem = eqmdm.probability_flow(gaussian_score(diffusion), diffusion, (5,))
+    y = jr.normal(key, (1, 5))
+
+    @eqx.filter_jit
+    def flow(y):
+        solution = dfx.diffeqsolve(
+            problem.terms,
+            dfx.Tsit5(),
+            problem.t0,
+            problem.t1,
+            None,
+            y,
+            stepsize_controller=dfx.PIDController(rtol=1e-9, atol=1e-9),
+        )
+        ends = [data_covariance(diffusion, t) for t in (diffusion.t1, diffusion.t0)]
+        return solution.ys[-1], jnp.sqrt(ends[1] / ends[0])
+
+    mapped, ratio = flow(y)
+    assert tree_allclose(mapped, ratio[0, 0] * y, rtol=1e-6, atol=1e-8)

@@ -1,0 +1,150 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import eqmdm
+from helpers import within_standard_errors
+
+
+SAMPLERS = {
+    "uniform": eqmdm.UniformTime(),
+    "importance": eqmdm.ImportanceTime(),
+    "log_snr": eqmdm.LogSNRTime(),
+}
+DIFFUSIONS = {
+    # Its log-SNR is stationary within the horizon.
+    "ALDA": eqmdm.ALDA,
+    "decayed": lambda: decayed_diffusion(),
+    "log_snr_ends": lambda: eqmdm.VPSDE(log_snr_range=(-4.0, 8.0)),
+}
+
+
+def decayed_diffusion():
+    """One whose mean map has no determinant left in its roundings at the horizon."""
+    q, B = np.random.default_rng(3).standard_normal((2, 3, 3))
+    return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B)
+
+
+def times(sampler, diffusion, u):
+    return jax.jit(jax.vmap(lambda u: sampler(diffusion, u)))(u)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_time_sampler_has_the_density_that_it_says(sampler, diffusion):
+    rare_times = sampler == "log_snr" and diffusion == "ALDA"
+    sampler, diffusion = SAMPLERS[sampler], DIFFUSIONS[diffusion]()
+    n = 4000
+    u = (jnp.arange(n, dtype=float) + 0.5) / n
+    slope = lambda u: jax.value_and_grad(sampler, argnums=1, has_aux=True)(diffusion, u)
+    (t, density), rate = jax.jit(jax.vmap(slope))(u)
+    # A quantile function and its density; roundings.
+    np.testing.assert_allclose(rate * density, 1.0, rtol=1e-10)
+    assert jnp.all(jnp.diff(t) > 0)
+    ends, _ = times(sampler, diffusion, jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(ends, [diffusion.t0, diffusion.t1], rtol=1e-10)
+    if rare_times:
+        # Too few quantiles fall where log-SNR is stationary for the sums below.
+        return
+    # Integrals with known values, by the midpoint rule on quantiles: its error is
+    # below that of the 4000 cells for functions whose weights are bounded.
+    t0, t1 = diffusion.t0, diffusion.t1
+    np.testing.assert_allclose(jnp.mean(1 / density), t1 - t0, rtol=1e-3)
+    np.testing.assert_allclose(jnp.mean(t / density), (t1**2 - t0**2) / 2, rtol=1e-3)
+    mean_sine = jnp.mean(jnp.sin(6 * t) / density)
+    np.testing.assert_allclose(
+        mean_sine, (jnp.cos(6 * t0) - jnp.cos(6 * t1)) / 6, rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("diffusion", [eqmdm.CLD, decayed_diffusion])
+def test_time_sampler_stays_within_the_ends_in_float32(sampler, diffusion):
+    diffusion = diffusion()
+    u = jnp.linspace(0, 1, 1001, dtype=jnp.float32)[:-1]
+    t, density = times(SAMPLERS[sampler], diffusion, u)
+    assert t.dtype == density.dtype == jnp.float32
+    # A rounding at either end.
+    assert t[0] >= 1e-3 * (1 - 1e-6)
+    assert t[-1] <= 1 + 1e-6
+    assert jnp.all(jnp.diff(t) > 0)
+    exact_t, exact = times(SAMPLERS[sampler], diffusion, u.astype(jnp.float64))
+    # A cell's share is a difference of two integrals of up to 30: 1e-5 relative to a
+    # 256th of the whole. Draws at an edge may fall into the cell beside it.
+    np.testing.assert_allclose(t, exact_t, rtol=1e-3)
+    assert jnp.median(jnp.abs(density / exact.astype(jnp.float32) - 1)) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["VPSDE", "CLD"])
+def test_importance_time_follows_the_size_of_the_integrand(name):
+    diffusion = getattr(eqmdm, name)()
+
+    def trace(t):
+        kernel = diffusion.compute_kernel(t)
+        whitened = kernel.whitening @ diffusion.diffusion_matrix(t)
+        return jnp.sum(whitened**2)
+
+    u = jnp.linspace(0.01, 0.99, 99)
+    t, density = times(eqmdm.ImportanceTime(), diffusion, u)
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    log_t0, log_t1 = np.log(diffusion.t0), np.log(diffusion.t1)
+    grid = np.exp(log_t0 + (nodes + 1) / 2 * (log_t1 - log_t0))
+    traces = jax.jit(jax.vmap(trace))
+    whole = np.sum(traces(jnp.asarray(grid)) * grid * weights) * (log_t1 - log_t0) / 2
+    # Cells of 2.7 %, each with one density.
+    np.testing.assert_allclose(density, traces(t) / whole, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["VPSDE", "CLD"])
+def test_log_snr_time_is_uniform_in_log_snr(name):
+    diffusion = getattr(eqmdm, name)()
+    u = jnp.linspace(0.01, 0.99, 99)
+    t, _ = times(eqmdm.LogSNRTime(), diffusion, u)
+    log_snr = jax.jit(jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr))
+    high, low = log_snr(jnp.stack([diffusion.t0, diffusion.t1]))
+    # Exact at the edges of the cells, of which there are 256.
+    np.testing.assert_allclose((high - log_snr(t)) / (high - low), u, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "ends", [{}, {"log_snr_range": (-4.0, 8.0)}], ids=["t_range", "log_snr_range"]
+)
+def test_times_are_constants_to_the_parameters_of_a_diffusion(ends):
+    diffusion = eqmdm.LearnedDiffusion(2, key=jr.key(0), **ends)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradient(diffusion):
+        draws = [s(diffusion, jnp.asarray(0.3)) for s in SAMPLERS.values()]
+        return sum(t + density for t, density in draws)
+
+    leaves = jax.tree.leaves(gradient(diffusion))
+    assert len(leaves) == 2
+    assert all(jnp.all(leaf == 0) for leaf in leaves)
+
+
+@pytest.mark.parametrize("draw", [eqmdm.low_discrepancy, eqmdm.antithetic])
+@pytest.mark.parametrize("n", [1, 7, 8])
+def test_joint_quantiles_are_uniform_each(draw, n, key):
+    u = jax.vmap(lambda key: draw(key, n))(jr.split(key, 10_000))
+    assert u.shape == (10_000, n)
+    assert jnp.all((u >= 0) & (u < 1))
+    assert within_standard_errors(u, 1 / 2)
+    assert within_standard_errors((u - 0.5) ** 2, 1 / 12)
+    assert within_standard_errors(u < 0.1, 0.1)
+
+
+def test_low_discrepancy_quantiles_are_evenly_spaced(key):
+    u = np.sort(eqmdm.low_discrepancy(key, 9))
+    # Roundings of numbers below 1.
+    np.testing.assert_allclose(np.diff(u), 1 / 9, atol=1e-15)
+    assert 0 <= u[0] < 1 / 9
+
+
+def test_antithetic_quantiles_are_pairs_that_add_to_one(key):
+    u = eqmdm.antithetic(key, 8)
+    np.testing.assert_allclose(u[:4] + u[4:], 1.0, rtol=1e-15)
+    assert len(np.unique(u)) == 8
