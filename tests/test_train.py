@@ -1,0 +1,497 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+import eqmdm
+from eqmdm import nn
+from eqmdm._evaluate import Objective, batch_loss, evaluate, make_score
+from eqmdm._train import (
+    TrainState,
+    make_optimiser,
+    parameters,
+    steps_per_call,
+    train_step,
+    with_doublings,
+    with_enough_doublings,
+    with_parameters,
+)
+from helpers import estimate_within_standard_errors, tree_allclose
+
+
+GREY = eqmdm.GreyLevels(17)
+# One optimiser and one diffusion for most tests, so that the step compiles once.
+_OPTIMISER = make_optimiser(1e-3)
+
+
+def _points(n=50):
+    return jr.normal(jr.key(7), (n, 2), jnp.float32)
+
+
+def _model(score="free", diffusion=None):
+    diffusion = (
+        eqmdm.LearnedDiffusion(2, key=jr.key(3)) if diffusion is None else diffusion
+    )
+    n_vars = 1 if score == "denoiser" else diffusion.n_vars
+    network = nn.MLP((2,), n_vars, width=8, depth=1, key=jr.key(4))
+    # Away from the zero that it starts at, so that every gradient is there.
+    last = lambda net: net.linear_out.weight
+    network = eqx.tree_at(
+        last, network, 0.1 * jr.normal(jr.key(5), last(network).shape, jnp.float32)
+    )
+    if score == "denoiser":
+        network = eqmdm.PreconditionedDenoiser(
+            network, data_std=1.0, log_snr_range=(-40.0, 14.0)
+        )
+    return network, diffusion
+
+
+def _float64(model):
+    values = parameters(model)
+    return with_parameters(model, jax.tree.map(lambda v: v.astype(jnp.float64), values))
+
+
+def _state(model=None, optimiser=_OPTIMISER):
+    model = _model(diffusion=eqmdm.VPSDE()) if model is None else model
+    return TrainState.create(model, optimiser, key=jr.key(0)), optimiser
+
+
+def _run(state, optimiser, n_steps, *, objective=None, data=None, **settings):
+    objective = Objective() if objective is None else objective
+    data = _points() if data is None else data
+    losses = []
+    for _ in range(n_steps):
+        state, metrics = train_step(
+            state, data, objective, optimiser, **({"batch_size": 8} | settings)
+        )
+        losses.extend(np.asarray(metrics["loss"]).tolist())
+    return state, losses
+
+
+# --- The state -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["free", "denoiser"])
+def test_state_holds_each_parameter_once(score):
+    model = _model(score)
+    state, _ = _state(model)
+    n_network = len(jax.tree.leaves(eqx.filter(model[0], eqx.is_inexact_array)))
+    n_diffusion = len(jax.tree.leaves(eqx.filter(model[1], eqx.is_inexact_array)))
+    assert n_diffusion == 2  # q and B, of the default learned diffusion
+    n = n_network + n_diffusion
+
+    count = lambda tree: len(jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)))
+    assert count(state.model) == n
+    assert count(state.ema) == n
+    # Adam's two moments, of each parameter one.
+    assert count(state.opt_state) == 2 * n
+    assert count(state) == 4 * n
+    # Beside them: the step, the key, and the update counts of the two optimisers.
+    assert len(jax.tree.leaves(eqx.filter(state, eqx.is_array))) == 4 * n + 4
+
+
+def test_state_copies_the_arrays_it_is_made_from():
+    model = _model(diffusion=eqmdm.VPSDE())
+    state, optimiser = _state(model)
+    _run(state, optimiser, 1)
+    assert not any(leaf.is_deleted() for leaf in parameters(model).values())
+
+
+def test_step_donates_the_buffers_of_the_state():
+    # Warnings are errors, so none of the donated buffers was unusable.
+    state, optimiser = _state()
+    _run(state, optimiser, 1)
+    leaves = jax.tree.leaves(eqx.filter(state, eqx.is_array))
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_state_arrays_go_back_into_a_fresh_state():
+    state, optimiser = _state()
+    state, _ = _run(state, optimiser, 2)
+    fresh, _ = _state()
+    assert tree_allclose(fresh.with_arrays(state.arrays()), state, rtol=0, atol=0)
+
+
+def test_state_refuses_arrays_of_another_structure():
+    state, _ = _state()
+    arrays = state.arrays()
+    with pytest.raises(ValueError, match="step is missing in them"):
+        state.with_arrays({k: v for k, v in arrays.items() if k != "step"})
+    with pytest.raises(ValueError, match="additional is float64.* missing in the tree"):
+        state.with_arrays(arrays | {"additional": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"key is int32\[3\]"):
+        state.with_arrays(arrays | {"key": np.zeros(3, np.int32)})
+
+
+# --- The step ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_training_lowers_the_bound_on_held_out_draws(key):
+    model = _model()
+    state, optimiser = _state(model, make_optimiser(3e-3))
+    q = np.asarray(model[1].skew_half)
+    examples, keys = _points(200), jr.split(key, 200)
+    u = eqmdm.low_discrepancy(key, 200).astype(jnp.float32)
+
+    @eqx.filter_jit
+    def losses(model):
+        one = lambda x, key, u: Objective().bound(model, x, key, u)[0].total
+        return -jax.vmap(one)(examples, keys, u)
+
+    before = np.asarray(losses(model))
+    state, _ = _run(state, optimiser, 150, batch_size=32)
+    gain = before - np.asarray(losses(state.model))
+    assert gain.mean() > 5 * gain.std(ddof=1) / np.sqrt(len(gain))
+    # The diffusion has moved with the network.
+    assert np.abs(np.asarray(state.model[1].skew_half) - q).max() > 1e-3
+
+
+def test_several_steps_a_call_equal_as_many_calls():
+    one, optimiser = _state()
+    several, _ = _state()
+    one, losses_one = _run(one, optimiser, 4)
+    several, losses_several = _run(several, optimiser, 2, n_inner=2)
+    # The same arithmetic, compiled within a loop: float32 roundings, amplified by
+    # Adam's division by small second moments.
+    np.testing.assert_allclose(losses_several, losses_one, rtol=1e-4)
+    close = dict(rtol=1e-2, atol=1e-4)
+    assert tree_allclose(parameters(several.model), parameters(one.model), **close)
+
+
+def test_step_is_the_same_to_the_bit_on_every_run():
+    first, optimiser = _state()
+    second, _ = _state()
+    first, losses_first = _run(first, optimiser, 3)
+    second, losses_second = _run(second, optimiser, 3)
+    assert losses_first == losses_second
+    assert tree_allclose(first, second, rtol=0, atol=0)
+
+
+def test_state_through_the_host_continues_to_the_bit():
+    straight, optimiser = _state()
+    straight, losses = _run(straight, optimiser, 4)
+    stopped, _ = _state()
+    stopped, _ = _run(stopped, optimiser, 2)
+    resumed = _state()[0].with_arrays(stopped.arrays())
+    resumed, rest = _run(resumed, optimiser, 2)
+    assert rest == losses[2:]
+    assert tree_allclose(resumed, straight, rtol=0, atol=0)
+
+
+def test_metrics_are_the_terms_of_the_loss():
+    levels = jnp.zeros((6, 2), jnp.uint8)
+    state, optimiser = _state()
+    objective = Objective(grey_levels=GREY)
+    _, metrics = train_step(state, levels, objective, optimiser, batch_size=6)
+    terms = ("reconstruction", "prior", "diffusion", "auxiliary", "correction")
+    total = sum(metrics[name][0] for name in terms)
+    bits = eqmdm.bits_per_dim(total, n_dims=2)
+    # The same float32 sum, perhaps in another order.
+    np.testing.assert_allclose(metrics["loss"][0], bits, rtol=1e-5)
+    # 2 dimensions of 17 levels on [-1, 1].
+    np.testing.assert_allclose(metrics["correction"][0], 2 * np.log(2 / 17), rtol=1e-6)
+
+
+def test_ema_follows_its_recursion_with_a_warm_up():
+    state, optimiser = _state()
+    expected = {k: np.asarray(v, np.float64) for k, v in state.ema.items()}
+    for step in range(3):
+        state, _ = _run(state, optimiser, 1, ema_decay=0.15)
+        decay = min(0.15, (1 + step) / (10 + step))
+        new = {k: np.asarray(v, np.float64) for k, v in parameters(state.model).items()}
+        expected = {k: decay * expected[k] + (1 - decay) * new[k] for k in expected}
+    actual = {k: np.asarray(v, np.float64) for k, v in state.ema.items()}
+    # float32 roundings.
+    assert tree_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    assert tree_allclose(parameters(state.ema_model), state.ema, rtol=0, atol=0)
+
+
+def test_flip_reflects_about_half_of_the_images(key):
+    from eqmdm._train import _draw_batch
+
+    image = jnp.arange(2 * 4, dtype=jnp.uint8).reshape(1, 2, 4, 1)
+    state, _ = _state()
+    plain = _draw_batch(state, image, Objective(), 400).examples
+    assert bool(jnp.all(plain == image))
+    batch = _draw_batch(state, image, Objective(flip=True), 400).examples
+    flipped = np.asarray(jnp.all(batch == image[:, :, ::-1], axis=(1, 2, 3)))
+    kept = np.asarray(jnp.all(batch == image, axis=(1, 2, 3)))
+    assert np.all(flipped ^ kept)
+    assert estimate_within_standard_errors(flipped.mean(), 0.5, 0.5 / 20)
+
+
+def test_batches_go_through_all_examples_once_an_epoch():
+    from eqmdm._train import _draw_batch
+
+    state, _ = _state()
+    data = jnp.arange(24, dtype=jnp.uint8).reshape(24, 1)
+    seen = []
+    for step in range(3):
+        state = eqx.tree_at(lambda s: s.step, state, jnp.asarray(step, jnp.int32))
+        seen.extend(_draw_batch(state, data, Objective(), 8).examples.ravel().tolist())
+    assert sorted(seen) == list(range(24))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"n_inner": 0}, "`n_inner` must be at least 1"),
+        ({"n_reconstruction": 9}, "`n_reconstruction` must be between 1 and"),
+    ],
+    ids=["n_inner", "n_reconstruction"],
+)
+def test_step_refuses_impossible_settings(settings, message):
+    state, optimiser = _state()
+    with pytest.raises(ValueError, match=message):
+        _run(state, optimiser, 1, **settings)
+
+
+def test_steps_per_call_is_one_on_a_cpu_only():
+    assert steps_per_call("cpu") == 1
+    assert steps_per_call("gpu") > 1
+
+
+# --- The optimiser -------------------------------------------------------------------
+
+# Optax mixes counts and floats, which strict promotion refuses; the step allows for it.
+_OPTAX = jax.numpy_dtype_promotion("standard")
+
+
+@_OPTAX
+def test_diffusion_has_a_learning_rate_of_its_own():
+    values = parameters(_model())
+    optimiser = make_optimiser(1e-3, diffusion_learning_rate=1e-2, clip=1e6)
+    gradient = jax.tree.map(jnp.ones_like, values)
+    updates, _ = optimiser.update(gradient, optimiser.init(values), values)
+    for name, update in updates.items():
+        # Adam's first update is the learning rate, up to its epsilon.
+        rate = 1e-3 if name.startswith("[0]") else 1e-2
+        np.testing.assert_allclose(update, -rate, rtol=1e-5)
+
+
+@_OPTAX
+def test_gradients_are_clipped_by_the_norm_of_all():
+    values = {"[0].a": jnp.zeros(1), "[1].b": jnp.zeros(1)}
+    gradient = {"[0].a": jnp.array([3.0]), "[1].b": jnp.array([4.0])}
+    optimiser = make_optimiser(1e-3, clip=0.5)
+    _, opt_state = optimiser.update(gradient, optimiser.init(values), values)
+    moments = sorted(
+        float(leaf[0]) for leaf in jax.tree.leaves(opt_state) if leaf.ndim == 1
+    )
+    # Norm 5 is scaled down to 0.5; moments are 0.1 g and 0.001 g^2 after one update.
+    expected = sorted([0.1 * 0.3, 0.1 * 0.4, 1e-3 * 0.09, 1e-3 * 0.16])
+    np.testing.assert_allclose(moments, expected, rtol=1e-6)
+
+
+@_OPTAX
+def test_accumulated_gradients_make_one_update_of_their_mean():
+    values = {"[0].a": jnp.zeros(2), "[1].b": jnp.zeros(2)}
+    gradients = [jax.tree.map(lambda v, s=s: v + s, values) for s in (1.0, 3.0)]
+    optimiser = make_optimiser(1e-3, accumulate=2)
+    opt_state, current = optimiser.init(values), values
+    for gradient in gradients:
+        updates, opt_state = optimiser.update(gradient, opt_state, current)
+        current = optax.apply_updates(current, updates)
+    once = make_optimiser(1e-3)
+    mean = jax.tree.map(lambda v: v + 2.0, values)
+    expected, _ = once.update(mean, once.init(values), values)
+    assert tree_allclose(current, expected, rtol=1e-12, atol=0)
+
+
+@_OPTAX
+def test_warmup_raises_the_learning_rate_to_its_full_value():
+    values = {"[0].a": jnp.zeros(1), "[1].b": jnp.zeros(1)}
+    optimiser = make_optimiser(1e-3, warmup=4)
+    opt_state = optimiser.init(values)
+    sizes = []
+    for _ in range(6):
+        gradient = jax.tree.map(jnp.ones_like, values)
+        updates, opt_state = optimiser.update(gradient, opt_state, values)
+        sizes.append(-float(updates["[0].a"][0]))
+    expected = [0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3]
+    # Adam's epsilon beside a clipped gradient of 0.7.
+    np.testing.assert_allclose(sizes, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
+        ({"diffusion_learning_rate": -1.0}, "`diffusion_learning_rate` must be"),
+        ({"clip": float("nan")}, "`clip` must be positive"),
+        ({"accumulate": 0}, "`accumulate` must be at least 1"),
+        ({"warmup": -1}, "`warmup` not negative"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_optimiser_refuses_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimiser(**settings)
+
+
+# --- The gradient --------------------------------------------------------------------
+
+
+def _diffusion_gradient(model, objective, examples, keys, u):
+    values = parameters(model)
+    names = [name for name in values if name.startswith("[1]")]
+
+    def loss(part):
+        return batch_loss(
+            with_parameters(model, values | part), objective, examples, keys, u
+        )[0]
+
+    return jax.jit(loss), {name: values[name] for name in names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["free", "denoiser"])
+def test_gradient_in_the_diffusion_is_that_of_finite_differences(score, key):
+    model = _float64(_model(score))
+    examples = _points(4).astype(jnp.float64)
+    u = jnp.array([0.1, 0.35, 0.6, 0.9])
+    # Uniform times do not follow the parameters, so at fixed draws the loss is a
+    # smooth function of them whose differences are those of its gradient.
+    objective = Objective(time_sampler=eqmdm.UniformTime())
+    loss, part = _diffusion_gradient(model, objective, examples, jr.split(key, 4), u)
+    gradient = jax.jit(jax.grad(loss))(part)
+    for name, value in part.items():
+        for index in np.ndindex(value.shape):
+            step = 1e-5
+            shift = jnp.zeros_like(value).at[index].set(step)
+            up, down = (
+                loss(part | {name: value + shift}),
+                loss(part | {name: value - shift}),
+            )
+            difference = (up - down) / (2 * step)
+            # Central differences: step^2 = 1e-10 of truncation, 1e-16 / step of
+            # rounding, both beside a loss of order 10.
+            np.testing.assert_allclose(
+                gradient[name][index], difference, rtol=1e-5, atol=1e-7
+            )
+
+
+@pytest.mark.slow
+def test_gradient_in_the_diffusion_does_not_depend_on_the_time_sampler(key):
+    diffusion = eqmdm.LearnedDiffusion(2, key=jr.key(3))
+    model = _float64(_model(diffusion=diffusion))
+    x = _points(1).astype(jnp.float64)[0]
+    gradients = []
+    for i, sampler in enumerate((eqmdm.UniformTime(), eqmdm.ImportanceTime())):
+        objective = Objective(time_sampler=sampler)
+        values = parameters(model)
+        part = {n: v for n, v in values.items() if n.startswith("[1]")}
+
+        def loss(part, key, u, objective=objective, values=values):
+            bound, _ = objective.bound(with_parameters(model, values | part), x, key, u)
+            return -bound.total
+
+        n = 4000
+        keys = jr.split(jr.fold_in(key, i), n)
+        u = jr.uniform(jr.fold_in(key, 2 + i), (n,), jnp.float64)
+        each = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(part, keys, u)
+        gradients.append(
+            np.concatenate(
+                [np.asarray(g).reshape(n, -1) for g in each.values()], axis=1
+            )
+        )
+    means = [g.mean(axis=0) for g in gradients]
+    errors = [g.std(axis=0, ddof=1) / np.sqrt(len(g)) for g in gradients]
+    # q enters through q - q^T alone, so its diagonal has no gradient and no error.
+    error = np.hypot(*errors) + 1e-12
+    assert estimate_within_standard_errors(means[0], means[1], error)
+
+
+# --- Evaluation ----------------------------------------------------------------------
+
+
+def test_evaluation_depends_on_neither_batch_size_nor_order(key):
+    model, examples = _model(diffusion=eqmdm.VPSDE()), np.asarray(_points(7))
+    whole = evaluate(model, examples, Objective(), key=key, n_draws=3, batch_size=64)
+    parts = evaluate(model, examples, Objective(), key=key, n_draws=3, batch_size=4)
+    # Batched float32 products may round differently.
+    close = dict(rtol=1e-4, atol=1e-4)
+    assert tree_allclose(parts.terms, whole.terms, **close)
+    last = evaluate(
+        model, examples[5:], Objective(), key=key, n_draws=3, batch_size=64, first=5
+    )
+    expected = {name: value[5:] for name, value in whole.terms.items()}
+    assert tree_allclose(last.terms, expected, **close)
+
+
+def test_evaluation_of_gaussian_data_is_their_log_density(key):
+    # The exact score of N(0, 1) under VPSDE is -y at every time: a network that
+    # predicts sigma y. Its bound is the log-density, up to the truncation.
+    diffusion = eqmdm.VPSDE()
+    exact = lambda t, y: diffusion.compute_kernel(t).root[0, 0].astype(y.dtype) * y
+    x = jr.normal(key, (4000, 1), jnp.float64)
+    result = evaluate((exact, diffusion), x, Objective(), key=key, batch_size=4000)
+    log_density = np.asarray(-0.5 * x[:, 0] ** 2 - 0.5 * np.log(2 * np.pi))
+    gap = result.terms["total"] - log_density
+    mean, error = result.summary()["loss"]
+    assert mean == -result.terms["total"].mean()
+    # The Theorem 3 oracle has the same truncation, 3e-6 nats.
+    assert abs(gap.mean()) < 5 * gap.std(ddof=1) / np.sqrt(len(gap)) + 1e-5
+
+
+def test_evaluation_reports_bits_per_dimension_of_levels(key):
+    levels = np.zeros((3, 2), np.uint8)
+    result = evaluate(_model(), levels, Objective(grey_levels=GREY), key=key)
+    terms = result.terms
+    parts = ("reconstruction", "prior", "diffusion", "auxiliary", "correction")
+    np.testing.assert_allclose(
+        terms["total"], sum(terms[name] for name in parts), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        terms["loss"], -terms["total"] / (2 * np.log(2)), rtol=1e-5
+    )
+
+
+def test_evaluation_refuses_no_examples(key):
+    with pytest.raises(ValueError, match="`examples`, `n_draws` and `batch_size`"):
+        evaluate(_model(), np.zeros((0, 2), np.float32), Objective(), key=key)
+
+
+def test_score_is_a_view_of_the_kind_of_the_network():
+    network, diffusion = _model("free")
+    assert isinstance(make_score(network, diffusion), eqmdm.FreeScore)
+    denoiser, diffusion = _model("denoiser")
+    assert isinstance(make_score(denoiser, diffusion), eqmdm.DenoiserScore)
+
+
+# --- Learned diffusions --------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_doublings_are_raised_where_the_diffusion_outgrows_them():
+    state, optimiser = _state(_model())
+    same, n_doublings = with_enough_doublings(state)
+    assert n_doublings is None and same is state
+
+    q = state.model[1].skew_half
+    faster = eqx.tree_at(lambda s: s.model[1].skew_half, state, 100 * q)
+    raised, n_doublings = with_enough_doublings(faster)
+    assert n_doublings is not None and n_doublings > state.model[1].n_doublings
+    assert raised.model[1].n_doublings == n_doublings
+    assert tree_allclose(
+        parameters(raised.model), parameters(faster.model), rtol=0, atol=0
+    )
+    # The raised state trains on.
+    raised, losses = _run(raised, optimiser, 1)
+    assert np.isfinite(losses).all()
+
+
+def test_fixed_diffusion_needs_no_more_doublings():
+    state, _ = _state(_model(diffusion=eqmdm.CLD()))
+    assert with_enough_doublings(state) == (state, None)
+
+
+def test_doublings_change_no_parameter():
+    state, _ = _state(_model())
+    more = with_doublings(state, 20)
+    assert more.model[1].n_doublings == 20
+    assert tree_allclose(more.arrays(), state.arrays(), rtol=0, atol=0)

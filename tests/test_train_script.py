@@ -1,0 +1,215 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import eqmdm
+
+
+ROOT = Path(__file__).parents[1]
+# A digits run that is over in seconds, most of them compilation.
+TINY = (
+    "--dataset=digits --diffusion=vpsde --steps=12 --batch-size=8 --width=8 "
+    "--multipliers 1 2 --n-blocks=1 --log-every=2 --validate-every=6 "
+    "--checkpoint-every=4 --validation-examples=8 --test-examples=8 --test-draws=2 "
+    "--n-samples=4 --sample-steps=4"
+).split()
+
+# The runs here compile the same programs: the first of them compiles for all.
+_CACHE = tempfile.TemporaryDirectory()
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "HF_HUB_OFFLINE": "1",
+    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
+
+def _start(*arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments],
+        cwd=cwd,
+        env=os.environ | _ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _train(*arguments, cwd):
+    process = _start(*arguments, cwd=cwd)
+    stdout, stderr = process.communicate(timeout=600)
+    return process.returncode, stdout, stderr
+
+
+def _records(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record.pop("steps_per_second", None)
+    return records
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never stopped."""
+    directory = tmp_path_factory.mktemp("finished")
+    status, stdout, stderr = _train(*TINY, "--run-dir=run", cwd=directory)
+    assert status == 0, stderr
+    return directory / "run", stdout
+
+
+@pytest.mark.slow
+def test_run_writes_all_that_was_used_and_found(finished):
+    run_dir, stdout = finished
+    files = "options.json model.json metrics.jsonl test_bound.json samples.png"
+    for name in [*files.split(), "training_curve.png"]:
+        assert (run_dir / name).stat().st_size > 0
+    for name in ("samples.png", "training_curve.png"):
+        assert (run_dir / name).read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((run_dir / "options.json").read_text())
+    assert facts["seed"] == 0
+    assert facts["options"]["width"] == 8
+    dataset = eqmdm.data.load("digits")
+    assert facts["options"]["data_fingerprint"] == dataset.fingerprint
+    assert facts["versions"]["eqmdm"] == eqmdm.__version__
+    assert facts["device"]["platform"] == "cpu"
+    assert "minus bound" in stdout and "bits/dim" in stdout
+
+
+@pytest.mark.slow
+def test_run_reports_a_bound_whose_terms_add_up(finished):
+    run_dir, _ = finished
+    bound = json.loads((run_dir / "test_bound.json").read_text())
+    assert (bound["examples"], bound["draws"], bound["step"]) == (8, 2, 12)
+    mean = {name: term["mean"] for name, term in bound["terms"].items()}
+    parts = ("reconstruction", "prior", "diffusion", "auxiliary", "correction")
+    total = sum(mean[name] for name in parts)
+    # float32 sums.
+    np.testing.assert_allclose(mean["total"], total, rtol=1e-4)
+    np.testing.assert_allclose(mean["loss"], -total / (64 * np.log(2)), rtol=1e-4)
+    assert all(term["standard_error"] >= 0 for term in bound["terms"].values())
+
+
+@pytest.mark.slow
+def test_finished_run_loads(finished):
+    run_dir, _ = finished
+    score, diffusion = eqmdm.load(run_dir)
+    assert isinstance(score, eqmdm.DenoiserScore)
+    assert isinstance(diffusion, eqmdm.VPSDE)
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_with_the_losses_of_one_never_stopped(finished, tmp_path):
+    run_dir, _ = finished
+    process = _start(*TINY, "--run-dir=run", cwd=tmp_path)
+    # Killed between a checkpoint and the end.
+    deadline = time.monotonic() + 500
+    while not (tmp_path / "run" / "checkpoints" / "4").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    # A line that the kill cut off, wherever it fell.
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+
+    status, stdout, stderr = _train(*TINY, "--run-dir=run", "--resume", cwd=tmp_path)
+    assert status == 0, stderr
+    assert "resuming from step" in stdout
+    assert _records(tmp_path / "run") == _records(run_dir)
+    bound = (tmp_path / "run" / "test_bound.json").read_text()
+    assert bound == (run_dir / "test_bound.json").read_text()
+
+
+@pytest.mark.slow
+def test_options_of_a_resumed_run_must_be_those_it_was_started_with(finished):
+    run_dir, _ = finished
+    cwd = run_dir.parent
+    changed = [a if not a.startswith("--batch") else "--batch-size=16" for a in TINY]
+    status, _, stderr = _train(*changed, "--run-dir=run", "--resume", cwd=cwd)
+    assert status == 1
+    assert "error: `batch_size` must be 8" in stderr and "got 16" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_directory_that_is_not_empty_is_refused(finished):
+    run_dir, _ = finished
+    status, _, stderr = _train(*TINY, "--run-dir=run", cwd=run_dir.parent)
+    assert status == 1
+    assert "error: `run_dir` must be new or empty" in stderr and "--resume" in stderr
+
+
+@pytest.mark.slow
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(
+    finished, tmp_path
+):
+    # A run whose learning rate turns out to be absurd once it is resumed.
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "options.json"
+    path.write_text(
+        path.read_text().replace('"learning_rate": 0.001', '"learning_rate": 1e+37')
+    )
+    arguments = [
+        *TINY,
+        "--run-dir=run",
+        "--resume",
+        "--learning-rate=1e37",
+        "--steps=24",
+    ]
+    status, _, stderr = _train(*arguments, cwd=tmp_path)
+    assert status == 1
+    assert "error: at step 1" in stderr
+    assert "that of step 12 is kept" in stderr
+    assert (
+        sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())[-1] != "16"
+    )
+    eqmdm.load(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, messages",
+    [
+        (["--dataset=digit"], ["digits", "checkerboard"]),
+        (["--dataset=digits", "--diffusion=cdl"], ["vpsde", "learned"]),
+        (["--dataset=digits", "--n-vars=3"], ["`n_vars` must be left out"]),
+        (
+            ["--dataset=digits", "--diffusion=learned", "--n-vars=0"],
+            ["`n_vars` must be"],
+        ),
+        (["--dataset=digits", "--multipliers", "1", "2", "2", "2", "2"], ["halve"]),
+        (["--dataset=digits", "--validate-every=30"], ["`validate_every` must be a"]),
+        (["--dataset=digits", "--decoder=discrete"], ["discrete together"]),
+        (["--dataset=digits", "--learning-rate=0"], ["`learning_rate` must be"]),
+        (["--dataset=mnist", "--data-dir=nowhere"], ["nowhere"]),
+        (["--dataset=digits", "--resume"], ["has no options.json"]),
+    ],
+    ids=lambda value: value[-1].strip("-") if value[0].startswith("--") else "",
+)
+def test_wrong_option_is_one_clear_message(arguments, messages, tmp_path):
+    status, stdout, stderr = _train(*arguments, cwd=tmp_path)
+    assert status != 0
+    for message in messages:
+        assert message in stdout + stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dataset_names_are_those_of_the_library(monkeypatch):
+    import typing
+
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from _options import Options
+
+    names = typing.get_args(typing.get_type_hints(Options)["dataset"])
+    assert names == eqmdm.data.NAMES
