@@ -104,6 +104,22 @@ def _orthogonal_rows(
 
 
 @jax.custom_jvp
+def _lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
+    return _reflectors(rows)[0]
+
+
+@_lq_root.defjvp
+def _lq_root_jvp(primals, tangents):
+    (rows,), (rows_dot,) = primals, tangents
+    L, reflectors, signs = _reflectors(rows)
+    Q = _orthogonal_rows(reflectors, signs)
+    W = solve_lower(L, matmul(rows_dot, Q.T))
+    symmetric = W + W.T
+    half_lower = jnp.tril(symmetric, -1) + 0.5 * jnp.diag(jnp.diag(symmetric))
+    return L, matmul(L, half_lower)
+
+
+@jax.jit
 def lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
     r"""The lower-triangular $L$, with positive diagonal, of $A = L Q$.
 
@@ -116,18 +132,7 @@ def lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
 
     - `rows`: $A$, with at least as many columns as rows.
     """
-    return _reflectors(rows)[0]
-
-
-@lq_root.defjvp
-def _lq_root_jvp(primals, tangents):
-    (rows,), (rows_dot,) = primals, tangents
-    L, reflectors, signs = _reflectors(rows)
-    Q = _orthogonal_rows(reflectors, signs)
-    W = solve_lower(L, matmul(rows_dot, Q.T))
-    symmetric = W + W.T
-    half_lower = jnp.tril(symmetric, -1) + 0.5 * jnp.diag(jnp.diag(symmetric))
-    return L, matmul(L, half_lower)
+    return _lq_root(rows)
 
 
 @final

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
@@ -26,6 +27,7 @@ from .._operator import VarsOperator
 
 # The search for a log-SNR starts at this time; no dtype resolves kernels before it.
 _EARLIEST_TIME = 1e-9
+DEFAULT_T_RANGE = (1e-3, 1.0)
 
 
 @final
@@ -59,6 +61,13 @@ class Ends(eqx.Module):
                 else "finite log signal-to-noise ratios, the lower one first"
             )
             raise ValueError(f"`{name}` must be {what}; got ({low}, {high}).")
+
+
+def make_ends(t_range: tuple | None, log_snr_range: tuple | None) -> Ends:
+    """The ends as given, or the default ones where neither is."""
+    if t_range is None and log_snr_range is None:
+        t_range = DEFAULT_T_RANGE
+    return Ends(t_range, log_snr_range)
 
 
 @final
@@ -270,16 +279,20 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         the diffusion does not reach it by `t_limit`.
         """
         log_snr = _as_time("log_snr", log_snr)
-        lowest = self.compute_kernel(self.t_limit.astype(log_snr.dtype)).log_snr
-        log_snr = _check(
-            log_snr,
-            ~(log_snr >= lowest),
+        return self._check_reached(self._solve_log_snr(log_snr), log_snr)
+
+    def _check_reached(self, t: Scalar, log_snr: Scalar) -> Scalar:
+        limit = jax.lax.stop_gradient(self.t_limit).astype(t.dtype)
+        # The search ends there where the value is not reached.
+        beyond = ~(t < limit * (1 - 8 * jnp.finfo(t.dtype).eps))
+        return _check(
+            t,
+            beyond,
             "`log_snr` must be reached by this diffusion before its kernels end "
-            f"at t = {concrete(self.t_limit)}. Lengthen the horizon by a wider "
+            f"at t = {concrete(limit)}. Lengthen the horizon by a wider "
             "`t_range` or `log_snr_range`",
             log_snr,
         )
-        return self._solve_log_snr(log_snr)
 
     def _check_horizon(self, t: Scalar) -> Scalar:
         t1 = jax.lax.stop_gradient(self.t1).astype(t.dtype)
@@ -289,32 +302,76 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         return _check(t, beyond, what + ". Build the diffusion with a later end", t)
 
     def _solve_log_snr(self, log_snr: Scalar) -> Scalar:
-        log_limit = jnp.log(jax.lax.stop_gradient(self.t_limit)).astype(log_snr.dtype)
-
-        def excess(log_t):
-            return self.compute_kernel(jnp.exp(log_t)).log_snr - log_snr
-
-        def bisect(function, guess):
-            del guess
-
-            def halve(_, bracket):
-                low, high = bracket
-                middle = 0.5 * (low + high)
-                # Where the kernel underflows the ratio is not a number: too early.
-                below = function(middle) < 0
-                return jnp.where(below, low, middle), jnp.where(below, middle, high)
-
-            # 30 nats of bracket down to the spacing of the dtype.
-            n_steps = jnp.finfo(log_snr.dtype).nmant + 6
-            earliest = jnp.log(jnp.asarray(_EARLIEST_TIME, log_snr.dtype))
-            bracket = jax.lax.fori_loop(0, n_steps, halve, (earliest, log_limit))
-            return 0.5 * (bracket[0] + bracket[1])
-
         def tangent_solve(linear, value):
             return value / linear(jnp.ones_like(value))
 
-        root = jax.lax.custom_root(excess, log_limit, bisect, tangent_solve)
-        return jnp.exp(root)
+        excess, log_limit = self._excess(log_snr), self._log_limit(log_snr.dtype)
+        return jnp.exp(jax.lax.custom_root(excess, log_limit, _bisect, tangent_solve))
+
+    def _excess(self, log_snr: Scalar) -> Callable[[Scalar], Scalar]:
+        return lambda log_t: self.compute_kernel(jnp.exp(log_t)).log_snr - log_snr
+
+    def _log_limit(self, dtype: jnp.dtype) -> Scalar:
+        return jnp.log(jax.lax.stop_gradient(self.t_limit)).astype(dtype)
+
+
+def _bisect(excess: Callable[[Scalar], Scalar], log_limit: Scalar) -> Scalar:
+    """The logarithm of the time at which a falling function crosses 0, or `log_limit`
+    if it does not by then."""
+
+    def halve(step, bracket):
+        low, high = bracket
+        middle = jnp.where(step == 0, high, 0.5 * (low + high))
+        # Where the kernel underflows the ratio is not a number: too early.
+        below = excess(middle) < 0
+        return jnp.where(below, low, middle), jnp.where(below, middle, high)
+
+    # 30 nats of bracket down to the spacing of the dtype.
+    n_steps = jnp.finfo(log_limit.dtype).nmant + 7
+    earliest = jnp.log(jnp.asarray(_EARLIEST_TIME, log_limit.dtype))
+    low, high = jax.lax.fori_loop(0, n_steps, halve, (earliest, log_limit))
+    return 0.5 * (low + high)
+
+
+def find_ends(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | None:
+    """The times of ends given in log-SNR, or `None` where they are traced.
+
+    **Raises:**
+
+    `ValueError` if the diffusion does not reach the lower one by `t_limit`.
+    """
+    assert diffusion.ends.log_snr_range is not None
+    with jax.ensure_compile_time_eval():
+        log_limit = diffusion._log_limit(jnp.result_type(float))
+        # Floats become arrays, so that all diffusions of a kind share a compilation.
+        as_array = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf
+        t0, t1 = _find_ends(jax.tree.map(as_array, diffusion), log_limit)
+        low = jnp.asarray(diffusion.ends.log_snr_range[0], t1.dtype)
+        t1 = diffusion._check_reached(t1, low)
+    ends = concrete(t0), concrete(t1)
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+
+def ends_in_time(diffusion: AbstractLinearDiffusion) -> Ends:
+    """The ends, refused unless reached, and found once where they cannot move."""
+    if diffusion.ends.log_snr_range is None:
+        return diffusion.ends
+    times = find_ends(diffusion)
+    if times is None or jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
+        return diffusion.ends
+    return Ends(times, None)
+
+
+@eqx.filter_jit
+def _find_ends(
+    diffusion: AbstractLinearDiffusion, log_limit: Scalar
+) -> tuple[Scalar, Scalar]:
+    assert diffusion.ends.log_snr_range is not None
+    dtype = log_limit.dtype
+    log_snrs = jnp.stack([jnp.asarray(e, dtype) for e in diffusion.ends.log_snr_range])
+    find = lambda log_snr: jnp.exp(_bisect(diffusion._excess(log_snr), log_limit))
+    t1, t0 = jax.vmap(find)(log_snrs)
+    return t0, t1
 
 
 def _as_time(name: str, value: Any) -> Scalar:

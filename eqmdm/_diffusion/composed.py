@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._clock import AbstractClock, concrete
+from .._clock import AbstractClock
 from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .._gaussian import Gaussian, Transition, lq_root, matmul
-from .base import AbstractLinearDiffusion, Ends
+from .base import AbstractLinearDiffusion, Ends, ends_in_time, make_ends
 from .kernel import (
     SHORT_STEP,
     exponential_deviation,
@@ -29,7 +29,7 @@ from .matrices import (
     make_start_root,
     positive_root,
 )
-from .stationary import DEFAULT_T_RANGE, Recipe, make_recipe, times_inverse
+from .stationary import Recipe, make_recipe, times_inverse
 
 
 MatrixFunction = Callable[[Scalar], Float[Array, "rows columns"]]
@@ -79,15 +79,19 @@ def _magnus_step(
 ) -> Transition:
     n_vars = len(jax.eval_shape(drift_matrix, start))
     nodes, weights = quadrature(n_vars, h.dtype)
-    bounds = [0.0, *nodes, 1.0]
-    psi = jnp.eye(n_vars, dtype=h.dtype)
+    bounds = np.array([0.0, *nodes, 1.0])
+    part = lambda bound, width: _magnus(drift_matrix, start + h * bound, h * width)
+    parts = jax.vmap(part)(
+        jnp.asarray(bounds[:-1], h.dtype), jnp.asarray(np.diff(bounds), h.dtype)
+    )
+    noises = jax.vmap(lambda node: diffusion_matrix(start + h * node))(
+        jnp.asarray(nodes, h.dtype)
+    )
+    psi = parts[-1]
     columns = []
-    for i in reversed(range(len(bounds) - 1)):
-        width = bounds[i + 1] - bounds[i]
-        psi = matmul(psi, _magnus(drift_matrix, start + h * bounds[i], h * width))
-        if i > 0:
-            noise = diffusion_matrix(start + h * nodes[i - 1])
-            columns.append(jnp.sqrt(h * weights[i - 1]) * matmul(psi, noise))
+    for i in reversed(range(len(nodes))):
+        columns.append(jnp.sqrt(h * weights[i]) * matmul(psi, noises[i]))
+        psi = matmul(psi, parts[i])
     return Transition(psi, lq_root(jnp.concatenate(columns, axis=1)))
 
 
@@ -101,19 +105,8 @@ def _magnus(drift_matrix: MatrixFunction, start: Scalar, h: Scalar) -> VarsMatri
     return jnp.eye(len(F1), dtype=h.dtype) + exponential_deviation(exponent, one)
 
 
-def _ends_in_time(diffusion: AbstractLinearDiffusion) -> Ends:
-    """The ends, refused unless reached, and found once where they cannot move."""
-    if diffusion.ends.log_snr_range is None:
-        return diffusion.ends
-    with jax.ensure_compile_time_eval():
-        dtype = jnp.result_type(float)
-        low, high = (jnp.asarray(end, dtype) for end in diffusion.ends.log_snr_range)
-        t1, t0 = diffusion.time_at_log_snr(low), diffusion.time_at_log_snr(high)
-    moves = jax.tree.leaves(eqx.filter(diffusion, eqx.is_array))
-    times = concrete(t0), concrete(t1)
-    if moves or times[0] is None or times[1] is None:
-        return diffusion.ends
-    return Ends((times[0], times[1]), None)
+def _default_limit(ends: Ends) -> float:
+    return 2.0 if ends.t_range is None else float(ends.t_range[1])
 
 
 def _check_steps(diffusion: AbstractLinearDiffusion, n_steps: int) -> None:
@@ -184,19 +177,17 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
         """
         prior = as_matrix("prior_covariance", prior_covariance)
         n_vars = len(prior)
-        if t_range is None and log_snr_range is None:
-            t_range = DEFAULT_T_RANGE
         self._drift_matrix = drift_matrix
         self._diffusion_matrix = diffusion_matrix
         self._prior_root = positive_root("prior_covariance", prior, n_vars)
         self._start_root = make_start_root(start_covariance, n_vars)
-        self._ends = Ends(t_range, log_snr_range)
+        self._ends = make_ends(t_range, log_snr_range)
         if t_limit is None:
-            t_limit = 2.0 if t_range is None else float(t_range[1])
+            t_limit = _default_limit(self._ends)
         self._t_limit = t_limit
         self.n_steps = n_steps
         _check_steps(self, n_steps)
-        self._ends = _ends_in_time(self)
+        self._ends = ends_in_time(self)
 
     @property
     def n_vars(self) -> int:
@@ -285,12 +276,12 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
         self.skew_clock = skew_clock
         self.dissipation_clock = dissipation_clock
         if t_limit is None:
-            t_limit = 2.0 if self.ends.t_range is None else float(self.ends.t_range[1])
+            t_limit = _default_limit(self.ends)
         clock_end = min(skew_clock.t_limit, dissipation_clock.t_limit)
         self._t_limit = min(t_limit, clock_end * (1 - 1e-6))
         self.n_steps = n_steps
         _check_steps(self, n_steps)
-        self._recipe = self._recipe.with_ends(_ends_in_time(self))
+        self._recipe = self._recipe.with_ends(ends_in_time(self))
 
     @property
     def n_vars(self) -> int:

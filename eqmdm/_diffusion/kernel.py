@@ -1,5 +1,6 @@
 """Transition kernels of linear diffusions, safe in float32 at every time."""
 
+import functools
 import math
 
 import jax
@@ -70,6 +71,9 @@ def doublings_needed(norm: float, tau: float) -> int:
     return math.ceil(math.log2(norm * tau / SHORT_STEP))
 
 
+# Compiled by itself, so that a first call outside of `jax.jit` takes one compilation
+# and not one for each of its hundred operations.
+@functools.partial(jax.jit, static_argnames="n_doublings")
 def constant_transition(
     F: VarsMatrix, G: RankMatrix, tau: Scalar, n_doublings: int
 ) -> Transition:

@@ -13,10 +13,9 @@ from jaxtyping import Array, Float
 
 from .._clock import AbstractClock, LinearClock
 from .._custom_types import PRNGKey
-from .base import Ends
+from .base import Ends, make_ends
 from .matrices import as_matrix
 from .stationary import (
-    DEFAULT_T_RANGE,
     AbstractStationaryDiffusion,
     Recipe,
     make_recipe,
@@ -121,9 +120,7 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             else None
         )
         self.start_variance = start_variance
-        if t_range is None and log_snr_range is None:
-            t_range = DEFAULT_T_RANGE
-        self._ends = Ends(t_range, log_snr_range)
+        self._ends = make_ends(t_range, log_snr_range)
         self._n_doublings = make_recipe(
             self._skew(),
             dissipation_root=self._dissipation_root(),

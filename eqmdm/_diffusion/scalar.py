@@ -10,26 +10,13 @@ from jaxtyping import Array, Float
 from .._clock import AbstractClock, LinearClock
 from .._custom_types import RankMatrix, Scalar, VarsMatrix
 from .._gaussian import Gaussian, Transition
-from .base import AbstractLinearDiffusion, Ends
-from .stationary import DEFAULT_T_RANGE
+from .base import AbstractLinearDiffusion, Ends, ends_in_time, make_ends
 
 
 # Kernels of VE and sub-VP are closed forms; these only bound the search for a time, by
 # what float32 still holds: a noise level of e^40 times the start, a mean of e^-30.
 _LARGEST_LOG_GROWTH = 40.0
 _LARGEST_INTEGRAL = 60.0
-
-
-def _ends(
-    diffusion: AbstractLinearDiffusion, t_range: tuple | None, log_snr: tuple | None
-) -> Ends:
-    """The ends in time, the default where neither is given."""
-    if log_snr is None:
-        return Ends(DEFAULT_T_RANGE if t_range is None else t_range, None)
-    Ends(t_range, log_snr)
-    low, high = (jnp.asarray(end, jnp.result_type(float)) for end in log_snr)
-    t0, t1 = diffusion.time_at_log_snr(high), diffusion.time_at_log_snr(low)
-    return Ends((float(t0), float(t1)), None)
 
 
 def _one_by_one(value: Scalar) -> Float[Array, "1 1"]:
@@ -70,8 +57,8 @@ class VESDE(AbstractLinearDiffusion):
                 f"sigma0={sigma0} and sigma1={sigma1}."
             )
         self.sigma0, self.sigma1 = sigma0, sigma1
-        self._ends = Ends(DEFAULT_T_RANGE, None)
-        self._ends = _ends(self, t_range, log_snr_range)
+        self._ends = make_ends(t_range, log_snr_range)
+        self._ends = ends_in_time(self)
 
     @property
     def _log_growth(self) -> float:
@@ -139,8 +126,8 @@ class SubVPSDE(AbstractLinearDiffusion):
         log_snr_range: tuple[float, float] | None = None,
     ):
         self.clock = LinearClock() if clock is None else clock
-        self._ends = Ends(DEFAULT_T_RANGE, None)
-        self._ends = _ends(self, t_range, log_snr_range)
+        self._ends = make_ends(t_range, log_snr_range)
+        self._ends = ends_in_time(self)
 
     @property
     def n_vars(self) -> int:

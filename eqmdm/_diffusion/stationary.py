@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from .._clock import AbstractClock, LinearClock, concrete
 from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .._gaussian import Gaussian, Transition, matmul, solve_lower
-from .base import AbstractLinearDiffusion, Ends
+from .base import AbstractLinearDiffusion, Ends, find_ends, make_ends
 from .kernel import (
     SHORT_STEP,
     constant_transition,
@@ -33,7 +33,6 @@ from .matrices import (
 )
 
 
-DEFAULT_T_RANGE = (1e-3, 1.0)
 # Doublings where the matrices are traced and their norm is unknown: ||F|| tau <= 2048.
 _TRACED_DOUBLINGS = 12
 # Enough for a horizon that is still to be found: ||F|| tau <= 2^23.
@@ -70,11 +69,20 @@ class Recipe(eqx.Module):
     def diffusion_matrix(self, dtype: jnp.dtype) -> RankMatrix:
         return math.sqrt(2) * as_array(self.dissipation_root, dtype)
 
+    def known_drift_matrix(self) -> np.ndarray | None:
+        """The drift matrix in float64, on the host, or `None` where it is traced."""
+        Q, R = known(self.skew), known(self.dissipation_root)
+        root = known(self.stationary_root)
+        if Q is None or R is None or root is None:
+            return None
+        return -np.linalg.solve(root @ root.T, (Q + R @ R.T).T).T
+
     def norm(self) -> float | None:
         """A bound of the norm of the drift matrix, or `None` where it is traced."""
-        with jax.ensure_compile_time_eval():
-            bound = operator_norm_bound(self.drift_matrix(jnp.result_type(float)))
-        return concrete(bound)
+        F = self.known_drift_matrix()
+        if F is None:
+            return None
+        return math.sqrt(np.linalg.norm(F, 1) * np.linalg.norm(F, np.inf))
 
     def with_doublings(self, n_doublings: int) -> "Recipe":
         return self._with(self.ends, n_doublings)
@@ -234,15 +242,13 @@ def make_recipe(
         "stationary_covariance", as_matrix("stationary_covariance", stationary), n_vars
     )
     start_root = make_start_root(start_covariance, n_vars)
-    if t_range is None and log_snr_range is None:
-        t_range = DEFAULT_T_RANGE
     recipe = Recipe(
         skew,
         root,
         stationary_root,
         start_root,
         LinearClock() if clock is None else clock,
-        Ends(t_range, log_snr_range),
+        make_ends(t_range, log_snr_range),
         _SEARCH_DOUBLINGS if n_doublings is None else n_doublings,
     )
     check_controllable(recipe)
@@ -327,20 +333,19 @@ def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
     norm = recipe.norm()
     if norm is None:
         return recipe.with_doublings(_TRACED_DOUBLINGS)
+    if recipe.ends.log_snr_range is not None:
+        times = find_ends(_Resolver(recipe))
+    else:
+        assert recipe.ends.t_range is not None
+        t0, t1 = (concrete(end) for end in recipe.ends.t_range)
+        times = None if t0 is None or t1 is None else (t0, t1)
+    if times is None:
+        return recipe.with_doublings(_TRACED_DOUBLINGS)
     with jax.ensure_compile_time_eval():
-        unfitted = _Resolver(recipe)
-        if recipe.ends.log_snr_range is not None:
-            low, _ = recipe.ends.log_snr_range
-            if concrete(low) is None:
-                return recipe.with_doublings(_TRACED_DOUBLINGS)
-            unfitted.time_at_log_snr(jnp.asarray(low, jnp.result_type(float)))
-        t0, t1 = concrete(unfitted.t0), concrete(unfitted.t1)
-        if t0 is None or t1 is None:
-            return recipe.with_doublings(_TRACED_DOUBLINGS)
-        needed = doublings_needed(norm, _reach(recipe.clock, t1))
+        needed = doublings_needed(norm, _reach(recipe.clock, times[1]))
     if not jax.tree.leaves(eqx.filter(recipe, eqx.is_array)):
         # Nothing can move: solve for the ends once.
-        recipe = recipe.with_ends(Ends((t0, t1), None))
+        recipe = recipe.with_ends(Ends(times, None))
     return recipe.with_doublings(needed + headroom)
 
 
@@ -358,8 +363,6 @@ def _reach(clock: AbstractClock, t1: float) -> float:
 
 def check_controllable(recipe: Recipe) -> None:
     """Refuses a diffusion in which some variable is never reached by noise."""
-    skew, R = known(recipe.skew), known(recipe.dissipation_root)
-    root = known(recipe.stationary_root)
-    if skew is None or R is None or root is None:
-        return
-    check_reached([(-np.linalg.solve(root @ root.T, (skew + R @ R.T).T).T, R)])
+    F, R = recipe.known_drift_matrix(), known(recipe.dissipation_root)
+    if F is not None and R is not None:
+        check_reached([(F, R)])
