@@ -9,31 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._custom_types import Scalar, State
+from ._custom_types import Data, Scalar, State
 from ._dequantise import GreyLevels
-from ._diffusion import Laws
 from ._gaussian import (
     apply_to_vars,
     log_det,
     n_coordinates,
     standard_log_density,
 )
-from ._score import AbstractScore, error_given_start
-
-
-@final
-class Cut(eqx.Module):
-    """A draw of the state at the cut.
-
-    `y` is `laws.step.perturb(start, noise)` for a decoder of the whole start, and
-    `laws.kernel.perturb(start[0], noise)` for one of the data.
-    """
-
-    t: Scalar
-    laws: Laws
-    start: State
-    noise: State
-    y: State
+from ._score import Point
 
 
 class AbstractDecoder(eqx.Module):
@@ -45,8 +29,14 @@ class AbstractDecoder(eqx.Module):
         """Whether it is a law of all of $y(0)$, auxiliaries included."""
 
     @abc.abstractmethod
-    def log_density(self, score: AbstractScore, cut: Cut) -> Scalar:
-        """The decoder's log-density (or log-mass) of the truth, in nats."""
+    def log_density(self, cut: Point, error: State) -> Scalar:
+        """The decoder's log-density (or log-mass) of the truth, in nats.
+
+        **Arguments:**
+
+        - `cut`: a state at the cut, drawn given the whole start for a decoder of that.
+        - `error`: the error of the score there, `cut.error(...)`.
+        """
 
 
 @final
@@ -65,14 +55,12 @@ class StartDecoder(AbstractDecoder):
     def of_whole_start(self) -> bool:
         return True
 
-    def log_density(self, score: AbstractScore, cut: Cut) -> Scalar:
+    def log_density(self, cut: Point, error: State) -> Scalar:
         # In units of the decoder's own root, Psi^-1 L, the residual of the truth is
         # minus the whitened error of the score.
-        laws = cut.laws
-        residual = error_given_start(score, cut.t, laws, cut.start, cut.noise, cut.y)
-        growth = jnp.linalg.slogdet(laws.step.mean_map)[1] - log_det(laws.step.root)
-        scale = n_coordinates(cut.y) * growth.astype(residual.dtype)
-        return standard_log_density(residual) + scale
+        growth = jnp.linalg.slogdet(cut.laws.step.mean_map)[1] - log_det(cut.root)
+        scale = n_coordinates(cut.y) * growth.astype(error.dtype)
+        return standard_log_density(error) + scale
 
 
 @final
@@ -88,15 +76,10 @@ class DataDecoder(AbstractDecoder):
     def of_whole_start(self) -> bool:
         return False
 
-    def log_density(self, score: AbstractScore, cut: Cut) -> Scalar:
-        kernel, x = cut.laws.kernel, cut.start[0]
-        half_log_snr = (0.5 * kernel.log_snr).astype(x.dtype)
-        error = score.whitened_error(cut.t, kernel, x, cut.noise, cut.y)
-        # The error of the estimate, in units of its own standard deviation.
-        b = kernel.whitened_mean_map
-        direction = (b / jnp.linalg.norm(b))[None]
-        residual = apply_to_vars(direction, error)[0]
-        return standard_log_density(residual) + x.size * half_log_snr
+    def log_density(self, cut: Point, error: State) -> Scalar:
+        residual = _estimate_error(cut, error)
+        half_log_snr = 0.5 * cut.laws.kernel.log_snr.astype(residual.dtype)
+        return standard_log_density(residual) + residual.size * half_log_snr
 
 
 @final
@@ -121,12 +104,18 @@ class DiscreteDecoder(AbstractDecoder):
     def of_whole_start(self) -> bool:
         return False
 
-    def log_density(self, score: AbstractScore, cut: Cut) -> Scalar:
-        kernel, x = cut.laws.kernel, cut.start[0]
-        std = jnp.exp(-0.5 * kernel.log_snr).astype(x.dtype)
-        low, high = self.levels.edges(x)
-        estimate = score.data_estimate(cut.t, kernel, cut.y)
-        return jnp.sum(log_normal_mass((low - estimate) / std, (high - estimate) / std))
+    def log_density(self, cut: Point, error: State) -> Scalar:
+        x, residual = cut.start[0], _estimate_error(cut, error)
+        std = jnp.exp(-0.5 * cut.laws.kernel.log_snr).astype(x.dtype)
+        low, high = ((edge - x) / std - residual for edge in self.levels.edges(x))
+        return jnp.sum(log_normal_mass(low, high))
+
+
+def _estimate_error(cut: Point, error: State) -> Data:
+    r"""$(\hat x - x) \, \mathrm{SNR}^{1/2}$: the error of the data's estimate in units
+    of its own standard deviation."""
+    b = cut.laws.kernel.whitened_mean_map
+    return apply_to_vars((b / jnp.linalg.norm(b))[None], error)[0]
 
 
 def log_normal_mass(

@@ -1,8 +1,6 @@
 """What is optimised and reported: the bound on examples as they are stored."""
 
-import functools
 import math
-import operator
 from typing import Any, NamedTuple, TypeAlias, final
 
 import equinox as eqx
@@ -16,7 +14,7 @@ from ._custom_types import Data, PRNGKey, Scalar
 from ._decoder import AbstractDecoder, DataDecoder
 from ._dequantise import GreyLevels
 from ._form import AbstractForm, LowVariance
-from ._objective import Elbo, check_decoder, compute_elbo
+from ._objective import Elbo, check_decoder, compute_elbo, compute_shared_elbo
 from ._score import (
     DenoiserScore,
     FreeScore,
@@ -73,17 +71,30 @@ class Objective(eqx.Module):
         network, diffusion = model
         key_encode, key_bound = jr.split(key)
         x, correction = self._encode(example, key_encode, u.dtype)
-        bound = compute_elbo(
-            make_score(network, diffusion),
-            diffusion,
-            x,
-            u,
-            self.form,
-            self.decoder,
-            self.time_sampler,
-            key=key_bound,
-        )
+        score = make_score(network, diffusion)
+        parts = self.form, self.decoder, self.time_sampler
+        bound = compute_elbo(score, diffusion, x, u, *parts, key=key_bound)
         return bound, correction
+
+    def shared_bound(
+        self,
+        model: PyTree,
+        examples: Examples,
+        keys: Shaped[Array, " examples"],
+        u: Float[Array, " shared"],
+        n_reconstruction: int,
+    ) -> tuple[Elbo, Scalar]:
+        """Both averaged over a batch whose examples share the terms of the bound."""
+        network, diffusion = model
+        key_encode, key_bound = jnp.moveaxis(jax.vmap(jr.split)(keys), 1, 0)
+        encode = lambda example, key: self._encode(example, key, u.dtype)
+        x, corrections = jax.vmap(encode)(examples, key_encode)
+        score = make_score(network, diffusion)
+        parts = self.form, self.decoder, self.time_sampler
+        bound = compute_shared_elbo(
+            score, diffusion, x, u, n_reconstruction, *parts, keys=key_bound
+        )
+        return bound, jnp.mean(corrections)
 
     def loss(self, total: Array, shape: tuple[int, ...]) -> Array:
         """Bits per dimension from a log-likelihood in nats; for points, nats."""
@@ -104,42 +115,37 @@ def batch_loss(
     objective: Objective,
     examples: Examples,
     keys: Shaped[Array, " examples"],
-    u: Float[Array, " examples"],
+    u: Float[Array, " shared"],
     *,
-    n_reconstruction: int | None = None,
+    n_reconstruction: int,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The training loss on given examples with given draws, and its terms.
 
     **Arguments:**
 
     - `model`: the pair (network or denoiser, diffusion).
-    - `examples`, `keys`, `u`: a batch, a key for each example and a quantile of the
-        time for each.
+    - `examples`, `keys`: a batch, and a key for each example.
+    - `u`: quantiles of the time for the last `len(u)` of the examples, over which the
+        diffusion term is averaged.
     - `n_reconstruction`: how many of the examples, counted from the first, the
-        reconstruction term is averaged over; by default all.
+        reconstruction term is averaged over.
 
     **Returns:**
 
     The loss in bits per dimension (nats for points), and a dictionary with it and the
     mean of each term in nats.
     """
-    bound = jax.vmap(lambda *draw: objective.bound(model, *draw))
-    bounds, corrections = bound(examples, keys, u)
-    reconstruction = bounds.reconstruction
-    if n_reconstruction is not None and n_reconstruction < len(examples):
-        # The compiler drops the terms that are not used, with their network calls.
-        n = n_reconstruction
-        reconstruction = bound(examples[:n], keys[:n], u[:n])[0].reconstruction
-    terms = {
-        "reconstruction": jnp.mean(reconstruction),
-        "prior": jnp.mean(bounds.prior),
-        "diffusion": jnp.mean(bounds.diffusion),
-        "auxiliary": jnp.mean(bounds.auxiliary),
-        "correction": jnp.mean(corrections),
-    }
-    loss = objective.loss(
-        functools.reduce(operator.add, terms.values()), examples.shape[1:]
+    bound, correction = objective.shared_bound(
+        model, examples, keys, u, n_reconstruction
     )
+    terms = {
+        "reconstruction": bound.reconstruction,
+        "prior": bound.prior,
+        "diffusion": bound.diffusion,
+        "auxiliary": bound.auxiliary,
+        "correction": correction,
+    }
+    loss = objective.loss(bound.total + correction, examples.shape[1:])
     return loss, {"loss": loss} | terms
 
 

@@ -12,9 +12,9 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from ._custom_types import PRNGKey, Scalar, State
-from ._diffusion import AbstractLinearDiffusion, Laws
+from ._diffusion import AbstractLinearDiffusion
 from ._gaussian import apply_to_vars, n_coordinates, solve_lower
-from ._score import AbstractScore, error_given_start
+from ._score import AbstractScore, Point
 
 
 class AbstractDivergence(eqx.Module):
@@ -104,17 +104,22 @@ class AbstractForm(eqx.Module):
     @abc.abstractmethod
     def integrand(
         self,
+        point: Point,
+        error: State,
         score: AbstractScore,
         diffusion: AbstractLinearDiffusion,
-        laws: Laws,
-        t: Scalar,
-        start: State,
-        noise: State,
-        y: State,
         *,
         key: PRNGKey,
     ) -> Scalar:
-        """The integrand of the diffusion term at one time."""
+        """The integrand of the diffusion term at one time.
+
+        **Arguments:**
+
+        - `point`: a state, drawn given the whole start where the form conditions on it.
+        - `error`: the error of the score there, `point.error(...)`.
+        - `score`: for a form that the error does not suffice for.
+        - `key`: for a form that draws more.
+        """
 
 
 @final
@@ -142,13 +147,9 @@ class LowVariance(AbstractForm):
     def is_direct(self) -> bool:
         return False
 
-    def integrand(self, score, diffusion, laws, t, start, noise, y, *, key) -> Scalar:
-        del key
-        if self.given_start:
-            error = error_given_start(score, t, laws, start, noise, y)
-            return -0.5 * _in_noise(diffusion, laws.step.root, t, error)
-        error = score.whitened_error(t, laws.kernel, start[0], noise, y)
-        return -0.5 * _in_noise(diffusion, laws.kernel.root, t, error)
+    def integrand(self, point, error, score, diffusion, *, key) -> Scalar:
+        del score, key
+        return -0.5 * _in_noise(diffusion, point, error)
 
 
 @final
@@ -169,10 +170,9 @@ class DenoisingScoreMatching(AbstractForm):
     def is_direct(self) -> bool:
         return True
 
-    def integrand(self, score, diffusion, laws, t, start, noise, y, *, key) -> Scalar:
-        del key
-        error = error_given_start(score, t, laws, start, noise, y)
-        return _direct_integrand(diffusion, laws.step.root, t, error, noise)
+    def integrand(self, point, error, score, diffusion, *, key) -> Scalar:
+        del score, key
+        return _direct_integrand(diffusion, point, error)
 
 
 @final
@@ -191,10 +191,9 @@ class HybridScoreMatching(AbstractForm):
     def is_direct(self) -> bool:
         return True
 
-    def integrand(self, score, diffusion, laws, t, start, noise, y, *, key) -> Scalar:
-        del key
-        error = score.whitened_error(t, laws.kernel, start[0], noise, y)
-        return _direct_integrand(diffusion, laws.kernel.root, t, error, noise)
+    def integrand(self, point, error, score, diffusion, *, key) -> Scalar:
+        del score, key
+        return _direct_integrand(diffusion, point, error)
 
 
 @final
@@ -221,18 +220,19 @@ class ImplicitScoreMatching(AbstractForm):
     def is_direct(self) -> bool:
         return True
 
-    def integrand(self, score, diffusion, laws, t, start, noise, y, *, key) -> Scalar:
-        del laws, start, noise
+    def integrand(self, point, error, score, diffusion, *, key) -> Scalar:
+        del error
+        t, y = point.t, point.y
         G = diffusion.diffusion_matrix(t)
         square = jnp.sum(apply_to_vars(G.astype(y.dtype).T, score(t, y)) ** 2)
         divergence = self.divergence(lambda y: score(t, y), G, y, key=key)
         return -0.5 * square - divergence + _drift_divergence(diffusion, t, y)
 
 
-def _in_noise(diffusion, root, t, whitened: State) -> Scalar:
+def _in_noise(diffusion, point: Point, whitened: State) -> Scalar:
     r"""$\| G^\top L^{-\top} e \|^2$."""
-    G = diffusion.diffusion_matrix(t)
-    projected = apply_to_vars(solve_lower(root, G).T, whitened)
+    G = diffusion.diffusion_matrix(point.t)
+    projected = apply_to_vars(solve_lower(point.root, G).T, whitened)
     return jnp.sum(projected**2)
 
 
@@ -240,7 +240,7 @@ def _drift_divergence(diffusion, t: Scalar, y: State) -> Scalar:
     return n_coordinates(y) * jnp.trace(diffusion.drift_matrix(t)).astype(y.dtype)
 
 
-def _direct_integrand(diffusion, root, t, error: State, noise: State) -> Scalar:
-    target = _in_noise(diffusion, root, t, noise)
-    gain = 0.5 * (target - _in_noise(diffusion, root, t, error))
-    return gain + _drift_divergence(diffusion, t, noise)
+def _direct_integrand(diffusion, point: Point, error: State) -> Scalar:
+    target = _in_noise(diffusion, point, point.noise)
+    gain = 0.5 * (target - _in_noise(diffusion, point, error))
+    return gain + _drift_divergence(diffusion, point.t, point.y)

@@ -7,10 +7,11 @@ from typing import TypeAlias, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array
 
 from ._clock import concrete
-from ._custom_types import Data, Scalar, State
+from ._custom_types import Data, PRNGKey, Scalar, State, VarsMatrix
 from ._diffusion import AbstractLinearDiffusion, Laws
 from ._gaussian import PerturbationKernel, apply_to_vars, matmul, outer_with_data
 
@@ -207,19 +208,58 @@ def as_score(score: Callable[[Scalar, State], State]) -> AbstractScore:
     return score if isinstance(score, AbstractScore) else CallableScore(score)
 
 
-def error_given_start(
-    score: AbstractScore, t: Scalar, laws: Laws, start: State, noise: State, y: State
-) -> State:
-    r"""$L^\top (s_\theta - \nabla \log q(y \mid y_0))$ at $y = \Psi y_0 + L \epsilon$,
-    with $L$ the root given the whole start."""
-    x = start[0]
-    aux_only = start.at[0].set(jnp.zeros_like(x))
-    deviation = laws.step.perturb(aux_only, noise)
-    whitening = laws.kernel.whitening
-    kernel_noise = apply_to_vars(whitening, deviation)
-    error = score.whitened_error(t, laws.kernel, x, kernel_noise, y)
-    ratio = matmul(whitening, laws.step.root)
-    return noise + apply_to_vars(ratio.T, error - kernel_noise)
+@final
+class Point(eqx.Module):
+    r"""A state drawn at a time from the law given the data, or given the whole start.
+
+    $y = \mathrm{mean} + L \epsilon$, with $L$ the root of that law. Scores know the
+    first of the two laws only; what is drawn from the second is translated.
+    """
+
+    t: Scalar
+    laws: Laws
+    start: State
+    noise: State
+    y: State
+    given_start: bool = eqx.field(static=True)
+
+    @classmethod
+    def draw(
+        cls, t: Scalar, laws: Laws, start: State, *, given_start: bool, key: PRNGKey
+    ) -> "Point":
+        noise = jr.normal(key, start.shape, start.dtype)
+        if given_start:
+            y = laws.step.perturb(start, noise)
+        else:
+            y = laws.kernel.perturb(start[0], noise)
+        return cls(t, laws, start, noise, y, given_start)
+
+    @property
+    def root(self) -> VarsMatrix:
+        """$L$."""
+        return self.laws.step.root if self.given_start else self.laws.kernel.root
+
+    @property
+    def kernel_noise(self) -> State:
+        """The noise that leads from the data to `y` in the perturbation kernel."""
+        if not self.given_start:
+            return self.noise
+        aux_only = self.start.at[0].set(jnp.zeros_like(self.start[0]))
+        deviation = self.laws.step.perturb(aux_only, self.noise)
+        return apply_to_vars(self.laws.kernel.whitening, deviation)
+
+    @property
+    def arguments(self) -> tuple[Scalar, PerturbationKernel, Data, State, State]:
+        """What `AbstractScore.whitened_error` takes, for its error at `y`."""
+        return self.t, self.laws.kernel, self.start[0], self.kernel_noise, self.y
+
+    def error(self, kernel_error: State) -> State:
+        r"""$L^\top (s_\theta - \nabla \log q)$ for this point's own law $q$, from that
+        for the perturbation kernel."""
+        if not self.given_start:
+            return kernel_error
+        ratio = matmul(self.laws.kernel.whitening, self.root)
+        return self.noise + apply_to_vars(ratio.T, kernel_error - self.kernel_noise)
 
 
 def tweedie(kernel: PerturbationKernel, y: State, score: State) -> Data:

@@ -203,10 +203,10 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, " steps"]]]:
     r"""The state after `n_inner` steps, and what was measured in each.
 
-    A step minimises minus the bound, averaged over a batch of examples. The
-    reconstruction term, which costs a network evaluation of its own, is averaged over
-    the first `n_reconstruction` of them only: the batch is in random order, so the
-    gradient stays unbiased. The average moves by
+    A step minimises minus the bound, averaged over a batch of examples. The network is
+    evaluated once for each: for the reconstruction term in the first `n_reconstruction`
+    of them and for the diffusion term in the others. The batch is in random order, so
+    the gradient stays unbiased. The average of the parameters moves by
     $\min(d, (1 + \mathrm{step}) / (10 + \mathrm{step}))$.
 
     **The buffers of `state` are donated**: only the returned state can be used after.
@@ -219,7 +219,8 @@ def train_step(
         the key and goes through all of `data` once an epoch.
     - `n_inner`: steps in this call; see `steps_per_call`.
     - `ema_decay`: $d$.
-    - `n_reconstruction`: by default a sixteenth of the batch.
+    - `n_reconstruction`: by default a sixteenth of the batch. With all of it, each
+        example is evaluated for both terms.
 
     **Returns:**
 
@@ -247,7 +248,8 @@ def _train_steps(constants, state):
     batch_size, n_inner, n_reconstruction = settings
 
     def one(state):
-        batch = _draw_batch(state, data, objective, batch_size)
+        n_times = batch_size - n_reconstruction or batch_size
+        batch = _draw_batch(state, data, objective, batch_size, n_times)
         return _update(state, objective, optimiser, batch, n_reconstruction, ema_decay)
 
     if n_inner == 1:
@@ -269,7 +271,7 @@ class _Batch(NamedTuple):
     u: Array
 
 
-def _draw_batch(state, data, objective, batch_size) -> _Batch:
+def _draw_batch(state, data, objective, batch_size, n_times) -> _Batch:
     base = jr.wrap_key_data(state.key)
     start = state.step * batch_size
     order = jr.fold_in(base, _ORDER)
@@ -283,7 +285,7 @@ def _draw_batch(state, data, objective, batch_size) -> _Batch:
         examples = jax.vmap(flip)(examples, keys)
         keys = jax.vmap(jr.fold_in, (0, None))(keys, 1)
     key_time = jr.fold_in(jr.fold_in(base, _TIME), state.step)
-    u = low_discrepancy(key_time, batch_size).astype(model_dtype(state.model))
+    u = low_discrepancy(key_time, n_times).astype(model_dtype(state.model))
     return _Batch(examples, keys, u)
 
 

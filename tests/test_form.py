@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import eqmdm
+from eqmdm._score import Point
 from helpers import tree_allclose, within_standard_errors
 
 
@@ -43,6 +44,11 @@ def state_at(diffusion, key, *, given_start):
     return laws, start, noise, y, target
 
 
+def integrand_at(form, score, diffusion, point, key):
+    error = point.error(score.whitened_error(*point.arguments))
+    return form.integrand(point, error, score, diffusion, key=key)
+
+
 def dense_divergence(function, y):
     jacobian = jax.jacfwd(function)(y).reshape(y.size, y.size)
     return jnp.trace(jacobian)
@@ -66,9 +72,8 @@ def test_integrand_is_the_equation_of_its_form(name, n_vars, key):
     else:
         expected = 0.5 * (size(target) - size(wavy(t, y) - target)) + drift
     score = eqmdm.CallableScore(wavy)
-    integrand = jax.jit(
-        lambda: form.integrand(score, diffusion, laws, t, start, noise, y, key=key)
-    )
+    point = Point(t, laws, start, noise, y, form.conditions_on_start)
+    integrand = jax.jit(lambda: integrand_at(form, score, diffusion, point, key))
     # Condition numbers of up to 1e4.
     assert tree_allclose(integrand(), expected, rtol=1e-9, atol=1e-9)
 
@@ -118,7 +123,8 @@ def test_integrand_keeps_its_digits_in_float32(name, key):
             y = laws.step.perturb(start, noise)
         else:
             y = laws.kernel.perturb(start[0], noise)
-        return form.integrand(score, diffusion, laws, t, start, noise, y, key=key)
+        point = Point(t, laws, start, noise, y, form.conditions_on_start)
+        return integrand_at(form, score, diffusion, point, key)
 
     actual = integrand(jnp.asarray(1e-3, jnp.float32), start, noise)
     assert actual.dtype == jnp.float32

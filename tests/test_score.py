@@ -7,7 +7,7 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 
 import eqmdm
-from eqmdm._score import error_given_start
+from eqmdm._score import Point
 from helpers import tree_allclose
 
 
@@ -126,12 +126,13 @@ def test_whitened_error_is_the_error_of_the_score_in_units_of_noise(kind, key):
     @jax.jit
     def evaluate(t):
         laws = diffusion.compute_laws(t)
-        kernel = laws.kernel
-        y = kernel.perturb(x, noise)
-        given_data = score.whitened_error(t, kernel, x, noise, y), score(t, y), y
-        y = laws.step.perturb(start, noise)
-        error = error_given_start(score, t, laws, start, noise, y)
-        return laws, given_data, (error, score(t, y), y)
+        ys = laws.kernel.perturb(x, noise), laws.step.perturb(start, noise)
+        points = [Point(t, laws, start, noise, y, i == 1) for i, y in enumerate(ys)]
+        errors = [p.error(score.whitened_error(*p.arguments)) for p in points]
+        given_data, given_start = zip(
+            errors, [score(t, y) for y in ys], ys, strict=True
+        )
+        return laws, given_data, given_start
 
     laws, given_data, given_start = evaluate(t)
     means = laws.kernel.mean_map[:, None] * x[None], laws.step.mean_map @ start

@@ -215,9 +215,9 @@ def test_flip_reflects_about_half_of_the_images(key):
 
     image = jnp.arange(2 * 4, dtype=jnp.uint8).reshape(1, 2, 4, 1)
     state, _ = _state()
-    plain = _draw_batch(state, image, Objective(), 400).examples
+    plain = _draw_batch(state, image, Objective(), 400, 400).examples
     assert bool(jnp.all(plain == image))
-    batch = _draw_batch(state, image, Objective(flip=True), 400).examples
+    batch = _draw_batch(state, image, Objective(flip=True), 400, 400).examples
     flipped = np.asarray(jnp.all(batch == image[:, :, ::-1], axis=(1, 2, 3)))
     kept = np.asarray(jnp.all(batch == image, axis=(1, 2, 3)))
     assert np.all(flipped ^ kept)
@@ -232,7 +232,8 @@ def test_batches_go_through_all_examples_once_an_epoch():
     seen = []
     for step in range(3):
         state = eqx.tree_at(lambda s: s.step, state, jnp.asarray(step, jnp.int32))
-        seen.extend(_draw_batch(state, data, Objective(), 8).examples.ravel().tolist())
+        batch = _draw_batch(state, data, Objective(), 8, 8)
+        seen.extend(batch.examples.ravel().tolist())
     assert sorted(seen) == list(range(24))
 
 
@@ -341,9 +342,9 @@ def _diffusion_gradient(model, objective, examples, keys, u):
     names = [name for name in values if name.startswith("[1]")]
 
     def loss(part):
-        return batch_loss(
-            with_parameters(model, values | part), objective, examples, keys, u
-        )[0]
+        moved = with_parameters(model, values | part)
+        n = len(examples)
+        return batch_loss(moved, objective, examples, keys, u, n_reconstruction=n)[0]
 
     return jax.jit(loss), {name: values[name] for name in names}
 
