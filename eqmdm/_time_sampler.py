@@ -130,12 +130,31 @@ def _tabulated(
     u: Scalar,
     n_grid: int,
 ) -> tuple[Scalar, Scalar]:
-    # The table does not depend on `u`, so that under `jax.vmap` it is made once.
     diffusion = jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf,
         diffusion,
     )
-    dtype = u.dtype
+    if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
+        # The table does not depend on `u`, so that under `jax.vmap` it is made once.
+        table = _table(diffusion, rises, n_grid, u.dtype)
+    else:
+        # Nor on anything else that moves: a constant of the program.
+        with jax.ensure_compile_time_eval():
+            table = _compiled_table(diffusion, rises, n_grid, u.dtype)
+    times, share, cumulative = table
+    cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, n_grid - 1)
+    width = times[cell + 1] - times[cell]
+    within = jnp.clip((u - cumulative[cell]) / share[cell], 0, 1)
+    return times[cell] + within * width, share[cell] / width
+
+
+def _table(
+    diffusion: AbstractLinearDiffusion,
+    rises: Callable[[AbstractLinearDiffusion, Array], Array],
+    n_grid: int,
+    dtype: jnp.dtype,
+) -> tuple[Float[Array, " edges"], Float[Array, " cells"], Float[Array, " edges"]]:
+    """Edges of cells in time, the share of each cell, and their running sums."""
     log_t = jnp.linspace(jnp.log(diffusion.t0), jnp.log(diffusion.t1), n_grid + 1)
     times = jnp.exp(log_t).astype(dtype)
     rise = rises(diffusion, times)
@@ -144,7 +163,7 @@ def _tabulated(
     rise = jnp.maximum(rise, jnp.sum(jnp.abs(rise)) * (1e-4 / n_grid))
     share = rise / jnp.sum(rise)
     cumulative = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(share)])
-    cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, n_grid - 1)
-    width = times[cell + 1] - times[cell]
-    within = jnp.clip((u - cumulative[cell]) / share[cell], 0, 1)
-    return times[cell] + within * width, share[cell] / width
+    return times, share, cumulative
+
+
+_compiled_table = eqx.filter_jit(_table)
