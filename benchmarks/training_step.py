@@ -156,7 +156,8 @@ def make_kernels(diffusion: Any, batch_size: int):
     Q = diffusion.skew_matrix.astype(jnp.float32)
     R = diffusion.recipe.diffusion_matrix(jnp.float32) / np.sqrt(2, dtype=np.float32)
     ends = diffusion.t0.astype(jnp.float32), diffusion.t1.astype(jnp.float32)
-    t = jnp.linspace(*ends, batch_size)
+    # A step needs the kernels of the two ends and of a time for each example.
+    times = jnp.concatenate([jnp.stack(ends), jnp.linspace(*ends, batch_size)])
 
     def total(matrices):
         Q, R = matrices
@@ -167,9 +168,7 @@ def make_kernels(diffusion: Any, batch_size: int):
             t_range=diffusion.ends.t_range,
             n_doublings=diffusion.n_doublings,
         )
-        # A step needs the kernels at the cut, at the drawn time and at the horizon.
-        laws = lambda t: jax.vmap(moving.compute_laws)(jnp.stack([ends[0], t, ends[1]]))
-        kernel = jax.vmap(laws)(t).kernel
+        kernel = jax.vmap(moving.compute_laws)(times).kernel
         return jnp.sum(kernel.mean_map) + jnp.sum(kernel.root)
 
     gradient = jax.jit(jax.value_and_grad(total))

@@ -6,15 +6,14 @@ See `--help` for the options.
 """
 
 import contextlib
-import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 import _build
 import _plots
+import _records
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -61,7 +60,7 @@ def main(given: Options) -> None:
 
     start = int(state.step)
     directory = run.run_dir
-    records = Records(directory / "metrics.jsonl", up_to=start)
+    records = _records.Records(directory / "metrics.jsonl", up_to=start)
     unit = "nats" if dataset.n_levels is None else "bits/dim"
     n_parameters = sum(leaf.size for leaf in eqmdm.parameters(state.model).values())
     print(
@@ -119,7 +118,7 @@ def main(given: Options) -> None:
                 f"take {n_doublings} doublings, and the step is compiled again"
             )
         if options.diffusion == "learned":
-            record |= matrices(state.model[1])
+            record |= _records.matrices(state.model[1])
         bar.set_description("training")
         bar.set_postfix_str(f"{record['loss']:.3f} {unit}, {rate:.1f} steps/s")
         bar.update(step - bar.n)
@@ -177,7 +176,8 @@ def main(given: Options) -> None:
             n_draws=options.test_draws,
             batch_size=options.batch_size,
         ).summary()
-        report(directory / "test_bound.json", summary, unit, step, len(test), options)
+        how = {"step": step, "examples": len(test), "draws": options.test_draws}
+        _records.report(directory / "test_bound.json", summary, unit, how)
     print(f"written: {', '.join(sorted(p.name for p in directory.iterdir()))}")
 
 
@@ -243,49 +243,6 @@ def stop(what: str, run: Any, bar: Any) -> NoReturn:
         f"error: {what}; stopped. No checkpoint was written since: {kept}. Try a lower "
         "--learning-rate, --diffusion-learning-rate or --clip."
     )
-
-
-def matrices(diffusion: Any) -> dict[str, list]:
-    named = {"skew_matrix": diffusion.skew_matrix}
-    named |= {"dissipation_matrix": diffusion.dissipation_matrix}
-    return {name: np.asarray(value).tolist() for name, value in named.items()}
-
-
-class Records:
-    """metrics.jsonl: one line for each log interval and each validation."""
-
-    def __init__(self, path: Path, *, up_to: int):
-        # A run that was cut off has lines that its last checkpoint does not know.
-        self._path = path
-        kept = [r for r in self.read() if r["step"] <= up_to]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(path)
-
-    def add(self, record: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def read(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text().splitlines(keepends=True)
-        # The last line may have been cut off.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def report(path, summary, unit, step, n_examples, options) -> None:
-    units = {name: unit if name == "loss" else "nats" for name in summary}
-    print(f"{'test bound':>16} {'mean':>12} {'std error':>10}")
-    for name, (mean, error) in summary.items():
-        label = "minus bound" if name == "loss" else name
-        print(f"{label:>16} {mean:12.4f} {error:10.4f} {units[name]}")
-    terms = {
-        name: {"mean": mean, "standard_error": error, "unit": units[name]}
-        for name, (mean, error) in summary.items()
-    }
-    how = {"step": step, "examples": n_examples, "draws": options.test_draws}
-    path.write_text(json.dumps(how | {"terms": terms}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""What a training run writes down: metrics.jsonl, and its bound at the end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Records:
+    """metrics.jsonl: one line for each log interval and each validation."""
+
+    def __init__(self, path: Path, *, up_to: int):
+        # A run that was cut off has lines that its last checkpoint does not know.
+        self._path = path
+        kept = [r for r in self.read() if r["step"] <= up_to]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(path)
+
+    def add(self, record: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text().splitlines(keepends=True)
+        # The last line may have been cut off.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def matrices(diffusion: Any) -> dict[str, list]:
+    """Q and D of a learned diffusion, per unit of its clock."""
+    named = {"skew_matrix": diffusion.skew_matrix}
+    named |= {"dissipation_matrix": diffusion.dissipation_matrix}
+    return {name: np.asarray(value).tolist() for name, value in named.items()}
+
+
+def report(
+    path: Path,
+    summary: dict[str, tuple[float, float]],
+    unit: str,
+    how: dict[str, int],
+) -> None:
+    """Print a bound term by term, and write it with how it was evaluated."""
+    units = {name: unit if name == "loss" else "nats" for name in summary}
+    print(f"{'test bound':>16} {'mean':>12} {'std error':>10}")
+    for name, (mean, error) in summary.items():
+        label = "minus bound" if name == "loss" else name
+        print(f"{label:>16} {mean:12.4f} {error:10.4f} {units[name]}")
+    terms = {
+        name: {"mean": mean, "standard_error": error, "unit": units[name]}
+        for name, (mean, error) in summary.items()
+    }
+    path.write_text(json.dumps(how | {"terms": terms}, indent=1) + "\n")
