@@ -28,14 +28,7 @@ from _options import Options  # noqa: E402
 import eqmdm  # noqa: E402
 
 
-_CASES = (
-    ("vpsde", None),
-    ("cld", None),
-    ("alda", None),
-    ("malda", None),
-    ("learned", 2),
-    ("learned", 3),
-)
+_CASES = ("vpsde", "cld", "alda", "malda", "learned:2", "learned:3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +39,8 @@ class Settings:
     """A data set of `scripts/train.py`."""
     data_dir: str | None = None
     """Where its files are, if not on the Hub."""
+    cases: tuple[str, ...] = _CASES
+    """Diffusions; a learned one with its number of variables after a colon."""
     steps: int = 100
     """Optimiser steps of each run."""
     batch_size: int = 32
@@ -117,15 +112,16 @@ def run(settings: Settings, diffusion: str, n_vars: int | None, score: str) -> d
 
 
 def main(settings: Settings) -> None:
-    cases = _CASES
     if settings.quick:
-        cases = _CASES[:2]
-        settings = dataclasses.replace(settings, steps=10, examples=32)
+        settings = dataclasses.replace(
+            settings, cases=_CASES[:2], steps=10, examples=32
+        )
     results = []
     print(f"{'diffusion':16} {'score':9} {'before':>8} {'after':>8} {'gain/se':>8}")
-    for diffusion, n_vars in cases:
+    for case in settings.cases:
+        diffusion, _, n_vars = case.partition(":")
         for score in ("denoiser", "free"):
-            row = run(settings, diffusion, n_vars, score)
+            row = run(settings, diffusion, int(n_vars) if n_vars else None, score)
             results.append(row)
             print(
                 f"{row['diffusion']:16} {row['score']:9} {row['before']:8.3f} "

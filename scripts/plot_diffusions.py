@@ -73,7 +73,7 @@ def main(settings: Settings) -> None:
     snr_axes.set_ylabel("log signal-to-noise ratio")
     snr_axes.legend()
     settings.path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(settings.path, dpi=110)
+    figure.savefig(settings.path, dpi=80)
     print(f"written: {settings.path}")
 
 
