@@ -322,6 +322,13 @@ def test_initial_weights_have_the_variance_of_the_average_fan(key):
     assert not np.any(np.asarray(conv.bias))
 
 
+@pytest.mark.parametrize("width", [8, 200])
+def test_network_built_under_jit_is_the_one_built_outside(width, key):
+    # Of the wider one a layer takes several blocks of draws.
+    build = lambda key: nn.MLP((3,), 2, width=width, key=key)
+    assert tree_allclose(eqx.filter_jit(build)(key), build(key), rtol=0, atol=0)
+
+
 def test_static_fields_of_a_network_are_plain(key):
     network = _small_unet(key, compute_dtype=jnp.bfloat16)
     plain = (int, str, tuple, type(None))

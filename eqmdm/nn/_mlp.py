@@ -7,7 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, DTypeLike, Float, Inexact, Real
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, Inexact, Int, Real
 
 from .._custom_types import PRNGKey
 
@@ -16,8 +17,30 @@ def variance_scaling(
     key: PRNGKey, shape: tuple[int, ...], fan_in: int, fan_out: int, dtype: DTypeLike
 ) -> Inexact[Array, "..."]:
     """Uniform weights of variance `2 / (fan_in + fan_out)`."""
-    limit = math.sqrt(6 / (fan_in + fan_out))
-    return jr.uniform(key, shape, dtype, -limit, limit)
+    limit = jnp.float32(math.sqrt(6 / (fan_in + fan_out)))
+    return (limit * _uniform(key, shape)).astype(dtype)
+
+
+# Weights are drawn in blocks of one size, and cut to shape on the host: JAX compiles a
+# generator for every size, which for a U-Net took most of the time before training.
+_BLOCK = 2**14
+
+
+@jax.jit
+def _draw_block(key: PRNGKey, index: Int[Array, ""]) -> Float[Array, " block"]:
+    return jr.uniform(jr.fold_in(key, index), (_BLOCK,), jnp.float32, -1, 1)
+
+
+def _uniform(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    size = math.prod(shape)
+    indices = np.arange(-(-size // _BLOCK), dtype=np.int32)
+    if isinstance(key, jax.core.Tracer):
+        blocks = jax.lax.map(
+            lambda index: _draw_block(key, index), jnp.asarray(indices)
+        )
+        return blocks.reshape(-1)[:size].reshape(shape)
+    blocks = [np.asarray(_draw_block(key, index)) for index in indices]
+    return jnp.asarray(np.concatenate(blocks)[:size].reshape(shape))
 
 
 def at_least_float32(dtype: DTypeLike) -> DTypeLike:
