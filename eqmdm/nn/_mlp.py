@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Inexact, Int, Real
 
 from .._custom_types import PRNGKey
@@ -34,7 +35,7 @@ def _draw_block(key: PRNGKey, index: Int[Array, ""]) -> Float[Array, " block"]:
 def _uniform(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     size = math.prod(shape)
     indices = np.arange(-(-size // _BLOCK), dtype=np.int32)
-    if isinstance(key, jax.core.Tracer):
+    if isinstance(key, Tracer):
         blocks = jax.lax.map(
             lambda index: _draw_block(key, index), jnp.asarray(indices)
         )
