@@ -35,3 +35,10 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", checking)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Frees what a file has compiled: all of it together takes gigabytes."""
+    yield
+    jax.clear_caches()
