@@ -71,6 +71,16 @@ from ._gaussian import (
     PerturbationKernel as PerturbationKernel,
     Transition as Transition,
 )
+from ._likelihood import (
+    AbstractNoiseClock as AbstractNoiseClock,
+    AbstractRoute as AbstractRoute,
+    AngleClock as AngleClock,
+    AugmentedRoute as AugmentedRoute,
+    CollapsedRoute as CollapsedRoute,
+    Likelihood as Likelihood,
+    LogSNRClock as LogSNRClock,
+    log_likelihood as log_likelihood,
+)
 from ._objective import Elbo as Elbo, elbo as elbo
 from ._sample import sample as sample
 from ._score import (

@@ -6,6 +6,7 @@ from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._custom_types import Scalar
@@ -23,7 +24,7 @@ def _check_positive(name: str, value: float | Array, *, strict: bool = True) -> 
         )
 
 
-def concrete(value: float | Array) -> float | None:
+def concrete(value: float | Array | np.ndarray) -> float | None:
     """The value of a number as a Python float, or `None` under a JAX transform."""
     try:
         return float(value)

@@ -1,0 +1,514 @@
+import functools
+import math
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.scipy.stats import multivariate_normal, norm
+
+import eqmdm
+from eqmdm._likelihood import (
+    AugmentedRoute,
+    CollapsedRoute,
+    LogSNRClock,
+    log_likelihood,
+)
+from helpers import (
+    tree_allclose,
+    within_standard_errors,
+)
+
+
+MODES, STD = np.asarray([-1.5, -0.4, 0.5, 1.6]), 0.15
+VARIANCE = 1.5
+# Truncation and the prior's mismatch are then below 1e-4 nats.
+WIDE = (-13.3, 13.3)
+NAMES = ["VPSDE", "CLD", "ALDA", "MALDA", "PSLD", "CriticalThirdOrder"]
+LOOSE = dfx.PIDController(rtol=1e-5, atol=1e-5)
+TIGHT = dfx.PIDController(rtol=1e-9, atol=1e-9)
+
+
+def mixture_denoiser(log_snr, z):
+    modes, noise = jnp.asarray(MODES, z.dtype), jnp.exp(-log_snr)
+    spread = STD**2 + noise
+    weights = jax.nn.softmax(-0.5 * (z - modes) ** 2 / spread)
+    return jnp.sum(weights * (STD**2 * z + noise * modes)) / spread
+
+
+def normal_denoiser(log_snr, z):
+    return z * VARIANCE / (VARIANCE + jnp.exp(-log_snr))
+
+
+def draw_mixture(key, n):
+    key_mode, key_noise = jr.split(key)
+    modes = jr.choice(key_mode, jnp.asarray(MODES), (n,))
+    x = modes + STD * jr.normal(key_noise, (n,))
+    # One reference then serves both precisions.
+    return x.astype(jnp.float32).astype(jnp.float64)
+
+
+def compute(denoiser, diffusion, x, key, *, dtypes=(jnp.float64,), **options):
+    """The likelihoods of a batch under a denoiser's score, by dtype."""
+    score = eqmdm.DenoiserScore(denoiser, diffusion)
+
+    @jax.jit
+    def run(x, keys):
+        one = lambda x, key: log_likelihood(score, diffusion, x, key=key, **options)
+        return [jax.vmap(one)(x.astype(dtype), keys) for dtype in dtypes]
+
+    results = run(x, jr.split(key, len(x)))
+    return results[0] if len(dtypes) == 1 else results
+
+
+@jax.jit
+def ends(diffusion):
+    """The log-SNRs at the ends, and the variance of z at the horizon under the prior,
+    by dense matrices."""
+
+    @jax.vmap
+    def at_end(t):
+        kernel = diffusion.compute_kernel(t)
+        return kernel.log_snr, kernel.mean_map, kernel.root
+
+    log_snrs, a, root = at_end(jnp.stack([diffusion.t0, diffusion.t1]))
+    weights = jnp.linalg.solve(root[1] @ root[1].T, a[1])
+    root = weights @ diffusion.prior.root
+    return *log_snrs, root @ root / (a[1] @ weights) ** 2
+
+
+@functools.cache
+def mixture_case():
+    """Draws of the mixture, with log-densities in closed form and by a tight solve
+    between the wide ends.
+
+    The solve takes the divergence from the posterior variance of the data, not from a
+    derivative of the denoiser. At its end the prior of z has the variance 1 / SNR, to
+    some parts in a million, for every stationary diffusion.
+    """
+    log_snr0, log_snr1 = WIDE[1], WIDE[0]
+    modes = jnp.asarray(MODES)
+
+    def field(s, state, args):
+        z, _ = state
+        noise = jnp.exp(s - log_snr0)
+        spread = STD**2 + noise
+        gap = z - modes
+        weights = jax.nn.softmax(-0.5 * gap**2 / spread)
+        means = modes + gap * STD**2 / spread
+        mean = weights @ means
+        variance = STD**2 * noise / spread + weights @ (means - mean) ** 2
+        return 0.5 * (z - mean), 0.5 * (1 - variance / noise)
+
+    @jax.jit
+    @jax.vmap
+    def solve(x):
+        solution = dfx.diffeqsolve(
+            dfx.ODETerm(field),
+            dfx.Dopri8(),
+            jnp.zeros(()),
+            jnp.asarray(log_snr0 - log_snr1),
+            None,
+            (x, jnp.zeros(())),
+            stepsize_controller=dfx.PIDController(rtol=1e-10, atol=1e-10),
+            adjoint=dfx.ForwardMode(),
+        )
+        z, change = solution.ys[0][-1], solution.ys[1][-1]
+        return norm.logpdf(z, 0.0, math.exp(-0.5 * log_snr1)) + change
+
+    x = draw_mixture(jr.key(0), 256)
+    components = norm.logpdf(x[:, None], MODES[None], STD)
+    closed = jax.nn.logsumexp(components, axis=1) - math.log(len(MODES))
+    return x, closed, solve(x)
+
+
+def check_mixture(name, route, key):
+    diffusion = getattr(eqmdm, name)(log_snr_range=WIDE)
+    x, closed, tight = mixture_case()
+    dtypes = jnp.float32, jnp.float64
+    results = compute(mixture_denoiser, diffusion, x, key, dtypes=dtypes, route=route)
+    for result, dtype in zip(results, dtypes, strict=True):
+        assert result.log_likelihood.dtype == dtype and jnp.all(result.converged)
+        error = result.log_likelihood.astype(jnp.float64) - tight
+        rms = lambda error: jnp.sqrt(jnp.mean(error**2))
+        from_closed = rms(error + tight - closed)
+        print(
+            f"{dtype.__name__}: against a tight solve rms {rms(error):.2e}, max "
+            f"{jnp.max(jnp.abs(error)):.2e}; against the closed form {from_closed:.2e};"
+            f" {jnp.mean(result.n_evaluations):.1f} evaluations"
+        )
+        # A tolerance of 1e-5 over some twenty steps; truncation beside it.
+        assert rms(error) < 2e-4 and jnp.max(jnp.abs(error)) < 2e-3
+        assert from_closed < 5e-4
+    return results
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_collapsed_likelihood_of_a_mixture_is_exact(name, key):
+    for result in check_mixture(name, CollapsedRoute(), key):
+        assert jnp.all(result.standard_error == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VPSDE", "CLD"])
+def test_augmented_likelihood_of_a_mixture_is_exact_for_every_draw(name, key):
+    for result in check_mixture(name, AugmentedRoute(2), key):
+        # Draws agree where score and prior are exact, but for the error of the solves.
+        largest = 0.0 if name == "VPSDE" else 2e-3
+        assert jnp.max(result.standard_error) <= largest
+
+
+def test_evaluations_are_as_few_as_stated(key):
+    x = draw_mixture(key, 512)
+    routes = CollapsedRoute(LogSNRClock()), AugmentedRoute(), CollapsedRoute()
+    results = [
+        compute(mixture_denoiser, eqmdm.VPSDE(), x, key, route=route)
+        for route in routes
+    ]
+    means = [jnp.mean(result.n_evaluations) for result in results]
+    print("evaluations in log-SNR, t and angle:", [f"{mean:.1f}" for mean in means])
+    assert means[0] <= 160 and means[1] <= 90
+    # The default takes the fewest.
+    assert means[2] < means[1] < means[0]
+    # With one variable all are the flow of the same density.
+    for result in results[1:]:
+        error = result.log_likelihood - results[0].log_likelihood
+        assert jnp.sqrt(jnp.mean(error**2)) < 2e-4
+
+
+@pytest.mark.parametrize("solver", [dfx.Tsit5(), dfx.Heun()], ids=["Tsit5", "Heun"])
+def test_evaluations_are_counted(solver):
+    calls = []
+
+    def denoiser(log_snr, z):
+        jax.debug.callback(lambda: calls.append(0))
+        return normal_denoiser(log_snr, z)
+
+    diffusion = eqmdm.VPSDE()
+    score = eqmdm.DenoiserScore(denoiser, diffusion)
+    controller = dfx.PIDController(rtol=1e-3, atol=1e-3)
+    log_snr0, log_snr1, _ = ends(diffusion)
+    grid = jnp.linspace(-log_snr0, -log_snr1, 8)
+    for control in (controller, dfx.StepTo(grid)):
+        calls.clear()
+        result = log_likelihood(
+            score,
+            diffusion,
+            jnp.asarray(0.7),
+            key=jr.key(0),
+            route=CollapsedRoute(LogSNRClock()),
+            solver=solver,
+            stepsize_controller=control,
+        )
+        jax.effects_barrier()
+        assert result.n_evaluations == len(calls)
+
+
+@pytest.mark.parametrize(
+    ("name", "route"),
+    [
+        ("VPSDE", CollapsedRoute()),
+        ("CLD", CollapsedRoute()),
+        ("MALDA", CollapsedRoute()),
+        # With one variable its flow too is a known multiple of x.
+        ("VPSDE", AugmentedRoute()),
+    ],
+    ids=["VPSDE", "CLD", "MALDA", "augmented"],
+)
+def test_likelihood_of_normal_data_includes_the_mismatch_of_the_prior(name, route, key):
+    diffusion = getattr(eqmdm, name)(t_range=(2e-3, 0.4))
+    x = jnp.linspace(-3, 3, 12).reshape(2, 3, 1, 2)
+    result = compute(
+        normal_denoiser, diffusion, x, key, route=route, stepsize_controller=TIGHT
+    )
+    *log_snrs, prior_variance = ends(diffusion)
+    start, end = (VARIANCE + jnp.exp(-log_snr) for log_snr in log_snrs)
+    stretch = jnp.sqrt(end / start)
+    log_density = norm.logpdf(stretch * x, 0.0, jnp.sqrt(prior_variance))
+    expected = jnp.sum(log_density + jnp.log(stretch), axis=(1, 2, 3))
+    # The mismatch that this is about.
+    exact = jnp.sum(norm.logpdf(x, 0.0, jnp.sqrt(start)), axis=(1, 2, 3))
+    assert jnp.max(jnp.abs(expected - exact)) > 0.05
+    # The tolerance over some hundred steps.
+    assert tree_allclose(result.log_likelihood, expected, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_augmented_likelihood_of_normal_data_is_the_closed_form_for_any_score(key):
+    diffusion = eqmdm.MALDA(log_snr_range=WIDE)
+    exact = eqmdm.DenoiserScore(normal_denoiser, diffusion)
+    score = lambda t, y: exact(t, y)
+    x = jnp.linspace(-3, 3, 6).reshape(3, 1, 2)
+
+    @jax.jit
+    def run(x, keys):
+        one = lambda x, key: log_likelihood(
+            score, diffusion, x, key=key, stepsize_controller=TIGHT
+        )
+        return jax.vmap(one)(x, keys).log_likelihood
+
+    std = math.sqrt(VARIANCE + math.exp(-WIDE[1]))
+    expected = jnp.sum(norm.logpdf(x, 0.0, std), axis=(1, 2))
+    # A share of e^-13.3 of the prior's variance is missing.
+    actual = run(x, jr.split(key, 3))
+    assert tree_allclose(actual, expected, rtol=0.0, atol=2e-5)
+
+
+def test_default_route_follows_the_score(key):
+    diffusion = eqmdm.VPSDE()
+    denoiser = eqmdm.DenoiserScore(normal_denoiser, diffusion)
+    function = eqmdm.CallableScore(lambda t, y: denoiser(t, y))
+    x = jnp.asarray([0.3, -1.0])
+    for score, route in ((denoiser, CollapsedRoute()), (function, AugmentedRoute())):
+        chosen = log_likelihood(score, diffusion, x, key=key)
+        given = log_likelihood(score, diffusion, x, key=key, route=route)
+        assert tree_allclose(chosen, given, rtol=0.0, atol=0.0)
+
+
+def test_preconditioned_denoiser_keeps_its_digits_at_high_log_snr(key):
+    # Data of another width than the one that the preconditioning is told.
+    std, data_std, low, high = 0.2, 0.5, -14.0, 27.0
+
+    def network(c, z):
+        noise = jnp.exp(c * (high - low) - high)
+        # (x_hat - c_skip z) / c_out for x_hat = z std^2 / (std^2 + noise).
+        gap = data_std**2 - std**2
+        return -z * jnp.sqrt(noise) * gap / (data_std * (std**2 + noise))
+
+    denoiser = eqmdm.PreconditionedDenoiser(network, data_std, (low, high))
+    diffusion = eqmdm.VPSDE(log_snr_range=(-13.3, high - 0.01))
+    x = jnp.linspace(-0.6, 0.6, 7)
+    result = compute(denoiser, diffusion, x, key, dtypes=(jnp.float32,))
+    assert jnp.all(result.converged)
+    expected = norm.logpdf(x.astype(jnp.float32).astype(jnp.float64), 0.0, std)
+    # Three standard deviations out a tolerance of 1e-5 leaves that much.
+    actual = result.log_likelihood.astype(jnp.float64)
+    assert tree_allclose(actual, expected, rtol=0.0, atol=5e-4)
+
+
+@pytest.mark.parametrize("route", [CollapsedRoute(), AugmentedRoute()])
+def test_mixture_in_two_dimensions_is_exact(route, key):
+    means = jnp.asarray([[-1.5, 0.3], [-0.4, -1.0], [0.5, 1.2], [1.6, 0.0]])
+
+    def denoiser(log_snr, z):
+        noise = jnp.exp(-log_snr)
+        spread = STD**2 + noise
+        gaps = jnp.sum((z[None] - means) ** 2, axis=1)
+        weights = jax.nn.softmax(-0.5 * gaps / spread)
+        return (STD**2 * z + noise * (weights @ means)) / spread
+
+    key_mode, key_noise = jr.split(key)
+    x = means[jr.randint(key_mode, (128,), 0, 4)] + STD * jr.normal(key_noise, (128, 2))
+    components = jnp.sum(norm.logpdf(x[:, None], means[None], STD), axis=2)
+    expected = jax.nn.logsumexp(components, axis=1) - math.log(4)
+    diffusion = eqmdm.VPSDE(log_snr_range=WIDE)
+    result = compute(denoiser, diffusion, x, key, route=route)
+    error = result.log_likelihood - expected
+    # The bar of one dimension, a dimension.
+    assert jnp.sqrt(jnp.mean(error**2)) < 1e-3
+
+
+def correlated_problem(key):
+    """Normal data of six correlated coordinates, at an end where noise is small."""
+    factor = jr.normal(key, (6, 6))
+    values, vectors = jnp.linalg.eigh(factor @ factor.T / 6 + 0.1 * jnp.eye(6))
+
+    def denoiser(log_snr, z):
+        gains = values / (values + jnp.exp(-log_snr))
+        return vectors @ (gains * (vectors.T @ z))
+
+    def log_density(x, noise):
+        covariance = vectors @ ((values + noise)[:, None] * vectors.T)
+        return multivariate_normal.logpdf(x, jnp.zeros(6), covariance)
+
+    return denoiser, log_density
+
+
+@pytest.mark.parametrize("route", [CollapsedRoute(), AugmentedRoute()])
+def test_probes_are_unbiased_and_their_standard_error_is_right(route, key):
+    denoiser, log_density = correlated_problem(key)
+    diffusion = eqmdm.VPSDE(log_snr_range=WIDE)
+    x = jnp.linspace(-1, 1, 6)
+    expected = log_density(x, math.exp(-WIDE[1]))
+    exact = compute(denoiser, diffusion, x[None], key, route=route)
+    assert tree_allclose(exact.log_likelihood[0], expected, rtol=0.0, atol=1e-3)
+    n_probes = 4
+    result = compute(
+        denoiser,
+        diffusion,
+        jnp.broadcast_to(x, (256, 6)),
+        key,
+        route=route,
+        divergence=eqmdm.HutchinsonDivergence(n_probes),
+    )
+    assert within_standard_errors(result.log_likelihood, exact.log_likelihood[0])
+    # The variance that a result states of itself is unbiased for its true one.
+    spread = (result.log_likelihood - jnp.mean(result.log_likelihood)) ** 2
+    stated = result.standard_error**2
+    assert jnp.mean(stated) > 1e-4
+    assert within_standard_errors(256 / 255 * spread - stated, 0.0)
+
+
+def test_probes_are_fixed_within_a_solve(key):
+    denoiser, _ = correlated_problem(key)
+    diffusion = eqmdm.VPSDE(log_snr_range=WIDE)
+    x = jnp.broadcast_to(jnp.linspace(-1, 1, 6), (8, 6))
+    results = [
+        compute(
+            denoiser,
+            diffusion,
+            x,
+            key,
+            divergence=eqmdm.HutchinsonDivergence(),
+            stepsize_controller=controller,
+        )
+        for controller in (LOOSE, TIGHT)
+    ]
+    values = [result.log_likelihood for result in results]
+    assert all(jnp.all(jnp.isnan(result.standard_error)) for result in results)
+    # With probes drawn at each step, other steps would give other draws, which are
+    # hundreds of times as far apart as this.
+    assert jnp.max(jnp.abs(values[0] - values[1])) < 2e-3
+    assert jnp.std(values[0]) > 0.1
+
+
+def normal_model(diffusion):
+    """The law of the state at the cut that the flow of normal data has, densely."""
+
+    def covariance(t):
+        kernel = diffusion.compute_kernel(t)
+        a = kernel.mean_map
+        return VARIANCE * a[:, None] * a[None] + kernel.root @ kernel.root.T
+
+    def field(s, M, args):
+        t = diffusion.t1 - s
+        G = diffusion.diffusion_matrix(t)
+        push = 0.5 * G @ G.T @ jnp.linalg.inv(covariance(t))
+        return -(diffusion.drift_matrix(t) + push) @ M
+
+    @jax.jit
+    def run():
+        solution = dfx.diffeqsolve(
+            dfx.ODETerm(field),
+            dfx.Dopri8(),
+            jnp.zeros(()),
+            diffusion.t1 - diffusion.t0,
+            None,
+            jnp.eye(diffusion.n_vars),
+            stepsize_controller=dfx.PIDController(rtol=1e-10, atol=1e-10),
+        )
+        root = solution.ys[-1] @ diffusion.prior.root
+        kernel = diffusion.compute_kernel(diffusion.t0)
+        return root @ root.T, kernel.mean_map, kernel.root @ kernel.root.T
+
+    return run()
+
+
+@pytest.mark.slow
+def test_importance_weights_tighten_the_bound_up_to_the_closed_form(key):
+    # An early end, so that the prior does not fit and draws differ; not so early that
+    # the weights would have no fourth moment.
+    diffusion = eqmdm.CLD(t_range=(5e-3, 0.26))
+    model, a, kernel_covariance = normal_model(diffusion)
+    x = jnp.asarray(0.9)
+    weights = jnp.linalg.solve(kernel_covariance, a)
+    weights = weights / (a @ weights)
+    along = model @ weights
+    variance = weights @ along
+    expected = norm.logpdf(x, 0.0, jnp.sqrt(variance))
+    # The velocity at z = x: as it is drawn, and as the model has it.
+    q_mean, p_mean = a[1] * x, along[1] * x / variance
+    noise = weights @ kernel_covariance @ weights
+    q_variance = kernel_covariance[1, 1] - a[1] ** 2 * noise
+    p_variance = model[1, 1] - along[1] ** 2 / variance
+    ratio = q_variance / p_variance
+    gap = (q_mean - p_mean) ** 2 / p_variance
+    bound = expected - 0.5 * (ratio + gap - 1 - jnp.log(ratio))
+
+    def estimate(route, n_keys):
+        x_repeated = jnp.full(n_keys, x)
+        return compute(normal_denoiser, diffusion, x_repeated, key, route=route)
+
+    bounds = estimate(AugmentedRoute(), 4096).log_likelihood
+    weighted = estimate(AugmentedRoute(16, True), 256)
+    means = jnp.mean(bounds), jnp.mean(weighted.log_likelihood)
+    print("1 and 16 draws", [f"{m:.4f}" for m in means], f"closed form {expected:.4f}")
+    assert within_standard_errors(bounds, bound)
+    assert bound < expected - 0.01 and means[0] < means[1]
+    # Of the logarithm of a mean of 16 weights the bias is a third of the error here.
+    assert within_standard_errors(weighted.log_likelihood, expected)
+    # The error that results state of themselves is that of their spread.
+    stated = jnp.sqrt(jnp.mean(weighted.standard_error**2))
+    assert 0.8 < stated / jnp.std(weighted.log_likelihood) < 1.25
+
+
+def test_a_result_does_not_depend_on_its_batch(key):
+    diffusion = eqmdm.VPSDE()
+    score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
+    x = draw_mixture(key, 7)
+    many = compute(mixture_denoiser, diffusion, x, key)
+    one = log_likelihood(score, diffusion, x[3], key=key)
+    # To rounding.
+    close = dict(rtol=1e-10, atol=1e-10)
+    assert tree_allclose(many.log_likelihood[3], one.log_likelihood, **close)
+    assert many.n_evaluations[3] == one.n_evaluations
+
+
+def test_a_solve_that_fails_leaves_the_others_of_its_batch(key):
+    diffusion = eqmdm.VPSDE()
+    x = jnp.asarray([0.2, jnp.nan, -0.9])
+    result = compute(mixture_denoiser, diffusion, x, key, max_steps=100)
+    assert result.converged.tolist() == [True, False, True]
+    assert jnp.isnan(result.log_likelihood).tolist() == [False, True, False]
+    for route in (CollapsedRoute(), AugmentedRoute()):
+        result = compute(mixture_denoiser, diffusion, x, key, max_steps=3, route=route)
+        assert not jnp.any(result.converged)
+        assert jnp.all(jnp.isnan(result.log_likelihood))
+
+
+def test_integers_are_refused(key, unchecked):
+    score = eqmdm.DenoiserScore(normal_denoiser, eqmdm.VPSDE())
+    with pytest.raises(TypeError, match="`x` must be floating-point data; got int32"):
+        log_likelihood(score, eqmdm.VPSDE(), jnp.zeros(2, jnp.int32), key=key)
+
+
+def test_collapsed_route_refuses_a_score_without_a_denoiser(key):
+    with pytest.raises(TypeError, match="`route` must be an `AugmentedRoute`"):
+        log_likelihood(
+            lambda t, y: -y,
+            eqmdm.VPSDE(),
+            jnp.zeros(2),
+            key=key,
+            route=CollapsedRoute(),
+        )
+
+
+def test_counts_below_one_are_refused(key):
+    score = eqmdm.DenoiserScore(normal_denoiser, eqmdm.VPSDE())
+    with pytest.raises(ValueError, match="`max_steps` must be at least 1; got 0"):
+        log_likelihood(score, eqmdm.VPSDE(), jnp.zeros(2), key=key, max_steps=0)
+    with pytest.raises(ValueError, match="`n_draws` must be at least 1; got 0"):
+        AugmentedRoute(0)
+
+
+def test_tolerance_beyond_the_dtype_is_refused(key):
+    score = eqmdm.DenoiserScore(normal_denoiser, eqmdm.VPSDE())
+    x = jnp.zeros(2, jnp.float32)
+    with pytest.raises(ValueError, match="`stepsize_controller` must have a relative"):
+        log_likelihood(score, eqmdm.VPSDE(), x, key=key, stepsize_controller=TIGHT)
+
+
+def test_a_horizon_below_the_denoisers_range_is_refused(key):
+    denoiser = eqmdm.PreconditionedDenoiser(
+        lambda c, z: z, data_std=1.0, log_snr_range=(-3.0, 9.0)
+    )
+    score = eqmdm.DenoiserScore(denoiser, eqmdm.VPSDE())
+    message = "`diffusion` must end within the denoiser"
+    run = lambda x: log_likelihood(score, eqmdm.VPSDE(), x, key=key).log_likelihood
+    with pytest.raises(ValueError, match=message):
+        run(jnp.zeros(2))
+    with pytest.raises(eqx.EquinoxRuntimeError, match=message):
+        eqx.filter_jit(run)(jnp.zeros(2))
