@@ -71,17 +71,19 @@ from ._gaussian import (
     PerturbationKernel as PerturbationKernel,
     Transition as Transition,
 )
-from ._likelihood import (
+from ._likelihood import log_likelihood as log_likelihood
+from ._noise_clock import (
     AbstractNoiseClock as AbstractNoiseClock,
-    AbstractRoute as AbstractRoute,
     AngleClock as AngleClock,
+    LogSNRClock as LogSNRClock,
+)
+from ._objective import Elbo as Elbo, elbo as elbo
+from ._routes import (
+    AbstractRoute as AbstractRoute,
     AugmentedRoute as AugmentedRoute,
     CollapsedRoute as CollapsedRoute,
     Likelihood as Likelihood,
-    LogSNRClock as LogSNRClock,
-    log_likelihood as log_likelihood,
 )
-from ._objective import Elbo as Elbo, elbo as elbo
 from ._sample import sample as sample
 from ._score import (
     AbstractScore as AbstractScore,

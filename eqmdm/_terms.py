@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from ._custom_types import PRNGKey, Scalar, State, Time
 from ._diffusion import AbstractLinearDiffusion
 from ._gaussian import apply_to_vars
+from ._noise_clock import AbstractNoiseClock, AbstractTiming, make_timing
 from ._operator import VarsOperator
 
 
@@ -29,14 +30,15 @@ class Problem(eqx.Module):
         )
 
     The clock of the terms increases from `t0` to `t1` whatever the direction of the
-    process; `time` gives the diffusion's own time.
+    process; `time` gives the diffusion's own time, and `reading` the clock's.
     """
 
     terms: dfx.AbstractTerm
     t0: Scalar
     t1: Scalar
-    reversed_from: Scalar | None
     _initial: Callable[[PRNGKey], State]
+    _timing: AbstractTiming
+    _reversed: bool
 
     def initial(self, *, key: PRNGKey) -> State:
         """A state to start from: the prior's, or the data with drawn auxiliaries."""
@@ -44,7 +46,13 @@ class Problem(eqx.Module):
 
     def time(self, s: Scalar) -> Scalar:
         """The diffusion's time at the clock's reading `s`."""
-        return s if self.reversed_from is None else self.reversed_from - s
+        reading = self._timing.end - s if self._reversed else s
+        return self._timing.time(reading)[0]
+
+    def reading(self, t: Scalar) -> Scalar:
+        """The clock's reading at the diffusion's time `t`."""
+        reading = self._timing.reading(t)
+        return self._timing.end - reading if self._reversed else reading
 
 
 def _tree_path(
@@ -73,30 +81,48 @@ def forward_sde(
     x: Float[Array, "*data"],
     *,
     key: PRNGKey,
+    clock: AbstractNoiseClock | None = None,
     path: PathFunction = _tree_path,
 ) -> Problem:
     r"""The noising process $\mathrm{d}y = F y \mathrm{d}t + G \mathrm{d}w$ from data
-    `x`, from time 0 to the horizon.
+    `x`, up to the horizon.
 
     **Arguments:**
 
     - `x`: one example, where `initial` starts the data row.
     - `key`: of the Brownian path.
+    - `clock`: `None` for the diffusion's own time, which starts at 0; or a clock of
+        the noise, [`eqmdm.LogSNRClock`][] say, on which `initial` draws the state at
+        the cut: at time 0 its reading is infinite.
     - `path`: a function `(t0, t1, structure, key)` that returns a Diffrax Brownian
         path; a `VirtualBrownianTree` with space-time Levy area by default, which serves
-        every solver and step controller.
+        every solver and step controller. On fixed steps `UnsafeBrownianPath` costs
+        less.
+
+    **Raises:**
+
+    `ValueError` for a `clock` of the noise where log-SNR stands still at a time between
+    the ends, which is named; `equinox.EquinoxRuntimeError` where that is traced.
     """
-    t0, t1 = jnp.zeros((), x.dtype), diffusion.t1.astype(x.dtype)
+    timing = make_timing(diffusion, clock, x.dtype, from_zero=True)
     structure = _noise_structure(diffusion, x.shape, x.dtype)
-    noise = dfx.ControlTerm(
-        diffusion.diffusion_coefficient, path(t0, t1, structure, key)
-    )
+
+    def drift(s: Time, y: State, args: Any) -> State:
+        t, rate = timing.time(jnp.asarray(s, x.dtype))
+        return rate * diffusion.drift(t, y, args)
+
+    def coefficient(s: Time, y: State, args: Any) -> VarsOperator:
+        t, rate = timing.time(jnp.asarray(s, x.dtype))
+        return _scaled(diffusion.diffusion_coefficient(t, y, args), jnp.sqrt(rate))
 
     def initial(key: PRNGKey) -> State:
-        return diffusion.draw_start(x, key=key)
+        if clock is None:
+            return diffusion.draw_start(x, key=key)
+        return diffusion.compute_kernel(diffusion.t0.astype(x.dtype)).sample(x, key=key)
 
-    terms = dfx.MultiTerm(dfx.ODETerm(diffusion.drift), noise)
-    return Problem(terms, t0, t1, None, initial)
+    noise = dfx.ControlTerm(coefficient, path(timing.start, timing.end, structure, key))
+    terms = dfx.MultiTerm(dfx.ODETerm(drift), noise)
+    return Problem(terms, timing.start, timing.end, initial, timing, False)
 
 
 def reverse_sde(
@@ -106,6 +132,7 @@ def reverse_sde(
     *,
     key: PRNGKey,
     dtype: DTypeLike | None = None,
+    clock: AbstractNoiseClock | None = None,
     path: PathFunction = _tree_path,
 ) -> Problem:
     r"""The reverse-time process, on the clock $s = t_1 - t$, from the prior to the cut.
@@ -121,25 +148,26 @@ def reverse_sde(
     - `shape`: of one example of data.
     - `key`: of the Brownian path.
     - `dtype`: of states and times; JAX's default by default.
+    - `clock`: whose readings $s$ counts down; as for [`eqmdm.forward_sde`][], with its
+        errors, but that it starts from the horizon.
     - `path`: as for [`eqmdm.forward_sde`][].
 
     **Source:** Anderson (1982); Song et al. (2021), equation 6.
     """
-    t1, length, initial, dtype = _reversed(diffusion, shape, dtype)
-    start = jnp.zeros((), dtype)
+    reverse = _Reverse.of(score, diffusion, shape, dtype, clock)
 
     def drift(s: Time, y: State, args: Any) -> State:
-        t = t1 - jnp.asarray(s, t1.dtype)
-        G = diffusion.diffusion_matrix(t)
-        push = apply_to_vars(G, apply_to_vars(G.T, score(t, y)))
-        return push - diffusion.drift(t, y, args)
+        pull, push, rate = reverse.parts(s, y, args)
+        return rate * (push - pull)
 
     def coefficient(s: Time, y: State, args: Any) -> VarsOperator:
-        return diffusion.diffusion_coefficient(t1 - s, y, args)
+        t, rate = reverse.time(s)
+        return _scaled(diffusion.diffusion_coefficient(t, y, args), jnp.sqrt(rate))
 
-    structure = _noise_structure(diffusion, shape, dtype)
+    start, length = reverse.interval
+    structure = _noise_structure(diffusion, shape, length.dtype)
     noise = dfx.ControlTerm(coefficient, path(start, length, structure, key))
-    return Problem(dfx.MultiTerm(dfx.ODETerm(drift), noise), start, length, t1, initial)
+    return reverse.problem(dfx.MultiTerm(dfx.ODETerm(drift), noise))
 
 
 def probability_flow(
@@ -148,6 +176,7 @@ def probability_flow(
     shape: tuple[int, ...],
     *,
     dtype: DTypeLike | None = None,
+    clock: AbstractNoiseClock | None = None,
 ) -> Problem:
     r"""The probability-flow ODE, on the clock $s = t_1 - t$, from the prior to the cut.
 
@@ -157,27 +186,62 @@ def probability_flow(
 
     **Source:** Song et al. (2021), equation 13.
     """
-    t1, length, initial, dtype = _reversed(diffusion, shape, dtype)
+    reverse = _Reverse.of(score, diffusion, shape, dtype, clock)
 
     def drift(s: Time, y: State, args: Any) -> State:
-        t = t1 - jnp.asarray(s, t1.dtype)
-        G = diffusion.diffusion_matrix(t)
-        push = apply_to_vars(G, apply_to_vars(G.T, score(t, y)))
-        return 0.5 * push - diffusion.drift(t, y, args)
+        pull, push, rate = reverse.parts(s, y, args)
+        return rate * (0.5 * push - pull)
 
-    start = jnp.zeros((), dtype)
-    return Problem(dfx.ODETerm(drift), start, length, t1, initial)
+    return reverse.problem(dfx.ODETerm(drift))
 
 
-def _reversed(
-    diffusion: AbstractLinearDiffusion,
-    shape: tuple[int, ...],
-    dtype: DTypeLike | None,
-) -> tuple[Scalar, Scalar, Callable[[PRNGKey], State], jnp.dtype]:
-    dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-    t0, t1 = diffusion.t0.astype(dtype), diffusion.t1.astype(dtype)
+@final
+class _Reverse(eqx.Module):
+    """What the processes from the prior to the cut share."""
 
-    def initial(key: PRNGKey) -> State:
-        return diffusion.prior.sample(key, shape).astype(dtype)
+    score: ScoreFunction
+    diffusion: AbstractLinearDiffusion
+    timing: AbstractTiming
+    shape: tuple[int, ...] = eqx.field(static=True)
 
-    return t1, t1 - t0, initial, dtype
+    @classmethod
+    def of(
+        cls,
+        score: ScoreFunction,
+        diffusion: AbstractLinearDiffusion,
+        shape: tuple[int, ...],
+        dtype: DTypeLike | None,
+        clock: AbstractNoiseClock | None,
+    ) -> "_Reverse":
+        dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+        timing = make_timing(diffusion, clock, dtype)
+        return cls(score, diffusion, timing, tuple(shape))
+
+    @property
+    def interval(self) -> tuple[Scalar, Scalar]:
+        length = self.timing.end - self.timing.start
+        return jnp.zeros_like(length), length
+
+    def time(self, s: Time) -> tuple[Scalar, Scalar]:
+        """The diffusion's time, and how fast it falls."""
+        end = self.timing.end
+        return self.timing.time(end - jnp.asarray(s, end.dtype))
+
+    def parts(self, s: Time, y: State, args: Any) -> tuple[State, State, Scalar]:
+        r"""$F y$, $G G^\top s_\theta$, and how fast time falls."""
+        t, rate = self.time(s)
+        G = self.diffusion.diffusion_matrix(t)
+        push = apply_to_vars(G, apply_to_vars(G.T, self.score(t, y)))
+        return self.diffusion.drift(t, y, args), push, rate
+
+    def problem(self, terms: dfx.AbstractTerm) -> Problem:
+        def initial(key: PRNGKey) -> State:
+            prior = self.diffusion.prior
+            return prior.sample(key, self.shape).astype(self.timing.end.dtype)
+
+        start, length = self.interval
+        return Problem(terms, start, length, initial, self.timing, True)
+
+
+def _scaled(operator: VarsOperator, factor: Scalar) -> VarsOperator:
+    return VarsOperator(factor * operator.matrix, operator.data_shape)

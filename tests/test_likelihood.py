@@ -11,7 +11,7 @@ import pytest
 from jax.scipy.stats import multivariate_normal, norm
 
 import eqmdm
-from eqmdm._likelihood import (
+from eqmdm import (
     AugmentedRoute,
     CollapsedRoute,
     LogSNRClock,

@@ -184,3 +184,43 @@ def test_time_reversed_flow_undoes_the_forward_one(key):
 
     mapped, ratio = flow(y)
     assert tree_allclose(mapped, ratio[0, 0] * y, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("process", "cls"),
+    [("forward", eqmdm.VPSDE), ("reverse", eqmdm.CLD), ("flow", eqmdm.VPSDE)],
+    ids=["forward", "reverse", "flow"],
+)
+def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls, key):
+    diffusion = cls(t_range=(0.01, 0.8))
+    score = lambda t, y: -y / (1 + t)
+    x, y = jnp.linspace(-1, 1, 3), jr.normal(key, (diffusion.n_vars, 3))
+
+    def make(clock):
+        if process == "forward":
+            return eqmdm.forward_sde(diffusion, x, key=key, clock=clock)
+        if process == "reverse":
+            return eqmdm.reverse_sde(score, diffusion, (3,), key=key, clock=clock)
+        return eqmdm.probability_flow(score, diffusion, (3,), clock=clock)
+
+    @eqx.filter_jit
+    def evaluate(problem, t):
+        s = problem.reading(t)
+        terms = (problem.terms,) if process == "flow" else problem.terms.terms
+        drift, *noise = (term.vf(s, y, None) for term in terms)
+        # How fast time goes by, either way.
+        _, speed = jax.jvp(problem.reading, (t,), (jnp.ones_like(t),))
+        noise = [operator.matrix for operator in noise]
+        return drift, noise, jnp.abs(1 / speed), problem.time(s)
+
+    t = jnp.asarray(0.3)
+    drift, noise, one, _ = evaluate(make(None), t)
+    problem = make(eqmdm.LogSNRClock())
+    new_drift, new_noise, rate, found = evaluate(problem, t)
+    close = dict(rtol=1e-8, atol=1e-10)
+    assert tree_allclose((one, found), (jnp.ones(()), t), **close)
+    assert tree_allclose(new_drift, rate * drift, **close)
+    assert tree_allclose(new_noise, [jnp.sqrt(rate) * G for G in noise], **close)
+    high, low = jax.jit(jax.vmap(diffusion.log_snr))(jnp.asarray([0.01, 0.8]))
+    assert problem.t0 < problem.t1
+    assert tree_allclose(problem.t1 - problem.t0, high - low, rtol=1e-10, atol=0.0)

@@ -1,0 +1,87 @@
+"""What Diffrax's solvers can solve, and how often a step evaluates the drift."""
+
+import diffrax as dfx
+from jaxtyping import Array, Int
+
+
+# Evaluations of the drift in a step, and before the first one. Solvers that follow a
+# tableau of an explicit Runge-Kutta method have theirs from it.
+_EVALUATIONS = {
+    dfx.Euler: (1, 0),
+    dfx.EulerHeun: (1, 0),
+    dfx.ItoMilstein: (1, 0),
+    dfx.StratonovichMilstein: (1, 0),
+    dfx.LeapfrogMidpoint: (1, 0),
+    dfx.ReversibleHeun: (1, 1),
+    dfx.SEA: (1, 0),
+    dfx.SRA1: (2, 0),
+    dfx.ShARK: (2, 0),
+    dfx.GeneralShARK: (2, 0),
+    dfx.SlowRK: (2, 0),
+    dfx.SPaRK: (3, 0),
+}
+# Their terms are a drift and a noise.
+_OF_NOISE_ONLY = (
+    dfx.AbstractSRK,
+    dfx.EulerHeun,
+    dfx.ItoMilstein,
+    dfx.StratonovichMilstein,
+)
+
+
+def takes_noise(solver: dfx.AbstractSolver) -> bool:
+    """Whether a solver converges for an SDE."""
+    return isinstance(
+        _inner(solver), dfx.AbstractItoSolver | dfx.AbstractStratonovichSolver
+    )
+
+
+def takes_no_noise(solver: dfx.AbstractSolver) -> bool:
+    """Whether a solver serves for an ODE."""
+    return not isinstance(_inner(solver), _OF_NOISE_ONLY)
+
+
+def check_kind(solver: dfx.AbstractSolver, *, noise: bool) -> None:
+    """Refuses a solver that is not for an SDE, or not for an ODE.
+
+    Diffrax itself takes any Runge-Kutta method for an SDE, with a warning, and returns
+    what has the wrong law.
+
+    **Raises:**
+
+    `TypeError`.
+    """
+    if noise and not takes_noise(solver):
+        raise TypeError(
+            "`solver` must be one for SDEs, such as `diffrax.SEA()`, for a process "
+            f"with noise; got `{type(solver).__name__}`. Or solve the probability-flow "
+            "ODE with it."
+        )
+    if not noise and not takes_no_noise(solver):
+        raise TypeError(
+            "`solver` must be one for ODEs, such as `diffrax.Tsit5()`, for the "
+            f"probability flow; got `{type(solver).__name__}`. Or solve the reverse "
+            "SDE with it."
+        )
+
+
+def n_evaluations(
+    solver: dfx.AbstractSolver, n_steps: int | Int[Array, ""]
+) -> int | Int[Array, ""] | None:
+    """The evaluations of the drift in so many steps; `None` where it varies."""
+    counts = _EVALUATIONS.get(type(solver))
+    if counts is None and isinstance(solver, dfx.AbstractERK):
+        tableau = solver.tableau
+        if isinstance(tableau, dfx.ButcherTableau):
+            # The last stage of a step may be the first of the next one.
+            counts = tableau.num_stages - int(tableau.fsal), int(tableau.fsal)
+    if counts is None:
+        return None
+    a_step, first = counts
+    return a_step * n_steps + first
+
+
+def _inner(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
+    while isinstance(solver, dfx.AbstractWrappedSolver):
+        solver = solver.solver
+    return solver
