@@ -50,6 +50,7 @@ from ._diffusion import (
     TwoClockDiffusion as TwoClockDiffusion,
     composed_transition as composed_transition,
 )
+from ._discrete import discrete_elbo as discrete_elbo
 from ._evaluate import (
     Evaluation as Evaluation,
     Objective as Objective,
@@ -71,6 +72,14 @@ from ._gaussian import (
     PerturbationKernel as PerturbationKernel,
     Transition as Transition,
 )
+from ._grids import (
+    AbstractGrid as AbstractGrid,
+    CustomGrid as CustomGrid,
+    LogSNRGrid as LogSNRGrid,
+    QuadraticGrid as QuadraticGrid,
+    RhoGrid as RhoGrid,
+    UniformGrid as UniformGrid,
+)
 from ._likelihood import log_likelihood as log_likelihood
 from ._noise_clock import (
     AbstractNoiseClock as AbstractNoiseClock,
@@ -91,6 +100,19 @@ from ._score import (
     DenoiserScore as DenoiserScore,
     FreeScore as FreeScore,
     PreconditionedDenoiser as PreconditionedDenoiser,
+)
+from ._solvers import (
+    SSCS as SSCS,
+    AbstractMultistep as AbstractMultistep,
+    AbstractRoot as AbstractRoot,
+    AbstractSampler as AbstractSampler,
+    AlignedRoot as AlignedRoot,
+    AncestralSampler as AncestralSampler,
+    CholeskyRoot as CholeskyRoot,
+    Collapsed as Collapsed,
+    CollapsedHeun as CollapsedHeun,
+    DataPrediction as DataPrediction,
+    LangevinCorrector as LangevinCorrector,
 )
 from ._terms import (
     Problem as Problem,

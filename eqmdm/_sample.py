@@ -1,4 +1,4 @@
-"""Drawing samples by solving the reverse-time process with Diffrax."""
+"""Drawing samples: a process solved by Diffrax, or one of the library's samplers."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -13,11 +13,17 @@ from jaxtyping import Array, Float
 
 from ._custom_types import PRNGKey, Scalar, State
 from ._diffusion import AbstractLinearDiffusion
-from ._score import as_score, check_trained_range
-from ._terms import reverse_sde
+from ._grids import AbstractGrid, LogSNRGrid, QuadraticGrid
+from ._noise_clock import AbstractNoiseClock
+from ._score import AbstractScore, as_score, check_trained_range
+from ._solver_kind import check_kind
+from ._solvers import SSCS, AbstractSampler, LangevinCorrector
+from ._terms import Problem, probability_flow, reverse_sde
 
 
 ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
+Solver: TypeAlias = dfx.AbstractSolver | AbstractSampler
+Process: TypeAlias = Callable[..., Problem]
 
 
 def sample(
@@ -27,44 +33,128 @@ def sample(
     *,
     key: PRNGKey,
     n_samples: int = 64,
-    solver: dfx.AbstractSolver | None = None,
+    first: int = 0,
+    solver: Solver | None = None,
     n_steps: int = 200,
+    grid: AbstractGrid | None = None,
+    process: Process = reverse_sde,
+    clock: AbstractNoiseClock | None = None,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "n_samples *data"]:
-    r"""Samples of the data: the reverse-time SDE on a fixed grid, then the exact
-    posterior mean at the cut.
+    r"""Samples of the data: a process from the prior to the cut, then the exact
+    posterior mean there.
 
-    The grid is quadratic in time, fine towards the data. Sample `i` is keyed by `i`, so
-    it does not depend on how many are drawn.
+    Sample `i` is keyed by `first + i`, so it does not depend on how many are drawn, and
+    starts from the same draw of the prior with every solver.
 
     **Arguments:**
 
     - `score`, `diffusion`, `shape`, `dtype`: as for [`eqmdm.reverse_sde`][].
     - `key`: of starts and noises.
     - `n_samples`: how many.
-    - `solver`: any Diffrax SDE solver that works with fixed steps; `SEA` by default,
-        which takes one evaluation a step.
+    - `first`: the number of the first of them.
+    - `solver`: one of the library's samplers, such as [`eqmdm.Collapsed`][] for
+        denoisers, or any of Diffrax's solvers that suits the process; by default
+        Diffrax's `SEA`, an SDE solver that takes one evaluation a step.
     - `n_steps`: of the grid.
+    - `grid`: the times that are stepped to. By default [`eqmdm.LogSNRGrid`][] for the
+        library's samplers, and [`eqmdm.QuadraticGrid`][], fine towards the data, for
+        `SSCS` and Diffrax's solvers.
+    - `process`: for Diffrax's solvers: [`eqmdm.reverse_sde`][] or
+        [`eqmdm.probability_flow`][].
+    - `clock`: that the process runs on, as for [`eqmdm.reverse_sde`][].
+    - `stepsize_controller`: an adaptive one for Diffrax's solvers, instead of a grid.
+        `n_steps` is then the most steps that may be tried.
+
+    **Returns:**
+
+    The samples. One whose adaptive solve does not reach the cut within `n_steps` is
+    NaN, and the others are kept.
 
     **Raises:**
 
-    `ValueError` if `n_steps` or `n_samples` is below 1, or the diffusion ends below the
-    range that a denoiser was trained on.
+    `ValueError` if a count is out of range, the diffusion ends below the range that a
+    denoiser was trained on, or the clock cannot tell its time; `TypeError` if the
+    solver does not suit the process or the score, or comes with an option that it has
+    no use for.
     """
     if n_steps < 1 or n_samples < 1:
         raise ValueError(
             "`n_steps` and `n_samples` must be at least 1; got "
             f"n_steps={n_steps} and n_samples={n_samples}."
         )
+    if first < 0:
+        raise ValueError(f"`first` must be at least 0; got {first}.")
     solver = dfx.SEA() if solver is None else solver
+    _check_options(solver, process, clock, grid, stepsize_controller)
     score = as_score(score)
-    numbers = check_trained_range(score, diffusion, jnp.arange(n_samples))
+    numbers = check_trained_range(score, diffusion, first + jnp.arange(n_samples))
     keys = jax.vmap(lambda i: jr.fold_in(key, i))(numbers)
-    return _draw(score, diffusion, keys, tuple(shape), solver, n_steps, dtype)
+    shape, dtype = tuple(shape), jnp.result_type(float) if dtype is None else dtype
+    dtype = jnp.dtype(dtype)
+    if stepsize_controller is not None:
+        assert isinstance(solver, dfx.AbstractSolver)
+        how = process, clock, solver, stepsize_controller, n_steps
+        return _draw_adaptively(score, diffusion, keys, shape, dtype, *how)
+    grid = _default_grid(solver) if grid is None else grid
+    times = grid(diffusion, n_steps, dtype)
+    if isinstance(solver, AbstractSampler):
+        return _draw_by_sampler(score, diffusion, keys, shape, times, solver)
+    return _draw_on_grid(score, diffusion, keys, shape, times, process, clock, solver)
+
+
+def _check_options(
+    solver: Solver,
+    process: Process,
+    clock: AbstractNoiseClock | None,
+    grid: AbstractGrid | None,
+    stepsize_controller: dfx.AbstractStepSizeController | None,
+) -> None:
+    if process not in (reverse_sde, probability_flow):
+        raise ValueError(
+            "`process` must be `eqmdm.reverse_sde` or `eqmdm.probability_flow`; got "
+            f"{process}."
+        )
+    if isinstance(solver, dfx.AbstractSolver):
+        check_kind(solver, noise=process is reverse_sde)
+        if stepsize_controller is not None and grid is not None:
+            raise TypeError(
+                "`grid` must be left out where a `stepsize_controller` chooses the "
+                f"steps; got {grid}."
+            )
+        return
+    given = {"clock": clock, "stepsize_controller": stepsize_controller}
+    given["process"] = None if process is reverse_sde else process
+    for name, value in given.items():
+        if value is not None:
+            raise TypeError(
+                f"`{name}` must be left out for `{type(solver).__name__}`, which "
+                f"defines its own steps on a `grid`; got {value}. It is for Diffrax's "
+                "solvers."
+            )
+
+
+def _default_grid(solver: Solver) -> AbstractGrid:
+    while isinstance(solver, LangevinCorrector):
+        solver = solver.sampler
+    coarse_in_noise = isinstance(solver, SSCS | dfx.AbstractSolver)
+    return QuadraticGrid() if coarse_in_noise else LogSNRGrid()
 
 
 @eqx.filter_jit
-def _draw(score, diffusion, keys, shape, solver, n_steps, dtype):
+def _draw_by_sampler(score, diffusion, keys, shape, times, sampler):
+    def one(key):
+        key_start, key_noise = jr.split(key)
+        y = diffusion.prior.sample(key_start, shape).astype(times.dtype)
+        return sampler(score, diffusion, y, times, key=key_noise)
+
+    return jax.vmap(one)(keys)
+
+
+@eqx.filter_jit
+def _draw_on_grid(score, diffusion, keys, shape, times, process, clock, solver):
+    n_steps = len(times) - 1
     levy_area = _least_levy_area(solver)
 
     def fixed_grid_path(t0, t1, structure, key):
@@ -75,27 +165,70 @@ def _draw(score, diffusion, keys, shape, solver, n_steps, dtype):
 
     def one(key):
         key_start, key_path = jr.split(key)
-        problem = reverse_sde(
-            score, diffusion, shape, key=key_path, dtype=dtype, path=fixed_grid_path
-        )
-        remaining = jnp.linspace(1, 0, n_steps + 1, dtype=problem.t0.dtype) ** 2
-        grid = problem.t1 * (1 - remaining)
+        options = {"dtype": times.dtype, "clock": clock}
+        if process is reverse_sde:
+            options |= {"key": key_path, "path": fixed_grid_path}
+        problem = process(score, diffusion, shape, **options)
+        steps = jax.vmap(problem.reading)(times)
+        steps = steps.at[0].set(problem.t0).at[-1].set(problem.t1)
         solution = dfx.diffeqsolve(
             problem.terms,
             solver,
-            grid[0],
-            grid[-1],
+            problem.t0,
+            problem.t1,
             None,
             problem.initial(key=key_start),
-            stepsize_controller=dfx.StepTo(grid),
+            stepsize_controller=dfx.StepTo(steps),
             adjoint=dfx.ForwardMode(),
             max_steps=n_steps,
         )
         assert solution.ys is not None
-        y, t0 = solution.ys[-1], diffusion.t0.astype(problem.t0.dtype)
-        return score.data_estimate(t0, diffusion.compute_kernel(t0), y)
+        return _posterior_mean(score, diffusion, solution.ys[-1])
 
     return jax.vmap(one)(keys)
+
+
+@eqx.filter_jit
+def _draw_adaptively(
+    score,
+    diffusion,
+    keys,
+    shape,
+    dtype,
+    process,
+    clock,
+    solver,
+    stepsize_controller,
+    max_steps,
+):
+    def one(key):
+        key_start, key_path = jr.split(key)
+        options = {"key": key_path} if process is reverse_sde else {}
+        problem = process(score, diffusion, shape, dtype=dtype, clock=clock, **options)
+        solution = dfx.diffeqsolve(
+            problem.terms,
+            solver,
+            problem.t0,
+            problem.t1,
+            0.01 * (problem.t1 - problem.t0),
+            problem.initial(key=key_start),
+            stepsize_controller=stepsize_controller,
+            adjoint=dfx.ForwardMode(),
+            max_steps=max_steps,
+            throw=False,
+        )
+        assert solution.ys is not None
+        x = _posterior_mean(score, diffusion, solution.ys[-1])
+        return jnp.where(solution.result == dfx.RESULTS.successful, x, jnp.nan)
+
+    return jax.vmap(one)(keys)
+
+
+def _posterior_mean(
+    score: AbstractScore, diffusion: AbstractLinearDiffusion, y: State
+) -> Float[Array, "*data"]:
+    t0 = diffusion.t0.astype(y.dtype)
+    return score.data_estimate(t0, diffusion.compute_kernel(t0), y)
 
 
 def _least_levy_area(solver: dfx.AbstractSolver) -> type:

@@ -11,6 +11,17 @@ import numpy as np
 
 _ARRAY = jax.Array | np.ndarray | np.generic
 
+# For `jax.jit`: as users compile, which `conftest.py` turns off.
+OPTIMISED = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+}
+if jax.__version__.startswith("0.10."):
+    OPTIMISED["xla_cpu_use_fusion_emitters"] = True
+
+# What the rest of the tests have already.
+QUICK_TO_COMPILE = {}
+
 
 def tree_allclose(actual, expected, *, rtol, atol):
     """Whether two trees agree in structure, shapes, dtypes and values.

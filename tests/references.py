@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 
@@ -81,3 +83,48 @@ def random_recipes(n_vars, *, n=20, seed=0):
         if np.linalg.cond(covariance) < 1e4:
             pairs.append((Q, B))
     return np.stack([Q for Q, _ in pairs]), np.stack([B for _, B in pairs])
+
+
+MODES = np.asarray([-1.5, -0.4, 0.5, 1.6])
+MODE_STD = 0.15
+
+
+def mixture_denoiser(log_snr, z):
+    """The posterior mean of a mixture of four normals in every coordinate."""
+    noise = jnp.exp(-log_snr)
+    total = MODE_STD**2 + noise
+    gap = z[..., None] - jnp.asarray(MODES, z.dtype).reshape(*([1] * z.ndim), 4)
+    weights = jax.nn.softmax(-0.5 * gap**2 / total, axis=-1)
+    return jnp.sum(weights * (z[..., None] - gap * (noise / total)), axis=-1)
+
+
+_DOUBLINGS = 12
+
+
+def as_parameters(diffusion):
+    """A named diffusion with arrays for its numbers, so that all of as many variables
+    share what they compile."""
+    recipe, n_vars = diffusion.recipe, diffusion.n_vars
+    assert recipe.n_doublings <= _DOUBLINGS
+    root = np.asarray(recipe.dissipation_root)
+    # Of the rank of all of them: a column of zeros is no noise.
+    root = np.pad(root, ((0, 0), (0, n_vars - root.shape[1])))
+    rates = (
+        diffusion.clock.rate(jnp.asarray(0.0)),
+        diffusion.clock.rate(jnp.asarray(1.0)),
+    )
+    return eqmdm.LinearDiffusion(
+        jnp.asarray(recipe.skew),
+        dissipation_root=jnp.asarray(root),
+        stationary_covariance=diffusion.stationary_covariance,
+        start_covariance=diffusion.start_covariance,
+        clock=eqmdm.LinearClock(*rates),
+        t_range=(diffusion.t0, diffusion.t1),
+        n_doublings=_DOUBLINGS,
+    )
+
+
+def stacked(diffusions):
+    """Several such diffusions of one size as one, to be mapped over."""
+    members = [as_parameters(diffusion) for diffusion in diffusions]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)

@@ -13,6 +13,7 @@ from references import (
 )
 
 import eqmdm
+from helpers import OPTIMISED
 
 
 OPTIONS = {"clock": eqmdm.ConstantClock(1.0), "t_range": (1e-6, 20.0)}
@@ -71,7 +72,8 @@ def exact_laws_of(source, index, tau):
 @pytest.mark.parametrize("name", list(named_diffusions()))
 def test_kernels_of_named_diffusions_are_those_of_60_digits(name, dtype):
     diffusion = named_diffusions(**OPTIONS)[name]
-    laws = jax.jit(jax.vmap(diffusion.compute_laws))(jnp.asarray(TAUS, dtype))
+    compute = jax.jit(jax.vmap(diffusion.compute_laws), compiler_options=OPTIMISED)
+    laws = compute(jnp.asarray(TAUS, dtype))
     check(laws, lambda tau: exact_laws_of(name, 0, tau), TAUS, dtype)
 
 
@@ -79,7 +81,7 @@ def test_kernels_of_named_diffusions_are_those_of_60_digits(name, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n_vars", [2, 3, 4])
 def test_kernels_of_random_recipes_are_those_of_60_digits(n_vars, dtype):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=OPTIMISED)
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     @functools.partial(jax.vmap, in_axes=(None, None, 0))
     def all_laws(skew, root, tau):

@@ -1,4 +1,5 @@
 import diffrax as dfx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
@@ -28,11 +29,25 @@ def sample(diffusion, shape=(), **options):
     return eqmdm.sample(score, diffusion, shape, **options)
 
 
-@pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD], ids=["VPSDE", "CLD"])
-def test_samples_with_the_exact_denoiser_have_the_moments_of_the_data(cls, key):
+FLOW = {"process": eqmdm.probability_flow}
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (eqmdm.VPSDE, {"n_steps": 150}),
+        (eqmdm.CLD, {"n_steps": 150}),
+        (eqmdm.CLD, {"n_steps": 40, "solver": eqmdm.Collapsed()}),
+        (eqmdm.VPSDE, {"n_steps": 60, "solver": dfx.Heun(), **FLOW}),
+    ],
+    ids=["VPSDE", "CLD", "Collapsed", "flow"],
+)
+def test_samples_with_the_exact_denoiser_have_the_moments_of_the_data(
+    cls, options, key
+):
     # To where nothing of the data is left.
     diffusion = cls(t_range=(1e-3, 1.3))
-    x = sample(diffusion, (4,), key=key, n_samples=400, n_steps=150).reshape(-1)
+    x = sample(diffusion, (4,), key=key, n_samples=400, **options).reshape(-1)
     offsets = MEANS - jnp.mean(MEANS)
     first, second, fourth = (jnp.mean(offsets**power) for power in (1, 2, 4))
     expected = (
@@ -47,15 +62,79 @@ def test_samples_with_the_exact_denoiser_have_the_moments_of_the_data(cls, key):
     assert jnp.mean(jnp.abs(gap) < 0.1) < 5e-3
 
 
-def test_a_sample_does_not_depend_on_how_many_are_drawn(key):
+def test_a_sample_depends_on_its_number_alone(key):
     diffusion = eqmdm.VPSDE()
-    few, many = (
-        sample(diffusion, (2,), key=key, n_samples=n, n_steps=8) for n in (2, 5)
+    many, few, later = (
+        sample(diffusion, (2,), key=key, n_samples=n, n_steps=8, first=first)
+        for n, first in ((5, 0), (2, 0), (2, 3))
     )
     assert few.shape == (2, 2) and many.shape == (5, 2)
     assert len(jnp.unique(many)) == 10
     # Another batch size may be fused otherwise, so to rounding.
-    assert tree_allclose(few, many[:2], rtol=1e-12, atol=1e-12)
+    close = dict(rtol=1e-12, atol=1e-12)
+    assert tree_allclose(few, many[:2], **close)
+    assert tree_allclose(later, many[3:], **close)
+
+
+def test_steps_are_those_of_the_grid_on_the_clock(key):
+    diffusion, clock = eqmdm.VPSDE(), eqmdm.LogSNRClock()
+    score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
+    times = jnp.asarray([1.0, 0.7, 0.5, 0.1, float(diffusion.t0)])
+    options = {"solver": dfx.Euler(), "grid": eqmdm.CustomGrid(times), "clock": clock}
+    x = sample(diffusion, (2,), key=key, n_samples=1, n_steps=4, **options, **FLOW)
+
+    @jax.jit
+    def by_hand(key):
+        key_start, _ = jr.split(jr.fold_in(key, 0))
+        y = diffusion.prior.sample(key_start, (2,))
+        log_snrs = jax.vmap(diffusion.log_snr)(times)
+        for i in range(4):
+            rate = 1 / jax.grad(diffusion.log_snr)(times[i])
+            F, G = (
+                matrix(times[i])
+                for matrix in (diffusion.drift_matrix, diffusion.diffusion_matrix)
+            )
+            slope = F @ y - 0.5 * G @ G.T @ score(times[i], y)
+            y = y + (log_snrs[i + 1] - log_snrs[i]) * rate * slope
+        kernel = diffusion.compute_kernel(times[-1])
+        return score.data_estimate(times[-1], kernel, y)
+
+    # Log-SNR is inverted to some 1e-10 of a time.
+    assert tree_allclose(x[0], by_hand(key), rtol=1e-8, atol=1e-8)
+
+
+def test_the_flow_leads_every_solver_from_a_start_to_the_same_sample(key):
+    diffusion = eqmdm.VPSDE()
+    draw = lambda **options: sample(diffusion, (2,), key=key, n_samples=8, **options)
+    tight = dfx.PIDController(rtol=1e-8, atol=1e-8)
+    adaptive = draw(solver=dfx.Tsit5(), stepsize_controller=tight, n_steps=1000, **FLOW)
+    # Second order at 400 steps, where the fifth order is exact.
+    for options in ({"solver": eqmdm.Collapsed()}, {"solver": dfx.Heun(), **FLOW}):
+        x = draw(n_steps=400, **options)
+        assert tree_allclose(x, adaptive, rtol=0.0, atol=1e-2)
+        assert not tree_allclose(x, adaptive, rtol=0.0, atol=1e-9)
+
+
+def test_a_solve_that_needs_more_steps_is_not_a_number_and_the_others_are_kept(key):
+    options = {"solver": dfx.Tsit5(), **FLOW}
+    options["stepsize_controller"] = dfx.PIDController(rtol=1e-5, atol=1e-5)
+    draw = lambda n_steps: sample(
+        eqmdm.VPSDE(), (1,), key=key, n_samples=64, n_steps=n_steps, **options
+    )
+    enough, few, fewer = draw(1000)[:, 0], draw(15)[:, 0], draw(2)[:, 0]
+    assert jnp.all(jnp.isfinite(enough)) and jnp.all(jnp.isnan(fewer))
+    done = jnp.isfinite(few)
+    assert 0 < jnp.sum(done) < 64
+    assert tree_allclose(few[done], enough[done], rtol=1e-10, atol=1e-10)
+
+
+def test_adaptive_steps_serve_an_sde(key):
+    controller = dfx.PIDController(rtol=1e-2, atol=1e-2, dtmin=1e-5)
+    options = {"solver": dfx.ShARK(), "stepsize_controller": controller}
+    x = sample(eqmdm.VPSDE(), (2,), key=key, n_samples=8, n_steps=4000, **options)
+    assert jnp.all(
+        jnp.min(jnp.abs(x[..., None] - MEANS[None, None]), axis=-1) < 6 * STD
+    )
 
 
 @pytest.mark.parametrize("solver", [dfx.Euler(), dfx.ShARK()], ids=["Euler", "ShARK"])
@@ -101,3 +180,46 @@ def test_a_horizon_below_the_denoisers_range_is_refused(key):
     score = eqmdm.DenoiserScore(denoiser, diffusion)
     with pytest.raises(ValueError, match="`diffusion` must end within the denoiser"):
         eqmdm.sample(score, diffusion, (2,), key=key, n_samples=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "`first` must be at least 0; got -1", {"first": -1}),
+        (TypeError, "`solver` must be one for SDEs.*`Tsit5`", {"solver": dfx.Tsit5()}),
+        (
+            TypeError,
+            "`solver` must be one for ODEs.*`SEA`",
+            {"solver": dfx.SEA(), **FLOW},
+        ),
+        (ValueError, "`process` must be `eqmdm.reverse_sde` or", {"process": print}),
+        (
+            TypeError,
+            "`clock` must be left out for `Collapsed`",
+            {"solver": eqmdm.Collapsed(), "clock": eqmdm.LogSNRClock()},
+        ),
+        (
+            TypeError,
+            "`process` must be left out for `SSCS`",
+            {"solver": eqmdm.SSCS(), **FLOW},
+        ),
+        (
+            TypeError,
+            "`grid` must be left out where a `stepsize_controller`",
+            {
+                "grid": eqmdm.UniformGrid(),
+                "stepsize_controller": dfx.PIDController(rtol=1e-3, atol=1e-3),
+            },
+        ),
+    ],
+    ids=["first", "ode-solver", "sde-solver", "process", "clock", "flow", "grid"],
+)
+def test_options_that_do_not_fit_are_refused(error, message, options, key):
+    with pytest.raises(error, match=message):
+        sample(eqmdm.VPSDE(), (2,), key=key, n_samples=1, n_steps=2, **options)
+
+
+def test_a_clock_that_cannot_tell_the_time_is_refused(key):
+    with pytest.raises((ValueError, RuntimeError), match="stands still near a time"):
+        clock = eqmdm.LogSNRClock()
+        sample(eqmdm.ALDA(), (2,), key=key, n_samples=1, n_steps=2, clock=clock)

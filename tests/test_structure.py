@@ -36,6 +36,7 @@ ORDER = (
     "_decoder",
     "_form",
     "_objective",
+    "_discrete",
     "_grids",
     "_sample",
     "_flow",

@@ -1,0 +1,197 @@
+"""What does the public `sample` cost beyond a hand-written loop?
+
+    python benchmarks/sampling_overhead.py
+
+The reverse SDE of VPSDE on a fixed grid, with a U-Net as denoiser, interleaved in one
+run: a `lax.scan` of Euler-Maruyama written by hand; `eqmdm.sample` with Diffrax's
+Euler, whose steps, network and amount of noise are the same; with its default, SEA; and
+with the library's samplers for as many evaluations of the network. And the steps by
+hand, compiled one at a time and called from a Python loop, because XLA's convolutions
+need not be as fast on a CPU inside a compiled loop as outside of one. Medians over the
+repeats; a ratio is the median of the ratios to the hand-written loop of its repeat.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+os.environ["EQX_ON_ERROR"] = "raise"
+
+import diffrax as dfx  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import jax.random as jr  # noqa: E402
+import numpy as np  # noqa: E402
+import tyro  # noqa: E402
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+
+import eqmdm  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Times `eqmdm.sample` against a hand-written loop."""
+
+    n_samples: int = 16
+    """Samples drawn at once."""
+    n_steps: int = 20
+    """Steps from noise to data; one evaluation each, and one at the cut."""
+    shape: tuple[int, int, int] = (28, 28, 1)
+    """Height, width and channels of the images."""
+    width: int = 32
+    """Channels of the U-Net's first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """The width of each level, in multiples."""
+    n_blocks: int = 2
+    """Residual blocks in a level."""
+    repeats: int = 15
+    """Timed calls of each, after one that compiles."""
+    seed: int = 0
+    """Of parameters and noises."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """A tiny network on 8x8 images, and two repeats."""
+
+
+def make_score(settings: Settings, diffusion: Any) -> eqmdm.DenoiserScore:
+    network = eqmdm.nn.UNet(
+        settings.shape,
+        1,
+        width=settings.width,
+        multipliers=settings.multipliers,
+        n_blocks=settings.n_blocks,
+        key=jr.key(settings.seed),
+    )
+    denoiser = eqmdm.PreconditionedDenoiser(
+        network, data_std=0.5, log_snr_range=(-15.0, 15.0)
+    )
+    return eqmdm.DenoiserScore(denoiser, diffusion)
+
+
+def make_by_hand(score: Any, diffusion: Any, settings: Settings, *, whole=True):
+    """Euler-Maruyama for VPSDE, from its scalar coefficients; whole in one compiled
+    loop, or a compiled step at a time."""
+    n_samples, shape = settings.n_samples, (1, *settings.shape)
+    # The quadratic grid, and what a step takes from it.
+    r = jnp.linspace(1, 0, settings.n_steps + 1)
+    times = diffusion.t0 + (diffusion.t1 - diffusion.t0) * r**2
+    rates = jax.vmap(diffusion.clock.rate)(times[:-1])
+    steps = times[:-1], times[:-1] - times[1:], rates
+
+    def step(y, inputs):
+        t, dt, rate, key = inputs
+        s = jax.vmap(score, in_axes=(None, 0))(t, y)
+        noise = jr.normal(key, y.shape)
+        return y + dt * rate * (0.5 * y + s) + jnp.sqrt(dt * rate) * noise, None
+
+    def last(y):
+        kernel = diffusion.compute_kernel(diffusion.t0)
+        estimate = lambda y: score.data_estimate(diffusion.t0, kernel, y)
+        return jax.vmap(estimate)(y)
+
+    def start(key):
+        key_start, key_noise = jr.split(key)
+        keys = jr.split(key_noise, settings.n_steps)
+        return jr.normal(key_start, (n_samples, *shape)), keys
+
+    @jax.jit
+    def all_steps(key):
+        y, keys = start(key)
+        y, _ = jax.lax.scan(step, y, (*steps, keys))
+        return last(y)
+
+    start, one_step, last_step = jax.jit(start), jax.jit(step), jax.jit(last)
+
+    def step_by_step(key):
+        y, keys = start(key)
+        for i in range(settings.n_steps):
+            y, _ = one_step(y, (*(part[i] for part in steps), keys[i]))
+        return last_step(y)
+
+    return all_steps if whole else step_by_step
+
+
+def make_calls(settings: Settings) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    diffusion = eqmdm.VPSDE()
+    score = make_score(settings, diffusion)
+
+    def public(solver):
+        return lambda key: eqmdm.sample(
+            score,
+            diffusion,
+            settings.shape,
+            key=key,
+            n_samples=settings.n_samples,
+            n_steps=settings.n_steps,
+            solver=solver,
+        )
+
+    return {
+        "by hand": make_by_hand(score, diffusion, settings),
+        "by hand, step by step": make_by_hand(score, diffusion, settings, whole=False),
+        "sample, Euler": public(dfx.Euler()),
+        "sample, SEA": public(dfx.SEA()),
+        "sample, DataPrediction": public(eqmdm.DataPrediction()),
+        "sample, Collapsed": public(eqmdm.Collapsed()),
+    }
+
+
+def timed(call: Callable[[jax.Array], Any], key: jax.Array) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call(key))
+    return time.perf_counter() - start
+
+
+def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = dataclasses.replace(
+            settings,
+            n_samples=4,
+            n_steps=5,
+            shape=(8, 8, 1),
+            multipliers=(1,),
+            n_blocks=1,
+            repeats=2,
+        )
+    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts.pop("command")
+    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    calls = make_calls(settings)
+    key = jr.key(settings.seed)
+    for call in calls.values():
+        timed(call, key)
+    seconds = {name: [] for name in calls}
+    for i in range(settings.repeats):
+        for name, call in calls.items():
+            seconds[name].append(timed(call, jr.fold_in(key, i)))
+    results = []
+    print(f"{'':24}{'seconds':>9}{'ratio':>8}  quartiles of the ratio")
+    for name in calls:
+        ratios = np.divide(seconds[name], seconds["by hand"])
+        low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        median = float(np.median(seconds[name]))
+        row = {"loop": name, "seconds": median, "over_by_hand": float(ratio)}
+        row |= {"quartiles": [float(low), float(high)]}
+        results.append(row | {"every_second": seconds[name]})
+        print(f"{name:24}{median:9.3f}{ratio:8.3f}  {low:.3f} to {high:.3f}")
+    if settings.output is not None:
+        used = dataclasses.asdict(settings)
+        used.pop("output")
+        record = {"settings": used, "results": results} | facts
+        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,220 @@
+"""How good are the library's own samplers, at how many evaluations?
+
+    python benchmarks/solver_quality.py
+
+With the exact denoiser of a mixture of four normals in one dimension, so that only the
+solver errs: the Wasserstein-1 distance of 16,384 samples to as many draws of the data,
+mean over 8 seeds, in units of the mean distance between two such sets of draws. Log-SNR
+runs from each diffusion's own default end up to 13.3; evaluations include the posterior
+mean at the cut. Random diffusions of three variables are those of the kernel tests.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+
+os.environ["EQX_ON_ERROR"] = "raise"
+
+import diffrax as dfx  # noqa: E402
+import equinox as eqx  # noqa: E402
+import jax  # noqa: E402
+import jax.random as jr  # noqa: E402
+import numpy as np  # noqa: E402
+import tyro  # noqa: E402
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import _build  # noqa: E402
+import references  # noqa: E402
+from _options import Options  # noqa: E402
+
+import eqmdm  # noqa: E402
+
+
+MEANS, STD = references.MODES, references.MODE_STD
+TOP_LOG_SNR = 13.3
+
+SOLVERS = {
+    "collapsed-1": eqmdm.Collapsed(order=1),
+    "collapsed": eqmdm.Collapsed(),
+    "collapsed-3": eqmdm.Collapsed(order=3),
+    "collapsed-heun": eqmdm.CollapsedHeun(),
+    "data-prediction": eqmdm.DataPrediction(),
+    "data-prediction-3": eqmdm.DataPrediction(order=3),
+    "data-prediction-cholesky": eqmdm.DataPrediction(root=eqmdm.CholeskyRoot()),
+    "ancestral": eqmdm.AncestralSampler(),
+    "sscs": eqmdm.SSCS(),
+    "langevin": eqmdm.LangevinCorrector(eqmdm.Collapsed()),
+}
+GRIDS = {
+    "log-snr": eqmdm.LogSNRGrid(),
+    "rho": eqmdm.RhoGrid(),
+    "quadratic": eqmdm.QuadraticGrid(),
+    "uniform": eqmdm.UniformGrid(),
+}
+# What the two solvers for denoisers are to reach, by evaluations.
+BARS = {"collapsed": {10: 14.0, 20: 4.0, 50: 1.5}}
+BARS["data-prediction"] = {n: 2 * bar for n, bar in BARS["collapsed"].items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Compares samples of the library's own solvers with the data."""
+
+    evaluations: tuple[int, ...] = (10, 20, 50)
+    """Of the denoiser, for each sample; a solver takes no more than these."""
+    solvers: tuple[str, ...] = ("collapsed", "data-prediction", "euler-maruyama")
+    """Any of this file's; euler-maruyama is Diffrax's, for comparison."""
+    grid: Literal["log-snr", "rho", "quadratic", "uniform"] = "log-snr"
+    """How the steps are spaced; Euler-Maruyama has the grid of `eqmdm.sample`."""
+    n_random: int = 3
+    """Random diffusions of three variables, beside the named ones."""
+    n_samples: int = 16384
+    """Samples, and draws of the data, in each comparison."""
+    n_seeds: int = 8
+    """Comparisons that are averaged."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of everything."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """Only two diffusions, 10 evaluations and 2,048 samples of two seeds."""
+
+
+def draw_data(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    modes = generator.integers(len(MEANS), size=shape)
+    return MEANS[modes] + STD * generator.standard_normal(shape)
+
+
+def wasserstein(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The distance between each row of `x` and that of `y`."""
+    return np.mean(np.abs(np.sort(x) - np.sort(y)), axis=-1)
+
+
+def expected_distance(n: int) -> float:
+    r"""The mean distance between two sets of `n` draws of the data.
+
+    $F_n - G_n$ is close to normal with variance $2 F (1 - F) / n$, and the distance is
+    the integral of its absolute value.
+    """
+    x = np.linspace(MEANS.min() - 10 * STD, MEANS.max() + 10 * STD, 20_001)
+    erf = np.vectorize(math.erf)((x[:, None] - MEANS) / (STD * math.sqrt(2)))
+    F = np.mean(0.5 * (1 + erf), axis=1)
+    deviation = np.sqrt(np.maximum(F * (1 - F), 0))
+    return math.sqrt(4 / (math.pi * n)) * float(np.sum(deviation) * (x[1] - x[0]))
+
+
+def cases(settings: Settings):
+    """The diffusions by name, with their ends."""
+    classes = {
+        "VPSDE": eqmdm.VPSDE,
+        "CLD": eqmdm.CLD,
+        "PSLD": eqmdm.PSLD,
+        "CriticalThirdOrder": eqmdm.CriticalThirdOrder,
+    }
+    makers = {name: lambda cls=cls, **kw: cls(**kw) for name, cls in classes.items()}
+    if settings.n_random and not settings.quick:
+        skews, roots = references.random_recipes(3, n=settings.n_random)
+        for i, (Q, B) in enumerate(zip(skews, roots, strict=True)):
+            makers[f"random {i}"] = lambda Q=Q, B=B, **kw: eqmdm.LinearDiffusion(
+                Q, dissipation_root=B, **kw
+            )
+    for name in list(makers)[: 2 if settings.quick else None]:
+        default = makers[name]()
+        low = float(default.log_snr(default.t1))
+        yield name, makers[name](log_snr_range=(low, TOP_LOG_SNR))
+
+
+def steps_within(sampler, evaluations: int) -> int:
+    n_steps = 1
+    while sampler.n_evaluations(n_steps + 1) <= evaluations:
+        n_steps += 1
+    return n_steps
+
+
+@eqx.filter_jit
+def draw(sampler, diffusion, times, keys):
+    def one(key):
+        key_start, key_noise = jr.split(key)
+        y = diffusion.prior.sample(key_start, ()).astype(times.dtype)
+        score = eqmdm.DenoiserScore(references.mixture_denoiser, diffusion)
+        return sampler(score, diffusion, y, times, key=key_noise)
+
+    return jax.vmap(one)(keys)
+
+
+def sample(settings: Settings, name: str, diffusion, evaluations: int) -> np.ndarray:
+    key, total = jr.key(0), settings.n_seeds * settings.n_samples
+    if name == "euler-maruyama":
+        score = eqmdm.DenoiserScore(references.mixture_denoiser, diffusion)
+        options = {"n_samples": total, "solver": dfx.Euler(), "dtype": settings.dtype}
+        x = eqmdm.sample(
+            score, diffusion, (), key=key, n_steps=evaluations - 1, **options
+        )
+    else:
+        sampler = SOLVERS[name]
+        n_steps = steps_within(sampler, evaluations)
+        times = GRIDS[settings.grid](diffusion, n_steps, settings.dtype)
+        x = draw(sampler, diffusion, times, jr.split(key, total))
+    return np.asarray(x, np.float64).reshape(settings.n_seeds, settings.n_samples)
+
+
+def main(settings: Settings) -> None:
+    jax.config.update("jax_enable_x64", settings.dtype == "float64")
+    for name in settings.solvers:
+        if name not in (*SOLVERS, "euler-maruyama"):
+            raise ValueError(f"`solvers` must be among {list(SOLVERS)}; got {name}.")
+    if settings.quick:
+        settings = dataclasses.replace(
+            settings, evaluations=(10,), n_samples=2048, n_seeds=2
+        )
+    facts = _build.facts(Options(dataset="digits"))
+    facts.pop("command")
+    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    generator = np.random.default_rng(0)
+    shape = settings.n_seeds, settings.n_samples
+    unit = expected_distance(settings.n_samples)
+    data = draw_data(generator, shape)
+    print(f"between draws of the data: {unit:.5f}, the unit of every figure")
+    counts = "".join(f"{n:>16}" for n in settings.evaluations)
+    print(f"{'diffusion':20} {'solver':26}{counts}")
+    results = []
+    for name, diffusion in cases(settings):
+        for solver in settings.solvers:
+            line = ""
+            for n in settings.evaluations:
+                x = sample(settings, solver, diffusion, n)
+                finite, mean, error = bool(np.all(np.isfinite(x))), np.inf, np.inf
+                if finite:
+                    ratios = wasserstein(x, data) / unit
+                    mean = float(np.mean(ratios))
+                    error = float(np.std(ratios, ddof=1) / np.sqrt(len(ratios)))
+                bar = BARS.get(solver, {}).get(n)
+                within = None if bar is None or settings.quick else mean <= bar
+                row = {"diffusion": name, "solver": solver, "evaluations": n}
+                row |= {"ratio": mean if finite else None, "finite": finite}
+                row |= {"standard_error": error if finite else None}
+                results.append(row | {"bar": bar, "within_bar": within})
+                figure = f"{mean:.2f} +- {error:.2f}" if finite else "not finite"
+                line += f"{figure}{'  ' if within in (None, True) else ' *':2}".rjust(
+                    16
+                )
+            print(f"{name:20} {solver:26}{line}", flush=True)
+    if any(row["within_bar"] is False for row in results):
+        print("* beyond the bar")
+    if settings.output is not None:
+        used = dataclasses.asdict(settings)
+        used.pop("output")
+        record = {"settings": used, "unit": unit, "results": results}
+        settings.output.write_text(json.dumps(record | facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
