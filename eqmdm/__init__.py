@@ -81,6 +81,12 @@ from ._grids import (
     UniformGrid as UniformGrid,
 )
 from ._likelihood import log_likelihood as log_likelihood
+from ._metrics import (
+    Distance as Distance,
+    frechet_distance as frechet_distance,
+    maximum_mean_discrepancy as maximum_mean_discrepancy,
+    sliced_wasserstein as sliced_wasserstein,
+)
 from ._noise_clock import (
     AbstractNoiseClock as AbstractNoiseClock,
     AngleClock as AngleClock,

@@ -42,7 +42,7 @@ def _encode(image, format="PNG"):
     return buffer.getvalue()
 
 
-def _write(file, images, column, format="PNG"):
+def _write(file, images, column, format="PNG", labels=None):
     """The images as a file of the Hub's schema; bytes are written as they are."""
     encoded = [
         x if x is None or isinstance(x, bytes) else _encode(x, format) for x in images
@@ -52,7 +52,9 @@ def _write(file, images, column, format="PNG"):
     table = pa.table(
         {
             column: pa.array(rows, type=struct),
-            "label": pa.array([0] * len(rows), type=pa.int64()),
+            "label": pa.array(
+                [0] * len(rows) if labels is None else labels, pa.int64()
+            ),
         }
     )
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +114,58 @@ def test_folder_may_be_a_parent_or_a_clone_of_the_hub(name, tmp_path, no_network
     for root in ("own", "clone"):
         dataset = load(name, data_dir=str(tmp_path / root))
         assert np.array_equal(dataset.test, test)
+
+
+def _class_of(image):
+    """A class that can be told from an image."""
+    return int(image.astype(np.int64).sum() % 7)
+
+
+def test_labels_are_those_of_their_images(tmp_path):
+    train, test = (_random_images(seed, 30, (28, 28, 1)) for seed in (0, 1))
+    files = {"train-0": train[:12], "train-1": train[12:], "test-0": test}
+    for name, images in files.items():
+        labels = [_class_of(image) for image in images]
+        _write(tmp_path / f"{name}.parquet", images, "image", labels=labels)
+    dataset = load("mnist", data_dir=tmp_path)
+    assert dataset.labels is not None
+    splits = (dataset.train, dataset.validation, dataset.test)
+    for images, labels in zip(splits, dataset.labels, strict=True):
+        assert labels.tolist() == [_class_of(image) for image in images]
+
+
+def test_labels_of_the_digits_are_those_of_their_images():
+    from sklearn.datasets import load_digits
+
+    rows, classes = load_digits(return_X_y=True)
+    class_of = dict(zip([row.tobytes() for row in rows], classes, strict=True))
+    dataset = load("digits")
+    assert dataset.labels is not None
+    splits = (dataset.train, dataset.validation, dataset.test)
+    for images, labels in zip(splits, dataset.labels, strict=True):
+        rows = images.reshape(len(images), 64).astype(np.float64)
+        assert labels.tolist() == [class_of[row.tobytes()] for row in rows]
+
+
+@pytest.mark.parametrize("labels", [[-1] * 4, [None] * 4, "absent"], ids=str)
+def test_images_without_classes_have_no_labels(labels, tmp_path):
+    images = _random_images(0, 4, (28, 28, 1))
+    _write(tmp_path / "train-0.parquet", images, "image", labels=[1, 2, 3, 4])
+    labelled = load("mnist", data_dir=_with_test_split(tmp_path, images, [0] * 4))
+    assert labelled.labels is not None
+    dataset = load("mnist", data_dir=_with_test_split(tmp_path, images, labels))
+    assert dataset.labels is None
+    assert dataset.fingerprint == labelled.fingerprint
+
+
+def _with_test_split(folder, images, labels):
+    file = folder / "test-0.parquet"
+    if labels == "absent":
+        _write(file, images, "image")
+        pq.write_table(pq.read_table(file).drop_columns(["label"]), file)
+    else:
+        _write(file, images, "image", labels=labels)
+    return folder
 
 
 def test_webp_is_read_too(tmp_path):

@@ -4,12 +4,21 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, Float32, Int64, UInt8
 
 
 Examples = UInt8[np.ndarray, "_ height width channels"] | Float32[np.ndarray, "_ dim"]
+
+
+class Labels(NamedTuple):
+    """The class of each example of the three splits, counted from 0."""
+
+    train: Int64[np.ndarray, " _"]
+    validation: Int64[np.ndarray, " _"]
+    test: Int64[np.ndarray, " _"]
 
 
 # Compared by identity: arrays have no truth value. Compare fingerprints instead.
@@ -25,6 +34,7 @@ class Dataset:
     - `n_levels`: the number of grey levels of an image; `None` for points.
     - `flip`: whether a mirrored image is as likely as the image itself.
     - `log_density`: the exact log density of one point in nats, where it is known.
+    - `labels`: the classes of the examples, where they are known.
     """
 
     name: str
@@ -34,10 +44,11 @@ class Dataset:
     n_levels: int | None = None
     flip: bool = False
     log_density: Callable[[Float[Array, " dim"]], Float[Array, ""]] | None = None
+    labels: Labels | None = None
 
     def __post_init__(self):
-        for examples in (self.train, self.validation, self.test):
-            examples.setflags(write=False)
+        for array in (self.train, self.validation, self.test, *(self.labels or ())):
+            array.setflags(write=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,7 +59,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """The SHA-256 of the three splits' shapes, types and contents, in hexadecimal.
 
-        It names the data that a figure was computed on, wherever it was loaded from.
+        It names the data that a figure was computed on, wherever it was loaded from;
+        labels are not part of it.
         """
         digest = hashlib.sha256()
         for examples in (self.train, self.validation, self.test):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from ._dataset import Dataset, Examples
-from ._parquet import find_split, read_images
+from ._dataset import Dataset, Examples, Labels
+from ._parquet import find_split, read_images, read_labels
 
 
 class _Source(NamedTuple):
@@ -58,10 +58,16 @@ def load_images(name: str, *, data_dir: str | os.PathLike | None = None) -> Data
     source = _SOURCES[name]
     root = _download(name, source) if data_dir is None else Path(data_dir)
     folder = _find_folder(root, name, source)
-    train = _read(folder, ("train",), name, source)
-    test = _read(folder, source.test_splits, name, source)
+    train_files = _find_files(folder, ("train",), name, source)
+    test_files = _find_files(folder, source.test_splits, name, source)
+    train, test = (_read(files, source) for files in (train_files, test_files))
     n_validation = max(1, len(train) * source.n_validation // source.n_train)
     train, validation = split_off(train, n_validation)
+    labels, test_labels = read_labels(train_files), read_labels(test_files)
+    if labels is not None and test_labels is not None:
+        labels = Labels(*split_off(labels, n_validation), test_labels)
+    else:
+        labels = None
     return Dataset(
         name=name,
         train=train,
@@ -69,6 +75,7 @@ def load_images(name: str, *, data_dir: str | os.PathLike | None = None) -> Data
         test=test,
         n_levels=256,
         flip=source.flip,
+        labels=labels,
     )
 
 
@@ -119,18 +126,20 @@ def _find_folder(root: Path, name: str, source: _Source) -> Path:
     )
 
 
-def _read(
+def _find_files(
     folder: Path, splits: tuple[str, ...], name: str, source: _Source
-) -> Examples:
+) -> list[Path]:
     for split in splits:
         files = find_split(folder, split)
         if files:
-            break
-    else:
-        raise FileNotFoundError(
-            f"`data_dir` must hold the test split of {name} beside the train split; "
-            f"'{folder}' has no {splits[0]}-*.parquet. {_remedy(name, source)}"
-        )
+            return files
+    raise FileNotFoundError(
+        f"`data_dir` must hold the test split of {name} beside the train split; "
+        f"'{folder}' has no {splits[0]}-*.parquet. {_remedy(name, source)}"
+    )
+
+
+def _read(files: list[Path], source: _Source) -> Examples:
     images = read_images(files, column=source.column, shape=source.shape)
     if len(images) < 2:
         raise ValueError(

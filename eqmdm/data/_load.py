@@ -4,8 +4,9 @@ import difflib
 import os
 
 import numpy as np
+from jaxtyping import Shaped
 
-from ._dataset import Dataset
+from ._dataset import Dataset, Labels
 from ._images import IMAGE_NAMES, load_images, split_off
 from ._points import POINT_NAMES, load_points
 
@@ -31,6 +32,7 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
     validation images are a fixed random choice from the train split, never from test;
     of a train split smaller than the original, a proportionate part. Points come in
     100,000, 10,000 and 10,000 fixed draws, at unit variance, with their exact density.
+    Images have labels, but for files without a column `label`.
 
     `imagenet32` on the Hub is a resizing of ImageNet of its own. The releases that the
     literature uses differ from it and among themselves, by 0.26 bits per dimension:
@@ -71,10 +73,21 @@ def _load_digits() -> Dataset:
     # Imported late: only this data set needs it, and it takes a second.
     from sklearn.datasets import load_digits
 
-    rows, _ = load_digits(return_X_y=True)
+    rows, classes = load_digits(return_X_y=True)
     images = np.asarray(rows, np.uint8).reshape(-1, 8, 8, 1)
-    train, held_out = split_off(images, 2 * _DIGITS_HELD_OUT)
-    validation, test = split_off(held_out, _DIGITS_HELD_OUT)
+    train, validation, test = _split_digits(images)
     return Dataset(
-        name="digits", train=train, validation=validation, test=test, n_levels=17
+        name="digits",
+        train=train,
+        validation=validation,
+        test=test,
+        n_levels=17,
+        labels=Labels(*_split_digits(np.asarray(classes, np.int64))),
     )
+
+
+def _split_digits(
+    examples: Shaped[np.ndarray, "_ ..."],
+) -> tuple[Shaped[np.ndarray, "_ ..."], ...]:
+    train, held_out = split_off(examples, 2 * _DIGITS_HELD_OUT)
+    return train, *split_off(held_out, _DIGITS_HELD_OUT)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 
 # Fits in cache, and is far above the cost of a batch.
 _BATCH = 1000
+_LABEL = "label"
 
 
 def find_split(folder: Path, split: str) -> list[Path]:
@@ -62,6 +63,30 @@ def read_images(
             images[n] = _decode(encoded, shape, f"Row {row} of `{file}`")
             n += 1
     return images
+
+
+def read_labels(files: list[Path]) -> Int64[np.ndarray, " n"] | None:
+    """The classes of all the images in their order, from the column `label`.
+
+    `None` where a file has no such column of integers, or an image no class: the Hub's
+    test splits without labels have -1.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = []
+    for file in files:
+        schema = pq.read_schema(file)
+        if _LABEL not in schema.names or not pa.types.is_integer(
+            schema.field(_LABEL).type
+        ):
+            return None
+        column = pq.read_table(file, columns=[_LABEL]).column(_LABEL)
+        if column.null_count:
+            return None
+        columns.append(column.to_numpy().astype(np.int64))
+    labels = np.concatenate(columns)
+    return labels if np.all(labels >= 0) else None
 
 
 def _check_schema(file: Path, column: str) -> int:
