@@ -300,6 +300,13 @@ class GreyLevels(eqx.Module):
         log_levels = levels.size * math.log(self.n_levels)
         return x, self.transform.log_jacobian(p) - log_levels - log_q
 
+    def log_jacobian(self, x: Data) -> Scalar:
+        r"""The part $\log \lvert \det \mathrm{d}x / \mathrm{d}p \rvert$ of the
+        correction of `encode`, in nats; 0 where that is 0."""
+        if not self.dequantiser.gives_density:
+            return jnp.zeros((), x.dtype)
+        return self.transform.log_jacobian(self.transform.inverse(x))
+
     def decode(self, x: Data) -> Int[Array, "*data"]:
         """The levels that `x` lie in; beyond the end levels, the end levels."""
         scaled = jnp.floor(self.transform.inverse(x) * self.n_levels)

@@ -66,15 +66,19 @@ class Objective(eqx.Module):
 
     def bound(
         self, model: PyTree, example: Example, key: PRNGKey, u: Scalar
-    ) -> tuple[Elbo, Scalar]:
-        """The bound on one example, and the log-correction of its dequantisation."""
+    ) -> tuple[Elbo, dict[str, Scalar]]:
+        """The bound on one example, and the terms that encoding it adds."""
         network, diffusion = model
         key_encode, key_bound = jr.split(key)
         x, correction = self._encode(example, key_encode, u.dtype)
         score = make_score(network, diffusion)
         parts = self.form, self.decoder, self.time_sampler
         bound = compute_elbo(score, diffusion, x, u, *parts, key=key_bound)
-        return bound, correction
+        jacobian = jnp.zeros((), u.dtype)
+        if self.grey_levels is not None:
+            jacobian = self.grey_levels.log_jacobian(x)
+        added = {"dequantisation": correction - jacobian, "data_transform": jacobian}
+        return bound, added
 
     def shared_bound(
         self,
@@ -152,12 +156,16 @@ def batch_loss(
 class Evaluation(NamedTuple):
     """An itemised bound over a set of examples, in nats per example.
 
-    `terms` has an array over the examples for each of `reconstruction`, `prior`,
-    `diffusion`, `auxiliary`, `correction`, their sum `total`, and `loss`, which is in
-    bits per dimension (nats for points).
+    - `terms`: an array over the examples for each of `reconstruction`, `prior`,
+        `diffusion`, `auxiliary`, `dequantisation`, `data_transform`, their sum `total`,
+        and `loss`, which is in bits per dimension (nats for points). The two before the
+        sum are the parts of the correction of `GreyLevels.encode`.
+    - `standard_error`: of each example's `total`, from its draws as if their times were
+        independent: being spread evenly, they do better. NaN for one draw.
     """
 
     terms: dict[str, np.ndarray]
+    standard_error: np.ndarray
 
     def summary(self) -> dict[str, tuple[float, float]]:
         """Mean and standard error over the examples of each term."""
@@ -219,14 +227,17 @@ def evaluate(
             jnp.asarray(n_draws, jnp.int32),
         )
         parts.append(jax.device_get(part))
-    terms = {
+    draws = {
         name: np.concatenate([part[name] for part in parts])[: n * n_draws]
         .astype(np.float64)
         .reshape(n, n_draws)
-        .mean(axis=1)
         for name in parts[0]
     }
-    return Evaluation(terms)
+    standard_error = np.full(n, np.nan)
+    if n_draws > 1:
+        standard_error = draws["total"].std(axis=1, ddof=1) / math.sqrt(n_draws)
+    terms = {name: values.mean(axis=1) for name, values in draws.items()}
+    return Evaluation(terms, standard_error)
 
 
 @eqx.filter_jit
@@ -242,8 +253,8 @@ def _evaluate_batch(model, examples, objective, key, numbers, draws, n_draws):
         u = (place >> 8).astype(dtype) / 2**24 + draw.astype(dtype) / n_draws
         u = (u + shift) % 1
         key_draw = jr.fold_in(jr.fold_in(key_bound, number), draw)
-        bound, correction = objective.bound(model, example, key_draw, u)
-        total = bound.total + correction
+        bound, added = objective.bound(model, example, key_draw, u)
+        total = bound.total + added["dequantisation"] + added["data_transform"]
         return {
             "loss": objective.loss(total, example.shape),
             "total": total,
@@ -251,7 +262,7 @@ def _evaluate_batch(model, examples, objective, key, numbers, draws, n_draws):
             "prior": bound.prior,
             "diffusion": bound.diffusion,
             "auxiliary": bound.auxiliary,
-            "correction": correction,
+            **added,
         }
 
     return jax.vmap(one)(examples, numbers, draws)

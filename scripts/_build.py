@@ -1,6 +1,7 @@
 """From the options of `train.py` to the modules that they name."""
 
 import dataclasses
+import enum
 import platform
 import sys
 from importlib.metadata import version
@@ -41,6 +42,20 @@ _CLOCKS = {
 _TOP_LOG_SNR = 14.0
 # How far the ends of a learned diffusion may move down, in log-SNR.
 _LEARNED_MARGIN = 20.0
+
+
+class Purpose(enum.IntEnum):
+    """What random draws are for; each has its own stream of keys."""
+
+    DIFFUSION = 0
+    NETWORK = 1
+    TRAINING = 2
+    VALIDATION = 3
+    BOUND = 4
+    SAMPLES = 5
+    LIKELIHOOD = 6
+    DIRECTIONS = 7
+    HELD_OUT = 8
 
 
 def build_diffusion(options: ResolvedOptions, key: jax.Array) -> Any:
@@ -109,20 +124,25 @@ def data_scale(options: Options, dataset: Any) -> float:
     return float(np.sqrt(np.average(values**2, weights=counts)))
 
 
+def build_grey_levels(options: Options, dataset: Any) -> Any:
+    """How grey levels become data; `None` for points."""
+    if dataset.n_levels is None:
+        return None
+    dequantiser = {
+        "uniform": eqmdm.UniformDequantiser,
+        "truncated_normal": lambda: eqmdm.TruncatedNormalDequantiser(
+            std=options.dequantisation_std
+        ),
+        "discrete": eqmdm.LevelCentres,
+    }[options.dequantisation]()
+    return eqmdm.GreyLevels(
+        dataset.n_levels, transform=_transform(options), dequantiser=dequantiser
+    )
+
+
 def build_objective(options: ResolvedOptions, dataset: Any) -> Any:
-    grey_levels = None
-    if dataset.n_levels is not None:
-        dequantiser = {
-            "uniform": eqmdm.UniformDequantiser,
-            "truncated_normal": lambda: eqmdm.TruncatedNormalDequantiser(
-                std=options.dequantisation_std
-            ),
-            "discrete": eqmdm.LevelCentres,
-        }[options.dequantisation]()
-        grey_levels = eqmdm.GreyLevels(
-            dataset.n_levels, transform=_transform(options), dequantiser=dequantiser
-        )
-    elif options.decoder == "discrete":
+    grey_levels = build_grey_levels(options, dataset)
+    if grey_levels is None and options.decoder == "discrete":
         raise ValueError("`decoder` must not be discrete for points.")
     form = {
         "low_variance": eqmdm.LowVariance,

@@ -1,4 +1,4 @@
-"""The figures of a training run, drawn without a display."""
+"""The figures of a run, drawn without a display."""
 
 import math
 from pathlib import Path
@@ -55,6 +55,22 @@ def training_curve(path: Path, records: list[dict], unit: str) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(f"minus the bound ({unit})")
     axes.legend()
+    _save(figure, path)
+
+
+def histogram(path: Path, values: np.ndarray, label: str, title: str) -> None:
+    """How many examples have which value, and their mean; NaN are left out."""
+    values = values[np.isfinite(values)]
+    figure, axes = plt.subplots(figsize=(6, 4))
+    if len(values):
+        n_bins = min(max(10, math.ceil(2 * math.sqrt(len(values)))), 100)
+        axes.hist(values, bins=n_bins, color="C0", alpha=0.7)
+        mean = values.mean()
+        axes.axvline(mean, color="C3", label=f"mean {mean:.3f}")
+        axes.legend()
+    axes.set_xlabel(label)
+    axes.set_ylabel("examples")
+    axes.set_title(title, fontsize="medium")
     _save(figure, path)
 
 

@@ -5,7 +5,6 @@
 See `--help` for the options.
 """
 
-import contextlib
 import math
 import sys
 import time
@@ -19,14 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from _build import Purpose
+from _errors import clean_errors, runtime_message
 from _options import Options, ResolvedOptions
 from tqdm import tqdm
 
 import eqmdm
-
-
-# Purposes of random draws; each has its own stream of keys.
-_DIFFUSION, _NETWORK, _TRAINING, _VALIDATION, _TEST, _SAMPLES = range(6)
 
 
 def main(given: Options) -> None:
@@ -40,8 +37,10 @@ def main(given: Options) -> None:
         if options.resume:
             run.check_options(identity, may_differ=_build.MAY_DIFFER)
         key = lambda purpose: _build.purpose_key(options.seed, purpose)
-        diffusion = _build.build_diffusion(options, key(_DIFFUSION))
-        network = _build.build_network(options, dataset, diffusion, key(_NETWORK))
+        diffusion = _build.build_diffusion(options, key(Purpose.DIFFUSION))
+        network = _build.build_network(
+            options, dataset, diffusion, key(Purpose.NETWORK)
+        )
         objective = _build.build_objective(options, dataset)
         optimiser = eqmdm.make_optimiser(
             options.learning_rate,
@@ -51,7 +50,7 @@ def main(given: Options) -> None:
             accumulate=options.accumulate,
         )
         state = eqmdm.TrainState.create(
-            (network, diffusion), optimiser, key=key(_TRAINING)
+            (network, diffusion), optimiser, key=key(Purpose.TRAINING)
         )
         if options.resume:
             state = resume(run, state)
@@ -98,8 +97,7 @@ def main(given: Options) -> None:
             # A check inside the step; parameters that are not finite set it off too.
             if window:
                 check_finite(concatenate(window), step, run, bar)
-            _, _, message = str(error).rpartition("EquinoxRuntimeError: ")
-            stop(f"at step {step + 1}: {message.splitlines()[0]}", run, bar)
+            stop(f"at step {step + 1}: {runtime_message(error)}", run, bar)
         window.append(metrics)
         step += n_inner
         if step % options.log_every and step != options.steps:
@@ -131,7 +129,7 @@ def main(given: Options) -> None:
                 state.ema_model,
                 validation,
                 objective,
-                key=key(_VALIDATION),
+                key=key(Purpose.VALIDATION),
                 n_draws=options.validation_draws,
                 batch_size=options.batch_size,
             ).summary()
@@ -158,7 +156,7 @@ def main(given: Options) -> None:
             score,
             model[1],
             dataset.shape,
-            key=key(_SAMPLES),
+            key=key(Purpose.SAMPLES),
             n_samples=options.n_samples,
             n_steps=options.sample_steps,
         )
@@ -172,22 +170,13 @@ def main(given: Options) -> None:
             model,
             test,
             objective,
-            key=key(_TEST),
+            key=key(Purpose.BOUND),
             n_draws=options.test_draws,
             batch_size=options.batch_size,
         ).summary()
         how = {"step": step, "examples": len(test), "draws": options.test_draws}
         _records.report(directory / "test_bound.json", summary, unit, how)
     print(f"written: {', '.join(sorted(p.name for p in directory.iterdir()))}")
-
-
-@contextlib.contextmanager
-def clean_errors():
-    """Errors that are the user's to mend, as one line instead of a traceback."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def check_directory(run: Any, options: ResolvedOptions) -> None:

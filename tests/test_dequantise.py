@@ -204,6 +204,22 @@ def test_correction_makes_a_uniform_density_the_uniform_mass(transform, n_levels
     assert tree_allclose(bits, jnp.asarray(math.log2(n_levels)), rtol=1e-11, atol=0.0)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_correction_is_the_jacobian_and_the_width_of_a_level(transform, key):
+    levels = jnp.array([[0, 3, 16], [9, 9, 1]])
+    grey_levels = GreyLevels(17, transform)
+    x, correction = grey_levels.encode(levels, key=key)
+    expected = grey_levels.log_jacobian(x) - 6 * math.log(17)
+    # The smallest `alpha` makes the inverse of the end levels lose digits.
+    assert tree_allclose(correction, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_levels_without_a_density_have_no_jacobian(key):
+    grey_levels = GreyLevels(17, Logit(), LevelCentres())
+    x, correction = grey_levels.encode(jnp.array([0, 16]), key=key)
+    assert correction == grey_levels.log_jacobian(x) == 0
+
+
 @pytest.mark.parametrize("std", [0.3, 1.0])
 def test_correction_of_truncated_normal_offsets_gives_a_mass(std, key):
     # exp(log p(x) - log q) averages to the mass of the level, by importance sampling;

@@ -346,7 +346,8 @@ def _diffusion_gradient(model, objective, examples, keys, u):
         n = len(examples)
         return batch_loss(moved, objective, examples, keys, u, n_reconstruction=n)[0]
 
-    return jax.jit(loss), {name: values[name] for name in names}
+    loss_and_gradient = jax.jit(jax.value_and_grad(loss))
+    return loss_and_gradient, {name: values[name] for name in names}
 
 
 @pytest.mark.slow
@@ -358,8 +359,10 @@ def test_gradient_in_the_diffusion_is_that_of_finite_differences(score, key):
     # Uniform times do not follow the parameters, so at fixed draws the loss is a
     # smooth function of them whose differences are those of its gradient.
     objective = Objective(time_sampler=eqmdm.UniformTime())
-    loss, part = _diffusion_gradient(model, objective, examples, jr.split(key, 4), u)
-    gradient = jax.jit(jax.grad(loss))(part)
+    keys = jr.split(key, 4)
+    loss_and_gradient, part = _diffusion_gradient(model, objective, examples, keys, u)
+    loss = lambda part: loss_and_gradient(part)[0]
+    _, gradient = loss_and_gradient(part)
     for name, value in part.items():
         for index in np.ndindex(value.shape):
             step = 1e-5
@@ -443,13 +446,25 @@ def test_evaluation_reports_bits_per_dimension_of_levels(key):
     levels = np.zeros((3, 2), np.uint8)
     result = evaluate(_model(), levels, Objective(grey_levels=GREY), key=key)
     terms = result.terms
-    parts = ("reconstruction", "prior", "diffusion", "auxiliary", "correction")
+    parts = ("reconstruction", "prior", "diffusion", "auxiliary")
+    parts += ("dequantisation", "data_transform")
     np.testing.assert_allclose(
         terms["total"], sum(terms[name] for name in parts), rtol=1e-5
     )
     np.testing.assert_allclose(
         terms["loss"], -terms["total"] / (2 * np.log(2)), rtol=1e-5
     )
+
+
+def test_evaluation_has_standard_errors_from_two_draws_on(key):
+    examples = np.asarray(_points(3))
+    one = evaluate(_model(), examples, Objective(), key=key)
+    assert np.isnan(one.standard_error).all()
+    two = evaluate(_model(), examples, Objective(), key=key, n_draws=2)
+    assert (two.standard_error > 0).all()
+    # The first draw of two is the only draw of one; half the gap of two is their error.
+    gap = np.abs(two.terms["total"] - one.terms["total"])
+    np.testing.assert_allclose(two.standard_error, gap, rtol=1e-3)
 
 
 def test_evaluation_refuses_no_examples(key):

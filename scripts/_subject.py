@@ -1,0 +1,105 @@
+"""A trained run as another script takes it up: its model and its data."""
+
+import dataclasses
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import _options
+import jax.numpy as jnp
+import numpy as np
+
+import eqmdm
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a trained model, and how its data were encoded."""
+
+    name: str
+    step: int
+    trained_with: _options.ResolvedOptions
+    dataset: Any
+    model: tuple[Any, Any]
+    dtype: jnp.dtype
+    parameters: str
+    """A digest of the parameters' values."""
+
+    @property
+    def score(self) -> Any:
+        return eqmdm.make_score(*self.model)
+
+    @property
+    def is_denoiser(self) -> bool:
+        return isinstance(self.score, eqmdm.DenoiserScore)
+
+
+def load_subject(directory: Path, *, data_dir: str | None, ema: bool = True) -> Subject:
+    """The model in a run's last checkpoint, and the data it was trained on.
+
+    `ema` is whether its parameters are the averaged ones.
+
+    **Raises:**
+
+    `ValueError` if the directory holds no run, no checkpoint, a run of a newer version,
+    or if the data are not those of the run.
+    """
+    run = eqmdm.Run(directory)
+    if not (directory / "options.json").is_file():
+        raise ValueError(
+            "`run` must be a directory that train.py wrote; "
+            f"{directory} has no options.json."
+        )
+    facts = run.read_options()
+    _check_version(facts)
+    stored = dict(facts["options"])
+    fingerprint = stored.pop("data_fingerprint")
+    options = _options.ResolvedOptions(**stored)
+    if not run.steps:
+        raise ValueError(
+            f"`run` must have a checkpoint to evaluate; {directory} has none yet."
+        )
+    restored = run.restore()
+    with warnings.catch_warnings():
+        # Said in one line here.
+        warnings.simplefilter("ignore", UserWarning)
+        score, diffusion = eqmdm.load(directory, ema=ema)
+    for step, reason in restored.skipped.items():
+        print(f"the checkpoint of step {step} cannot be read ({reason})")
+    data_dir = options.data_dir if data_dir is None else data_dir
+    dataset = eqmdm.data.load(options.dataset, data_dir=data_dir)
+    if dataset.fingerprint != fingerprint:
+        raise ValueError(
+            f"`data_dir` must hold the {options.dataset} data of the run, whose "
+            f"fingerprint is {fingerprint[:16]}; got {data_dir} with "
+            f"{dataset.fingerprint[:16]}."
+        )
+    denoiser = isinstance(score, eqmdm.DenoiserScore)
+    model = (score.denoiser if denoiser else score.network), diffusion
+    parameters = eqmdm.parameters(model)
+    digest = hashlib.sha256()
+    for name, value in sorted(parameters.items()):
+        digest.update(name.encode() + np.asarray(value).tobytes())
+    dtype = jnp.result_type(*parameters.values())
+    return Subject(
+        directory.resolve().name,
+        restored.step,
+        options,
+        dataset,
+        model,
+        dtype,
+        digest.hexdigest()[:16],
+    )
+
+
+def _check_version(facts: Mapping[str, Any]) -> None:
+    written = facts.get("versions", {}).get("eqmdm", "0.0")
+    release = lambda version: [int(part) for part in re.findall(r"\d+", version)[:2]]
+    if release(written) > release(eqmdm.__version__):
+        raise ValueError(
+            f"`run` must not be from a newer eqmdm than the one installed, "
+            f"{eqmdm.__version__}; it was trained with {written}. Upgrade eqmdm."
+        )

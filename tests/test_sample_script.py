@@ -1,0 +1,283 @@
+import dataclasses
+import functools
+import json
+import re
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import tyro
+from script_runs import (
+    DIGITS,
+    POINTS,
+    error_of,
+    importable_scripts,
+    make_newer,
+    make_run,
+)
+
+import eqmdm
+
+
+# On one worker, where they share what they compile.
+pytestmark = pytest.mark.xdist_group("sample_script")
+
+# The purpose of the key.
+SAMPLES = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    with importable_scripts():
+        yield
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("free") / "run", *POINTS, "--score=free")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
+
+
+def _options(run, *arguments):
+    import sample
+
+    return tyro.cli(sample.Options, args=[str(run), *arguments])
+
+
+def _sample(run, directory, *arguments):
+    import sample
+
+    sample.main(_options(run, *arguments, f"--output-dir={directory}"))
+    with np.load(directory / "samples.npz") as file:
+        settings = json.loads(str(file["settings"]))
+        return file["samples"], file["numbers"], settings
+
+
+def _error(run, *arguments):
+    import sample
+
+    return error_of(sample.main, _options(run, *arguments))
+
+
+class Sampler:
+    """Stands for `eqmdm.sample`, at no time: what it gives is known."""
+
+    def __init__(self):
+        self.calls = []
+        self.lost = ()
+
+    def __call__(self, score, diffusion, shape, **how):
+        self.calls.append((score, how))
+        numbers = how["first"] + np.arange(how["n_samples"])
+        x = np.stack([self.value(number, shape) for number in numbers])
+        x[np.isin(numbers, self.lost)] = np.nan
+        return jnp.asarray(x, how["dtype"])
+
+    @staticmethod
+    def value(number, shape):
+        return np.full(shape, np.sin(number))
+
+
+@pytest.fixture
+def sampler(monkeypatch):
+    import _plots
+    import _subject
+
+    # A picture takes longer to draw, and a run to load, than all the rest.
+    monkeypatch.setattr(_plots, "samples", lambda path, x, n_levels: path.touch())
+    load = functools.cache(_subject.load_subject)
+    monkeypatch.setattr(_subject, "load_subject", load)
+    sampler = Sampler()
+    monkeypatch.setattr(eqmdm, "sample", sampler)
+    return sampler
+
+
+def test_samples_are_those_of_the_library(digits, tmp_path, capsys):
+    how = "--solver=collapsed-1", "--grid=uniform", "--steps=3", "--n-samples=5"
+    images, numbers, settings = _sample(digits, tmp_path, *how, "--batch-size=2")
+    score, diffusion = eqmdm.load(digits)
+    x = eqmdm.sample(
+        score,
+        diffusion,
+        (8, 8, 1),
+        key=jr.fold_in(jr.key(0), SAMPLES),
+        n_samples=2,
+        first=2,
+        solver=eqmdm.Collapsed(order=1),
+        grid=eqmdm.UniformGrid(),
+        n_steps=3,
+        dtype=np.float32,
+    )
+    expected = np.asarray(eqmdm.GreyLevels(17).decode(x))
+    assert images.dtype == np.uint8 and images.shape == (5, 8, 8, 1)
+    # The second batch, by the same program.
+    np.testing.assert_array_equal(images[2:4], expected)
+    assert images.std() > 1
+    np.testing.assert_array_equal(numbers, np.arange(5))
+    assert settings["evaluations_per_sample"] == 4
+    assert settings["seconds_per_sample"] > 0
+    assert (settings["solver"], settings["steps"]) == ("collapsed-1", 3)
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "4 evaluations of the network" in shown
+    assert "s without compilation" in shown
+
+
+def test_points_are_drawn_by_a_solver_of_diffrax(free, tmp_path):
+    how = "--solver=ode-euler", "--steps=2", "--n-samples=3"
+    x, _, settings = _sample(free, tmp_path, *how)
+    score, diffusion = eqmdm.load(free)
+    expected = eqmdm.sample(
+        score,
+        diffusion,
+        (2,),
+        key=jr.fold_in(jr.key(0), SAMPLES),
+        n_samples=3,
+        solver=dfx.Euler(),
+        process=eqmdm.probability_flow,
+        n_steps=2,
+        dtype=np.float32,
+    )
+    # The same program.
+    np.testing.assert_array_equal(x, expected)
+    assert settings["evaluations_per_sample"] == 3
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (
+            ["--solver=heun"],
+            {"solver": dfx.Heun(), "process": eqmdm.reverse_sde, "n_steps": 50},
+        ),
+        (
+            ["--solver=tsit5", "--clock=log_snr", "--grid=uniform", "--steps=7"],
+            {
+                "solver": dfx.Tsit5(),
+                "process": eqmdm.probability_flow,
+                "clock": eqmdm.LogSNRClock(),
+                "grid": eqmdm.UniformGrid(),
+                "n_steps": 7,
+            },
+        ),
+        (
+            ["--grid=rho", "--rho=3"],
+            {
+                "solver": eqmdm.DataPrediction(),
+                "grid": eqmdm.RhoGrid(3.0),
+                "n_steps": 50,
+            },
+        ),
+        (
+            ["--solver=sscs", "--grid=quadratic"],
+            {"solver": eqmdm.SSCS(), "grid": eqmdm.QuadraticGrid(), "n_steps": 50},
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_choose_the_method(points, sampler, tmp_path, arguments, expected):
+    _sample(points, tmp_path, *arguments)
+    _, how = sampler.calls[-1]
+    common = {"key", "n_samples", "first", "dtype"}
+    assert how.keys() - common == expected.keys()
+    assert eqx.tree_equal({name: how[name] for name in expected}, expected)
+
+
+def test_batches_share_a_size_and_follow_the_numbers(points, sampler, tmp_path):
+    x, numbers, settings = _sample(
+        points, tmp_path, "--n-samples=7", "--batch-size=3", "--seed=4"
+    )
+    calls = [(how["first"], how["n_samples"]) for _, how in sampler.calls]
+    assert calls == [(0, 3), (3, 3), (6, 3)]
+    assert len({str(how["key"]) for _, how in sampler.calls}) == 1
+    expected = [sampler.value(number, (2,)) for number in range(7)]
+    np.testing.assert_array_equal(x, np.float32(expected))
+    np.testing.assert_array_equal(numbers, np.arange(7))
+    assert settings["seed"] == 4
+
+
+def test_either_parameters_can_be_used(points, sampler, tmp_path):
+    _, _, averaged = _sample(points, tmp_path / "averaged")
+    _, _, last = _sample(points, tmp_path / "last", "--no-ema")
+    for ema, (score, _) in zip((True, False), sampler.calls[::2], strict=True):
+        assert eqx.tree_equal(score, eqmdm.load(points, ema=ema)[0])
+    assert averaged["ema"] and not last["ema"]
+    assert averaged["parameters"] != last["parameters"]
+
+
+def test_samples_that_are_not_finite_are_named_and_the_others_kept(
+    digits, sampler, tmp_path, capsys
+):
+    sampler.lost = (1, 4)
+    images, numbers, _ = _sample(digits, tmp_path, "--n-samples=6", "--batch-size=3")
+    assert numbers.tolist() == [0, 2, 3, 5]
+    grey_levels = eqmdm.GreyLevels(17)
+    expected = [sampler.value(number, (8, 8, 1)) for number in numbers]
+    decoded = grey_levels.decode(jnp.asarray(expected, jnp.float32))
+    np.testing.assert_array_equal(images, decoded)
+    shown = capsys.readouterr().out
+    assert "2 of 6 samples are not finite and left out: 1, 4." in shown
+    assert "Raise --steps, which was 50" in shown
+    sampler.lost = range(6)
+    error = _error(digits, "--n-samples=6", f"--output-dir={tmp_path / 'none'}")
+    assert "there are no samples to write" in error
+
+
+def test_samples_are_not_replaced_unasked(points, sampler, tmp_path):
+    _sample(points, tmp_path)
+    error = _error(points, f"--output-dir={tmp_path}", "--seed=1")
+    assert "`output_dir` must not hold samples already" in error
+    _, _, settings = _sample(points, tmp_path, "--seed=1", "--overwrite")
+    assert settings["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--solver=tsit6"], "`solver` must be one of .*'tsit6'. Did you mean .*tsit5"),
+        (["--steps=0"], "`steps` must be at least 1; got 0"),
+        (["--n-samples=0"], "`n_samples` must be at least 1; got 0"),
+        (["--batch-size=0"], "`batch_size` must be at least 1; got 0"),
+        (["--seed=-1"], "`seed` must be at least 0; got -1"),
+        (["--clock=angle"], "`clock` must be time for the solver data-prediction"),
+        (["--grid=rho", "--rho=0"], "`rho` must be positive and finite; got 0.0"),
+    ],
+)
+def test_wrong_options_are_refused(points, arguments, message):
+    assert re.search(message, _error(points, *arguments))
+
+
+def test_solver_of_denoisers_is_refused_for_a_free_score(free):
+    error = _error(free, "--solver=langevin-collapsed")
+    assert "`solver` must not need a denoiser" in error
+    assert "got langevin-collapsed. Take data-prediction" in error
+
+
+def test_clock_that_the_diffusion_cannot_invert_is_refused(points, monkeypatch):
+    import _subject
+
+    subject = _subject.load_subject(points, data_dir=None)
+    subject = dataclasses.replace(subject, model=(subject.model[0], eqmdm.ALDA()))
+    monkeypatch.setattr(_subject, "load_subject", lambda *_, **__: subject)
+    error = _error(points, "--solver=sea", "--clock=log_snr")
+    assert "`clock` must be time" in error and "got log_snr" in error
+
+
+def test_wrong_runs_are_refused(tmp_path):
+    assert "`run` must be a directory that train.py wrote" in _error(tmp_path)
+    run = make_run(tmp_path / "run", *POINTS, checkpoint=False)
+    assert "`run` must have a checkpoint" in _error(run)
+    assert "from a newer eqmdm" in _error(make_newer(run))
