@@ -19,9 +19,6 @@ OPTIMISED = {
 if jax.__version__.startswith("0.10."):
     OPTIMISED["xla_cpu_use_fusion_emitters"] = True
 
-# What the rest of the tests have already.
-QUICK_TO_COMPILE = {}
-
 
 def tree_allclose(actual, expected, *, rtol, atol):
     """Whether two trees agree in structure, shapes, dtypes and values.

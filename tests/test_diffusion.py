@@ -11,7 +11,14 @@ import pytest
 from references import exact_kernel
 
 import eqmdm
-from helpers import tree_allclose
+from helpers import OPTIMISED, tree_allclose
+
+
+# On one worker, where they share what they compile.
+pytestmark = pytest.mark.xdist_group("diffusion")
+
+# For what is claimed of the roundings of float32.
+optimised_jit = functools.partial(jax.jit, compiler_options=OPTIMISED)
 
 
 def made_up(**ends):
@@ -103,12 +110,21 @@ KINDS = [
 every_kind = pytest.mark.parametrize("name", KINDS)
 
 
+# One shape, so that what is asked of a diffusion is compiled once a dtype.
+N_TIMES = 60
+
+
+def evaluate(name, times):
+    """The kernel and what belongs to it at `N_TIMES` times."""
+    assert times.shape == (N_TIMES,)
+    return _evaluate(name, str(times.dtype))(times)
+
+
 @functools.cache
-def jitted(name):
-    """The kernel and what belongs to it at a batch of times, compiled once a dtype."""
+def _evaluate(name, dtype):
     diffusion = make(name)
 
-    @jax.jit
+    @(optimised_jit if dtype == "float32" else jax.jit)
     @jax.vmap
     def everything(t):
         def laws(t):
@@ -123,9 +139,15 @@ def jitted(name):
     return everything
 
 
-def grid(diffusion, dtype="float64", n=60):
+def grid(diffusion, dtype="float64"):
     t0, t1 = float(diffusion.t0), float(diffusion.t1)
-    return jnp.asarray(np.geomspace(t0, t1, n), dtype)
+    return jnp.asarray(np.geomspace(t0, t1, N_TIMES), dtype)
+
+
+def levels_within(name):
+    """Log-SNRs between those at the ends."""
+    first, last = evaluate(name, grid(make(name)))["log_snr"][jnp.asarray([0, -1])]
+    return jnp.linspace(first - 1e-3, last + 1e-3, N_TIMES)
 
 
 def with_float64(diffusion):
@@ -246,7 +268,7 @@ def test_cld_of_unit_mass_has_its_closed_form(dtype):
     diffusion = eqmdm.CLD(clock=eqmdm.ConstantClock(1.0), t_range=(1e-5, 5.0))
     tau = jnp.asarray([1e-5, 1e-2, 0.3, 1.0, 5.0], dtype)
     transition = lambda t: diffusion.transition(jnp.zeros_like(t), t)
-    psi = jax.jit(jax.vmap(transition))(tau).mean_map
+    psi = optimised_jit(jax.vmap(transition))(tau).mean_map
     exact = np.asarray(tau, np.float64)
     rows = [[1 + exact, exact], [-exact, 1 - exact]]
     expected = np.moveaxis(np.exp(-exact) * np.asarray(rows), -1, 0).astype(dtype)
@@ -361,7 +383,7 @@ def test_settings_of_the_papers():
 @every_diffusion
 def test_log_snr_decreases_and_its_rate_is_its_derivative(name):
     diffusion = make(name)
-    found = jitted(name)(grid(diffusion))
+    found = evaluate(name, grid(diffusion))
     # It stands still where G^T Sigma^-1 a crosses zero, so up to rounding.
     assert jnp.all(jnp.diff(found["log_snr"]) <= 1e-11)
     # The derivative of the composed transitions has the error of the expansion.
@@ -377,8 +399,8 @@ def test_log_snr_decreases_and_its_rate_is_its_derivative(name):
 def test_log_snr_in_float32_is_that_in_float64(name):
     diffusion = make(name)
     times = grid(diffusion, "float32")
-    low = jitted(name)(times)["log_snr"]
-    high = jitted(name)(times.astype(jnp.float64))["log_snr"]
+    low = evaluate(name, times)["log_snr"]
+    high = evaluate(name, times.astype(jnp.float64))["log_snr"]
     # Twice the 5e-6 that a root may be off, and the logarithm's own rounding.
     expected = np.asarray(high, np.float32)
     assert tree_allclose(low, expected, rtol=1e-6, atol=3e-5)
@@ -387,11 +409,10 @@ def test_log_snr_in_float32_is_that_in_float64(name):
 @every_kind
 def test_time_at_log_snr_is_the_inverse_of_log_snr(name):
     diffusion = make(name)
-    ends = jitted(name)(jnp.stack([diffusion.t0, diffusion.t1]))["log_snr"]
-    levels = jnp.linspace(ends[0] - 1e-3, ends[1] + 1e-3, 9)
+    levels = levels_within(name)
     solve = jax.jit(jax.vmap(jax.value_and_grad(diffusion.time_at_log_snr)))
     times, slopes = solve(levels)
-    found = jitted(name)(times)
+    found = evaluate(name, times)
     # A spacing of the logarithm of time, which is down to -7, by the slope in it, and
     # what the kernel itself is off.
     eps = float(jnp.finfo("float64").eps)
@@ -404,11 +425,10 @@ def test_time_at_log_snr_is_the_inverse_of_log_snr(name):
 @pytest.mark.parametrize("name", ["VPSDE", "CLD", "VESDE", "SubVPSDE"])
 def test_time_at_log_snr_is_the_inverse_in_float32(name):
     diffusion = make(name)
-    ends = jitted(name)(jnp.stack([diffusion.t0, diffusion.t1]))["log_snr"]
-    levels = jnp.linspace(ends[0] - 1e-3, ends[1] + 1e-3, 9).astype(jnp.float32)
-    times = jax.jit(jax.vmap(diffusion.time_at_log_snr))(levels)
+    levels = levels_within(name).astype(jnp.float32)
+    times = optimised_jit(jax.vmap(diffusion.time_at_log_snr))(levels)
     assert times.dtype == jnp.float32
-    found = jitted(name)(times.astype(jnp.float64))
+    found = evaluate(name, times.astype(jnp.float64))
     # As in float64, where two roots of the kernel may each be off by 5e-6.
     eps = float(jnp.finfo("float32").eps)
     bar = 16 * eps * jnp.abs(found["slope"] * times.astype(jnp.float64)) + 2e-5
@@ -529,11 +549,15 @@ def test_every_value_of_the_parameters_is_a_diffusion(options, key):
 
     @jax.jit
     @jax.vmap
-    def compute(size):
-        moved = [
+    def move(size):
+        return [
             leaf + size * jr.normal(key, leaf.shape, leaf.dtype)
             for key, leaf in zip(keys, leaves, strict=True)
         ]
+
+    @jax.jit
+    @jax.vmap
+    def compute(moved):
         diffusion = eqx.combine(jax.tree.unflatten(structure, moved), rest)
         t = jnp.asarray(0.3)
         F, noise = drift_and_noise(diffusion, t)
@@ -542,7 +566,9 @@ def test_every_value_of_the_parameters_is_a_diffusion(options, key):
         balance = jnp.max(jnp.abs(F @ S + S @ F.T + noise))
         return balance / scale, diffusion.compute_kernel(t).log_snr
 
-    balance, log_snr = compute(jnp.asarray([0.0, 0.3, 1.0, 3.0], jnp.float32))
+    # Moved first: computed twice within one program, the float32 parameters of F and
+    # of S could differ by a rounding.
+    balance, log_snr = compute(move(jnp.asarray([0.0, 0.3, 1.0, 3.0], jnp.float32)))
     # S is formed from its root, so an ill-conditioned one does not cancel exactly.
     assert jnp.all(balance <= 1e-10)
     assert jnp.all(jnp.isfinite(log_snr))
@@ -580,11 +606,12 @@ def test_doublings_needed_is_for_the_host():
 @pytest.mark.parametrize("name", [n for n in MAKERS if n != "TimeVaryingDiffusion"])
 def test_a_diffusion_passes_through_plain_jit(name):
     # Which traces the Python floats that it is made of, where Equinox's leaves them.
-    diffusion, t = make(name), jnp.asarray(0.4)
-    compute = jax.jit(lambda diffusion, t: diffusion.compute_kernel(t))
+    times = grid(make(name))
+    kernels = jax.vmap(lambda diffusion, t: diffusion.compute_kernel(t), (None, 0))
     # Fused otherwise, so to rounding.
-    expected = diffusion.compute_kernel(t)
-    assert tree_allclose(compute(diffusion, t), expected, rtol=1e-11, atol=1e-11)
+    expected = evaluate(name, times)["kernel"]
+    actual = jax.jit(kernels)(make(name), times)
+    assert tree_allclose(actual, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_matrix_of_entries_that_are_arrays_is_differentiated():
@@ -593,19 +620,21 @@ def test_matrix_of_entries_that_are_arrays_is_differentiated():
         return diffusion.compute_kernel(jnp.asarray(0.4)).log_snr
 
     q, h = jnp.asarray(1.0), 1e-5
-    slope = jax.grad(log_snr)(q)
-    difference = (log_snr(q + h) - log_snr(q - h)) / (2 * h)
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_snr)))(
+        jnp.stack([q - h, q, q + h])
+    )
+    slope, difference = slopes[1], (values[2] - values[0]) / (2 * h)
     # 1e-10 of truncation, 1e-11 of rounding.
     assert tree_allclose(slope, difference, rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("name", ["CLD", "LinearDiffusion", "VESDE", "SubVPSDE"])
 def test_diffusions_are_built_inside_jit_as_outside(name):
-    t = jnp.asarray([0.4])
+    times = grid(make(name))
     build = lambda t: jax.vmap(lambda t: MAKERS[name]().compute_kernel(t).log_snr)(t)
-    built = jax.jit(build)(t)
+    built = jax.jit(build)(times)
     # Fused otherwise, so to rounding.
-    expected = jitted(name)(t)["log_snr"]
+    expected = evaluate(name, times)["log_snr"]
     assert tree_allclose(built, expected, rtol=1e-11, atol=1e-11)
 
 

@@ -11,10 +11,7 @@ from jax.flatten_util import ravel_pytree
 import eqmdm
 from eqmdm._objective import compute_elbo, compute_shared_elbo
 from eqmdm._score import Point
-from helpers import (
-    tree_allclose,
-    within_standard_errors,
-)
+from helpers import tree_allclose, within_standard_errors
 
 
 VARIANCE = 1.5
@@ -30,8 +27,6 @@ FORMS = {
 }
 DATA = [name for name in FORMS if name.endswith("data")]
 START = [name for name in FORMS if name not in DATA]
-# Many equations, each run once: compilation is the time of these tests.
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 @final
@@ -117,7 +112,7 @@ def expected_bounds(monkeypatch, score, diffusion, names):
 
     over_points = jax.vmap(at, in_axes=(None, 0))
     run = jax.vmap(lambda u: jax.tree.map(jnp.mean, over_points(u, points)))
-    bounds = jax.jit(run, compiler_options=COMPILER_OPTIONS)(u)
+    bounds = jax.jit(run)(u)
     return jax.tree.map(lambda term: jnp.sum(term * jnp.asarray(weights)), bounds)
 
 
@@ -197,7 +192,7 @@ def test_elbo_averages_to_its_expectation_over_its_own_draws(key):
     def totals(x, u, key):
         return jnp.stack([total(name, x, u, key) for name in FORMS])
 
-    samples = jax.jit(totals, compiler_options=COMPILER_OPTIONS)(x, u, keys)
+    samples = jax.jit(totals)(x, u, keys)
     theorem3, _, with_data, _ = ORACLES["CLD"]
     expected = [with_data if name in DATA else theorem3 for name in FORMS]
     assert within_standard_errors(samples, expected)
@@ -232,7 +227,6 @@ def test_bound_of_mixture_data_is_below_their_log_density(name, key):
 
     gaps, priors = jax.jit(
         jax.vmap(jax.vmap(gap, in_axes=(0, 0, 0, None)), in_axes=(None, None, None, 0)),
-        compiler_options=COMPILER_OPTIONS,
     )(x, u, jr.split(key_bound, n), jnp.array([0.0, 1.0]))
     exact, wrong = np.asarray(gaps)
     assert exact.mean() < 5 * exact.std() / np.sqrt(n)
@@ -280,9 +274,9 @@ def test_bound_between_equal_log_snr_ends_is_that_of_every_diffusion(n_vars, key
     over_noise = jax.vmap(terms, in_axes=(None, None, 0))
     over_data = jax.vmap(over_noise, in_axes=(None, 0, None))
     over_time = jax.vmap(over_data, in_axes=(0, None, None))
-    reconstruction, diffusion_term = jax.jit(
-        over_time, compiler_options=COMPILER_OPTIONS
-    )(u, jnp.asarray(x), jnp.asarray(nodes))
+    reconstruction, diffusion_term = jax.jit(over_time)(
+        u, jnp.asarray(x), jnp.asarray(nodes)
+    )
 
     modes = np.asarray(MODES)
     log_snr = high + np.asarray(u) * (low - high)
@@ -429,9 +423,7 @@ def test_gradient_of_elbo_in_the_diffusion_is_that_of_differences(ends, key):
         x = jnp.asarray(0.7)
         return eqmdm.elbo(score, diffusion, x, key=key_bound, **options).total
 
-    total_and_gradient = jax.jit(
-        jax.value_and_grad(total), compiler_options=COMPILER_OPTIONS
-    )
+    total_and_gradient = jax.jit(jax.value_and_grad(total))
     _, gradient = total_and_gradient(values)
     step = 1e-5
     for i in range(len(values)):
@@ -469,9 +461,7 @@ def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
         terms = jnp.mean(bounds.reconstruction + bounds.diffusion, axis=1)
         return jnp.sum(terms * jnp.asarray(weights))
 
-    value, gradient = jax.jit(
-        jax.value_and_grad(expected), compiler_options=COMPILER_OPTIONS
-    )(trainable)
+    value, gradient = jax.jit(jax.value_and_grad(expected))(trainable)
     # Mean square errors at these ends, integrated over log-SNR, are logarithms.
     log_snr = np.array([-4.0, 6.0])
     loss = np.diff(np.log1p(VARIANCE * np.exp(log_snr)))[0]
