@@ -1,0 +1,463 @@
+import csv
+import functools
+import json
+import shutil
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import tyro
+from script_runs import (
+    DIGITS,
+    POINTS,
+    error_of,
+    importable_scripts,
+    make_newer,
+    make_run,
+)
+
+import eqmdm
+
+
+# On one worker, where they share what they compile.
+pytestmark = pytest.mark.xdist_group("solver_study_script")
+
+# The purposes of the keys.
+SAMPLES, DIRECTIONS, HELD_OUT = 5, 7, 8
+# Every solver and count is a program of its own, and takes seconds to compile.
+REAL = "--solvers=collapsed --evaluations=4,12 --n-samples=60 --reference-samples=20 "
+REAL += "--reference-steps=100"
+REAL = REAL.split()
+# Two batches a row, and a solver that cannot do with four evaluations.
+STUDY = "--solvers=collapsed,euler,tsit5 --evaluations=4,15 --n-samples=60 "
+STUDY += "--batch-size=40 --reference-samples=20"
+STUDY = STUDY.split()
+KEYS = [(solver, n) for solver in ("collapsed", "euler", "tsit5") for n in (4, 15)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    with importable_scripts():
+        yield
+
+
+def _options(run, *arguments):
+    import solver_study
+
+    return tyro.cli(solver_study.Options, args=[str(run), *arguments])
+
+
+def _study(run, *arguments):
+    import solver_study
+
+    solver_study.main(_options(run, *arguments))
+
+
+def _error(run, *arguments):
+    import solver_study
+
+    return error_of(solver_study.main, _options(run, *arguments))
+
+
+def _rows(directory):
+    with (directory / "study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {(r["diffusion"], r["solver"], int(r["allowed"])): r for r in rows}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Of a denoiser that knows only the scale of the data."""
+    return make_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
+
+
+@pytest.fixture(scope="module")
+def free_run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("free") / "run"
+    return make_run(directory, *POINTS, "--score=free")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
+
+
+@pytest.fixture(scope="module")
+def digits_subject(digits):
+    import _subject
+
+    return _subject.load_subject(digits, data_dir=None)
+
+
+class Sampler:
+    """Stands for `eqmdm.sample`, at no time: its errors are known."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, score, diffusion, shape, **how):
+        self.calls.append((diffusion, how))
+        solver = how["solver"]
+        if isinstance(solver, eqmdm.SSCS):
+            raise TypeError("no\nlaw")
+        x = np.random.Generator(np.random.PCG64(0)).standard_normal((1000, *shape))
+        numbers = how["first"] + np.arange(how["n_samples"])
+        is_tight = "stepsize_controller" in how or how["n_steps"] == 1000
+        # Halves of the samples err by 3 and by 4.
+        gaps = np.where(numbers % 2, 4.0, 3.0) * (0 if is_tight else 1 / how["n_steps"])
+        x = x[numbers] + gaps.reshape(-1, *(1 for _ in shape))
+        if isinstance(solver, eqmdm.AncestralSampler):
+            x[numbers == 50] = np.nan
+        return jnp.asarray(x, how["dtype"])
+
+
+@pytest.fixture
+def sampler(monkeypatch):
+    import _study_plot
+    import _subject
+
+    # A picture takes longer to draw, and a run to load, than all the rest.
+    monkeypatch.setattr(_study_plot, "draw", lambda path, *_, **__: path.touch())
+    load = functools.cache(_subject.load_subject)
+    monkeypatch.setattr(_subject, "load_subject", load)
+    sampler = Sampler()
+    monkeypatch.setattr(eqmdm, "sample", sampler)
+    return sampler
+
+
+def test_samples_are_compared_with_data_and_with_a_tight_solution(run):
+    import _subject
+
+    _study(run, *REAL)
+    rows = _rows(run / "solver_study")
+    coarse, fine = (rows["vpsde", "collapsed", n] for n in (4, 12))
+    assert float(fine["reference_rms"]) < float(coarse["reference_rms"]) / 4
+    subject = _subject.load_subject(run, data_dir=None)
+    dataset = subject.dataset
+    held_out = np.concatenate([dataset.validation, dataset.test])
+    key_samples, key_directions, key_choice = (
+        jr.fold_in(jr.key(0), i) for i in (SAMPLES, DIRECTIONS, HELD_OUT)
+    )
+    chosen = eqmdm.data.shuffled_indices(key_choice, 0, 120, len(held_out))
+    assert len(set(chosen.tolist())) == 120
+    chosen, others = chosen[:60], held_out[chosen[60:]]
+    x = eqmdm.sample(
+        subject.score,
+        subject.model[1],
+        (2,),
+        key=key_samples,
+        n_samples=60,
+        n_steps=11,
+        solver=eqmdm.Collapsed(),
+        dtype=np.float32,
+    )
+    floor = rows["", "real data", 0]
+    for row, examples in ((fine, x), (floor, others)):
+        sets = examples, held_out[chosen]
+        for name, figures in (
+            ("sliced_wasserstein", eqmdm.sliced_wasserstein(*sets, key=key_directions)),
+            ("squared_mmd", eqmdm.maximum_mean_discrepancy(*sets)),
+        ):
+            found = float(row[name]), float(row[f"{name}_error"])
+            # A program of another batch size rounds otherwise, in float32.
+            np.testing.assert_allclose(found, figures, rtol=1e-4)
+    settings = json.loads((run / "solver_study" / "settings.json").read_text())
+    assert (settings["n_held_out"], settings["real_data"]) == (60, "held out")
+    assert (run / "solver_study" / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_study_has_a_row_for_each_solver_and_count(run, sampler, tmp_path):
+    _study(run, *STUDY, f"--output-dir={tmp_path}")
+    rows = _rows(tmp_path)
+    assert set(rows) == {("", "real data", 0), *(("vpsde", *key) for key in KEYS)}
+    failed = rows.pop(("vpsde", "tsit5", 4))
+    assert failed["failure"] == "`evaluations` must be at least 8"
+    assert failed["steps"] == failed["sliced_wasserstein"] == ""
+    real = rows.pop(("", "real data", 0))
+    evaluations = {"collapsed": lambda n: n + 1, "euler": lambda n: n + 1}
+    # Six a step, the last of which is the first of the next, and one at either end.
+    evaluations["tsit5"] = lambda n: 6 * n + 2
+    for (_, solver, allowed), row in rows.items():
+        n_steps = int(row["steps"])
+        assert int(row["evaluations"]) == evaluations[solver](n_steps) <= allowed
+        assert evaluations[solver](n_steps + 1) > allowed
+        assert float(row["sliced_wasserstein"]) > float(real["sliced_wasserstein"]) > 0
+        # Noise leads elsewhere; points have no features.
+        assert (row["reference_rms"] == "") == (solver == "euler")
+        assert row["frechet"] == row["failure"] == ""
+        assert float(row["seconds"]) > 0
+
+
+def test_distance_to_the_tight_solution_is_the_root_mean_square(run, sampler, tmp_path):
+    _study(run, *STUDY, f"--output-dir={tmp_path}")
+    rows = _rows(tmp_path)
+    for solver, n_steps in (("collapsed", 14), ("tsit5", 2)):
+        row = rows["vpsde", solver, 15]
+        # Of squares 9 and 16, with the standard error of the mean of 20.
+        rms = np.sqrt(12.5) / n_steps
+        error = np.std([9, 16] * 10, ddof=1) / np.sqrt(20) / n_steps**2 / (2 * rms)
+        found = float(row["reference_rms"]), float(row["reference_rms_error"])
+        # Samples in float32.
+        np.testing.assert_allclose(found, (rms, error), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "solver, tight",
+    [
+        ("collapsed-heun", eqmdm.Collapsed(order=3)),
+        ("data-prediction", eqmdm.Collapsed(order=3)),
+        (
+            "data-prediction-cholesky",
+            eqmdm.DataPrediction(order=3, root=eqmdm.CholeskyRoot()),
+        ),
+        ("ode-heun", dfx.Tsit5()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tight_solution_is_of_what_the_solver_solves(
+    solver, tight, run, sampler, tmp_path
+):
+    options = f"--solvers={solver}", "--evaluations=9", f"--output-dir={tmp_path}"
+    _study(run, *STUDY[2:], *options)
+    (how,) = [how for _, how in sampler.calls if repr(how["solver"]) == repr(tight)]
+    assert (how["first"], how["n_samples"]) == (0, 20)
+    if isinstance(tight, dfx.Tsit5):
+        assert how["process"] is eqmdm.probability_flow
+        assert how["stepsize_controller"].rtol == 1e-6
+    else:
+        assert how["n_steps"] == 1000 and isinstance(how["grid"], eqmdm.LogSNRGrid)
+
+
+def test_free_score_has_a_tight_solution_too(free_run, sampler, tmp_path):
+    options = "--solvers=data-prediction", "--evaluations=9", f"--output-dir={tmp_path}"
+    _study(free_run, *STUDY[2:], *options)
+    solvers = {repr(how["solver"]) for _, how in sampler.calls}
+    assert repr(eqmdm.DataPrediction(order=3)) in solvers
+    assert float(_rows(tmp_path)["vpsde", "data-prediction", 9]["reference_rms"]) > 0
+
+
+def test_batches_number_their_samples_and_share_the_key(run, sampler, tmp_path):
+    options = "--solvers=euler", "--evaluations=5", "--grid=rho"
+    _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
+    assert [how["first"] for _, how in sampler.calls] == [0, 40]
+    assert [how["n_samples"] for _, how in sampler.calls] == [40, 40]
+    keys = [jr.key_data(how["key"]).tolist() for _, how in sampler.calls]
+    assert keys[0] == keys[1]
+    assert all(isinstance(how["grid"], eqmdm.RhoGrid) for _, how in sampler.calls)
+
+
+def test_row_that_fails_is_kept_and_says_why(run, sampler, tmp_path, capsys):
+    options = "--solvers=sscs,ancestral,euler", "--evaluations=5"
+    _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
+    rows = _rows(tmp_path)
+    assert rows["vpsde", "sscs", 5]["failure"] == "no law"
+    lost = rows["vpsde", "ancestral", 5]
+    assert lost["failure"] == "1 of 60 samples are not finite"
+    assert lost["evaluations"] == "5" and lost["sliced_wasserstein"] == ""
+    assert rows["vpsde", "euler", 5]["failure"] == ""
+    assert "failed: no law" in capsys.readouterr().out
+
+
+def test_study_that_was_cut_off_goes_on_where_it_was(run, sampler, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    _study(run, *STUDY, f"--output-dir={whole}")
+    shutil.copytree(whole, cut)
+    # Within the last line but two, as a kill may have left it.
+    lines = (whole / "study.csv").read_text().splitlines(keepends=True)
+    (cut / "study.csv").write_text("".join(lines[:-3]) + lines[-3][:20])
+    sampler.calls.clear()
+    _study(run, *STUDY, f"--output-dir={cut}")
+    # Two of Euler's batches, and Tsit5's with its tight solution.
+    assert len(sampler.calls) == 5
+    before, after = _rows(whole), _rows(cut)
+    assert list(before) == list(after)
+    for key, row in before.items():
+        assert row | {"seconds": ""} == after[key] | {"seconds": ""}
+    # Complete, it is only drawn anew.
+    sampler.calls.clear()
+    text = (cut / "study.csv").read_text()
+    _study(run, *STUDY, f"--output-dir={cut}")
+    assert not sampler.calls
+    assert (cut / "study.csv").read_text() == text
+
+
+def test_study_is_extended_but_not_continued_with_other_settings(
+    run, sampler, tmp_path, capsys
+):
+    output = f"--output-dir={tmp_path}"
+    _study(run, *STUDY, "--solvers=euler", output)
+    n_before = len(_rows(tmp_path))
+    _study(run, *STUDY, "--evaluations=30", output)
+    assert len(_rows(tmp_path)) == n_before + 3
+    line = _error(run, *STUDY, "--seed=1", output)
+    assert "`seed` must be 0" in line and "got 1" in line
+
+
+def test_clock_is_for_solvers_of_diffrax(run, sampler, tmp_path):
+    options = "--solvers=euler,collapsed", "--evaluations=5", "--clock=angle"
+    _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
+    clocks = {type(how["solver"]): how.get("clock") for _, how in sampler.calls}
+    assert isinstance(clocks[dfx.Euler], eqmdm.AngleClock)
+    assert clocks[eqmdm.Collapsed] is None
+    line = _error(run, "--solvers=collapsed,sscs", "--clock=angle")
+    assert "`clock` must be time for collapsed, sscs" in line and "got angle" in line
+    line = _error(run, *STUDY, "--clock=log_snr", "--diffusions=vpsde,alda")
+    assert "`clock` must be time for alda" in line and "got log_snr" in line
+
+
+@pytest.mark.parametrize("n, floor", [(180, "held out"), (181, "training")])
+def test_floor_is_of_held_out_data_where_there_are_enough(
+    n, floor, digits, digits_subject
+):
+    import _study
+
+    subject = digits_subject
+    options = _options(digits, f"--n-samples={n}")
+    study = _study.Study(options, {"vpsde": subject}, None)
+    assert study.real_split == floor and study.n_held_out == n
+    data = subject.dataset
+    rows = lambda *parts: [x.tobytes() for part in parts for x in part]
+    reference, real = rows(study._held_out), rows(study._real)
+    held_out = rows(data.validation, data.test)
+    assert set(reference) <= set(held_out)
+    # A few of the digits are equal.
+    pool = held_out if floor == "held out" else rows(data.train)
+    assert set(real) <= set(pool)
+    if floor == "held out":
+        assert sorted(reference + real) == sorted(held_out)
+
+
+def test_picture_shows_each_row_and_the_floor(tmp_path, monkeypatch):
+    import _study_plot
+    import _study_table
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    table = _study_table.Table(tmp_path, {})
+    figures = lambda value: {
+        "squared_mmd": value - 0.2,
+        "squared_mmd_error": 0.01,
+        "sliced_wasserstein": value,
+        "sliced_wasserstein_error": 0.02,
+    }
+    table.add(_study_table.REAL_DATA, figures(0.15))
+    for diffusion in ("vpsde", "cld"):
+        for solver in ("euler", "sea"):
+            # Not in the order of the evaluations.
+            for n in (50, 10, 20):
+                row = {"failure": "no law"}
+                if (solver, n) != ("sea", 20):
+                    row = {"evaluations": n} | figures(2 / n + 0.1)
+                table.add((diffusion, solver, n), row)
+    picture = tmp_path / "study.png"
+    _study_plot.draw(picture, table.rows, "title", floor="real data", images=True)
+    (figure,) = drawn
+    assert [panel.get_title() for panel in figure.axes] == ["vpsde", "cld", "", ""]
+    for i, panel in enumerate(figure.axes):
+        euler, sea = (container.lines[0] for container in panel.containers)
+        shift = 0.2 if i > 1 else 0.0
+        for line, counts in ((euler, [10, 20, 50]), (sea, [10, 50])):
+            assert list(line.get_xdata()) == counts
+            expected = [2 / n + 0.1 - shift for n in counts]
+            np.testing.assert_allclose(line.get_ydata(orig=False), expected)
+        floors = [line for line in panel.lines if line.get_linestyle() == "--"]
+        assert [line.get_ydata()[0] for line in floors] == [pytest.approx(0.15 - shift)]
+        scales = panel.get_xscale(), panel.get_yscale()
+        assert scales == ("log", "symlog" if i > 1 else "log")
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["euler", "sea", "real data"]
+
+
+def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):
+    options = "--solvers=euler", "--evaluations=5", "--diffusions=vpsde,psld"
+    _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
+    assert {key[0] for key in _rows(tmp_path)} == {"", "vpsde", "psld"}
+    own, other = sampler.calls[0][0], sampler.calls[-1][0]
+    assert isinstance(own, eqmdm.VPSDE) and isinstance(other, eqmdm.PSLD)
+    for ends in ("t0", "t1"):
+        found, expected = (d.log_snr(getattr(d, ends)) for d in (other, own))
+        # The search is in float32.
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments, messages",
+    [
+        (
+            ["--solvers=colapsed"],
+            ["`solvers` must be one of", "'colapsed'", "Did you mean collapsed"],
+        ),
+        (["--solvers=ode-sea"], ["must be one for ODEs", "'ode-sea'", "Take sea"]),
+        (
+            ["--solvers=sea,tsit5", "--evaluations=7,3"],
+            ["`evaluations` must be at least 8 for tsit5", "got 7", "leave out tsit5"],
+        ),
+        (["--seed=-1"], ["`seed` must be at least 0; got -1"]),
+        (["--batch-size=0"], ["`batch_size` must be at least 1; got 0"]),
+        (["--solvers="], ["`solvers` must name at least one"]),
+        (["--evaluations=0,5"], ["`evaluations` must be at least 1 each; got 0"]),
+        (["--diffusions=clf"], ["`diffusions` must be among", "Did you mean cld"]),
+        (["--diffusions=learned"], ["`diffusions` must not have learned"]),
+        (["--n-samples=39"], ["`n_samples` must be at least 40"]),
+        (["--n-samples=100001"], ["`n_samples` must be at most 100000"]),
+        (["--features=none:none"], ["`features` must be left out for mixture"]),
+    ],
+    ids=lambda value: value[0].strip("-"),
+)
+def test_wrong_option_is_one_clear_line(arguments, messages, run, capsys):
+    line = _error(run, *arguments)
+    assert all(message in line for message in messages)
+
+
+def test_directory_of_something_else_is_refused(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    line = _error(run, *STUDY, f"--output-dir={tmp_path}")
+    assert "`output_dir` must be new, empty or a study" in line
+
+
+def test_run_that_cannot_be_studied_is_refused(run, tmp_path, capsys):
+    assert "has no options.json" in _error(tmp_path / "nothing")
+    bare = make_run(tmp_path / "bare", *POINTS, checkpoint=False)
+    assert "must have a checkpoint" in _error(bare)
+    newer = make_newer(shutil.copytree(run, tmp_path / "newer"))
+    assert "newer eqmdm" in _error(newer)
+
+
+def test_free_score_is_studied_as_it_was_trained_only(free_run, capsys):
+    line = _error(free_run, "--solvers=sea,collapsed")
+    assert "must not have collapsed" in line and "data-prediction" in line
+    line = _error(free_run, "--solvers=sea", "--diffusions=vpsde,cld")
+    assert "must be vpsde alone" in line and "got cld" in line
+
+
+def test_images_are_compared_by_features_that_are_trained_once(
+    digits, sampler, tmp_path, monkeypatch, capsys
+):
+    import _classifier
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(_classifier._STEPS, "digits", 5)
+    options = "--solvers=euler --evaluations=3 --n-samples=80".split()
+    # Optax's schedules and Adam mix integers and floats.
+    with jax.numpy_dtype_promotion("standard"):
+        _study(digits, *options)
+    file = tmp_path / "runs" / "features-digits.npz"
+    accuracy = _classifier.load(file)[1]["accuracy"]
+    written = file.read_bytes()
+    assert f"held-out accuracy {accuracy:.4f}" in capsys.readouterr().out
+    settings = json.loads((digits / "solver_study" / "settings.json").read_text())
+    assert settings["features_accuracy"]["accuracy"] == accuracy
+    rows = _rows(digits / "solver_study")
+    real, drawn = rows["", "real data", 0], rows["vpsde", "euler", 3]
+    assert float(drawn["frechet"]) > 2 * float(real["frechet"]) > 0
+    # In the grey range, which is 1, normal samples are far off.
+    assert 0.1 < float(drawn["sliced_wasserstein"]) < 1
+    _study(digits, *options)
+    assert file.read_bytes() == written
+    line = _error(digits, *options, "--features=none")
+    assert "`features` must be classifier" in line
