@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made-by-$(subst /,_,$(PYTHON))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint bench clean
 # Every target may install into the one environment.
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo   train on the bundled digits, evaluate and sample: runs/demo'
-	@echo 'make test   run every test; PYTEST_FLAGS= passes options to pytest'
+	@echo 'make test   run the tests but for the slow ones; PYTEST_FLAGS= is for pytest'
+	@echo 'make test-all  run every test'
 	@echo 'make lint   check formatting, style and types'
 	@echo 'make bench  run every benchmark in its quick form'
 	@echo 'make clean  remove the environment'
@@ -25,6 +26,9 @@ demo: $(VENV)/.runtime
 	$(BIN)/python scripts/train.py --dataset digits --run-dir runs/demo
 
 test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_FLAGS)
+
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.dev

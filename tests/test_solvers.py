@@ -344,6 +344,7 @@ GRIDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_vars", [1, 2, 3], ids=lambda k: f"K{k}")
 @pytest.mark.parametrize("sampler", GRIDS)
 def test_all_samplers_give_the_moments_of_the_data_in_float32(sampler, n_vars, key):
