@@ -25,8 +25,8 @@ _SAMPLERS = {
     "langevin-data-prediction": eqmdm.LangevinCorrector(eqmdm.DataPrediction()),
     "langevin-ancestral": eqmdm.LangevinCorrector(eqmdm.AncestralSampler()),
 }
-# Diffrax's, without those that are unstable, need other terms or solve an equation in
-# every step: `benchmarks/results/diffrax_solvers.md` says which and why.
+# Diffrax's, without those that are unstable with noise, need other terms or solve an
+# equation in every step.
 _OF_SDES = (
     dfx.Euler,
     dfx.EulerHeun,
