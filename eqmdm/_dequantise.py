@@ -326,6 +326,18 @@ class GreyLevels(eqx.Module):
         return low, high
 
 
+def as_dequantised(x: Shaped[Array, "*data"], figure: str) -> Data:
+    """`x` as it is, or the error for integers, which names the figure asked for."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"`x` must be floating-point data; got {x.dtype}. Integers have no "
+            "density: dequantise them with `eqmdm.GreyLevels(...).encode`, and add the "
+            f"correction that it returns to the {figure}."
+        )
+    return x
+
+
 def bits_per_dim(
     log_likelihood: Float[Array, "*batch"], *, n_dims: int
 ) -> Float[Array, "*batch"]:

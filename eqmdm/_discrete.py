@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from ._custom_types import Data, PRNGKey, Scalar, State
 from ._decoder import AbstractDecoder, DataDecoder
+from ._dequantise import as_dequantised
 from ._diffusion import AbstractLinearDiffusion
 from ._objective import Elbo
 from ._score import Point, as_score, check_trained_range
@@ -60,12 +61,7 @@ def discrete_elbo(
     **Source:** Ho, Jain & Abbeel (2020), equation 5, and Kingma et al. (2021), equation
     13, for one variable.
     """
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"`x` must be floating-point data; got {x.dtype}. Dequantise integers with "
-            "`eqmdm.GreyLevels(...).encode`."
-        )
+    x = as_dequantised(x, "bound")
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(
             f"`times` must be a vector of two or more; got shape {times.shape}."
@@ -78,7 +74,7 @@ def discrete_elbo(
         )
     score = as_score(score)
     x = check_trained_range(score, diffusion, x)
-    key_cut, key_steps = jr.split(key)
+    key_start, key_cut, key_steps = jr.split(key, 3)
     times = times.astype(x.dtype)
     cast = lambda leaf: leaf.astype(x.dtype)
     readings = jax.tree.map(cast, read_state(diffusion, times))
@@ -94,7 +90,7 @@ def discrete_elbo(
     gains = jnp.exp(before.log_snr) * jnp.expm1(jnp.diff(readings.log_snr))
     end = part(readings, 0).kernel
     laws = jax.tree.map(cast, diffusion.compute_laws(times[-1]))
-    start = diffusion.draw_start(x, key=key_cut)
+    start = diffusion.draw_start(x, key=key_start)
     cut = Point.draw(times[-1], laws, start, given_start=False, key=key_cut)
     error = cut.error(score.whitened_error(*cut.arguments))
     return Elbo(

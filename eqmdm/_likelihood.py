@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ._clock import concrete
 from ._custom_types import Data, PRNGKey, Scalar, State
+from ._dequantise import as_dequantised
 from ._diffusion import AbstractLinearDiffusion
 from ._flow import FlowSolver
 from ._form import AbstractDivergence, ExactDivergence
@@ -80,13 +81,7 @@ def log_likelihood(
 
     **Source:** Song et al. (2021), section 4.3 and appendix D.2.
     """
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"`x` must be floating-point data; got {x.dtype}. Integers have no "
-            "density: dequantise them with `eqmdm.GreyLevels(...).encode`, and add the "
-            "correction that it returns to the log-likelihood."
-        )
+    x = as_dequantised(x, "log-likelihood")
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1; got {max_steps}.")
     score = as_score(score)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from ._custom_types import Data, PRNGKey, Scalar, State
 from ._decoder import AbstractDecoder, DataDecoder, StartDecoder
+from ._dequantise import as_dequantised
 from ._diffusion import AbstractLinearDiffusion, Laws
 from ._form import AbstractForm, LowVariance
 from ._gaussian import apply_to_vars, log_det, n_coordinates
@@ -100,13 +101,7 @@ def elbo(
 
     **Source:** Singhal et al. (2023), theorems 1 and 3.
     """
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"`x` must be floating-point data; got {x.dtype}. Integers have no "
-            "density: dequantise them with `eqmdm.GreyLevels(...).encode`, and add the "
-            "correction that it returns to the bound."
-        )
+    x = as_dequantised(x, "bound")
     form = LowVariance() if form is None else form
     if decoder is None:
         decoder = StartDecoder() if form.conditions_on_start else DataDecoder()

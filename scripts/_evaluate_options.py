@@ -21,9 +21,8 @@ SOLVERS = {
     "bosh3": dfx.Bosh3,
     "heun": dfx.Heun,
 }
-# Points have an exact divergence by default. 8x8 digits do not: on two CPU cores an
-# example takes 9.5 seconds so, and 0.7 with 4 probes, whose error in the mean over the
-# test split is half of what comes from the choice of examples.
+# Points have an exact divergence by default. Images do not: it takes a derivative for
+# each of their dimensions.
 _EXACT_UP_TO = 16
 _PROBES = 4
 # The library refuses a tolerance of fewer units of rounding.
@@ -79,9 +78,9 @@ class Options:
     training. A run with discrete levels needs it given: it has no density without."""
     divergence: Literal["exact", "hutchinson"] | None = None
     """What the ODE routes integrate. exact takes a derivative for each dimension (and
-    noise, if augmented): 13 times the time of 4 probes for the digits. hutchinson is a
-    random estimate, whose noise is in the standard errors. By default exact for points
-    and hutchinson for images."""
+    noise, if augmented), and hutchinson one for each probe: a random estimate, whose
+    noise is in the standard errors. By default exact for points and hutchinson for
+    images."""
     probes: int | None = None
     """hutchinson only: random probes averaged, by default 4. One has no standard
     error."""

@@ -42,7 +42,12 @@ class Results:
             # The settings last, so that what is left is never taken for their results.
             for name in (REPORT, TABLE, *_FIGURES, _PARTS, SETTINGS):
                 (directory / name).unlink(missing_ok=True)
-        self._check_settings(json.loads(json.dumps(settings)))
+        check_settings(
+            directory,
+            settings,
+            "evaluation",
+            otherwise="or start anew with --overwrite",
+        )
         self.rows: dict[int, dict[str, Any]] = {}
         self._times: list[tuple[int, float, bool]] = []
         if self.is_complete:
@@ -98,28 +103,6 @@ class Results:
         write_text(self.directory / REPORT, json.dumps(_plain(report), indent=1) + "\n")
         (self.directory / _PARTS).unlink(missing_ok=True)
 
-    def _check_settings(self, given: dict[str, Any]) -> None:
-        path = self.directory / SETTINGS
-        if not path.exists():
-            # A kill may have left these half-written.
-            files = self.directory.glob("*") if self.directory.exists() else ()
-            if any(file.suffix != ".partial" for file in files):
-                raise ValueError(
-                    f"`output_dir` must be new, empty or an evaluation to continue; "
-                    f"{self.directory} is none of these. Choose another --output-dir."
-                )
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(given, indent=1) + "\n")
-        stored = json.loads(path.read_text())
-        for name in given | stored:
-            old, new = stored.get(name), given.get(name)
-            if old != new:
-                raise ValueError(
-                    f"`{name}` must be {old}, as for the evaluation in "
-                    f"{self.directory}; got {new}. Choose another --output-dir, or "
-                    "start anew with --overwrite."
-                )
-
     def _read_parts(self) -> None:
         path = self.directory / _PARTS
         if not path.exists():
@@ -136,6 +119,40 @@ class Results:
         for row in part["rows"]:
             self.rows.setdefault(row["example"], row)
         self._times.append((len(part["rows"]), part["seconds"], part["compiled"]))
+
+
+def check_settings(
+    directory: Path, settings: Mapping[str, Any], kind: str, *, otherwise: str = ""
+) -> None:
+    """Keep the settings of what a directory is to hold, or compare them with those of
+    what it holds already.
+
+    `otherwise` is what else to try than another directory.
+
+    **Raises:**
+
+    `ValueError`, naming the first setting that differs, or if other files are there.
+    """
+    given, path = json.loads(json.dumps(settings)), directory / SETTINGS
+    if not path.exists():
+        # A kill may have left these half-written.
+        files = directory.glob("*") if directory.exists() else ()
+        if any(file.suffix != ".partial" for file in files):
+            raise ValueError(
+                f"`output_dir` must be new, empty or hold the {kind} to continue; "
+                f"{directory} is none of these. Choose another --output-dir."
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(given, indent=1) + "\n")
+    stored = json.loads(path.read_text())
+    for name in given | stored:
+        old, new = stored.get(name), given.get(name)
+        if old != new:
+            hint = f", {otherwise}" if otherwise else ""
+            raise ValueError(
+                f"`{name}` must be {old}, as for the {kind} in {directory}; got {new}. "
+                f"Choose another --output-dir{hint}."
+            )
 
 
 def write_text(path: Path, text: str) -> None:

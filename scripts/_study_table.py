@@ -2,16 +2,15 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _results import write_text
+from _results import check_settings, write_text
 
 
-SETTINGS, TABLE, PICTURE = "settings.json", "study.csv", "study.png"
+TABLE, PICTURE = "study.csv", "study.png"
 # In the order of the rows and panels of the picture.
 FIGURES = ("sliced_wasserstein", "squared_mmd", "frechet", "reference_rms")
 _KEY = ("diffusion", "solver", "allowed")
@@ -40,7 +39,7 @@ class Table:
         """
         self.directory = directory
         self._path = directory / TABLE
-        self._check_settings(json.loads(json.dumps(settings)))
+        check_settings(directory, settings, "study")
         self.rows: dict[Key, Row] = {}
         text = self._path.read_text() if self._path.exists() else ""
         whole = text[: text.rfind("\n") + 1] or _line(COLUMNS)
@@ -57,27 +56,6 @@ class Table:
             file.flush()
             os.fsync(file.fileno())
         self.rows[key] = row
-
-    def _check_settings(self, given: dict[str, Any]) -> None:
-        path = self.directory / SETTINGS
-        if not path.exists():
-            # A kill may have left these half-written.
-            files = self.directory.glob("*") if self.directory.exists() else ()
-            if any(file.suffix != ".partial" for file in files):
-                raise ValueError(
-                    "`output_dir` must be new, empty or a study to continue; "
-                    f"{self.directory} is none of these. Choose another --output-dir."
-                )
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(given, indent=1) + "\n")
-        stored = json.loads(path.read_text())
-        for name in given | stored:
-            old, new = stored.get(name), given.get(name)
-            if old != new:
-                raise ValueError(
-                    f"`{name}` must be {old}, as for the study in {self.directory}; "
-                    f"got {new}. Give {new} an --output-dir of its own."
-                )
 
 
 def _line(values: Any) -> str:

@@ -8,6 +8,7 @@ See `--help` for the options.
 import itertools
 import sys
 
+import _build
 import _features
 import _study
 import _study_plot
@@ -33,6 +34,7 @@ def main(options: Options) -> None:
         subjects = _study_subjects.make_subjects(options, subject)
         features = _features.find(options.features, subject.dataset)
         study = _study.Study(options, subjects, features)
+        facts = _build.facts(subject.trained_with)
         described = {"features": "none"} if features is None else features.identity
         table = Table(
             options.directory,
@@ -40,7 +42,8 @@ def main(options: Options) -> None:
             | {"parameters": subject.parameters}
             | options.identity()
             | {"n_held_out": study.n_held_out, "real_data": study.real_split}
-            | described,
+            | described
+            | {"versions": facts["versions"], "device": facts["device"]["kind"]},
         )
 
     # ----- The rows that are not there yet, each kept as soon as it is known.

@@ -22,16 +22,11 @@ DIGITS = ["--dataset=digits", *POINTS[1:], "--multipliers", "1"]
 
 @contextlib.contextmanager
 def importable_scripts():
-    """The scripts can be imported, and compute in float32 as they do by themselves.
-
-    What they compile is used a few times only, so most optimisations are left out.
-    """
+    """The scripts can be imported, and compute in float32 as they do by themselves."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         jax.config.update("jax_enable_x64", False)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
         jax.config.update("jax_enable_x64", True)
 
 

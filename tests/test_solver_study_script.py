@@ -417,7 +417,7 @@ def test_wrong_option_is_one_clear_line(arguments, messages, run, capsys):
 def test_directory_of_something_else_is_refused(run, tmp_path, capsys):
     (tmp_path / "file").touch()
     line = _error(run, *STUDY, f"--output-dir={tmp_path}")
-    assert "`output_dir` must be new, empty or a study" in line
+    assert "`output_dir` must be new, empty or hold the study" in line
 
 
 def test_run_that_cannot_be_studied_is_refused(run, tmp_path, capsys):
