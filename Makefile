@@ -1,6 +1,7 @@
 # The interpreter that `.venv` is made from; 3.11 where there is one.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
-PYTEST_FLAGS ?= -n 2 --dist loadgroup
+# A file's tests on one worker, where they share what they compile.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -13,6 +13,7 @@ from ._dequantise import as_dequantised
 from ._diffusion import AbstractLinearDiffusion
 from ._flow import FlowSolver
 from ._form import AbstractDivergence, ExactDivergence
+from ._noise_clock import make_timing
 from ._routes import AbstractRoute, AugmentedRoute, CollapsedRoute, Likelihood
 from ._score import DenoiserScore, as_score, check_trained_range
 from ._solver_kind import check_kind
@@ -76,7 +77,8 @@ def log_likelihood(
     `TypeError` for integers, for the collapsed route without a denoiser, and for a
     `solver` that is one for SDEs only;
     `ValueError` for `max_steps` below 1 or a relative tolerance that the dtype of `x`
-    cannot meet; where a denoiser states the range it was trained on, `ValueError`, or
+    cannot meet, or a `clock` of the route that cannot tell the diffusion's time; where
+    a denoiser states the range it was trained on, `ValueError`, or
     `equinox.EquinoxRuntimeError` under a JAX transform, if the diffusion ends below it.
 
     **Source:** Song et al. (2021), section 4.3 and appendix D.2.
@@ -99,6 +101,9 @@ def log_likelihood(
         stepsize_controller,
         max_steps,
     )
+    if isinstance(route, AugmentedRoute):
+        # Refuses a clock before anything is compiled.
+        make_timing(diffusion, route.clock, x.dtype)
     x = check_trained_range(score, diffusion, x)
     return _solve(route, score, diffusion, x, solve, key)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from ._custom_types import PRNGKey, Scalar, State
 from ._diffusion import AbstractLinearDiffusion
 from ._grids import AbstractGrid, LogSNRGrid, QuadraticGrid
-from ._noise_clock import AbstractNoiseClock
+from ._noise_clock import AbstractNoiseClock, make_timing
 from ._score import AbstractScore, as_score, check_trained_range
 from ._solver_kind import check_kind
 from ._solvers import SSCS, AbstractSampler, LangevinCorrector
@@ -93,6 +93,8 @@ def sample(
     keys = jax.vmap(lambda i: jr.fold_in(key, i))(numbers)
     shape, dtype = tuple(shape), jnp.result_type(float) if dtype is None else dtype
     dtype = jnp.dtype(dtype)
+    # Refuses a clock before anything is compiled.
+    make_timing(diffusion, clock, dtype)
     if stepsize_controller is not None:
         assert isinstance(solver, dfx.AbstractSolver)
         how = process, clock, solver, stepsize_controller, n_steps

@@ -16,8 +16,6 @@ import eqmdm
 from eqmdm import _solver_kind
 
 
-pytestmark = pytest.mark.xdist_group("diffrax_solvers")
-
 SOLVERS = {
     name: cls
     for name, cls in vars(dfx).items()

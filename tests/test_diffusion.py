@@ -14,9 +14,6 @@ import eqmdm
 from helpers import OPTIMISED, tree_allclose
 
 
-# On one worker, where they share what they compile.
-pytestmark = pytest.mark.xdist_group("diffusion")
-
 # For what is claimed of the roundings of float32.
 optimised_jit = functools.partial(jax.jit, compiler_options=OPTIMISED)
 

@@ -32,9 +32,6 @@ import eqmdm
 from eqmdm._objective import compute_elbo
 
 
-# On one worker, where they share what they compile.
-pytestmark = pytest.mark.xdist_group("evaluate_script")
-
 # Three batches.
 FEW = "--first=3 --examples=21 --batch-size=7".split()
 # Compiled in the least time.

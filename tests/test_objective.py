@@ -172,6 +172,7 @@ def test_all_forms_have_one_expectation_for_a_wrong_score(kind, monkeypatch):
         np.testing.assert_allclose(totals, totals[0], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_elbo_averages_to_its_expectation_over_its_own_draws(key):
     n = 4096
     diffusion = eqmdm.CLD()
@@ -434,6 +435,7 @@ def test_gradient_of_elbo_in_the_diffusion_is_that_of_differences(ends, key):
         assert abs(gradient[i] - difference) < 1e-6 * max(1, abs(difference))
 
 
+@pytest.mark.slow
 def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
     # With a denoiser the bound but for its prior term depends on these ends alone:
     # its expected gradient is 0, if the moving limits of the integral are in it.

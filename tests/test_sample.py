@@ -220,6 +220,6 @@ def test_options_that_do_not_fit_are_refused(error, message, options, key):
 
 
 def test_a_clock_that_cannot_tell_the_time_is_refused(key):
-    with pytest.raises((ValueError, RuntimeError), match="stands still near a time"):
+    with pytest.raises(ValueError, match="stands still near a time"):
         clock = eqmdm.LogSNRClock()
         sample(eqmdm.ALDA(), (2,), key=key, n_samples=1, n_steps=2, clock=clock)

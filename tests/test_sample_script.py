@@ -22,9 +22,6 @@ from script_runs import (
 import eqmdm
 
 
-# On one worker, where they share what they compile.
-pytestmark = pytest.mark.xdist_group("sample_script")
-
 # The purpose of the key.
 SAMPLES = 5
 

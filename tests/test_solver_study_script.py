@@ -22,9 +22,6 @@ from script_runs import (
 import eqmdm
 
 
-# On one worker, where they share what they compile.
-pytestmark = pytest.mark.xdist_group("solver_study_script")
-
 # The purposes of the keys.
 SAMPLES, DIRECTIONS, HELD_OUT = 5, 7, 8
 # Every solver and count is a program of its own, and takes seconds to compile.

@@ -62,6 +62,7 @@ def test_forward_sde_reaches_the_moments_of_the_kernel(cls, key):
     assert within_standard_errors(products, kernel.root @ kernel.root.T)
 
 
+@pytest.mark.slow
 def test_reverse_sde_with_the_exact_score_gives_the_data(key):
     diffusion = eqmdm.VPSDE()
     score = gaussian_score(diffusion)

@@ -12,10 +12,6 @@ from script_runs import error_of, importable_scripts
 import eqmdm
 
 
-# On one worker, where they share the classifier.
-pytestmark = pytest.mark.xdist_group("classifier_script")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
     # Optax's schedules and Adam mix integers and floats.

@@ -14,9 +14,6 @@ import pytest
 import eqmdm
 
 
-# On one worker, where they share what they compile.
-pytestmark = pytest.mark.xdist_group("train_script")
-
 ROOT = Path(__file__).parents[1]
 # A digits run that is over in seconds, most of them compilation.
 TINY = (
