@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import zlib
+from pathlib import Path
 
 import jax
 import jax.random as jr
@@ -32,6 +33,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same examples on every run, and time for the first of them to compile.
 settings.register_profile("eqmdm", deadline=None, derandomize=True)
 settings.load_profile("eqmdm")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--solver-table",
+        type=Path,
+        metavar="FILE",
+        help="where test_diffrax_solvers.py writes what it finds",
+    )
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
+import pytest
 
 
 _ARRAY = jax.Array | np.ndarray | np.generic
@@ -18,6 +19,11 @@ OPTIMISED = {
 }
 if jax.__version__.startswith("0.10."):
     OPTIMISED["xla_cpu_use_fusion_emitters"] = True
+
+
+def slow(parameter):
+    """Marks one of a test's parameters as slow, where the others say as much."""
+    return pytest.param(parameter, marks=pytest.mark.slow)
 
 
 def tree_allclose(actual, expected, *, rtol, atol):

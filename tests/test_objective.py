@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 import eqmdm
 from eqmdm._objective import compute_elbo, compute_shared_elbo
 from eqmdm._score import Point
-from helpers import tree_allclose, within_standard_errors
+from helpers import slow, tree_allclose, within_standard_errors
 
 
 VARIANCE = 1.5
@@ -240,7 +240,7 @@ def test_bound_of_mixture_data_is_below_their_log_density(name, key):
     assert loss.mean() < -5 * loss.std() / np.sqrt(n)
 
 
-@pytest.mark.parametrize("n_vars", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_vars", [1, 2, 3, slow(4)])
 def test_bound_between_equal_log_snr_ends_is_that_of_every_diffusion(n_vars, key):
     low, high = -8.0, 10.0
     diffusion = random_diffusion(n_vars, log_snr_range=(low, high))
@@ -408,7 +408,9 @@ def test_forms_given_the_start_refuse_a_decoder_of_the_data(form, key):
 
 
 @pytest.mark.parametrize(
-    "ends", [{}, {"log_snr_range": (-4.0, 6.0)}], ids=["t_range", "log_snr_range"]
+    "ends",
+    [{}, slow({"log_snr_range": (-4.0, 6.0)})],
+    ids=["t_range", "log_snr_range"],
 )
 def test_gradient_of_elbo_in_the_diffusion_is_that_of_differences(ends, key):
     key_diffusion, key_bound = jr.split(key)

@@ -67,7 +67,6 @@ def finished(tmp_path_factory):
     return directory / "run", stdout
 
 
-@pytest.mark.slow
 def test_run_writes_all_that_was_used_and_found(finished):
     run_dir, stdout = finished
     files = "options.json model.json metrics.jsonl test_bound.json samples.png"
@@ -85,7 +84,6 @@ def test_run_writes_all_that_was_used_and_found(finished):
     assert "minus bound" in stdout and "bits/dim" in stdout
 
 
-@pytest.mark.slow
 def test_run_reports_a_bound_whose_terms_add_up(finished):
     run_dir, _ = finished
     bound = json.loads((run_dir / "test_bound.json").read_text())
@@ -100,7 +98,6 @@ def test_run_reports_a_bound_whose_terms_add_up(finished):
     assert all(term["standard_error"] >= 0 for term in bound["terms"].values())
 
 
-@pytest.mark.slow
 def test_finished_run_loads(finished):
     run_dir, _ = finished
     score, diffusion = eqmdm.load(run_dir)
