@@ -8,7 +8,6 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
 from ._custom_types import (
@@ -20,7 +19,7 @@ from ._custom_types import (
     Time,
     VarsMatrix,
 )
-from ._form import AbstractDivergence, ExactDivergence, HutchinsonDivergence
+from ._form import AbstractDivergence, ExactDivergence
 from ._gaussian import apply_to_vars, n_coordinates
 from ._solver_kind import n_evaluations
 
@@ -33,10 +32,10 @@ Flow: TypeAlias = Callable[
 
 @final
 class FlowEnd(eqx.Module):
-    r"""Where a flow ends, and $\int \nabla \cdot f$ along it by each probe, in nats."""
+    r"""Where a flow ends, and $\int \nabla \cdot f$ along it by each estimate."""
 
     y: State
-    divergences: Float[Array, " probes"]
+    divergences: Float[Array, " estimates"]
     n_evaluations: IntScalar
     converged: Bool[Array, ""]
 
@@ -57,7 +56,6 @@ class FlowSolver(eqx.Module):
 
         The key fixes the probes for the whole of the solve.
         """
-        probe, keys = self._probes(key)
         # A mean over coordinates, so that one tolerance serves any number of them.
         size = n_coordinates(y)
 
@@ -69,10 +67,10 @@ class FlowSolver(eqx.Module):
             s = jnp.asarray(s, start.dtype)
             A, G, function = flow(jnp.where(s <= end, s, end))
             value, linear = jax.linearize(function, y)
-            trace = lambda key: probe(linear, G, y, key=key)
+            traces = self.divergence(linear, G, y, key=key)
             velocity = apply_to_vars(A, y)
             velocity = velocity + apply_to_vars(G, apply_to_vars(G.T, value))
-            return velocity, jax.vmap(trace)(keys) / size + jnp.trace(A).astype(y.dtype)
+            return velocity, traces / size + jnp.trace(A).astype(y.dtype)
 
         adaptive = dfx.AbstractAdaptiveStepSizeController
         is_adaptive = isinstance(self.stepsize_controller, adaptive)
@@ -83,7 +81,7 @@ class FlowSolver(eqx.Module):
             end,
             # Given, so that finding one costs no evaluations.
             0.01 * (end - start) if is_adaptive else None,
-            (y, jnp.zeros(len(keys), y.dtype)),
+            (y, jnp.zeros(self.divergence.n_estimates, y.dtype)),
             stepsize_controller=self.stepsize_controller,
             # A loop without a bound: the cheapest, and it has forward derivatives.
             adjoint=dfx.ForwardMode(),
@@ -101,14 +99,8 @@ class FlowSolver(eqx.Module):
             solution.result == dfx.RESULTS.successful,
         )
 
-    def _probes(self, key: PRNGKey) -> tuple[AbstractDivergence, Array]:
-        """A divergence, and a key for each of the estimates that it is to make."""
-        if isinstance(self.divergence, HutchinsonDivergence):
-            return HutchinsonDivergence(1), jr.split(key, self.divergence.n_probes)
-        return self.divergence, key[None]
-
-    def standard_error(self, estimates: Float[Array, " probes"]) -> Scalar:
-        """That of the mean over probes; 0 where the divergence is exact."""
+    def standard_error(self, estimates: Float[Array, " estimates"]) -> Scalar:
+        """That of the mean; 0 where the divergence is exact."""
         if isinstance(self.divergence, ExactDivergence):
             return jnp.zeros((), estimates.dtype)
         return standard_error(estimates)

@@ -20,6 +20,11 @@ from ._score import AbstractScore, Point
 class AbstractDivergence(eqx.Module):
     r"""A way to compute $\nabla \cdot (G G^\top s)$."""
 
+    @property
+    @abc.abstractmethod
+    def n_estimates(self) -> int:
+        """How many independent estimates it makes."""
+
     @abc.abstractmethod
     def __call__(
         self,
@@ -28,14 +33,18 @@ class AbstractDivergence(eqx.Module):
         y: State,
         *,
         key: PRNGKey,
-    ) -> Scalar:
-        r"""$\mathrm{tr}(G^\top J G)$ for the Jacobian $J$ of `function` at `y`."""
+    ) -> Float[Array, " estimates"]:
+        r"""Estimates of $\mathrm{tr}(G^\top J G)$, $J$ the Jacobian of `function`."""
 
 
 @final
 class ExactDivergence(AbstractDivergence):
     """By one forward derivative for every noise of every data coordinate."""
 
+    @property
+    def n_estimates(self) -> int:
+        return 1
+
     def __call__(
         self,
         function: Callable[[State], State],
@@ -43,26 +52,39 @@ class ExactDivergence(AbstractDivergence):
         y: State,
         *,
         key: PRNGKey,
-    ) -> Scalar:
+    ) -> Float[Array, " estimates"]:
         del key
         shape = (G.shape[1], *y.shape[1:])
         size = math.prod(shape)
         probes = jnp.eye(size, dtype=y.dtype).reshape(size, *shape)
-        return jnp.sum(jax.lax.map(lambda p: _quadratic(function, G, y, p), probes))
+        diagonal = jax.lax.map(lambda p: _quadratic(function, G, y, p), probes)
+        return jnp.sum(diagonal, keepdims=True)
 
 
 @final
 class HutchinsonDivergence(AbstractDivergence):
-    """Unbiased, by one forward derivative along each of `n_probes` random signs.
+    """Unbiased, by one forward derivative along each of `n_probes` random vectors.
+
+    **Arguments:**
+
+    - `n_probes`: how many, each an estimate by itself.
+    - `draw`: their entries, by `draw(key, shape, dtype)`; independent, of mean 0 and
+        variance 1. `jax.random.rademacher`, of which every diagonal is exact, by
+        default; `jax.random.normal` is the other usual choice.
 
     **Source:** Hutchinson (1989).
     """
 
     n_probes: int = 1
+    draw: Callable[..., Array] = eqx.field(default=jr.rademacher, static=True)
 
     def __check_init__(self):
         if self.n_probes < 1:
             raise ValueError(f"`n_probes` must be at least 1; got {self.n_probes}.")
+
+    @property
+    def n_estimates(self) -> int:
+        return self.n_probes
 
     def __call__(
         self,
@@ -71,10 +93,10 @@ class HutchinsonDivergence(AbstractDivergence):
         y: State,
         *,
         key: PRNGKey,
-    ) -> Scalar:
+    ) -> Float[Array, " estimates"]:
         shape = (self.n_probes, G.shape[1], *y.shape[1:])
-        probes = jr.rademacher(key, shape, y.dtype)
-        return jnp.mean(jax.vmap(lambda p: _quadratic(function, G, y, p))(probes))
+        probes = self.draw(key, shape, y.dtype)
+        return jax.vmap(lambda p: _quadratic(function, G, y, p))(probes)
 
 
 def _quadratic(function, G, y, probe) -> Scalar:
@@ -225,8 +247,8 @@ class ImplicitScoreMatching(AbstractForm):
         t, y = point.t, point.y
         G = diffusion.diffusion_matrix(t)
         square = jnp.sum(apply_to_vars(G.astype(y.dtype).T, score(t, y)) ** 2)
-        divergence = self.divergence(lambda y: score(t, y), G, y, key=key)
-        return -0.5 * square - divergence + _drift_divergence(diffusion, t, y)
+        estimates = self.divergence(lambda y: score(t, y), G, y, key=key)
+        return -0.5 * square - jnp.mean(estimates) + _drift_divergence(diffusion, t, y)
 
 
 def _in_noise(diffusion, point: Point, whitened: State) -> Scalar:

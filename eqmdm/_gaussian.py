@@ -33,9 +33,16 @@ def apply_to_vars(
     A sum of `vars` scaled images: XLA fuses it with its neighbours, which it does not
     do with a matrix product, and no backend rounds it below the dtype of `y`.
     """
-    rows, n_vars = matrix.shape
-    matrix = matrix.reshape(rows, n_vars, *([1] * (y.ndim - 1))).astype(y.dtype)
-    return jnp.sum(matrix * y[None], axis=1)
+    # With one axis for the data: beyond eight in all, which images under a few `vmap`s
+    # would have, XLA's sums over an axis crash on a CPU (JAX 0.10).
+    flat = y.reshape(1, len(y), math.prod(y.shape[1:]))
+    product = jnp.sum(matrix[:, :, None].astype(y.dtype) * flat, axis=1)
+    return product.reshape(len(matrix), *y.shape[1:])
+
+
+def contract(vector: VarsVector, y: State) -> Data:
+    """The sum of the variables of a state, each times its entry of `vector`."""
+    return apply_to_vars(vector[None], y)[0]
 
 
 def outer_with_data(vector: VarsVector, x: Data) -> State:
@@ -216,12 +223,7 @@ class PerturbationKernel(eqx.Module):
 
     def project(self, y: State) -> Data:
         r"""$z = w \cdot y$, the sufficient statistic of the data in `y`."""
-        return jnp.sum(outer_shape(self.data_weights, y) * y, axis=0)
-
-
-def outer_shape(vector: VarsVector, y: State) -> Float[Array, "vars *ones"]:
-    """A vector over `vars`, shaped to broadcast against a state."""
-    return vector.reshape(-1, *([1] * (y.ndim - 1))).astype(y.dtype)
+        return contract(self.data_weights, y)
 
 
 @final

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import Data, PRNGKey, Scalar, State, VarsMatrix, VarsVector
 from .._diffusion import AbstractLinearDiffusion
-from .._gaussian import PerturbationKernel, apply_to_vars, outer_shape
+from .._gaussian import PerturbationKernel, apply_to_vars, contract
 from .._score import (
     AbstractScore,
     CallableScore,
@@ -27,10 +27,6 @@ Clip: TypeAlias = tuple[float, float] | None
 Times: TypeAlias = Float[Array, " times"]
 # A sampler's own: the diffusion's, or that of a statistic, which has one row.
 SamplerState: TypeAlias = Float[Array, "rows *data"]
-
-
-def contract(weights: VarsVector, y: State) -> Data:
-    return jnp.sum(outer_shape(weights, y) * y, axis=0)
 
 
 def part(tree: PyTree, index: int | slice) -> PyTree:

@@ -14,8 +14,8 @@ from .._diffusion import AbstractLinearDiffusion
 from .._gaussian import (
     PerturbationKernel,
     apply_to_vars,
+    contract,
     matmul,
-    outer_shape,
     outer_with_data,
 )
 from .._score import AbstractScore, DenoiserScore
@@ -380,5 +380,5 @@ def _collapse(
         return Reading(t, kernel, log_snr, whitening, one, variance)
 
     readings = jax.vmap(of_statistic)(of_state.t, of_state.log_snr)
-    z = jnp.sum(outer_shape(of_state.data_weights[0], y) * y, axis=0)
+    z = contract(of_state.data_weights[0], y)
     return z[None], readings
