@@ -80,7 +80,7 @@ ODE_SOLVERS = {
     "Kvaerno5": (5, 32, 64),
     "Dopri8": (8, 32, 48),
 }
-WITHOUT_NOISE = "converges to neither an Ito nor a Stratonovich solution"
+WITHOUT_NOISE = "not marked by Diffrax as a solver of SDEs"
 UNDAMPED = "unstable with noise: its second state is not damped"
 # Of each kind, what is always run.
 QUICK = {"Euler", "SEA", "ShARK", "Tsit5", "Kvaerno3"}
