@@ -8,7 +8,7 @@ from references import DIGITS
 from scipy import stats
 
 import eqmdm
-from eqmdm._gaussian import lq_root
+from eqmdm._gaussian import apply_to_vars, contract, lq_root
 from helpers import tree_allclose, within_standard_errors
 
 
@@ -190,6 +190,22 @@ def test_kernel_projects_as_the_dense_formulas_do(n_vars, key):
     # z is the data plus noise of variance 1 / SNR.
     assert tree_allclose(weights @ a, np.float64(1.0), **close)
     assert tree_allclose(weights @ sigma @ weights, 1 / snr, **close)
+
+
+@pytest.mark.parametrize(
+    "function, matrix", [(apply_to_vars, (2, 3)), (contract, (3,))]
+)
+def test_sums_over_variables_see_the_data_as_one_axis(function, matrix, key):
+    # With eight axes they crash in XLA's code for CPUs, and images have three.
+    shapes = (2, 2, *matrix), (2, 2, 3, 4, 4, 1)
+    matrices, states = (jr.normal(key, shape) for shape in shapes)
+    over_batches = jax.vmap(jax.vmap(function))
+    summed = jax.make_jaxpr(over_batches)(matrices, states).eqns
+    (operand,) = [e.invars[0] for e in summed if e.primitive.name == "reduce_sum"]
+    assert operand.aval.ndim == 2 + 3
+    found = over_batches(matrices, states)
+    dense = np.einsum("ab...v,abvijk->ab...ijk", matrices, states)
+    assert tree_allclose(found, dense, rtol=1e-12, atol=1e-12)
 
 
 def test_kernel_samples_have_its_mean_and_covariance(key):
