@@ -1,0 +1,105 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+from script_runs import error_of, importable_scripts
+
+
+@pytest.fixture(autouse=True)
+def scripts():
+    with importable_scripts():
+        yield
+
+
+def write_evaluation(directory, route, values, *, first=0, lost=(), images=True):
+    """A directory as evaluate.py leaves it, of given values."""
+    numbers = first + np.arange(len(values))
+    columns = {
+        "example": numbers,
+        "bits_per_dim" if images else "total": values,
+        "evaluations": np.full(len(values), 16),
+        "converged": ~np.isin(numbers, lost),
+    }
+    directory.mkdir()
+    pq.write_table(pa.table(columns), directory / "examples.parquet")
+    report = {
+        "run": "run",
+        "data_fingerprint": "abc",
+        "settings": {"route": route, "split": "test"},
+        "seconds_per_example": 0.25,
+    }
+    (directory / "report.json").write_text(json.dumps(report))
+    return directory
+
+
+def compare(capsys, *directories):
+    import compare_evaluations
+
+    compare_evaluations.main(compare_evaluations.Options(directories))
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def values():
+    generator = np.random.default_rng(0)
+    first = 2 + generator.standard_normal(30)
+    return first, first - 0.05 + 0.01 * generator.standard_normal(30)
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_differences_are_those_of_pairs(images, values, tmp_path, capsys):
+    directories = [
+        write_evaluation(tmp_path / route, route, array, images=images)
+        for route, array in zip(("elbo", "collapsed"), values, strict=True)
+    ]
+    out = compare(capsys, *directories)
+    header, _, elbo, collapsed = out.splitlines()
+    assert ("bits per dimension" if images else "nats") in header
+    assert header.startswith("30 examples")
+    figure = lambda array: f"{np.mean(array):.4f} +- {stats.sem(array):.4f}"
+    assert figure(values[0]) in elbo and "run, elbo" in elbo
+    assert figure(values[1]) in collapsed and "16.0" in collapsed
+    assert figure(values[1] - values[0]) in collapsed
+
+
+def test_examples_that_one_has_lost_are_left_out(values, tmp_path, capsys):
+    with_gap = values[1].copy()
+    with_gap[4] = np.nan
+    directories = [
+        write_evaluation(tmp_path / "a", "elbo", values[0], lost=[7]),
+        write_evaluation(tmp_path / "b", "collapsed", with_gap, lost=[4]),
+    ]
+    out = compare(capsys, *directories)
+    kept = np.delete(values[1] - values[0], [4, 7])
+    assert out.startswith("28 examples")
+    assert f"{np.mean(kept):.4f} +- {stats.sem(kept):.4f}" in out
+
+
+def test_other_examples_are_refused(values, tmp_path):
+    import compare_evaluations as script
+
+    a = write_evaluation(tmp_path / "a", "elbo", values[0])
+    b = write_evaluation(tmp_path / "b", "elbo", values[0], first=5)
+    line = error_of(script.main, script.Options((a, b)))
+    assert "examples is 0 to 29" in line and "5 to 34" in line and "--first" in line
+
+
+@pytest.mark.parametrize("name", ["report.json", "examples.parquet"])
+def test_an_evaluation_that_is_not_finished_is_refused(name, values, tmp_path):
+    import compare_evaluations as script
+
+    a = write_evaluation(tmp_path / "a", "elbo", values[0])
+    b = write_evaluation(tmp_path / "b", "collapsed", values[1])
+    (b / name).unlink()
+    line = error_of(script.main, script.Options((a, b)))
+    assert f"{b} has no {name}" in line
+
+
+def test_one_evaluation_is_refused(tmp_path):
+    import compare_evaluations as script
+
+    line = error_of(script.main, script.Options((tmp_path,)))
+    assert "must be two or more" in line
