@@ -26,6 +26,17 @@ import eqmdm
 _TOLERANCE, _MAX_STEPS = 1e-6, 4096
 
 
+def check_n_samples(n: int, dataset: Any) -> None:
+    """**Raises:** `ValueError` if there are fewer real examples than samples."""
+    n_held_out = len(dataset.validation) + len(dataset.test)
+    most = max(len(dataset.train), n_held_out // 2)
+    if n > most:
+        raise ValueError(
+            f"`n_samples` must be at most {most}, the number of real examples that "
+            f"they can be compared with; got {n}."
+        )
+
+
 class Study:
     """What all figures of a study have in common."""
 
@@ -35,7 +46,6 @@ class Study:
         subjects: dict[str, Subject],
         features: Features | None,
     ):
-        """**Raises:** `ValueError` if there are fewer real examples than samples."""
         self._options, self._subjects, self._features = options, subjects, features
         # Their data are one.
         subject = next(iter(subjects.values()))
@@ -201,12 +211,6 @@ class Study:
         name of the split that these are of."""
         n, train = self._options.n_samples, self._dataset.train
         held_out = np.concatenate([self._dataset.validation, self._dataset.test])
-        most = max(len(train), len(held_out) // 2)
-        if n > most:
-            raise ValueError(
-                f"`n_samples` must be at most {most}, the number of real examples that "
-                f"they can be compared with; got {n}."
-            )
         key = self._key(Purpose.HELD_OUT)
         some = lambda examples, first, n: examples[
             np.asarray(eqmdm.data.shuffled_indices(key, first, n, len(examples)))

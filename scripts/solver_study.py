@@ -31,6 +31,7 @@ def main(options: Options) -> None:
     with clean_errors():
         options.check()
         subject = _subject.load_subject(options.run, data_dir=options.data_dir)
+        _study.check_n_samples(options.n_samples, subject.dataset)
         subjects = _study_subjects.make_subjects(options, subject)
         features = _features.find(options.features, subject.dataset)
         study = _study.Study(options, subjects, features)

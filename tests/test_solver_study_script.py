@@ -458,3 +458,11 @@ def test_images_are_compared_by_features_that_are_trained_once(
     assert file.read_bytes() == written
     line = _error(digits, *options, "--features=none")
     assert "`features` must be classifier" in line
+
+
+def test_too_many_samples_are_refused_before_a_classifier_is_trained(
+    digits, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert "`n_samples` must be at most" in _error(digits, "--n-samples=5000")
+    assert not (tmp_path / "runs").exists()
