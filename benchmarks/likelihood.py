@@ -65,7 +65,6 @@ SOLVERS = {
     "dopri5": dfx.Dopri5(),
     "dopri8": dfx.Dopri8(),
     "bosh3": dfx.Bosh3(),
-    "heun": dfx.Heun(),
 }
 
 
@@ -73,7 +72,7 @@ SOLVERS = {
 class Settings:
     """Compares ways to solve the ODE of the exact likelihood."""
 
-    n_examples: int = 500
+    n_examples: int = 200
     """Examples, drawn from the mixture."""
     seed: int = 0
     """Of the examples."""
@@ -160,7 +159,7 @@ def main(settings: Settings) -> None:
     std = math.sqrt(references.MODE_STD**2 + math.exp(-TOP_LOG_SNR))
     x = modes + std * noise
     exact = log_density(x)
-    tolerances = 10.0 ** np.arange(-3, -8.1, -0.25)
+    tolerances = 10.0 ** np.arange(-3, -7.1, -0.25)
     at_stated = int(np.argmin(np.abs(tolerances - TOLERANCE)))
     print(f"{'':44}{'at a tolerance of 1e-5':>24}{'to err by 1e-4':>16}")
     print(f"{'clock':16}{'scale':18}{'solver':10}{'evaluations':>12}{'error':>12}")
@@ -169,10 +168,11 @@ def main(settings: Settings) -> None:
         for clock, (log_snr, start, end) in clocks(c).items():
             for name, solver in solvers.items():
                 solve = make_solve(solver, log_snr, start, end, log_scale)
-                values, counts = solve(x, jnp.asarray(tolerances))
-                errors = np.sqrt(np.mean((values - exact) ** 2, axis=1))
+                found = solve(x, jnp.asarray(tolerances))
+                values, counts = (np.asarray(array) for array in found)
+                errors = np.sqrt(np.mean((values - np.asarray(exact)) ** 2, axis=1))
                 evaluations = np.mean(counts, axis=1)
-                needed = np.min(evaluations[errors <= TARGET], initial=np.inf)
+                needed = float(np.min(evaluations[errors <= TARGET], initial=np.inf))
                 row = {"clock": clock, "scale": scale, "solver": name}
                 row |= {"evaluations": evaluations.tolist()}
                 row |= {"rms_errors": errors.tolist()}
