@@ -33,8 +33,8 @@ def apply_to_vars(
     A sum of `vars` scaled images: XLA fuses it with its neighbours, which it does not
     do with a matrix product, and no backend rounds it below the dtype of `y`.
     """
-    # With one axis for the data: beyond eight in all, which images under a few `vmap`s
-    # would have, XLA's sums over an axis crash on a CPU (JAX 0.10).
+    # With one axis for the data: of seven axes and more, which images under a few
+    # `vmap`s would have, XLA's sums over one crash on a CPU (JAX 0.10).
     flat = y.reshape(1, len(y), math.prod(y.shape[1:]))
     product = jnp.sum(matrix[:, :, None].astype(y.dtype) * flat, axis=1)
     return product.reshape(len(matrix), *y.shape[1:])

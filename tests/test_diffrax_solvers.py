@@ -113,7 +113,8 @@ def _table(found):
         f"four normals, over {N_PATHS} Brownian paths, between 32 and 128 steps.",
         f"- Variance: of the data after the reversed CLD on normal data, {N_DRAWS} "
         "draws, over its exact value, with its standard error and the steps taken.",
-        "- Order: of the probability flow of that VPSDE and mixture, from 8 starts.",
+        "- Order: of the probability flow of that VPSDE and mixture, from 8 starts. "
+        "Implicit solvers find their roots by Newton's method.",
         "",
         "| solver | reversed SDE | strong order | variance / exact "
         "| probability flow | order |",

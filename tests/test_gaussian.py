@@ -196,7 +196,7 @@ def test_kernel_projects_as_the_dense_formulas_do(n_vars, key):
     "function, matrix", [(apply_to_vars, (2, 3)), (contract, (3,))]
 )
 def test_sums_over_variables_see_the_data_as_one_axis(function, matrix, key):
-    # With eight axes they crash in XLA's code for CPUs, and images have three.
+    # Of seven axes they can crash in XLA's code for CPUs, and images have three.
     shapes = (2, 2, *matrix), (2, 2, 3, 4, 4, 1)
     matrices, states = (jr.normal(key, shape) for shape in shapes)
     over_batches = jax.vmap(jax.vmap(function))
