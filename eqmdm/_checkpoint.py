@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
@@ -19,6 +20,7 @@ from ._train import TrainState, fill, with_doublings
 
 
 _OPTIONS, _MODEL, _CHECKPOINTS = "options.json", "model.json", "checkpoints"
+_LOCK = ".lock"
 
 
 class Restored(NamedTuple):
@@ -51,11 +53,41 @@ class Run:
         self.run_dir = Path(run_dir).absolute()
         self._n_latest = n_latest
         self._open_manager: ocp.CheckpointManager | None = None
+        self._held: filelock.FileLock | None = None
 
     @property
     def exists(self) -> bool:
-        """Whether the directory holds anything already."""
-        return self.run_dir.is_dir() and any(self.run_dir.iterdir())
+        """Whether the directory holds anything already, but for the lock."""
+        return self.run_dir.is_dir() and any(
+            path.name != _LOCK for path in self.run_dir.iterdir()
+        )
+
+    def lock(self) -> None:
+        """Keep other processes from writing to the run until `close`.
+
+        The operating system lets the lock go when the process ends, however that
+        happens. The directory is made if it does not exist.
+
+        **Raises:**
+
+        `ValueError` if another process holds it; `OSError` if the directory cannot be
+        written to.
+        """
+        lock = filelock.FileLock(self.run_dir / _LOCK, blocking=False)
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise ValueError(
+                "`run_dir` must not be in use by another process; one is writing to "
+                f"{self.run_dir}. Wait for it to end, or choose another directory."
+            ) from error
+        except OSError as error:
+            raise OSError(
+                f"`run_dir` must be a directory that can be written to; {self.run_dir} "
+                f"is not ({error}). Choose another directory."
+            ) from error
+        self._held = lock
 
     @property
     def steps(self) -> list[int]:
@@ -138,9 +170,11 @@ class Run:
         # TensorStore reports a full disk as a ValueError.
         except (OSError, ValueError) as error:
             before = [s for s in self.steps if s != step]
+            # What follows is how the array is laid out, over a thousand characters.
+            reason, _, _ = str(error).partition(" [tensorstore_spec")
             raise OSError(
                 f"The checkpoint of step {step} could not be written to {self.run_dir} "
-                f"({error}). "
+                f"({reason}). "
                 + (f"Those of steps {before} are intact." if before else "")
                 + " Free some space and resume the run."
             ) from error
@@ -184,9 +218,13 @@ class Run:
             old.rename(new)
 
     def close(self) -> None:
+        """Let go of what `save` and `lock` hold."""
         if self._open_manager is not None:
             self._open_manager.close()
             self._open_manager = None
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     @property
     def _manager(self) -> ocp.CheckpointManager:

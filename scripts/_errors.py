@@ -19,6 +19,18 @@ def clean_errors() -> Iterator[None]:
         sys.exit(f"error: {runtime_message(error)}")
 
 
+@contextlib.contextmanager
+def clean_file_errors() -> Iterator[None]:
+    """A disk that is full, or gone, as one line; other errors are ours to mend."""
+    try:
+        yield
+    except OSError as error:
+        sys.exit(
+            f"error: {error}\nEvery checkpoint written before is intact: mend the "
+            "cause and continue with --resume."
+        )
+
+
 def runtime_message(error: eqx.EquinoxRuntimeError) -> str:
     """The one line of an error in a compiled program that says what is wrong."""
     _, _, message = str(error).rpartition("EquinoxRuntimeError: ")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -28,6 +29,12 @@ class Records:
         lines = self._path.read_text().splitlines(keepends=True)
         # The last line may have been cut off.
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def concatenated(window: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+    """What several calls of `train_step` have measured, on the host."""
+    values = jax.device_get(window)
+    return {name: np.concatenate([m[name] for m in values]) for name in values[0]}
 
 
 def matrices(diffusion: Any) -> dict[str, list]:

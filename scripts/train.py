@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from _build import Purpose
-from _errors import clean_errors, runtime_message
+from _errors import clean_errors, clean_file_errors, runtime_message
 from _options import Options, ResolvedOptions
+from _preemption import PREEMPTED, Preemption
 from tqdm import tqdm
 
 import eqmdm
@@ -52,6 +53,9 @@ def main(given: Options) -> None:
         state = eqmdm.TrainState.create(
             (network, diffusion), optimiser, key=key(Purpose.TRAINING)
         )
+        run.lock()
+        # Another run may have begun in it meanwhile.
+        check_directory(run, options)
         if options.resume:
             state = resume(run, state)
         else:
@@ -82,6 +86,7 @@ def main(given: Options) -> None:
     window, clock = [], time.perf_counter()
     validated = math.nan
     step = start
+    preemption = Preemption()
     while step < options.steps:
         try:
             state, metrics = eqmdm.train_step(
@@ -96,25 +101,31 @@ def main(given: Options) -> None:
         except eqx.EquinoxRuntimeError as error:
             # A check inside the step; parameters that are not finite set it off too.
             if window:
-                check_finite(concatenate(window), step, run, bar)
+                check_finite(_records.concatenated(window), step, run, bar)
             stop(f"at step {step + 1}: {runtime_message(error)}", run, bar)
         window.append(metrics)
         step += n_inner
-        if step % options.log_every and step != options.steps:
+        last = step == options.steps
+        on_time = last or step % options.log_every == 0
+        stopped_by = preemption.requested
+        if not on_time and not stopped_by:
             continue
 
         # ----- A log interval is over: the only place where the host waits.
-        values = concatenate(window)
+        values = _records.concatenated(window)
         check_finite(values, step, run, bar)
         rate = len(values["loss"]) / (time.perf_counter() - clock)
         record = {name: float(value.mean()) for name, value in values.items()}
+        record["steps_averaged"] = len(values["loss"])
         window = []
-        state, n_doublings = eqmdm.with_enough_doublings(state)
-        if n_doublings is not None:
-            bar.write(
-                f"step {step}: the learned diffusion is faster now; its kernels "
-                f"take {n_doublings} doublings, and the step is compiled again"
-            )
+        # Only where a run that is never stopped would look too.
+        if on_time:
+            state, n_doublings = eqmdm.with_enough_doublings(state)
+            if n_doublings is not None:
+                bar.write(
+                    f"step {step}: the learned diffusion is faster now; its kernels "
+                    f"take {n_doublings} doublings, and the step is compiled again"
+                )
         if options.diffusion == "learned":
             record |= _records.matrices(state.model[1])
         bar.set_description("training")
@@ -123,7 +134,6 @@ def main(given: Options) -> None:
         records.add({"step": step} | record | {"steps_per_second": rate})
 
         # ----- Now and then: validation and a checkpoint.
-        last = step == options.steps
         if step % options.validate_every == 0 or last:
             evaluation = eqmdm.evaluate(
                 state.ema_model,
@@ -137,12 +147,15 @@ def main(given: Options) -> None:
             records.add({"step": step, "validation": evaluation})
             mean, error = evaluation["loss"]
             bar.write(f"step {step}: validation {mean:.4f} +- {error:.4f} {unit}")
-        if step % options.checkpoint_every == 0 or last:
-            with clean_errors():
-                run.save(state, loss=validated)
+        if step % options.checkpoint_every == 0 or last or stopped_by:
+            run.save(state, loss=validated)
+        if stopped_by and not last:
+            bar.close()
+            print(f"{stopped_by}: stopped with a checkpoint of step {step}")
+            sys.exit(PREEMPTED)
         clock = time.perf_counter()
     bar.close()
-    run.close()
+    preemption.close()
 
     # ----- What the run has come to, with the averaged parameters.
     _plots.training_curve(directory / "training_curve.png", records.read(), unit)
@@ -176,7 +189,9 @@ def main(given: Options) -> None:
         ).summary()
         how = {"step": step, "examples": len(test), "draws": options.test_draws}
         _records.report(directory / "test_bound.json", summary, unit, how)
-    print(f"written: {', '.join(sorted(p.name for p in directory.iterdir()))}")
+    names = sorted(p.name for p in directory.iterdir() if p.name[0] != ".")
+    print(f"written: {', '.join(names)}")
+    run.close()
 
 
 def check_directory(run: Any, options: ResolvedOptions) -> None:
@@ -206,11 +221,6 @@ def max_divisor(options: ResolvedOptions) -> int:
     return math.gcd(options.log_every, 1 if eqmdm.steps_per_call() == 1 else 2520)
 
 
-def concatenate(window: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    window = jax.device_get(window)
-    return {name: np.concatenate([m[name] for m in window]) for name in window[0]}
-
-
 def check_finite(values: dict[str, np.ndarray], step: int, run: Any, bar: Any) -> None:
     """Stop where a term, or the gradient, is no longer a finite number."""
     first = step - len(values["loss"]) + 1
@@ -235,4 +245,5 @@ def stop(what: str, run: Any, bar: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    with clean_file_errors():
+        main(tyro.cli(Options))

@@ -321,3 +321,39 @@ def test_no_run_is_read_from_a_pickle(tmp_path):
     _saved(tmp_path, 1)
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".pkl", ".pickle")]
     assert not np.any([b"\x80\x04" == p.read_bytes()[:2] for p in _files(tmp_path, 1)])
+
+
+def test_locked_run_refuses_another_process_until_the_first_is_killed(tmp_path):
+    program = f"""
+        import time, eqmdm
+        run = eqmdm.Run({str(tmp_path / "run")!r})
+        run.lock()
+        print("locked", flush=True)
+        time.sleep(600)
+    """
+    holder = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "locked\n"
+    run = Run(tmp_path / "run")
+    assert not run.exists
+    with pytest.raises(ValueError, match="`run_dir` must not be in use by another"):
+        run.lock()
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate(timeout=60)
+    run.lock()
+    with pytest.raises(ValueError, match="in use"):
+        Run(tmp_path / "run").lock()
+    run.close()
+    again = Run(tmp_path / "run")
+    again.lock()
+    again.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/sys is Linux's")
+def test_directory_that_cannot_be_written_to_is_named():
+    # Not even the superuser may make a directory there.
+    with pytest.raises(OSError, match="`run_dir` must be .* written to; /sys/run"):
+        Run("/sys/run").lock()

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import eqmdm
+from eqmdm import Run
 
 
 ROOT = Path(__file__).parents[1]
@@ -124,8 +126,125 @@ def test_killed_run_resumes_with_the_losses_of_one_never_stopped(finished, tmp_p
     assert status == 0, stderr
     assert "resuming from step" in stdout
     assert _records(tmp_path / "run") == _records(run_dir)
+    assert _arrays_equal(tmp_path / "run", run_dir)
     bound = (tmp_path / "run" / "test_bound.json").read_text()
     assert bound == (run_dir / "test_bound.json").read_text()
+
+
+@pytest.mark.slow
+def test_terminated_run_saves_its_last_step_and_resumes_to_the_bit(finished, tmp_path):
+    run_dir, _ = finished
+    process = _start(*TINY, "--run-dir=run", cwd=tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 500
+    # Once it has written a line, it is among its steps.
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == os.EX_TEMPFAIL, stderr
+    assert "SIGTERM: stopped with a checkpoint of step" in stdout
+    step = int(stdout.split()[-1])
+    assert Run(tmp_path / "run").steps[-1] == step
+
+    status, stdout, stderr = _train(*TINY, "--run-dir=run", "--resume", cwd=tmp_path)
+    assert status == 0, stderr
+    assert f"resuming from step {step}" in stdout
+    assert _arrays_equal(tmp_path / "run", run_dir)
+    bound = (tmp_path / "run" / "test_bound.json").read_text()
+    assert bound == (run_dir / "test_bound.json").read_text()
+    # Every step is in the mean of one line.
+    for directory in (tmp_path / "run", run_dir):
+        counts = [record.get("steps_averaged", 0) for record in _records(directory)]
+        assert sum(counts) == 12
+
+
+@pytest.mark.slow
+def test_second_process_in_a_directory_is_refused(tmp_path):
+    process = _start(*TINY, "--steps=2000", "--run-dir=run", cwd=tmp_path)
+    while not (tmp_path / "run" / "options.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    arguments = [*TINY, "--steps=2000", "--run-dir=run", "--resume"]
+    status, _, stderr = _train(*arguments, cwd=tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    assert status == 1
+    assert "error: `run_dir` must not be in use by another process" in stderr
+
+
+@pytest.mark.slow
+def test_run_killed_twenty_times_ends_as_one_never_stopped(finished, tmp_path):
+    run_dir, _ = finished
+    generator = np.random.default_rng(0)
+    kills = 0
+    while kills < 20:
+        resume = ["--resume"] * (tmp_path / "run" / "options.json").exists()
+        process = _start(*TINY, "--run-dir=run", *resume, cwd=tmp_path)
+        # Half of them anywhere, set-up and end included; half among the steps.
+        before = _progress(tmp_path / "run")
+        if kills % 2:
+            while process.poll() is None and _progress(tmp_path / "run") == before:
+                time.sleep(0.001)
+        wait = generator.uniform(0, 0.5 if kills % 2 else 15)
+        try:
+            process.wait(timeout=wait)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        _, stderr = process.communicate(timeout=60)
+        if process.returncode == 0:
+            assert _arrays_equal(tmp_path / "run", run_dir)
+            shutil.rmtree(tmp_path / "run")
+            continue
+        assert process.returncode == -signal.SIGKILL, stderr
+        # Whatever there is can be read.
+        run = Run(tmp_path / "run")
+        if run.steps:
+            assert run.restore().skipped == {}
+    resume = ["--resume"] * (tmp_path / "run" / "options.json").exists()
+    status, _, stderr = _train(*TINY, "--run-dir=run", *resume, cwd=tmp_path)
+    assert status == 0, stderr
+    assert _arrays_equal(tmp_path / "run", run_dir)
+    assert _records(tmp_path / "run") == _records(run_dir)
+
+
+def _progress(run_dir):
+    path = run_dir / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def _arrays_equal(one, other):
+    one, other = Run(one).restore().arrays, Run(other).restore().arrays
+    same = lambda name: np.array_equal(one[name], other[name], equal_nan=True)
+    return one.keys() == other.keys() and all(map(same, one))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1_000, 20_000], ids=["metrics", "checkpoint"])
+def test_full_disk_ends_the_run_with_one_line_and_what_was_saved(tmp_path, limit):
+    # Once it has a checkpoint, a limit on the size of its files stands in for a disk
+    # that is full.
+    process = _start(*TINY, "--steps=4000", "--run-dir=run", cwd=tmp_path)
+    run = Run(tmp_path / "run")
+    while not run.steps:
+        assert process.poll() is None
+        time.sleep(0.01)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    # TensorStore's threads print tracebacks of their own when a write fails.
+    assert 'train.py", line' not in stderr
+    assert "error: " in stderr and "continue with --resume" in stderr
+    last = run.restore()
+    assert last.skipped == {}
+    status, stdout, stderr = _train(
+        *TINY, f"--steps={last.step + 4}", "--run-dir=run", "--resume", cwd=tmp_path
+    )
+    assert status == 0, stderr
+    assert f"resuming from step {last.step}" in stdout
 
 
 @pytest.mark.slow

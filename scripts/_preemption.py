@@ -1,0 +1,33 @@
+"""Leaving in good order when a cluster, or the user, asks a program to stop."""
+
+import os
+import signal
+from types import FrameType
+
+
+# Of a program that was asked to stop, has saved its state and can be resumed; a
+# scheduler tells it by this from one that failed.
+PREEMPTED = os.EX_TEMPFAIL
+
+
+class Preemption:
+    """Notes SIGTERM and SIGINT, from when it is made until it is closed.
+
+    Schedulers may send SIGTERM several times, so later ones change nothing. A second
+    SIGINT, from the keyboard, ends the program at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = ""
+        signals = signal.SIGTERM, signal.SIGINT
+        self._before = {number: signal.signal(number, self._note) for number in signals}
+
+    def close(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.requested = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
