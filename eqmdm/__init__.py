@@ -107,6 +107,7 @@ from ._score import (
     FreeScore as FreeScore,
     PreconditionedDenoiser as PreconditionedDenoiser,
 )
+from ._sharding import device_mesh as device_mesh, distribute as distribute
 from ._solvers import (
     SSCS as SSCS,
     AbstractMultistep as AbstractMultistep,

@@ -21,6 +21,7 @@ from ._score import (
     PreconditionedDenoiser,
     check_trained_range,
 )
+from ._sharding import divided, mesh_of
 from ._time_sampler import AbstractTimeSampler, ImportanceTime
 
 
@@ -212,18 +213,22 @@ def evaluate(
         )
     network, diffusion = model
     check_trained_range(make_score(network, diffusion), diffusion, jnp.zeros(()))
+    mesh = mesh_of(model)
     parts = []
     for start in range(0, n * n_draws, batch_size):
         # The last batch is filled up with its last pair, to compile only once.
         pairs = np.minimum(np.arange(start, start + batch_size), n * n_draws - 1)
         rows, draws = pairs // n_draws, pairs % n_draws
-        part = _evaluate_batch(
-            model,
+        batch = (
             jnp.asarray(examples[rows]),
-            objective,
-            key,
             jnp.asarray(rows + first, jnp.int32),
             jnp.asarray(draws, jnp.int32),
+        )
+        part = _evaluate_batch(
+            model,
+            objective,
+            key,
+            divided(mesh, batch),
             jnp.asarray(n_draws, jnp.int32),
         )
         parts.append(jax.device_get(part))
@@ -241,7 +246,8 @@ def evaluate(
 
 
 @eqx.filter_jit
-def _evaluate_batch(model, examples, objective, key, numbers, draws, n_draws):
+def _evaluate_batch(model, objective, key, batch, n_draws):
+    examples, numbers, draws = batch
     dtype = model_dtype(model)
     key_time, key_bound = jr.split(key)
     shift = jr.uniform(key_time, (), dtype)

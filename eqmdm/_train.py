@@ -17,6 +17,7 @@ from ._custom_types import IntScalar, PRNGKey
 from ._diffusion import LearnedDiffusion
 from ._evaluate import Examples, Objective, batch_loss, model_dtype
 from ._flip import random_flip
+from ._sharding import divided, kept, mesh_of, shardings
 from ._shuffle import shuffled_indices
 from ._time_sampler import low_discrepancy
 
@@ -213,7 +214,9 @@ def train_step(
 
     **Arguments:**
 
-    - `data`: the training split, on the device.
+    - `state`: where [`eqmdm.distribute`][] has put it on several devices, each takes
+        an equal share of the batch.
+    - `data`: the training split, on the device; on all of them if there are several.
     - `objective`, `optimiser`: fixed over the run.
     - `batch_size`: examples in a step; steps take them in an order that depends only on
         the key and goes through all of `data` once an epoch.
@@ -237,7 +240,14 @@ def train_step(
         )
     if n_inner < 1:
         raise ValueError(f"`n_inner` must be at least 1; got {n_inner}.")
-    settings = (batch_size, n_inner, n_reconstruction)
+    mesh = mesh_of(state)
+    if mesh is not None and batch_size % mesh.size:
+        raise ValueError(
+            "`batch_size` must be a multiple of the number of devices that the state "
+            f"is distributed over, {mesh.size}; got {batch_size}. Change it, or use "
+            "fewer devices."
+        )
+    settings = (batch_size, n_inner, n_reconstruction, mesh, shardings(state))
     decay = jnp.asarray(ema_decay, jnp.float32)
     return _train_steps((data, objective, optimiser, decay, settings), state)
 
@@ -245,12 +255,17 @@ def train_step(
 @eqx.filter_jit(donate="all-except-first")
 def _train_steps(constants, state):
     data, objective, optimiser, ema_decay, settings = constants
-    batch_size, n_inner, n_reconstruction = settings
+    batch_size, n_inner, n_reconstruction, mesh, where = settings
 
     def one(state):
         n_times = batch_size - n_reconstruction or batch_size
         batch = _draw_batch(state, data, objective, batch_size, n_times)
-        return _update(state, objective, optimiser, batch, n_reconstruction, ema_decay)
+        examples, keys = divided(mesh, (batch.examples, batch.keys))
+        batch = _Batch(examples, keys, batch.u)
+        state, metrics = _update(
+            state, objective, optimiser, batch, n_reconstruction, ema_decay
+        )
+        return kept(state, where), metrics
 
     if n_inner == 1:
         state, metrics = one(state)

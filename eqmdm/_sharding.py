@@ -1,0 +1,106 @@
+"""Where arrays lie on several devices: batches in shares, parameters whole or not.
+
+There is one code path for any number of devices. Functions that take a batch follow the
+mesh on which the model lies, and XLA inserts the communication.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+
+_BATCH = "batch"
+# Below this, in elements, communicating an array costs more than holding it everywhere.
+_LEAST_SHARED = 2**12
+
+
+def device_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """Devices in a row, over which batches are divided; by default all of them."""
+    return Mesh(np.array(jax.devices() if devices is None else devices), (_BATCH,))
+
+
+def distribute(tree: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> PyTree:
+    """`tree`, a model or a training state, with its arrays on the devices of `mesh`.
+
+    What takes a batch beside it then divides the batch over these devices:
+    [`eqmdm.train_step`][], [`eqmdm.evaluate`][] and [`eqmdm.sample`][]. The results are
+    those of one device up to the rounding of sums.
+
+    **Arguments:**
+
+    - `mesh`: of [`eqmdm.device_mesh`][].
+    - `shard_parameters`: whether each device holds a share of each large array, which
+        is put together where it is used (fully sharded data parallelism), instead of
+        all of it. It saves memory and costs communication. An array is divided along
+        the longest of its axes that is a multiple of the number of devices.
+    """
+
+    def place(leaf):
+        if not eqx.is_array(leaf):
+            return leaf
+        spec = _spec(leaf.shape, mesh.size) if shard_parameters else PartitionSpec()
+        # Copied where it stays on a device: training donates its buffers.
+        return jax.device_put(leaf, NamedSharding(mesh, spec), may_alias=False)
+
+    return jax.tree.map(place, tree)
+
+
+def mesh_of(tree: PyTree) -> Mesh | None:
+    """The mesh on which `distribute` has put a tree; `None` if it has not."""
+    for place in shardings(tree):
+        if place is not None and isinstance(place.mesh, Mesh):
+            if place.mesh.axis_names == (_BATCH,):
+                return place.mesh
+    return None
+
+
+def divided(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """Batches, under or outside of a trace, with a share of them on each device.
+
+    As they are where there is no mesh, or the batch cannot be divided evenly.
+    """
+
+    def divide(leaf):
+        if mesh is None or len(leaf) % mesh.size:
+            return leaf
+        sharding = NamedSharding(mesh, PartitionSpec(_BATCH))
+        if isinstance(leaf, Tracer):
+            return jax.lax.with_sharding_constraint(leaf, sharding)
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(divide, tree)
+
+
+def shardings(tree: PyTree) -> tuple[NamedSharding | None, ...]:
+    """Where each leaf of `tree` lies, `None` for what is not an array on a mesh."""
+
+    def place(leaf):
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
+            return None
+        return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
+
+    return tuple(place(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def kept(tree: PyTree, where: tuple) -> PyTree:
+    """`tree`, under a trace, with its arrays where `shardings` says."""
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [
+        leaf if place is None else jax.lax.with_sharding_constraint(leaf, place)
+        for leaf, place in zip(leaves, where, strict=True)
+    ]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _spec(shape: tuple[int, ...], n_devices: int) -> PartitionSpec:
+    axes = [axis for axis, size in enumerate(shape) if size % n_devices == 0]
+    if not axes or np.prod(shape) < _LEAST_SHARED:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*(None,) * longest, _BATCH)

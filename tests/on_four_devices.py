@@ -1,0 +1,129 @@
+"""Run by test_sharding.py in a process with four virtual devices; prints JSON."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+import eqmdm
+from eqmdm import _train, nn
+
+
+jax.config.update("jax_enable_x64", True)
+
+N_STEPS = 3
+ENDS = (-9.0, 13.3)
+optimiser = eqmdm.make_optimiser(1e-3)
+objective = eqmdm.Objective(
+    time_sampler=eqmdm.LogSNRTime(), grey_levels=eqmdm.GreyLevels(256), flip=True
+)
+data = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+
+
+def new_state():
+    network = nn.UNet(
+        (8, 8, 1), 1, width=24, multipliers=(1,), n_blocks=1, key=jr.key(1)
+    )
+    network = jax.tree.map(lambda x: x.astype(float) if _is_float(x) else x, network)
+    network = eqmdm.PreconditionedDenoiser(
+        network, data_std=0.5, log_snr_range=(-10, 14)
+    )
+    model = network, eqmdm.CLD(log_snr_range=ENDS)
+    return eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
+
+
+def _is_float(x):
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def train(state, data, n_inner):
+    losses = []
+    for _ in range(N_STEPS):
+        state, metrics = eqmdm.train_step(
+            state, data, objective, optimiser, batch_size=16, n_inner=n_inner
+        )
+        losses += metrics["loss"].tolist() + metrics["grad_norm"].tolist()
+    return state, losses
+
+
+def operations(state, data):
+    """Floating-point operations of one step on each device, as XLA counts them."""
+    # What `train_step` calls, which alone can be lowered.
+    compiled, calls = _train._train_steps, []
+    _train._train_steps = lambda *arguments: calls.append(arguments)
+    eqmdm.train_step(state, data, objective, optimiser, batch_size=16)
+    _train._train_steps = compiled
+    return compiled.lower(*calls[0]).compile().compiled.cost_analysis()["flops"]
+
+
+def results(mesh, shard_parameters=False, n_inner=1, only_train=False):
+    state, examples = new_state(), jnp.asarray(data)
+    if mesh is not None:
+        state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
+        examples = eqmdm.distribute(examples, mesh)
+    n_operations = operations(state, examples)
+    state, losses = train(state, examples, n_inner)
+    where = [x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
+    largest = max(eqmdm.parameters(state.model).values(), key=lambda x: x.size)
+    of_training = {
+        "operations": n_operations,
+        "losses": losses,
+        "devices": sorted({len(sharding.device_set) for sharding in where}),
+        "share": largest.addressable_shards[0].data.size / largest.size,
+    }
+    if only_train:
+        return state, of_training
+    evaluation = eqmdm.evaluate(
+        state.ema_model, data[:6], objective, key=jr.key(3), n_draws=2, batch_size=4
+    )
+    score = eqmdm.make_score(*state.model)
+    x = eqmdm.sample(
+        score, state.model[1], (8, 8, 1), key=jr.key(4), n_samples=4, n_steps=3
+    )
+    return state, of_training | {
+        "loss": evaluation.terms["loss"].tolist(),
+        "samples": x.ravel().tolist(),
+        "sample_devices": len(x.sharding.device_set),
+    }
+
+
+def main(directory):
+    mesh = eqmdm.device_mesh()
+    assert mesh.size == 4
+    found = {}
+    _, found["one"] = results(None)
+    state, found["four"] = results(mesh)
+    sharded, found["sharded"] = results(mesh, shard_parameters=True)
+    _, found["several steps"] = results(mesh, n_inner=2, only_train=True)
+    # A checkpoint from four devices on one, and the reverse.
+    for name, before, after in (("4 to 1", sharded, None), ("1 to 4", None, mesh)):
+        if before is None:
+            before, _ = train(new_state(), jnp.asarray(data), 1)
+        run = eqmdm.Run(f"{directory}/{name}")
+        run.start({}, {}, before.model)
+        run.save(before)
+        run.close()
+        state = new_state().with_arrays(run.restore().arrays)
+        examples = jnp.asarray(data)
+        if after is not None:
+            state = eqmdm.distribute(state, after, shard_parameters=True)
+            examples = eqmdm.distribute(examples, after)
+        _, found[name] = train(state, examples, 1)
+    _, found["six steps"] = train(train(new_state(), data, 1)[0], data, 1)
+    try:
+        eqmdm.train_step(
+            eqmdm.distribute(new_state(), mesh),
+            data,
+            objective,
+            optimiser,
+            batch_size=6,
+        )
+    except ValueError as error:
+        found["error"] = str(error)
+    print(json.dumps(found))
+
+
+main(sys.argv[1])
