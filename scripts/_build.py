@@ -19,7 +19,7 @@ from eqmdm import nn
 
 # What may be chosen anew when a run is resumed, because training does not see it.
 MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
-MAY_DIFFER += ("test_draws", "test_examples")
+MAY_DIFFER += ("shard_parameters", "test_draws", "test_examples")
 
 _DIFFUSIONS = {
     "vpsde": eqmdm.VPSDE,
@@ -163,6 +163,13 @@ def build_objective(options: ResolvedOptions, dataset: Any) -> Any:
         "log_snr": eqmdm.LogSNRTime,
     }[options.time]()
     return eqmdm.Objective(form, decoder, time_sampler, grey_levels, dataset.flip)
+
+
+def build_mesh(batch_size: int) -> jax.sharding.Mesh:
+    """As many of the devices as divide a batch evenly."""
+    devices = jax.devices()
+    n_used = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    return eqmdm.device_mesh(devices[:n_used])
 
 
 def facts(options: Options) -> dict[str, Any]:

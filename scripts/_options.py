@@ -164,6 +164,9 @@ class Options:
     """Residual blocks in a level of the U-Net; layers for points."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the U-Net computes in; parameters are float32."""
+    shard_parameters: bool = False
+    """With several devices, which divide every batch: whether each holds a share of the
+    large parameters instead of all of them."""
 
     log_every: int | None = None
     """Steps between lines of metrics.jsonl."""

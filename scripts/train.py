@@ -60,6 +60,9 @@ def main(given: Options) -> None:
             state = resume(run, state)
         else:
             run.start(identity, _build.facts(options), state.model)
+        mesh = _build.build_mesh(options.batch_size)
+        shares = options.shard_parameters
+        state = eqmdm.distribute(state, mesh, shard_parameters=shares)
 
     start = int(state.step)
     directory = run.run_dir
@@ -69,12 +72,12 @@ def main(given: Options) -> None:
     print(
         f"{options.dataset}: {len(dataset.train)} examples of shape {dataset.shape}; "
         f"{options.diffusion} diffusion, {options.score} score, {n_parameters:,} "
-        f"parameters, on {jax.devices()[0].device_kind}\n{directory}",
+        f"parameters, on {mesh.size} x {jax.devices()[0].device_kind}\n{directory}",
         flush=True,
     )
 
     # ----- Training.
-    data = jnp.asarray(dataset.train)
+    data = eqmdm.distribute(jnp.asarray(dataset.train), mesh)
     validation = dataset.validation[: options.validation_examples]
     # Every event falls between two calls.
     n_inner = math.gcd(

@@ -162,6 +162,28 @@ def test_terminated_run_saves_its_last_step_and_resumes_to_the_bit(finished, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "shares", [[], ["--shard-parameters"]], ids=["whole", "shared"]
+)
+def test_run_on_four_devices_has_the_losses_of_one(
+    finished, tmp_path, monkeypatch, shares
+):
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    arguments = [*TINY, *shares, "--run-dir=run"]
+    status, stdout, stderr = _train(*arguments, cwd=tmp_path)
+    assert status == 0, stderr
+    assert "on 4 x cpu" in stdout
+    for one, other in zip(
+        _records(finished[0]), _records(tmp_path / "run"), strict=True
+    ):
+        assert one["step"] == other["step"]
+        if "loss" in one:
+            # float32, after some steps of Adam.
+            np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-3)
+
+
+@pytest.mark.slow
 def test_second_process_in_a_directory_is_refused(tmp_path):
     process = _start(*TINY, "--steps=2000", "--run-dir=run", cwd=tmp_path)
     while not (tmp_path / "run" / "options.json").exists():
