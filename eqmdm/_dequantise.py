@@ -284,12 +284,16 @@ class GreyLevels(eqx.Module):
         levels = jnp.asarray(levels)
         # A comparison with 256 would overflow uint8.
         wide = levels if levels.dtype.itemsize >= 4 else levels.astype(jnp.int32)
-        wide = eqx.error_if(
-            wide,
-            jnp.any((wide < 0) | (wide >= self.n_levels)),
-            f"`levels` must be from 0 to {self.n_levels - 1}. Is `n_levels` right for "
-            "these data?",
-        )
+        # XLA keeps no compiled program with a check in it, for it calls back to Python:
+        # so none where it could not fail, as for 8-bit images.
+        limits = jnp.iinfo(levels.dtype)
+        if limits.min < 0 or limits.max >= self.n_levels:
+            wide = eqx.error_if(
+                wide,
+                jnp.any((wide < 0) | (wide >= self.n_levels)),
+                f"`levels` must be from 0 to {self.n_levels - 1}. Is `n_levels` right "
+                "for these data?",
+            )
         offset, log_q = self.dequantiser(wide, key=key, dtype=dtype)
         # A bias of the margin squared, so `decode` can promise to undo `encode`.
         offset = jnp.clip(offset, margin, 1 - margin)

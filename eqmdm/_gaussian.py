@@ -58,9 +58,14 @@ def solve_lower(
         operator = lx.MatrixLinearOperator(root.T, lx.upper_triangular_tag)
     else:
         operator = lx.MatrixLinearOperator(root, lx.lower_triangular_tag)
+    # Lineax's check of its result calls back to Python in every program that has it: a
+    # GPU waits for it, and XLA keeps no such program. A singular root gives what is not
+    # a finite number instead.
+    solve = lambda column: (
+        lx.linear_solve(operator, column, lx.Triangular(), throw=False).value
+    )
     if rhs.ndim == 1:
-        return lx.linear_solve(operator, rhs, lx.Triangular()).value
-    solve = lambda column: lx.linear_solve(operator, column, lx.Triangular()).value
+        return solve(rhs)
     return jax.vmap(solve, in_axes=1, out_axes=1)(rhs)
 
 

@@ -278,3 +278,15 @@ def test_bits_per_dim_of_the_uniform_law_is_the_logarithm_of_the_levels(n_levels
 def test_bits_per_dim_refuses_data_without_dimensions():
     with pytest.raises(ValueError, match="`n_dims` must be at least 1; got 0"):
         bits_per_dim(jnp.zeros(()), n_dims=0)
+
+
+@pytest.mark.parametrize(
+    "dtype, n_levels, checked",
+    [("uint8", 256, False), ("uint8", 255, True), ("int16", 256, True)],
+)
+def test_levels_are_checked_only_where_they_may_be_out_of_range(
+    dtype, n_levels, checked, key
+):
+    encode = lambda levels: GreyLevels(n_levels).encode(levels, key=key)
+    jaxpr = str(jax.make_jaxpr(encode)(jnp.zeros(3, dtype)))
+    assert ("callback" in jaxpr) == checked

@@ -511,3 +511,24 @@ def test_doublings_change_no_parameter():
     more = with_doublings(state, 20)
     assert more.model[1].n_doublings == 20
     assert tree_allclose(more.arrays(), state.arrays(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("score", ["denoiser", "free"])
+def test_step_on_images_does_not_call_back_to_python(score):
+    # XLA keeps no compiled program that does, and a GPU waits for it.
+    channels = 1 if score == "denoiser" else 2
+    network = nn.MLP((3,), channels, width=4, depth=1, key=jr.key(0))
+    if score == "denoiser":
+        network = eqmdm.PreconditionedDenoiser(
+            network, data_std=1.0, log_snr_range=(-40.0, 14.0)
+        )
+    optimiser = make_optimiser(1e-3)
+    state = TrainState.create((network, eqmdm.CLD()), optimiser, key=jr.key(1))
+    objective = eqmdm.Objective(grey_levels=eqmdm.GreyLevels(256))
+    data = jnp.zeros((8, 3), jnp.uint8)
+
+    step = lambda state: train_step(state, data, objective, optimiser, batch_size=4)
+    # Lowered, for checks within a primitive do not show before.
+    program = eqx.filter_jit(step).lower(state).as_text()
+    assert "dot_general" in program
+    assert "callback" not in program
