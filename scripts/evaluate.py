@@ -13,6 +13,7 @@ import _likelihood_report
 import _plots
 import _subject
 import tyro
+from _compilation import keep_compiled
 from _errors import clean_errors
 from _evaluate_options import Options
 from _results import Results, write_text
@@ -85,4 +86,5 @@ def main(given: Options) -> None:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     main(tyro.cli(Options))

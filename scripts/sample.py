@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from _build import Purpose
+from _compilation import keep_compiled
 from _errors import clean_errors
 from _sample_options import Options
 from tqdm import tqdm
@@ -142,4 +143,5 @@ def write(
 
 
 if __name__ == "__main__":
+    keep_compiled()
     main(tyro.cli(Options))

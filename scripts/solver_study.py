@@ -16,6 +16,7 @@ import _study_subjects
 import _subject
 import jax
 import tyro
+from _compilation import keep_compiled
 from _errors import clean_errors
 from _study_options import Options
 from _study_table import PICTURE, REAL_DATA, Table
@@ -97,4 +98,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     main(tyro.cli(Options))

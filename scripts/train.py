@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from _build import Purpose
+from _compilation import keep_compiled
 from _errors import clean_errors, clean_file_errors, runtime_message
 from _options import Options, ResolvedOptions
 from _preemption import PREEMPTED, Preemption
@@ -248,5 +249,6 @@ def stop(what: str, run: Any, bar: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     with clean_file_errors():
         main(tyro.cli(Options))

@@ -11,6 +11,7 @@ from typing import Literal
 
 import _classifier
 import tyro
+from _compilation import keep_compiled
 from _errors import clean_errors
 from tqdm import tqdm
 
@@ -72,4 +73,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     main(tyro.cli(Options))
