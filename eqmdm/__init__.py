@@ -107,7 +107,11 @@ from ._score import (
     FreeScore as FreeScore,
     PreconditionedDenoiser as PreconditionedDenoiser,
 )
-from ._sharding import device_mesh as device_mesh, distribute as distribute
+from ._sharding import (
+    device_mesh as device_mesh,
+    distribute as distribute,
+    divide_batch as divide_batch,
+)
 from ._solvers import (
     SSCS as SSCS,
     AbstractMultistep as AbstractMultistep,

@@ -21,7 +21,7 @@ from ._score import (
     PreconditionedDenoiser,
     check_trained_range,
 )
-from ._sharding import divided, mesh_of
+from ._sharding import divide_batch, mesh_of
 from ._time_sampler import AbstractTimeSampler, ImportanceTime
 
 
@@ -228,7 +228,7 @@ def evaluate(
             model,
             objective,
             key,
-            divided(mesh, batch),
+            divide_batch(batch, mesh),
             jnp.asarray(n_draws, jnp.int32),
         )
         parts.append(jax.device_get(part))

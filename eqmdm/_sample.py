@@ -16,7 +16,7 @@ from ._diffusion import AbstractLinearDiffusion
 from ._grids import AbstractGrid, LogSNRGrid, QuadraticGrid
 from ._noise_clock import AbstractNoiseClock, make_timing
 from ._score import AbstractScore, as_score, check_trained_range
-from ._sharding import divided, mesh_of
+from ._sharding import divide_batch, mesh_of
 from ._solver_kind import check_kind
 from ._solvers import SSCS, AbstractSampler, LangevinCorrector
 from ._terms import Problem, probability_flow, reverse_sde
@@ -92,7 +92,7 @@ def sample(
     score = as_score(score)
     numbers = check_trained_range(score, diffusion, first + jnp.arange(n_samples))
     keys = jax.vmap(lambda i: jr.fold_in(key, i))(numbers)
-    keys = divided(mesh_of((score, diffusion)), keys)
+    keys = divide_batch(keys, mesh_of((score, diffusion)))
     shape, dtype = tuple(shape), jnp.result_type(float) if dtype is None else dtype
     dtype = jnp.dtype(dtype)
     # Refuses a clock before anything is compiled.

@@ -60,10 +60,12 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     return None
 
 
-def divided(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """Batches, under or outside of a trace, with a share of them on each device.
+def divide_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
+    """`batch` with an equal share of its first axis on each device of `mesh`.
 
-    As they are where there is no mesh, or the batch cannot be divided evenly.
+    What is computed from it by `jax.vmap`, such as [`eqmdm.log_likelihood`][] of each
+    example, is divided likewise. It may be traced. Arrays stay as they are where there
+    is no mesh or they cannot be divided evenly.
     """
 
     def divide(leaf):
@@ -74,7 +76,7 @@ def divided(mesh: Mesh | None, tree: PyTree) -> PyTree:
             return jax.lax.with_sharding_constraint(leaf, sharding)
         return jax.device_put(leaf, sharding)
 
-    return jax.tree.map(divide, tree)
+    return jax.tree.map(divide, batch)
 
 
 def shardings(tree: PyTree) -> tuple[NamedSharding | None, ...]:

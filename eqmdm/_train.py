@@ -17,7 +17,7 @@ from ._custom_types import IntScalar, PRNGKey
 from ._diffusion import LearnedDiffusion
 from ._evaluate import Examples, Objective, batch_loss, model_dtype
 from ._flip import random_flip
-from ._sharding import divided, kept, mesh_of, shardings
+from ._sharding import divide_batch, kept, mesh_of, shardings
 from ._shuffle import shuffled_indices
 from ._time_sampler import low_discrepancy
 
@@ -260,7 +260,7 @@ def _train_steps(constants, state):
     def one(state):
         n_times = batch_size - n_reconstruction or batch_size
         batch = _draw_batch(state, data, objective, batch_size, n_times)
-        examples, keys = divided(mesh, (batch.examples, batch.keys))
+        examples, keys = divide_batch((batch.examples, batch.keys), mesh)
         batch = _Batch(examples, keys, batch.u)
         state, metrics = _update(
             state, objective, optimiser, batch, n_reconstruction, ema_decay

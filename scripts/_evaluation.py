@@ -29,6 +29,7 @@ class Evaluator:
     def __init__(self, subject: Subject, options: ResolvedOptions):
         """**Raises:** `ValueError` if an ODE is asked for the mass of discrete levels
         without a dequantisation."""
+        subject = subject.over_devices(options.batch_size)
         self._subject, self._options = subject, options
         self._examples = getattr(subject.dataset, options.split)
         if options.route == "elbo":
@@ -73,14 +74,21 @@ class Evaluator:
         # The last batch is filled up with its last example, to compile only once.
         batch = np.arange(start, start + self._options.batch_size)
         numbers = np.minimum(batch, stop - 1)
+        examples, numbers = eqmdm.divide_batch(
+            (
+                jnp.asarray(self._examples[numbers]),
+                jnp.asarray(numbers, jnp.int32),
+            ),
+            self._subject.mesh,
+        )
         draws = [
             _solve_batch(
                 self._subject.score,
                 self._subject.model[1],
                 self._grey_levels,
                 self._method,
-                jnp.asarray(self._examples[numbers]),
-                jnp.asarray(numbers, jnp.int32),
+                examples,
+                numbers,
                 jnp.asarray(draw, jnp.int32),
                 _build.purpose_key(self._options.seed, Purpose.LIKELIHOOD),
                 self._subject.dtype,

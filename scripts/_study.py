@@ -46,6 +46,8 @@ class Study:
         subjects: dict[str, Subject],
         features: Features | None,
     ):
+        size = min(options.batch_size, options.n_samples)
+        subjects = {name: s.over_devices(size) for name, s in subjects.items()}
         self._options, self._subjects, self._features = options, subjects, features
         # Their data are one.
         subject = next(iter(subjects.values()))

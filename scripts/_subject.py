@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import _build
 import _options
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +29,16 @@ class Subject:
     dtype: jnp.dtype
     parameters: str
     """A digest of the parameters' values."""
+
+    mesh: jax.sharding.Mesh | None = None
+    """The devices that divide its batches, once `over_devices` has chosen them."""
+
+    def over_devices(self, batch_size: int) -> "Subject":
+        """The same, on as many devices as divide a batch of this size evenly."""
+        mesh = _build.build_mesh(batch_size)
+        return dataclasses.replace(
+            self, model=eqmdm.distribute(self.model, mesh), mesh=mesh
+        )
 
     @property
     def score(self) -> Any:

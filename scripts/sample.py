@@ -45,6 +45,7 @@ def main(options: Options) -> None:
 
     # ----- The samples, in batches of one size, so that one program serves them all.
     size = min(options.batch_size, options.n_samples)
+    subject = subject.over_devices(size)
     starts = list(range(0, options.n_samples, size))
     parts, times = [], []
     bar = tqdm(total=len(starts), unit="batch", desc="compiling")

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import eqmdm
@@ -181,6 +182,42 @@ def test_run_on_four_devices_has_the_losses_of_one(
         if "loss" in one:
             # float32, after some steps of Adam.
             np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "program, arguments",
+    [
+        ("evaluate.py", ["--examples=8", "--route=elbo"]),
+        ("evaluate.py", ["--examples=6", "--route=collapsed"]),
+        ("sample.py", ["--n-samples=8", "--steps=4"]),
+    ],
+    ids=["elbo", "collapsed", "sample"],
+)
+def test_program_on_four_devices_finds_what_it_does_on_one(
+    finished, tmp_path, program, arguments
+):
+    found = []
+    for n_devices in (1, 4):
+        flags = f" --xla_force_host_platform_device_count={n_devices}"
+        directory = tmp_path / str(n_devices)
+        command = [sys.executable, str(ROOT / "scripts" / program), str(finished[0])]
+        command += [*arguments, "--batch-size=4", f"--output-dir={directory}"]
+        flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + flags}
+        environment = os.environ | _ENVIRONMENT | flags
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        if program == "sample.py":
+            with np.load(directory / "samples.npz") as file:
+                found.append(file["samples"].astype(float))
+        else:
+            (path,) = directory.glob("*.parquet")
+            found.append(pq.read_table(path)["total"].to_numpy())
+    one, four = found
+    # A level of a sample may fall to the other side of an edge. A likelihood is solved
+    # to 1e-5 of each of its 64 coordinates; float32 rounds sums of hundreds of nats.
+    np.testing.assert_allclose(
+        four, one, rtol=0, atol=1.0 if "sample" in program else 1e-2
+    )
 
 
 @pytest.mark.slow
