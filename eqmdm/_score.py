@@ -31,7 +31,13 @@ class AbstractScore(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, t: Scalar, y: State) -> State:
-        """The score at `(t, y)`, of the whole state."""
+        """The score at `(t, y)`, of the whole state.
+
+        **Raises:**
+
+        `ValueError` unless `t` is positive. Where `t` is traced, the score at 0 is not
+        a finite number instead.
+        """
 
     @abc.abstractmethod
     def whitened_error(
@@ -43,6 +49,17 @@ class AbstractScore(eqx.Module):
     @abc.abstractmethod
     def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
         r"""$\hat x = E[x \mid y]$ according to this score."""
+
+
+def _positive(t: Scalar) -> Scalar:
+    value = concrete(t)
+    if value is not None and not value > 0:
+        raise ValueError(
+            "`t` must be positive: at t = 0 the auxiliaries' start and the data are "
+            f"known exactly, and there is no score; got {value}. Take the diffusion's "
+            "`t0`, or later."
+        )
+    return t
 
 
 @final
@@ -66,7 +83,7 @@ class FreeScore(AbstractScore):
     diffusion: AbstractLinearDiffusion
 
     def __call__(self, t: Scalar, y: State) -> State:
-        t = jnp.asarray(t, y.dtype)
+        t = _positive(jnp.asarray(t, y.dtype))
         whitening = self.diffusion.compute_kernel(t).whitening
         return -apply_to_vars(whitening.T, self.network(t, y))
 
@@ -158,7 +175,8 @@ class DenoiserScore(AbstractScore):
     diffusion: AbstractLinearDiffusion
 
     def __call__(self, t: Scalar, y: State) -> State:
-        kernel = self.diffusion.compute_kernel(jnp.asarray(t, y.dtype))
+        t = _positive(jnp.asarray(t, y.dtype))
+        kernel = self.diffusion.compute_kernel(t)
         residual = kernel.mean(self.data_estimate(t, kernel, y)) - y
         whitening = kernel.whitening
         return apply_to_vars(whitening.T, apply_to_vars(whitening, residual))

@@ -1,3 +1,5 @@
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -239,3 +241,11 @@ def test_denoiser_refuses_a_standard_deviation_that_is_not_positive(data_std):
 def test_denoiser_refuses_a_range_that_is_out_of_order(log_snr_range):
     with pytest.raises(ValueError, match="`log_snr_range` must be"):
         eqmdm.PreconditionedDenoiser(wavy_network, 0.5, log_snr_range)
+
+
+@pytest.mark.parametrize("cls", [eqmdm.FreeScore, eqmdm.DenoiserScore])
+@pytest.mark.parametrize("t", [0.0, -1.0, math.nan])
+def test_score_at_no_positive_time_is_refused(cls, t):
+    score = cls(lambda level, y: y, eqmdm.CLD())
+    with pytest.raises(ValueError, match="`t` must be positive: .* got"):
+        score(jnp.asarray(t), jnp.ones((2, 3)))
