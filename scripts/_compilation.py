@@ -10,6 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 _MAX_BYTES = 4 * 2**30
+_UNLIMITED = -1  # JAX's default
 
 
 def keep_compiled() -> None:
@@ -24,7 +25,8 @@ def keep_compiled() -> None:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     directory = Path(root) / "eqmdm" / "compiled" / _processor()
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+    if jax.config.values["jax_compilation_cache_max_size"] == _UNLIMITED:
+        jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
     # Whatever was compiled before, by imports, has settled that there is no cache.
     compilation_cache.reset_cache()
 
