@@ -175,8 +175,8 @@ class Run:
             raise OSError(
                 f"The checkpoint of step {step} could not be written to {self.run_dir} "
                 f"({reason}). "
-                + (f"Those of steps {before} are intact." if before else "")
-                + " Free some space and resume the run."
+                + (f"Those of steps {before} are intact. " if before else "")
+                + "Free some space and resume the run."
             ) from error
 
     def restore(self) -> Restored:

@@ -26,7 +26,7 @@ def clean_file_errors() -> Iterator[None]:
         yield
     except OSError as error:
         sys.exit(
-            f"error: {error}\nEvery checkpoint written before is intact: mend the "
+            f"error: {error}\nEvery checkpoint that was written is intact: mend the "
             "cause and continue with --resume."
         )
 

@@ -29,5 +29,7 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.requested = signal.Signals(number).name
+        # Not `print`, which a signal may interrupt in the middle.
+        os.write(2, f"\n{self.requested}: saving after this step\n".encode())
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._before[signal.SIGINT])

@@ -20,8 +20,12 @@ class Records:
         partial.replace(path)
 
     def add(self, record: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        # A failed write, unlike a failed opening, does not say of which file.
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written to ({error}).") from error
 
     def read(self) -> list[dict[str, Any]]:
         if not self._path.exists():

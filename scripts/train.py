@@ -88,7 +88,6 @@ def main(given: Options) -> None:
     if start < options.steps:
         bar.set_description("compiling the first step")
     window, clock = [], time.perf_counter()
-    validated = math.nan
     step = start
     preemption = Preemption()
     while step < options.steps:
@@ -138,6 +137,7 @@ def main(given: Options) -> None:
         records.add({"step": step} | record | {"steps_per_second": rate})
 
         # ----- Now and then: validation and a checkpoint.
+        validated = None
         if step % options.validate_every == 0 or last:
             evaluation = eqmdm.evaluate(
                 state.ema_model,
