@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 
 _BATCH = "batch"
-# Below this, in elements, communicating an array costs more than holding it everywhere.
+# In elements. Smaller arrays, biases and scales, are not worth a message each.
 _LEAST_SHARED = 2**12
 
 

@@ -90,29 +90,31 @@ def results(mesh, shard_parameters=False, n_inner=1, only_train=False):
     }
 
 
+def continued(directory, state, mesh):
+    """The losses after a checkpoint of `state`, resumed on one device or on a mesh."""
+    run = eqmdm.Run(directory)
+    run.start({}, {}, state.model)
+    run.save(state)
+    run.close()
+    state, examples = new_state().with_arrays(run.restore().arrays), jnp.asarray(data)
+    if mesh is not None:
+        state = eqmdm.distribute(state, mesh, shard_parameters=True)
+        examples = eqmdm.distribute(examples, mesh)
+    return train(state, examples, 1)[1]
+
+
 def main(directory):
     mesh = eqmdm.device_mesh()
     assert mesh.size == 4
     found = {}
     _, found["one"] = results(None)
-    state, found["four"] = results(mesh)
+    _, found["four"] = results(mesh)
     sharded, found["sharded"] = results(mesh, shard_parameters=True)
     _, found["several steps"] = results(mesh, n_inner=2, only_train=True)
-    # A checkpoint from four devices on one, and the reverse.
-    for name, before, after in (("4 to 1", sharded, None), ("1 to 4", None, mesh)):
-        if before is None:
-            before, _ = train(new_state(), jnp.asarray(data), 1)
-        run = eqmdm.Run(f"{directory}/{name}")
-        run.start({}, {}, before.model)
-        run.save(before)
-        run.close()
-        state = new_state().with_arrays(run.restore().arrays)
-        examples = jnp.asarray(data)
-        if after is not None:
-            state = eqmdm.distribute(state, after, shard_parameters=True)
-            examples = eqmdm.distribute(examples, after)
-        _, found[name] = train(state, examples, 1)
-    _, found["six steps"] = train(train(new_state(), data, 1)[0], data, 1)
+    whole, _ = train(new_state(), jnp.asarray(data), 1)
+    found["4 to 1"] = continued(f"{directory}/sharded", sharded, None)
+    found["1 to 4"] = continued(f"{directory}/whole", whole, mesh)
+    _, found["six steps"] = train(whole, jnp.asarray(data), 1)
     try:
         eqmdm.train_step(
             eqmdm.distribute(new_state(), mesh),
