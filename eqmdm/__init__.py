@@ -111,6 +111,7 @@ from ._sharding import (
     device_mesh as device_mesh,
     distribute as distribute,
     divide_batch as divide_batch,
+    on_host as on_host,
 )
 from ._solvers import (
     SSCS as SSCS,
@@ -125,6 +126,7 @@ from ._solvers import (
     DataPrediction as DataPrediction,
     LangevinCorrector as LangevinCorrector,
 )
+from ._stream import BatchStream as BatchStream, ExampleSource as ExampleSource
 from ._terms import (
     Problem as Problem,
     forward_sde as forward_sde,
@@ -140,6 +142,7 @@ from ._time_sampler import (
     low_discrepancy as low_discrepancy,
 )
 from ._train import (
+    Batches as Batches,
     TrainState as TrainState,
     make_optimiser as make_optimiser,
     parameters as parameters,

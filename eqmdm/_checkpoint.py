@@ -15,8 +15,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from ._diffusion import LearnedDiffusion
 from ._evaluate import make_score
+from ._sharding import on_host
 from ._structure import describe, rebuild
-from ._train import TrainState, fill, with_doublings
+from ._train import TrainState, fill, named_arrays, with_doublings
 
 
 _OPTIONS, _MODEL, _CHECKPOINTS = "options.json", "model.json", "checkpoints"
@@ -42,6 +43,10 @@ class Run:
     A checkpoint is written beside the others and renamed once it is complete, so a
     full disk or a killed process leaves the previous ones as they were. Each carries a
     digest of its arrays, so a damaged one is noticed rather than loaded.
+
+    Where several processes train together, each calls `save` and `restore`, in which
+    they wait for one another, on a file system that all of them see. Each writes the
+    shares of the arrays that it holds. One of them calls the other methods.
     """
 
     def __init__(self, run_dir: str | os.PathLike, *, n_latest: int = 2):
@@ -153,13 +158,18 @@ class Run:
 
         `OSError` if the checkpoint cannot be written; those before it are intact.
         """
-        step, arrays = int(state.step), state.arrays()
+        step, arrays = int(state.step), named_arrays(state)
         diffusion = state.model[1]
         learned = isinstance(diffusion, LearnedDiffusion)
         meta = {
             "n_doublings": diffusion.n_doublings if learned else None,
             "structure": _description(state.model),
             "digest": _digest(arrays),
+        }
+        # NumPy arrays are written without the layout of this machine's devices.
+        arrays = {
+            name: np.asarray(array) if array.is_fully_addressable else array
+            for name, array in arrays.items()
         }
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
@@ -251,13 +261,19 @@ class Run:
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         directory = self.run_dir / _CHECKPOINTS / str(step)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        # Not `StandardRestore`, which wants the devices that the arrays were saved on.
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+        )
+        with ocp.Checkpointer(handler) as checkpointer:
+            names = checkpointer.metadata(directory).item_metadata["state"].tree
+            kinds = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
             args = ocp.args.Composite(
-                state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
+                state=ocp.args.PyTreeRestore(restore_args=kinds),
+                meta=ocp.args.JsonRestore(),
             )
             restored = checkpointer.restore(directory, args=args)
-        arrays = {name: np.asarray(array) for name, array in restored.state.items()}
-        meta = dict(restored.meta)
+        arrays, meta = dict(restored.state), dict(restored.meta)
         if _digest(arrays) != meta["digest"]:
             raise ValueError("the arrays differ from those that were saved")
         return arrays, meta
@@ -344,9 +360,11 @@ def _section(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarra
     return {short: arrays[key] for key, short in keys.items()}
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+def _digest(arrays: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
+        # One at a time: together, those in shares may be more than a host can hold.
+        array = on_host(array)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

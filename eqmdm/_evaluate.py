@@ -21,7 +21,7 @@ from ._score import (
     PreconditionedDenoiser,
     check_trained_range,
 )
-from ._sharding import divide_batch, mesh_of
+from ._sharding import divide_batch, mesh_of, on_host
 from ._time_sampler import AbstractTimeSampler, ImportanceTime
 
 
@@ -231,7 +231,7 @@ def evaluate(
             divide_batch(batch, mesh),
             jnp.asarray(n_draws, jnp.int32),
         )
-        parts.append(jax.device_get(part))
+        parts.append(on_host(part))
     draws = {
         name: np.concatenate([part[name] for part in parts])[: n * n_draws]
         .astype(np.float64)

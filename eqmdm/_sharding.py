@@ -9,8 +9,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -21,7 +24,10 @@ _LEAST_SHARED = 2**12
 
 
 def device_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Devices in a row, over which batches are divided; by default all of them."""
+    """Devices in a row, over which batches are divided; by default all of them.
+
+    With several processes (`jax.distributed`) they are the devices of all.
+    """
     return Mesh(np.array(jax.devices() if devices is None else devices), (_BATCH,))
 
 
@@ -30,7 +36,8 @@ def distribute(tree: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> P
 
     What takes a batch beside it then divides the batch over these devices:
     [`eqmdm.train_step`][], [`eqmdm.evaluate`][] and [`eqmdm.sample`][]. The results are
-    those of one device up to the rounding of sums.
+    those of one device up to the rounding of sums. Where the mesh is of several
+    processes, each calls this, and what follows, with the same values.
 
     **Arguments:**
 
@@ -45,8 +52,7 @@ def distribute(tree: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> P
         if not eqx.is_array(leaf):
             return leaf
         spec = _spec(leaf.shape, mesh.size) if shard_parameters else PartitionSpec()
-        # Copied where it stays on a device: training donates its buffers.
-        return jax.device_put(leaf, NamedSharding(mesh, spec), may_alias=False)
+        return _placed(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree)
 
@@ -71,12 +77,33 @@ def divide_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
     def divide(leaf):
         if mesh is None or len(leaf) % mesh.size:
             return leaf
-        sharding = NamedSharding(mesh, PartitionSpec(_BATCH))
+        sharding = over_batch(mesh)
         if isinstance(leaf, Tracer):
             return jax.lax.with_sharding_constraint(leaf, sharding)
-        return jax.device_put(leaf, sharding)
+        return _placed(leaf, sharding)
 
     return jax.tree.map(divide, batch)
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """`tree` with its arrays as whole NumPy arrays, in every process.
+
+    Where they lie on devices of several processes, all must call this.
+    """
+
+    def fetch(leaf):
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
+
+
+def over_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
+    """An equal share of `axis` on each device."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, _BATCH))
 
 
 def shardings(tree: PyTree) -> tuple[NamedSharding | None, ...]:
@@ -98,6 +125,19 @@ def kept(tree: PyTree, where: tuple) -> PyTree:
         for leaf, place in zip(leaves, where, strict=True)
     ]
     return jax.tree.unflatten(structure, leaves)
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        # Copied where it stays on a device: training donates its buffers.
+        return jax.device_put(leaf, sharding, may_alias=False)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _placed(jr.key_data(leaf), sharding)
+        return jr.wrap_key_data(data, impl=jr.key_impl(leaf))
+    values = on_host(leaf)
+    return jax.make_array_from_callback(
+        values.shape, sharding, lambda index: values[index]
+    )
 
 
 def _spec(shape: tuple[int, ...], n_devices: int) -> PartitionSpec:

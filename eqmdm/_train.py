@@ -11,13 +11,13 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree, UInt32
+from jaxtyping import Array, Float, PyTree, Shaped, UInt32
 
 from ._custom_types import IntScalar, PRNGKey
 from ._diffusion import LearnedDiffusion
 from ._evaluate import Examples, Objective, batch_loss, model_dtype
 from ._flip import random_flip
-from ._sharding import divide_batch, kept, mesh_of, shardings
+from ._sharding import divide_batch, kept, mesh_of, on_host, shardings
 from ._shuffle import shuffled_indices
 from ._time_sampler import low_discrepancy
 
@@ -40,6 +40,18 @@ def with_parameters(model: PyTree, values: Mapping[str, Array]) -> PyTree:
         lambda path, leaf: values[_name(path)] if eqx.is_inexact_array(leaf) else leaf,
         model,
     )
+
+
+@final
+class Batches(eqx.Module):
+    """The examples that each step of one call of `train_step` takes."""
+
+    examples: Shaped[Array, "steps batch *data"]
+
+
+def order_key(key_data: UInt32[Array | np.ndarray, " words"]) -> PRNGKey:
+    """Of the order of the examples, from the `key` of a state."""
+    return jr.fold_in(jr.wrap_key_data(jnp.asarray(key_data)), _ORDER)
 
 
 @final
@@ -83,8 +95,7 @@ class TrainState(eqx.Module):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array of the state by its place in it, on the host."""
-        leaves = jtu.tree_leaves_with_path(eqx.filter(self, eqx.is_array))
-        return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+        return on_host(named_arrays(self))
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> "TrainState":
         """A state of the same structure with the values that `arrays` returned.
@@ -96,6 +107,12 @@ class TrainState(eqx.Module):
         return fill(self, arrays)
 
 
+def named_arrays(tree: PyTree) -> dict[str, Array]:
+    """Every array of a tree by its place in it."""
+    leaves = jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
+    return {_name(path): leaf for path, leaf in leaves}
+
+
 def fill(tree: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
     """`tree` with the values of its arrays replaced, by their places in it.
 
@@ -103,8 +120,7 @@ def fill(tree: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
 
     `ValueError` if the names, shapes or dtypes are not those of the tree.
     """
-    leaves = jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
-    own = {_name(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
+    own = {name: (leaf.shape, leaf.dtype) for name, leaf in named_arrays(tree).items()}
     given = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     for name in [*own, *given]:
         if own.get(name) != given.get(name):
@@ -193,7 +209,7 @@ def steps_per_call(backend: str | None = None) -> int:
 
 def train_step(
     state: TrainState,
-    data: Examples,
+    data: Examples | Batches,
     objective: Objective,
     optimiser: optax.GradientTransformation,
     *,
@@ -217,6 +233,8 @@ def train_step(
     - `state`: where [`eqmdm.distribute`][] has put it on several devices, each takes
         an equal share of the batch.
     - `data`: the training split, on the device; on all of them if there are several.
+        Where it is too large for that, what [`eqmdm.BatchStream`][] gives for this
+        call.
     - `objective`, `optimiser`: fixed over the run.
     - `batch_size`: examples in a step; steps take them in an order that depends only on
         the key and goes through all of `data` once an epoch.
@@ -240,6 +258,12 @@ def train_step(
         )
     if n_inner < 1:
         raise ValueError(f"`n_inner` must be at least 1; got {n_inner}.")
+    if isinstance(data, Batches) and data.examples.shape[:2] != (n_inner, batch_size):
+        raise ValueError(
+            "`data` must hold batches for `n_inner` steps of `batch_size`, "
+            f"{n_inner} x {batch_size}; its shape is {list(data.examples.shape)}. Make "
+            "the `BatchStream` with the same two."
+        )
     mesh = mesh_of(state)
     if mesh is not None and batch_size % mesh.size:
         raise ValueError(
@@ -257,9 +281,11 @@ def _train_steps(constants, state):
     data, objective, optimiser, ema_decay, settings = constants
     batch_size, n_inner, n_reconstruction, mesh, where = settings
 
-    def one(state):
+    def one(state, examples):
         n_times = batch_size - n_reconstruction or batch_size
-        batch = _draw_batch(state, data, objective, batch_size, n_times)
+        if examples is None:
+            examples = _shuffled(state, data, batch_size)
+        batch = _draw_batch(state, examples, objective, n_times)
         examples, keys = divide_batch((batch.examples, batch.keys), mesh)
         batch = _Batch(examples, keys, batch.u)
         state, metrics = _update(
@@ -267,16 +293,17 @@ def _train_steps(constants, state):
         )
         return kept(state, where), metrics
 
+    given = data.examples if isinstance(data, Batches) else None
     if n_inner == 1:
-        state, metrics = one(state)
+        state, metrics = one(state, None if given is None else given[0])
         return state, jax.tree.map(lambda value: value[None], metrics)
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def body(dynamic, _):
-        state, metrics = one(eqx.combine(dynamic, static))
+    def body(dynamic, examples):
+        state, metrics = one(eqx.combine(dynamic, static), examples)
         return eqx.filter(state, eqx.is_array), metrics
 
-    dynamic, metrics = jax.lax.scan(body, dynamic, None, length=n_inner)
+    dynamic, metrics = jax.lax.scan(body, dynamic, given, length=n_inner)
     return eqx.combine(dynamic, static), metrics
 
 
@@ -286,15 +313,16 @@ class _Batch(NamedTuple):
     u: Array
 
 
-def _draw_batch(state, data, objective, batch_size, n_times) -> _Batch:
-    base = jr.wrap_key_data(state.key)
+def _shuffled(state, data, batch_size) -> Array:
     start = state.step * batch_size
-    order = jr.fold_in(base, _ORDER)
-    indices = shuffled_indices(order, start, batch_size, len(data))
+    return data[shuffled_indices(order_key(state.key), start, batch_size, len(data))]
+
+
+def _draw_batch(state, examples, objective, n_times) -> _Batch:
+    base = jr.wrap_key_data(state.key)
     # Keyed by the example's number in the stream, not by its place in the batch.
-    numbers = start + jnp.arange(batch_size, dtype=jnp.int32)
+    numbers = state.step * len(examples) + jnp.arange(len(examples), dtype=jnp.int32)
     keys = jax.vmap(jr.fold_in, (None, 0))(jr.fold_in(base, _EXAMPLE), numbers)
-    examples = data[indices]
     if objective.flip:
         flip = lambda x, key: random_flip(x, key=jr.fold_in(key, 0))
         examples = jax.vmap(flip)(examples, keys)

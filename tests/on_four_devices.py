@@ -1,5 +1,6 @@
 """Run by test_sharding.py in a process with four virtual devices; prints JSON."""
 
+import itertools
 import json
 import sys
 
@@ -47,6 +48,17 @@ def train(state, data, n_inner):
         )
         losses += metrics["loss"].tolist() + metrics["grad_norm"].tolist()
     return state, losses
+
+
+def train_streamed(state):
+    losses = []
+    with eqmdm.BatchStream(state, data, batch_size=16) as stream:
+        for batches in itertools.islice(stream, N_STEPS):
+            state, metrics = eqmdm.train_step(
+                state, batches, objective, optimiser, batch_size=16
+            )
+            losses += metrics["loss"].tolist() + metrics["grad_norm"].tolist()
+    return losses
 
 
 def operations(state, data):
@@ -110,6 +122,7 @@ def main(directory):
     _, found["one"] = results(None)
     _, found["four"] = results(mesh)
     sharded, found["sharded"] = results(mesh, shard_parameters=True)
+    found["streamed"] = train_streamed(eqmdm.distribute(new_state(), mesh))
     _, found["several steps"] = results(mesh, n_inner=2, only_train=True)
     whole, _ = train(new_state(), jnp.asarray(data), 1)
     found["4 to 1"] = continued(f"{directory}/sharded", sharded, None)

@@ -43,6 +43,12 @@ def test_steps_in_one_call_are_those_of_one_device(found):
     np.testing.assert_allclose(losses, one_by_one, rtol=_ROUNDING, atol=_ROUNDING)
 
 
+def test_batches_from_the_host_are_those_of_one_device(found):
+    np.testing.assert_allclose(
+        found["streamed"], found["one"]["losses"], rtol=_ROUNDING, atol=_ROUNDING
+    )
+
+
 @pytest.mark.parametrize("how, n", [("one", 1), ("four", 4), ("sharded", 4)])
 def test_state_and_samples_stay_on_all_devices(found, how, n):
     assert found[how]["devices"] == [n]
