@@ -2,8 +2,10 @@
 
 import dataclasses
 import enum
+import itertools
 import platform
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +21,8 @@ from eqmdm import nn
 
 # What may be chosen anew when a run is resumed, because training does not see it.
 MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
-MAY_DIFFER += ("shard_parameters", "test_draws", "test_examples")
+MAY_DIFFER += ("shard_parameters", "test_draws", "test_examples", "stream")
+MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
 
 _DIFFUSIONS = {
     "vpsde": eqmdm.VPSDE,
@@ -166,10 +169,28 @@ def build_objective(options: ResolvedOptions, dataset: Any) -> Any:
 
 
 def build_mesh(batch_size: int) -> jax.sharding.Mesh:
-    """As many of the devices as divide a batch evenly."""
+    """As many of the devices as divide a batch evenly; with several processes, all."""
     devices = jax.devices()
+    if jax.process_count() > 1 and batch_size % len(devices):
+        raise ValueError(
+            "`batch_size` must be a multiple of the number of devices of all "
+            f"processes, {len(devices)}; got {batch_size}."
+        )
     n_used = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
     return eqmdm.device_mesh(devices[:n_used])
+
+
+def batches(
+    options: ResolvedOptions, state: Any, examples: Any, n_inner: int
+) -> Iterator[Any]:
+    """What each call of `train_step` is given as its data."""
+    # A process reads what its own devices need, and no more.
+    if options.stream or jax.process_count() > 1:
+        return eqmdm.BatchStream(
+            state, examples, batch_size=options.batch_size, n_inner=n_inner
+        )
+    mesh = build_mesh(options.batch_size)
+    return itertools.repeat(eqmdm.distribute(jnp.asarray(examples), mesh))
 
 
 def facts(options: Options) -> dict[str, Any]:
@@ -185,6 +206,7 @@ def facts(options: Options) -> dict[str, Any]:
             "platform": device.platform,
             "kind": device.device_kind,
             "count": jax.device_count(),
+            "processes": jax.process_count(),
             "machine": platform.platform(),
         },
         "seed": options.seed,

@@ -168,6 +168,20 @@ class Options:
     """With several devices, which divide every batch: whether each holds a share of the
     large parameters instead of all of them."""
 
+    stream: bool = False
+    """Whether training images are read from the host's memory as they are needed,
+    instead of being held in the device's."""
+    distributed: bool = False
+    """Train in several processes, each of which is given the same command, on a file
+    system that all see. On a cluster that JAX knows (Slurm, for one) it finds the
+    others by itself; elsewhere by the three options below."""
+    coordinator: str | None = None
+    """Where the first process is: its host and a free port, host:port."""
+    n_processes: int | None = None
+    """How many processes there are."""
+    process_index: int | None = None
+    """Which of them this one is, counted from 0."""
+
     log_every: int | None = None
     """Steps between lines of metrics.jsonl."""
     validate_every: int | None = None

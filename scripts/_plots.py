@@ -41,14 +41,16 @@ def training_curve(path: Path, records: list[dict], unit: str) -> None:
     losses = [record["loss"] for record in records if "loss" in record]
     axes.plot(steps, losses, lw=0.8, label="training")
     validated = [record for record in records if "validation" in record]
+    # The first steps, of an untrained network, would flatten the rest.
+    settled = losses[len(losses) // 10 :]
     if validated:
         means, errors = zip(*(r["validation"]["loss"] for r in validated), strict=True)
         steps = [record["step"] for record in validated]
         axes.errorbar(
             steps, means, errors, fmt="o-", ms=3, label="validation, averaged"
         )
-    # The first steps, of an untrained network, would flatten the rest.
-    settled = losses[len(losses) // 10 :]
+        settled = [*settled, means[-1] - errors[-1], means[-1] + errors[-1]]
+    settled = [value for value in settled if math.isfinite(value)]
     if settled:
         low, high = min(settled), max(settled)
         axes.set_ylim(low - 0.1 * (high - low + 1e-6), high + 0.2 * (high - low + 1e-6))

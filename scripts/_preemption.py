@@ -4,6 +4,9 @@ import os
 import signal
 from types import FrameType
 
+import jax
+from _processes import any_process
+
 
 # Of a program that was asked to stop, has saved its state and can be resumed; a
 # scheduler tells it by this from one that failed.
@@ -21,6 +24,17 @@ class Preemption:
         self.requested = ""
         signals = signal.SIGTERM, signal.SIGINT
         self._before = {number: signal.signal(number, self._note) for number in signals}
+
+    def agreed(self, on_time: bool) -> str:
+        """The signal that there was, in any of the processes; empty if there was none.
+
+        Several processes ask one another, which they do only where they wait anyway.
+        """
+        if jax.process_count() == 1:
+            return self.requested
+        if on_time and any_process(bool(self.requested)):
+            return self.requested or "signal to another process"
+        return ""
 
     def close(self) -> None:
         for number, handler in self._before.items():

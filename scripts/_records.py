@@ -11,15 +11,19 @@ import numpy as np
 class Records:
     """metrics.jsonl: one line for each log interval and each validation."""
 
-    def __init__(self, path: Path, *, up_to: int):
+    def __init__(self, path: Path, *, up_to: int, writes: bool = True):
+        self._path, self._writes = path, writes
+        if not writes:
+            return
         # A run that was cut off has lines that its last checkpoint does not know.
-        self._path = path
         kept = [r for r in self.read() if r["step"] <= up_to]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(path)
 
     def add(self, record: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")

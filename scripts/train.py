@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 
 import _build
 import _plots
+import _processes
 import _records
+import _run_directory
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from _build import Purpose
@@ -23,6 +24,7 @@ from _compilation import keep_compiled
 from _errors import clean_errors, clean_file_errors, runtime_message
 from _options import Options, ResolvedOptions
 from _preemption import PREEMPTED, Preemption
+from _processes import first_does, is_first
 from tqdm import tqdm
 
 import eqmdm
@@ -32,8 +34,9 @@ def main(given: Options) -> None:
     # ----- Set-up: every wrong option, file or network fails here, before any work.
     with clean_errors():
         options = given.resolved()
+        _processes.join(options)
         run = eqmdm.Run(options.run_dir)
-        check_directory(run, options)
+        first_does(lambda: _run_directory.check(run, options))
         dataset = eqmdm.data.load(options.dataset, data_dir=options.data_dir)
         identity = _build.as_json(options, dataset)
         if options.resume:
@@ -54,20 +57,20 @@ def main(given: Options) -> None:
         state = eqmdm.TrainState.create(
             (network, diffusion), optimiser, key=key(Purpose.TRAINING)
         )
-        run.lock()
-        # Another run may have begun in it meanwhile.
-        check_directory(run, options)
+        facts = _build.facts(options)
+        start_run = lambda: run.start(identity, facts, state.model)
+        first_does(lambda: _run_directory.claim(run, options, start_run))
         if options.resume:
-            state = resume(run, state)
-        else:
-            run.start(identity, _build.facts(options), state.model)
+            state = _run_directory.resume(run, state)
         mesh = _build.build_mesh(options.batch_size)
         shares = options.shard_parameters
         state = eqmdm.distribute(state, mesh, shard_parameters=shares)
 
     start = int(state.step)
     directory = run.run_dir
-    records = _records.Records(directory / "metrics.jsonl", up_to=start)
+    records = _records.Records(
+        directory / "metrics.jsonl", up_to=start, writes=is_first()
+    )
     unit = "nats" if dataset.n_levels is None else "bits/dim"
     n_parameters = sum(leaf.size for leaf in eqmdm.parameters(state.model).values())
     print(
@@ -78,13 +81,19 @@ def main(given: Options) -> None:
     )
 
     # ----- Training.
-    data = eqmdm.distribute(jnp.asarray(dataset.train), mesh)
     validation = dataset.validation[: options.validation_examples]
     # Every event falls between two calls.
     n_inner = math.gcd(
         options.steps, options.log_every, options.steps - start, max_divisor(options)
     )
-    bar = tqdm(total=options.steps, initial=start, unit="step", mininterval=1)
+    batches = _build.batches(options, state, dataset.train, n_inner)
+    bar = tqdm(
+        total=options.steps,
+        initial=start,
+        unit="step",
+        mininterval=1,
+        disable=not is_first(),
+    )
     if start < options.steps:
         bar.set_description("compiling the first step")
     window, clock = [], time.perf_counter()
@@ -94,7 +103,7 @@ def main(given: Options) -> None:
         try:
             state, metrics = eqmdm.train_step(
                 state,
-                data,
+                next(batches),
                 objective,
                 optimiser,
                 batch_size=options.batch_size,
@@ -110,7 +119,7 @@ def main(given: Options) -> None:
         step += n_inner
         last = step == options.steps
         on_time = last or step % options.log_every == 0
-        stopped_by = preemption.requested
+        stopped_by = preemption.agreed(on_time)
         if not on_time and not stopped_by:
             continue
 
@@ -162,8 +171,9 @@ def main(given: Options) -> None:
     preemption.close()
 
     # ----- What the run has come to, with the averaged parameters.
-    _plots.training_curve(directory / "training_curve.png", records.read(), unit)
-    if options.diffusion == "learned":
+    if is_first():
+        _plots.training_curve(directory / "training_curve.png", records.read(), unit)
+    if is_first() and options.diffusion == "learned":
         _plots.diffusion_path(directory / "diffusion_path.png", records.read())
     model = state.ema_model
     score = eqmdm.make_score(*model)
@@ -177,9 +187,12 @@ def main(given: Options) -> None:
             n_samples=options.n_samples,
             n_steps=options.sample_steps,
         )
+        x = eqmdm.on_host(x)
         if objective.grey_levels is not None:
             x = objective.grey_levels.decode(x)
-        _plots.samples(directory / "samples.png", np.asarray(x), dataset.n_levels)
+        if is_first():
+            x = np.asarray(x)
+            _plots.samples(directory / "samples.png", x, dataset.n_levels)
     if options.test_examples:
         test = dataset.test[: options.test_examples]
         print(f"evaluating {len(test)} test examples ...", flush=True)
@@ -192,32 +205,11 @@ def main(given: Options) -> None:
             batch_size=options.batch_size,
         ).summary()
         how = {"step": step, "examples": len(test), "draws": options.test_draws}
-        _records.report(directory / "test_bound.json", summary, unit, how)
+        if is_first():
+            _records.report(directory / "test_bound.json", summary, unit, how)
     names = sorted(p.name for p in directory.iterdir() if p.name[0] != ".")
     print(f"written: {', '.join(names)}")
     run.close()
-
-
-def check_directory(run: Any, options: ResolvedOptions) -> None:
-    if options.resume:
-        run.read_options()
-    elif run.exists:
-        raise ValueError(
-            f"`run_dir` must be new or empty; {run.run_dir} is neither. Continue the "
-            "run with --resume, or choose another --run-dir."
-        )
-
-
-def resume(run: Any, state: Any) -> Any:
-    if not run.steps:
-        print("no checkpoint yet: starting from the first step")
-        return state
-    restored = run.restore()
-    for step, reason in restored.skipped.items():
-        print(f"the checkpoint of step {step} cannot be read ({reason})")
-    run.discard(restored.skipped)
-    print(f"resuming from step {restored.step}")
-    return eqmdm.resumed_state(state, restored)
 
 
 def max_divisor(options: ResolvedOptions) -> int:

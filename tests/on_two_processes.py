@@ -1,0 +1,105 @@
+"""Run by test_distributed.py, once for each of two processes, and by itself for one.
+
+Prints what it found as JSON; all processes must find the same but for what they read.
+"""
+
+import itertools
+import json
+import sys
+
+import equinox as eqx
+import jax
+import jax.random as jr
+import numpy as np
+
+import eqmdm
+from eqmdm import nn
+
+
+BATCH_SIZE = 8
+optimiser = eqmdm.make_optimiser(1e-3)
+objective = eqmdm.Objective()
+points = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+
+
+class Source:
+    """Points that keep account of which are read."""
+
+    shape = points.shape
+
+    def __init__(self):
+        self.read = []
+
+    def __getitem__(self, indices):
+        self.read += indices.tolist()
+        return points[indices]
+
+
+def new_state():
+    # Its middle layers are large enough to be held in shares.
+    model = nn.MLP((2,), 1, width=64, depth=2, key=jr.key(1)), eqmdm.VPSDE()
+    model = jax.tree.map(
+        lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, model
+    )
+    return eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
+
+
+def train(state, n_steps, source):
+    losses = []
+    with eqmdm.BatchStream(
+        state, source, batch_size=BATCH_SIZE, n_ahead=1, n_threads=1
+    ) as stream:
+        for batches in itertools.islice(stream, n_steps):
+            state, metrics = eqmdm.train_step(
+                state, batches, objective, optimiser, batch_size=BATCH_SIZE
+            )
+            losses += metrics["loss"].tolist() + metrics["grad_norm"].tolist()
+    return state, losses
+
+
+def results(directory, shard_parameters):
+    mesh = eqmdm.device_mesh()
+    place = lambda state: eqmdm.distribute(
+        state, mesh, shard_parameters=shard_parameters
+    )
+    source = Source()
+    state, losses = train(place(new_state()), 3, source)
+    run = eqmdm.Run(directory)
+    if jax.process_index() == 0:
+        run.start({}, {}, state.model)
+    run.save(state)
+    restored = run.restore()
+    arrays = state.arrays()
+    same = all(np.array_equal(arrays[n], restored.arrays[n]) for n in arrays)
+    run.close()
+    state, more = train(place(new_state().with_arrays(restored.arrays)), 2, source)
+    evaluation = eqmdm.evaluate(
+        state.ema_model, points[:6], objective, key=jr.key(3), batch_size=4
+    )
+    score = eqmdm.make_score(*state.model)
+    x = eqmdm.sample(score, state.model[1], (2,), key=jr.key(4), n_samples=4, n_steps=3)
+    largest = max(eqmdm.parameters(state.model).values(), key=lambda x: x.size)
+    return {
+        "losses": losses + more,
+        "restored": restored.skipped == {} and same,
+        "evaluation": evaluation.terms["loss"].tolist(),
+        "samples": eqmdm.on_host(x).ravel().tolist(),
+        "share": largest.addressable_shards[0].data.size / largest.size,
+        "read": source.read,
+    }
+
+
+def main(directory, *where):
+    if where:
+        address, index = where
+        jax.distributed.initialize(address, 2, int(index))
+    jax.config.update("jax_enable_x64", True)
+    found = {
+        name: results(f"{directory}/{name}", shard_parameters)
+        for name, shard_parameters in (("whole", False), ("sharded", True))
+    }
+    found["devices"] = jax.device_count()
+    print("found " + json.dumps(found))
+
+
+main(*sys.argv[1:])
