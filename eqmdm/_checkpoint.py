@@ -137,7 +137,7 @@ class Run:
         """
         stored = self.read_options()["options"]
         given = json.loads(json.dumps(options))
-        for field in sorted(stored.keys() | given.keys()):
+        for field in dict.fromkeys([*stored, *given]):
             old, new = stored.get(field), given.get(field)
             if old != new and field not in may_differ:
                 raise ValueError(

@@ -21,7 +21,7 @@ from eqmdm import nn
 
 # What may be chosen anew when a run is resumed, because training does not see it.
 MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
-MAY_DIFFER += ("shard_parameters", "test_draws", "test_examples", "stream")
+MAY_DIFFER += ("shard_parameters", "test_draws", "test_examples")
 MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
 
 _DIFFUSIONS = {
@@ -121,7 +121,11 @@ def data_scale(options: Options, dataset: Any) -> float:
     """
     if dataset.n_levels is None:
         return float(np.sqrt(np.mean(np.square(dataset.train, dtype=np.float64))))
-    counts = np.bincount(dataset.train.ravel(), minlength=dataset.n_levels)
+    levels = dataset.train
+    if isinstance(levels, eqmdm.data.ImageFiles):
+        # Decoding all would take minutes; of these it is known to a thousandth.
+        levels = levels[np.random.RandomState(0).permutation(len(levels))[:10_000]]
+    counts = np.bincount(levels.ravel(), minlength=dataset.n_levels)
     centres = (jnp.arange(dataset.n_levels, dtype=jnp.float32) + 0.5) / dataset.n_levels
     values = np.asarray(_transform(options).forward(centres), np.float64)
     return float(np.sqrt(np.average(values**2, weights=counts)))

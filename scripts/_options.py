@@ -169,8 +169,9 @@ class Options:
     large parameters instead of all of them."""
 
     stream: bool = False
-    """Whether training images are read from the host's memory as they are needed,
-    instead of being held in the device's."""
+    """Whether training images are read from their files as they are needed, for those
+    that memory cannot hold. They are copied once, as they are, into the cache of
+    `datasets`."""
     distributed: bool = False
     """Train in several processes, each of which is given the same command, on a file
     system that all see. On a cluster that JAX knows (Slurm, for one) it finds the

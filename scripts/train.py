@@ -37,7 +37,9 @@ def main(given: Options) -> None:
         _processes.join(options)
         run = eqmdm.Run(options.run_dir)
         first_does(lambda: _run_directory.check(run, options))
-        dataset = eqmdm.data.load(options.dataset, data_dir=options.data_dir)
+        dataset = eqmdm.data.load(
+            options.dataset, data_dir=options.data_dir, in_memory=not options.stream
+        )
         identity = _build.as_json(options, dataset)
         if options.resume:
             run.check_options(identity, may_differ=_build.MAY_DIFFER)

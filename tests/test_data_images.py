@@ -1,5 +1,4 @@
 import functools
-import io
 import os
 import socket
 import time
@@ -11,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from PIL import Image
 
 from eqmdm.data import NAMES, load
+from image_files import encode_image, random_images, write_images
 
 
 # What the Hub's files look like: column, shape, held-out split, name of a train file.
@@ -35,44 +34,13 @@ SCHEMAS = {
 }
 
 
-def _encode(image, format="PNG"):
-    buffer = io.BytesIO()
-    pixels = image[..., 0] if image.shape[-1] == 1 else image
-    Image.fromarray(pixels).save(buffer, format=format, lossless=True)
-    return buffer.getvalue()
-
-
-def _write(file, images, column, format="PNG", labels=None):
-    """The images as a file of the Hub's schema; bytes are written as they are."""
-    encoded = [
-        x if x is None or isinstance(x, bytes) else _encode(x, format) for x in images
-    ]
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    rows = [{"bytes": x, "path": None} for x in encoded]
-    table = pa.table(
-        {
-            column: pa.array(rows, type=struct),
-            "label": pa.array(
-                [0] * len(rows) if labels is None else labels, pa.int64()
-            ),
-        }
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, file)
-
-
-def _random_images(seed, n, shape):
-    rng = np.random.Generator(np.random.PCG64(seed))
-    return rng.integers(256, size=(n, *shape), dtype=np.uint8)
-
-
 def _write_dataset(folder, name, n_train=30, n_test=5):
     column, shape, held_out, _ = SCHEMAS[name]
-    train = _random_images(0, n_train, shape)
-    test = _random_images(1, n_test, shape)
-    _write(folder / "train-00000-of-00002.parquet", train[:12], column)
-    _write(folder / "train-00001-of-00002.parquet", train[12:], column)
-    _write(folder / f"{held_out}-00000-of-00001.parquet", test, column)
+    train = random_images(0, n_train, shape)
+    test = random_images(1, n_test, shape)
+    write_images(folder / "train-00000-of-00002.parquet", train[:12], column)
+    write_images(folder / "train-00001-of-00002.parquet", train[12:], column)
+    write_images(folder / f"{held_out}-00000-of-00001.parquet", test, column)
     return train, test
 
 
@@ -122,11 +90,11 @@ def _class_of(image):
 
 
 def test_labels_are_those_of_their_images(tmp_path):
-    train, test = (_random_images(seed, 30, (28, 28, 1)) for seed in (0, 1))
+    train, test = (random_images(seed, 30, (28, 28, 1)) for seed in (0, 1))
     files = {"train-0": train[:12], "train-1": train[12:], "test-0": test}
     for name, images in files.items():
         labels = [_class_of(image) for image in images]
-        _write(tmp_path / f"{name}.parquet", images, "image", labels=labels)
+        write_images(tmp_path / f"{name}.parquet", images, "image", labels=labels)
     dataset = load("mnist", data_dir=tmp_path)
     assert dataset.labels is not None
     splits = (dataset.train, dataset.validation, dataset.test)
@@ -149,8 +117,8 @@ def test_labels_of_the_digits_are_those_of_their_images():
 
 @pytest.mark.parametrize("labels", [[-1] * 4, [None] * 4, "absent"], ids=str)
 def test_images_without_classes_have_no_labels(labels, tmp_path):
-    images = _random_images(0, 4, (28, 28, 1))
-    _write(tmp_path / "train-0.parquet", images, "image", labels=[1, 2, 3, 4])
+    images = random_images(0, 4, (28, 28, 1))
+    write_images(tmp_path / "train-0.parquet", images, "image", labels=[1, 2, 3, 4])
     labelled = load("mnist", data_dir=_with_test_split(tmp_path, images, [0] * 4))
     assert labelled.labels is not None
     dataset = load("mnist", data_dir=_with_test_split(tmp_path, images, labels))
@@ -161,18 +129,18 @@ def test_images_without_classes_have_no_labels(labels, tmp_path):
 def _with_test_split(folder, images, labels):
     file = folder / "test-0.parquet"
     if labels == "absent":
-        _write(file, images, "image")
+        write_images(file, images, "image")
         pq.write_table(pq.read_table(file).drop_columns(["label"]), file)
     else:
-        _write(file, images, "image", labels=labels)
+        write_images(file, images, "image", labels=labels)
     return folder
 
 
 def test_webp_is_read_too(tmp_path):
     _, shape, _, _ = SCHEMAS["cifar10"]
-    images = _random_images(0, 4, shape)
+    images = random_images(0, 4, shape)
     for split in ("train", "test"):
-        _write(tmp_path / f"{split}-0.parquet", images, "img", format="WEBP")
+        write_images(tmp_path / f"{split}-0.parquet", images, "img", format="WEBP")
     assert np.array_equal(load("cifar10", data_dir=tmp_path).test, images)
 
 
@@ -194,8 +162,8 @@ def test_validation_split_is_fixed_and_leaves_test_alone(tmp_path):
     first = load("mnist", data_dir=tmp_path)
     again = load("mnist", data_dir=tmp_path)
     assert first.fingerprint == again.fingerprint
-    other = _random_images(2, 5, (28, 28, 1))
-    _write(tmp_path / "test-00000-of-00001.parquet", other, "image")
+    other = random_images(2, 5, (28, 28, 1))
+    write_images(tmp_path / "test-00000-of-00001.parquet", other, "image")
     changed = load("mnist", data_dir=tmp_path)
     assert np.array_equal(changed.validation, first.validation)
     assert changed.fingerprint != first.fingerprint
@@ -278,7 +246,7 @@ def test_overwritten_data_are_noticed_and_the_file_is_named(tmp_path):
 
 def test_empty_file_is_named(tmp_path):
     _write_dataset(tmp_path, "mnist")
-    _write(tmp_path / "test-00000-of-00001.parquet", [], "image")
+    write_images(tmp_path / "test-00000-of-00001.parquet", [], "image")
     with pytest.raises(ValueError, match="test-00000.* at least 2 images; it has 0"):
         load("mnist", data_dir=tmp_path)
 
@@ -307,7 +275,7 @@ def test_column_of_another_type_is_reported(tmp_path):
         pytest.param(np.zeros((28, 28, 3), np.uint8), "mode L; .*, RGB", id="mode"),
         pytest.param(b"no image", "cannot be decoded", id="no image"),
         pytest.param(
-            _encode(_random_images(0, 1, (28, 28, 1))[0])[:400],
+            encode_image(random_images(0, 1, (28, 28, 1))[0])[:400],
             "cannot be decoded",
             id="truncated",
         ),
@@ -316,8 +284,8 @@ def test_column_of_another_type_is_reported(tmp_path):
 )
 def test_bad_image_is_reported_with_its_row(bad, message, tmp_path):
     _write_dataset(tmp_path, "mnist")
-    images = [*_random_images(0, 3, (28, 28, 1)), bad]
-    _write(tmp_path / "test-00000-of-00001.parquet", images, "image")
+    images = [*random_images(0, 3, (28, 28, 1)), bad]
+    write_images(tmp_path / "test-00000-of-00001.parquet", images, "image")
     with pytest.raises(ValueError, match=f"Row 3 of `.*test-00000.*{message}"):
         load("mnist", data_dir=tmp_path)
 

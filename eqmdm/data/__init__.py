@@ -3,4 +3,5 @@
 from .._flip import random_flip as random_flip
 from .._shuffle import shuffled_indices as shuffled_indices
 from ._dataset import Dataset as Dataset, Labels as Labels
+from ._files import ImageFiles as ImageFiles
 from ._load import NAMES as NAMES, load as load

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int64, UInt8
 
+from ._files import ImageFiles
+
 
 Examples = UInt8[np.ndarray, "_ height width channels"] | Float32[np.ndarray, "_ dim"]
 
@@ -24,13 +26,13 @@ class Labels(NamedTuple):
 # Compared by identity: arrays have no truth value. Compare fingerprints instead.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training, validation and test examples, held in memory.
+    """Training, validation and test examples.
 
     **Arguments:**
 
     - `name`: the name it is loaded by.
-    - `train`, `validation`, `test`: images as grey levels, or points. They are made
-        read-only.
+    - `train`, `validation`, `test`: images as grey levels, or points. Arrays are made
+        read-only; training images may be in files instead.
     - `n_levels`: the number of grey levels of an image; `None` for points.
     - `flip`: whether a mirrored image is as likely as the image itself.
     - `log_density`: the exact log density of one point in nats, where it is known.
@@ -38,7 +40,7 @@ class Dataset:
     """
 
     name: str
-    train: Examples
+    train: Examples | ImageFiles
     validation: Examples
     test: Examples
     n_levels: int | None = None
@@ -48,7 +50,8 @@ class Dataset:
 
     def __post_init__(self):
         for array in (self.train, self.validation, self.test, *(self.labels or ())):
-            array.setflags(write=False)
+            if isinstance(array, np.ndarray):
+                array.setflags(write=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,10 +63,13 @@ class Dataset:
         """The SHA-256 of the three splits' shapes, types and contents, in hexadecimal.
 
         It names the data that a figure was computed on, wherever it was loaded from;
-        labels are not part of it.
+        labels are not part of it. For images in files it is of the files instead.
         """
         digest = hashlib.sha256()
         for examples in (self.train, self.validation, self.test):
+            if isinstance(examples, ImageFiles):
+                digest.update(examples.fingerprint.encode())
+                continue
             little_endian = examples.astype(
                 examples.dtype.newbyteorder("<"), copy=False
             )

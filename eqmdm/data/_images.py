@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ._dataset import Dataset, Examples, Labels
+from ._files import ImageFiles
 from ._parquet import find_split, read_images, read_labels
 
 
@@ -53,16 +54,24 @@ _SOURCES = {
 IMAGE_NAMES = tuple(_SOURCES)
 
 
-def load_images(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
-    """The image data set `name`, decoded; arguments and errors as for `load`."""
+def load_images(
+    name: str, *, data_dir: str | os.PathLike | None = None, in_memory: bool = True
+) -> Dataset:
+    """The image data set `name`; arguments and errors as for `load`."""
     source = _SOURCES[name]
     root = _download(name, source) if data_dir is None else Path(data_dir)
     folder = _find_folder(root, name, source)
     train_files = _find_files(folder, ("train",), name, source)
     test_files = _find_files(folder, source.test_splits, name, source)
-    train, test = (_read(files, source) for files in (train_files, test_files))
-    n_validation = max(1, len(train) * source.n_validation // source.n_train)
-    train, validation = split_off(train, n_validation)
+    if in_memory:
+        images = _read(train_files, source)
+    else:
+        images = ImageFiles(train_files, column=source.column, image_shape=source.shape)
+    _check_number(len(images), train_files)
+    n_validation = max(1, len(images) * source.n_validation // source.n_train)
+    rows, validation_rows = split_off(np.arange(len(images)), n_validation)
+    test = _read(test_files, source)
+    _check_number(len(test), test_files)
     labels, test_labels = read_labels(train_files), read_labels(test_files)
     if labels is not None and test_labels is not None:
         labels = Labels(*split_off(labels, n_validation), test_labels)
@@ -70,8 +79,8 @@ def load_images(name: str, *, data_dir: str | os.PathLike | None = None) -> Data
         labels = None
     return Dataset(
         name=name,
-        train=train,
-        validation=validation,
+        train=images.take(rows) if isinstance(images, ImageFiles) else images[rows],
+        validation=images[validation_rows],
         test=test,
         n_levels=256,
         flip=source.flip,
@@ -140,12 +149,14 @@ def _find_files(
 
 
 def _read(files: list[Path], source: _Source) -> Examples:
-    images = read_images(files, column=source.column, shape=source.shape)
-    if len(images) < 2:
+    return read_images(files, column=source.column, shape=source.shape)
+
+
+def _check_number(n_images: int, files: list[Path]) -> None:
+    if n_images < 2:
         raise ValueError(
-            f"`{files[0]}` must hold at least 2 images; it has {len(images)}."
+            f"`{files[0]}` must hold at least 2 images; it has {n_images}."
         )
-    return images
 
 
 def _remedy(name: str, source: _Source) -> str:

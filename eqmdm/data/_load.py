@@ -15,8 +15,10 @@ NAMES = ("digits", *IMAGE_NAMES, *POINT_NAMES)
 _DIGITS_HELD_OUT = 180
 
 
-def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
-    r"""The data set called `name`, in memory.
+def load(
+    name: str, *, data_dir: str | os.PathLike | None = None, in_memory: bool = True
+) -> Dataset:
+    r"""The data set called `name`.
 
     | `name` | examples | train, validation, test |
     | --- | --- | --- |
@@ -45,13 +47,18 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
         (`imagenet32`: `validation-*.parquet`, or test) in the Hub's schema, or one with
         such a folder of the data set's name. Then the network is not used. `None` to
         get images from the Hub, or from what was fetched from there before.
+    - `in_memory`: whether the training images are decoded into memory, rather than each
+        time they are asked for; see [`eqmdm.data.ImageFiles`][] and
+        [`eqmdm.BatchStream`][]. The bundled data sets, and all validation and test
+        examples, are in memory always.
 
     **Raises:**
 
     `ValueError` if there is no such data set, if `data_dir` is given for one that is
     not loaded from files, or if a file is truncated or has another schema.
     `FileNotFoundError` if `data_dir` or a split in it is missing. `ConnectionError` if
-    the Hub cannot be reached, or refuses.
+    the Hub cannot be reached, or refuses. `OSError` if images that are not to be in
+    memory cannot be copied to the cache of `datasets`.
     """
     if name not in NAMES:
         nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
@@ -60,7 +67,7 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
             f"`name` must be one of {', '.join(NAMES)}; got '{name}'.{hint}"
         )
     if name in IMAGE_NAMES:
-        return load_images(name, data_dir=data_dir)
+        return load_images(name, data_dir=data_dir, in_memory=in_memory)
     if data_dir is not None:
         raise ValueError(
             f"`data_dir` must not be given for {name}, which is not loaded from files; "

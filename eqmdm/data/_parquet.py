@@ -54,13 +54,13 @@ def read_images(
     `ValueError` if a file cannot be read, has no such column of images, or holds an
     image of another size or mode. The message names the file, and the row.
     """
-    lengths = [_check_schema(file, column) for file in files]
+    lengths = [check_schema(file, column) for file in files]
     images = np.empty((sum(lengths), *shape), np.uint8)
     n = 0
     # `datasets` cannot stream a file without rows.
     for file in [file for file, length in zip(files, lengths, strict=True) if length]:
         for row, encoded in enumerate(_encoded_images(file, column)):
-            images[n] = _decode(encoded, shape, f"Row {row} of `{file}`")
+            images[n] = decode(encoded, shape, f"Row {row} of `{file}`")
             n += 1
     return images
 
@@ -89,7 +89,7 @@ def read_labels(files: list[Path]) -> Int64[np.ndarray, " n"] | None:
     return labels if np.all(labels >= 0) else None
 
 
-def _check_schema(file: Path, column: str) -> int:
+def check_schema(file: Path, column: str) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -124,7 +124,7 @@ def _encoded_images(file: Path, column: str) -> Iterator[bytes | None]:
     # file at a time, because errors from below do not say which they are about.
     stream = datasets.load_dataset(
         "parquet",
-        data_files=[_escaped(file)],
+        data_files=[escaped(file)],
         split="train",
         streaming=True,
         columns=[column],
@@ -137,7 +137,7 @@ def _encoded_images(file: Path, column: str) -> Iterator[bytes | None]:
         raise _unreadable(file, error) from error
 
 
-def _escaped(file: Path) -> str:
+def escaped(file: Path) -> str:
     # `datasets` takes names for patterns.
     return re.sub(r"([*?\[])", r"[\1]", str(file.absolute()))
 
@@ -149,7 +149,7 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
     )
 
 
-def _decode(
+def decode(
     encoded: bytes | None, shape: tuple[int, int, int], where: str
 ) -> UInt8[np.ndarray, "height width channels"]:
     from PIL import Image

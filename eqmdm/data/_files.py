@@ -1,0 +1,111 @@
+"""Images that stay in their files until they are asked for."""
+
+import copy
+import functools
+import hashlib
+from pathlib import Path
+from typing import cast, final
+
+import numpy as np
+from jaxtyping import Int64, Integer, UInt8
+
+from ._parquet import check_schema, decode, escaped
+
+
+@final
+class ImageFiles:
+    """The images of Parquet files, to be indexed by an array of integers.
+
+    `datasets` copies the encoded images once into its cache, from where they are mapped
+    into memory, so that any of them is found at once; they are decoded anew whenever
+    they are asked for. Threads may do so at the same time.
+
+    **Arguments:**
+
+    - `files`: in the schema of the Hugging Face Hub.
+    - `column`: with the images.
+    - `image_shape`: of each.
+
+    **Raises:**
+
+    `ValueError` if a file cannot be read or has no such column; when an image is asked
+    for that is of another size or mode, too. `OSError` if they cannot be copied.
+    """
+
+    def __init__(
+        self,
+        files: list[Path],
+        *,
+        column: str,
+        image_shape: tuple[int, int, int],
+    ):
+        self._files, self._column = files, column
+        self._ends = np.cumsum([check_schema(file, column) for file in files])
+        self._image_shape = image_shape
+        self._rows = np.arange(self._ends[-1])
+        self._table = _map_into_memory(files, column)
+
+    def take(self, rows: Int64[np.ndarray, " n"]) -> "ImageFiles":
+        """Those of some of the rows, which stay in the files too."""
+        taken = copy.copy(self)
+        taken.__dict__.pop("fingerprint", None)
+        taken._rows = self._rows[rows]
+        return taken
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of images, and the shape of one."""
+        return len(self), *self._image_shape
+
+    def __getitem__(
+        self, indices: Integer[np.ndarray, " n"]
+    ) -> UInt8[np.ndarray, "n height width channels"]:
+        import pyarrow as pa
+
+        rows = self._rows[indices]
+        images = np.empty((len(rows), *self._image_shape), np.uint8)
+        encoded = cast(pa.Table, self._table[rows]).column(self._column).to_pylist()
+        for i, (row, image) in enumerate(zip(rows, encoded, strict=True)):
+            content = None if image is None else image["bytes"]
+            images[i] = decode(content, self._image_shape, self._name(int(row)))
+        return images
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the files' contents and the rows, in hexadecimal."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(self._rows.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _name(self, row: int) -> str:
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        start = 0 if file == 0 else self._ends[file - 1]
+        return f"Row {row - start} of `{self._files[file]}`"
+
+
+def _map_into_memory(files: list[Path], column: str):
+    # Imported late: it takes seconds, and points and digits do without.
+    import datasets
+    from datasets import config
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        table = datasets.load_dataset(
+            "parquet",
+            data_files=[escaped(file) for file in files],
+            split="train",
+            columns=[column],
+        )
+    except (OSError, DatasetGenerationError) as error:
+        raise OSError(
+            f"The images in {files[0].parent} could not be copied to "
+            f"{config.HF_DATASETS_CACHE} ({error.__cause__ or error}). Free "
+            "some space there, or name another folder in HF_DATASETS_CACHE."
+        ) from error
+    return table.with_format("arrow")

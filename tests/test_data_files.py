@@ -1,0 +1,123 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import jax.random as jr
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import eqmdm
+from eqmdm.data import load
+from image_files import encode_image, random_images, write_images
+
+
+SHAPE = (28, 28, 1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return write_dataset(tmp_path / "data")
+
+
+def write_dataset(folder, seed=0):
+    train, test = random_images(seed, 30, SHAPE), random_images(1, 5, SHAPE)
+    write_images(folder / "train-00000-of-00002.parquet", train[:12], "image")
+    write_images(folder / "train-00001-of-00002.parquet", train[12:], "image")
+    write_images(folder / "test-00000-of-00001.parquet", test, "image")
+    return folder
+
+
+def test_images_in_files_are_those_in_memory(data_dir):
+    inside = load("mnist", data_dir=data_dir)
+    outside = load("mnist", data_dir=data_dir, in_memory=False)
+    assert isinstance(outside.train, eqmdm.data.ImageFiles)
+    assert outside.train.shape == inside.train.shape == (25, *SHAPE)
+    assert outside.shape == inside.shape
+    # Across both files, out of order and repeated.
+    for indices in (np.arange(25), np.array([20, 3, 3, 11, 12])):
+        images = outside.train[indices]
+        assert images.dtype == np.uint8
+        np.testing.assert_array_equal(images, inside.train[indices])
+    np.testing.assert_array_equal(outside.validation, inside.validation)
+    np.testing.assert_array_equal(outside.test, inside.test)
+
+
+def test_streams_of_both_are_the_same(data_dir):
+    model = eqmdm.nn.MLP((2,), 1, width=4, depth=1, key=jr.key(0)), eqmdm.VPSDE()
+    state = eqmdm.TrainState.create(model, eqmdm.make_optimiser(), key=jr.key(1))
+    streams = [
+        eqmdm.BatchStream(
+            state,
+            load("mnist", data_dir=data_dir, in_memory=in_memory).train,
+            batch_size=7,
+            n_threads=4,
+        )
+        for in_memory in (True, False)
+    ]
+    for _ in range(8):
+        inside, outside = (next(stream).examples for stream in streams)
+        np.testing.assert_array_equal(outside, inside)
+    for stream in streams:
+        stream.close()
+
+
+def test_fingerprint_tells_files_apart(data_dir, tmp_path):
+    fingerprint = lambda folder: (
+        load("mnist", data_dir=folder, in_memory=False).fingerprint
+    )
+    other = write_dataset(tmp_path / "other", seed=2)
+    assert fingerprint(data_dir) == fingerprint(data_dir) != fingerprint(other)
+
+
+def test_rows_that_are_taken_have_a_fingerprint_of_their_own(data_dir):
+    train = load("mnist", data_dir=data_dir, in_memory=False).train
+    taken = train.take(np.array([4, 2]))
+    assert taken.fingerprint != train.fingerprint
+    np.testing.assert_array_equal(taken[np.array([1])], train[np.array([2])])
+
+
+def test_image_that_cannot_be_decoded_is_named_when_it_is_asked_for(tmp_path):
+    images = [encode_image(image) for image in random_images(0, 10, SHAPE)]
+    write_images(tmp_path / "train-0.parquet", images, "image")
+    write_images(tmp_path / "train-1.parquet", [*images[:3], b"no", *images], "image")
+    write_images(tmp_path / "test-0.parquet", images[:2], "image")
+    # The thirteenth is in the validation split or in the other, by a fixed choice.
+    with pytest.raises(ValueError, match=r"Row 3 of `.*train-1.parquet` must be an im"):
+        dataset = load("mnist", data_dir=tmp_path, in_memory=False)
+        dataset.train[np.arange(len(dataset.train))]
+
+
+def test_cache_that_cannot_be_written_to_is_named(data_dir, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "in")
+    with pytest.raises(OSError, match="could not be copied to .*HF_DATASETS_CACHE"):
+        load("mnist", data_dir=data_dir, in_memory=False)
+
+
+def test_training_on_more_images_than_memory_holds(tmp_path):
+    # 1.5 GB once decoded, and little on disk: the same few images over and over.
+    n_repeats = 25_000
+    images = [encode_image(np.full((32, 32, 3), i, np.uint8)) for i in range(20)]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = pa.array([{"bytes": image, "path": None} for image in images], struct)
+    rows = rows.take(pa.array(np.tile(np.arange(20), n_repeats)))
+    pq.write_table(pa.table({"image": rows}), tmp_path / "train-0.parquet")
+    pq.write_table(pa.table({"image": rows[:20]}), tmp_path / "validation-0.parquet")
+    process = subprocess.run(
+        [sys.executable, Path(__file__).parent / "on_little_memory.py", tmp_path],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "HF_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split("\n")[:3] == ["too large", "True", "True"]
