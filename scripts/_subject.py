@@ -82,7 +82,8 @@ def load_subject(directory: Path, *, data_dir: str | None, ema: bool = True) -> 
     for step, reason in restored.skipped.items():
         print(f"the checkpoint of step {step} cannot be read ({reason})")
     data_dir = options.data_dir if data_dir is None else data_dir
-    dataset = eqmdm.data.load(options.dataset, data_dir=data_dir)
+    in_memory = not options.stream
+    dataset = eqmdm.data.load(options.dataset, data_dir=data_dir, in_memory=in_memory)
     if dataset.fingerprint != fingerprint:
         raise ValueError(
             f"`data_dir` must hold the {options.dataset} data of the run, whose "

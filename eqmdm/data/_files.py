@@ -14,7 +14,7 @@ from ._parquet import check_schema, decode, escaped
 
 @final
 class ImageFiles:
-    """The images of Parquet files, to be indexed by an array of integers.
+    """The images of Parquet files, to be indexed by an array of integers or a slice.
 
     `datasets` copies the encoded images once into its cache, from where they are mapped
     into memory, so that any of them is found at once; they are decoded anew whenever
@@ -60,8 +60,12 @@ class ImageFiles:
         """The number of images, and the shape of one."""
         return len(self), *self._image_shape
 
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint8)
+
     def __getitem__(
-        self, indices: Integer[np.ndarray, " n"]
+        self, indices: Integer[np.ndarray, " n"] | slice
     ) -> UInt8[np.ndarray, "n height width channels"]:
         import pyarrow as pa
 
