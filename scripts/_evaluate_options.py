@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import tyro
 from _clocks import ClockName, check_clock
 from _errors import did_you_mean
+from _options import DiffusionName, Range
 from _subject import Subject
 
 
@@ -31,6 +32,7 @@ _REACH = 4
 _OF_AUGMENTED = ("aux_draws", "importance_weighted")
 _OF_ODE = ("dequantisation", "divergence", "probes", "solver", "clock", "tolerance")
 _OF_ODE += ("max_steps",)
+_OF_ANOTHER = ("diffusion", "log_snr_range", "t_range")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,14 @@ class Options:
     score; averaged over auxiliaries it is a lower bound. elbo: the lower bound that is
     trained, itemised. They are different models, so their gaps measure the error of the
     score."""
+    diffusion: DiffusionName | None = None
+    """Evaluate a denoiser under another diffusion than it was trained on, by default
+    between the same ends in log-SNR."""
+    log_snr_range: Range | None = None
+    """Evaluate a denoiser between other ends, as log signal-to-noise ratios. It knows
+    none below those it was trained on; above log-SNR 14 the data are all but known."""
+    t_range: Range | None = None
+    """Evaluate a denoiser between other ends, in time."""
     draws: int | None = None
     """Random draws averaged for each example. elbo: of time and noise, by default 8.
     Otherwise of the noise that makes grey levels continuous, by default 1."""
@@ -143,13 +153,35 @@ class Options:
             "divergence": divergence,
             "probes": 0 if divergence == "exact" else _PROBES,
             "clock": "angle" if route == "collapsed" else "time",
-            "output_dir": self.run / f"evaluation-{route}-{self.split}",
+            "output_dir": self.run
+            / "-".join(["evaluation", route, self.split, *self._other_names()]),
         }
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         given = {name: value for name, value in given.items() if value is not None}
         # A batch is never filled up with more than there is.
         given["batch_size"] = min(self.batch_size, n_examples)
         return ResolvedOptions(**(defaults | given))
+
+    @property
+    def is_under_another(self) -> bool:
+        """Whether the diffusion, or its ends, are not those of the run."""
+        return bool(self.diffusion or self.log_snr_range or self.t_range)
+
+    def placed(self, subject: Subject) -> Subject:
+        """The run under the diffusion that it is to be evaluated under."""
+        if not self.is_under_another:
+            return subject
+        return subject.under(
+            self.diffusion or subject.trained_with.diffusion,
+            log_snr_range=self.log_snr_range,
+            t_range=self.t_range,
+        )
+
+    def _other_names(self) -> list[str]:
+        """What tells an evaluation under another diffusion from that of the run's."""
+        ends = ("snr", self.log_snr_range), ("t", self.t_range)
+        names = [f"{kind}{r[0]:g}to{r[1]:g}" for kind, r in ends if r is not None]
+        return [*([self.diffusion] if self.diffusion else []), *names]
 
     def _check_route(self, route: str, subject: Subject) -> None:
         unused = () if route == "augmented" else _OF_AUGMENTED
@@ -221,6 +253,7 @@ class ResolvedOptions(Options):
         names = ["split", "first", "examples", "route", "draws", "seed"]
         names += _OF_ODE if self.route != "elbo" else ()
         names += _OF_AUGMENTED if self.route == "augmented" else ()
+        names += _OF_ANOTHER if self.is_under_another else ()
         return {name: getattr(self, name) for name in names}
 
 

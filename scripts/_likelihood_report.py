@@ -31,13 +31,17 @@ def make_report(
     `timing` has the seconds per example, and whether they include compilation.
     """
     converged = columns["converged"]
+    diffusion = subject.model[1]
     facts = _build.facts(subject.trained_with)
     return {
         "run": subject.name,
         "step": subject.step,
         "dataset": subject.trained_with.dataset,
         "data_fingerprint": subject.dataset.fingerprint,
-        "diffusion": subject.trained_with.diffusion,
+        "diffusion": options.diffusion or subject.trained_with.diffusion,
+        "log_snr_range": [
+            float(diffusion.log_snr(t)) for t in (diffusion.t1, diffusion.t0)
+        ],
         "score": subject.trained_with.score,
         "settings": options.identity()
         | {

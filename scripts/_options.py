@@ -5,6 +5,17 @@ from typing import Any, Literal
 
 
 Range = tuple[float, float]
+DiffusionName = Literal[
+    "vpsde",
+    "subvpsde",
+    "vesde",
+    "cld",
+    "alda",
+    "malda",
+    "psld",
+    "critical3",
+    "learned",
+]
 
 _MNIST: dict[str, Any] = {
     "steps": 50_000,
@@ -93,17 +104,7 @@ class Options:
     seed: int = 0
     """Fixes every random draw."""
 
-    diffusion: Literal[
-        "vpsde",
-        "subvpsde",
-        "vesde",
-        "cld",
-        "alda",
-        "malda",
-        "psld",
-        "critical3",
-        "learned",
-    ] = "cld"
+    diffusion: DiffusionName = "cld"
     """The process. The default is the best-known multivariate one. With the denoiser
     score the choice matters little to the bound, which then depends on the diffusion
     only through its ends; with the free score it does."""

@@ -1,12 +1,6 @@
 """The run of a study under each of the diffusions that it is studied with."""
 
-import dataclasses
-from typing import Any
-
-import _build
-import _options
 import _solvers
-import jax.random as jr
 from _clocks import check_clock
 from _study_options import Options
 from _subject import Subject
@@ -30,30 +24,9 @@ def make_subjects(options: Options, subject: Subject) -> dict[str, Subject]:
         )
     subjects = {}
     for name in options.diffusions or (own,):
-        subjects[name] = subject if name == own else _under(name, subject)
+        subjects[name] = (
+            subject if name == own else subject.under(name, option="diffusions")
+        )
         if options.clock != "time":
             check_clock(options.clock, subjects[name], whose=name)
     return subjects
-
-
-def _under(name: Any, subject: Subject) -> Subject:
-    """A denoiser's run under another diffusion, between the same log-SNR ends."""
-    own = subject.trained_with.diffusion
-    if not subject.is_denoiser:
-        raise ValueError(
-            f"`diffusions` must be {own} alone for this run, for its score is free "
-            f"and knows no other than the one it was trained on; got {name}. Train "
-            "with --score denoiser to study several."
-        )
-    if name == "learned":
-        raise ValueError(
-            "`diffusions` must not have learned for this run, for it learned none; "
-            f"it was trained on {own}. Leave it out, or train with --diffusion learned."
-        )
-    denoiser, diffusion = subject.model
-    low, high = (float(diffusion.log_snr(t)) for t in (diffusion.t1, diffusion.t0))
-    options = _options.Options(
-        dataset=subject.trained_with.dataset, diffusion=name, log_snr_range=(low, high)
-    )
-    other = _build.build_diffusion(options.resolved(), jr.key(0))
-    return dataclasses.replace(subject, model=(denoiser, other))

@@ -6,12 +6,13 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import _build
 import _options
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 
 import eqmdm
@@ -39,6 +40,45 @@ class Subject:
         return dataclasses.replace(
             self, model=eqmdm.distribute(self.model, mesh), mesh=mesh
         )
+
+    def under(
+        self,
+        diffusion: str,
+        *,
+        log_snr_range: _options.Range | None = None,
+        t_range: _options.Range | None = None,
+        option: str = "diffusion",
+    ) -> "Subject":
+        """A denoiser's run under another diffusion, by default between the same ends in
+        log-SNR.
+
+        **Raises:** `ValueError` if the run knows no other diffusion than its own.
+        """
+        own = self.trained_with.diffusion
+        if not self.is_denoiser:
+            raise ValueError(
+                f"`{option}` must be {own} alone, and its ends must be left out, for "
+                "this run, for its score is free and knows no other than the one it "
+                f"was trained on; got {diffusion}. Train with --score denoiser to "
+                "evaluate it under several."
+            )
+        if diffusion == "learned":
+            raise ValueError(
+                f"`{option}` must not have learned for this run, nor may the ends of a "
+                f"learned one be others; it was trained on {own}. Leave both out."
+            )
+        denoiser, present = self.model
+        if log_snr_range is None and t_range is None:
+            low, high = (float(present.log_snr(t)) for t in (present.t1, present.t0))
+            log_snr_range = low, high
+        options = _options.Options(
+            dataset=self.trained_with.dataset,
+            diffusion=cast(Any, diffusion),
+            log_snr_range=log_snr_range,
+            t_range=t_range,
+        )
+        other = _build.build_diffusion(options.resolved(), jr.key(0))
+        return dataclasses.replace(self, model=(denoiser, other))
 
     @property
     def score(self) -> Any:

@@ -25,6 +25,7 @@ def main(given: Options) -> None:
     with clean_errors():
         given.check()
         subject = _subject.load_subject(given.run, data_dir=given.data_dir)
+        subject = given.placed(subject)
         options = given.resolved(subject)
         evaluate = _evaluation.Evaluator(subject, options)
         results = Results(

@@ -418,6 +418,36 @@ def test_solves_that_fail_are_named_and_the_others_kept(digits, solver, tmp_path
 # --- Errors --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ends", [{}, {"t_range": (0.01, 0.8)}], ids=["own", "other"])
+def test_denoiser_is_evaluated_under_another_diffusion(points, tmp_path, ends):
+    arguments = ["--diffusion=cld", *FEW, "--route=elbo"]
+    for low, high in ends.values():
+        arguments += ["--t-range", str(low), str(high)]
+    columns = _evaluate(points, tmp_path, *arguments)
+    score, vpsde = eqmdm.load(points)
+    low, high = (float(vpsde.log_snr(t)) for t in (vpsde.t1, vpsde.t0))
+    diffusion = eqmdm.CLD(**(ends or {"log_snr_range": (low, high)}))
+    expected = eqmdm.evaluate(
+        (score.denoiser, diffusion),
+        eqmdm.data.load("mixture").test[3:24],
+        eqmdm.Objective(time_sampler=eqmdm.LogSNRTime()),
+        key=jr.fold_in(jr.key(0), BOUND),
+        n_draws=8,
+        batch_size=7,
+        first=3,
+    )
+    np.testing.assert_allclose(columns["total"], expected.terms["total"], rtol=1e-5)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["diffusion"] == "cld"
+    high = float(diffusion.log_snr(diffusion.t0))
+    np.testing.assert_allclose(report["log_snr_range"][1], high, rtol=1e-6)
+
+
+def test_free_score_is_refused_other_ends(free):
+    line = _error(free, "--t-range", "0.01", "1")
+    assert "`diffusion` must be vpsde alone, and its ends must be left out" in line
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
