@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made-by-$(subst /,_,$(PYTHON))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench study clean
 # Every target may install into the one environment.
 .NOTPARALLEL:
 
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-all  run every test'
 	@echo 'make lint   check formatting, style and types'
 	@echo 'make bench  run every benchmark in its quick form'
+	@echo 'make study  the studies in their short form: runs/studies'
 	@echo 'make clean  remove the environment'
 	@echo 'PYTHON= chooses the interpreter (now $(PYTHON)).'
 
@@ -41,6 +42,10 @@ bench: $(VENV)/.dev
 	@set -e; for file in $(wildcard benchmarks/*.py); do \
 		echo "$$file"; $(BIN)/python "$$file" --quick; \
 	done
+
+study: $(VENV)/.runtime
+	$(BIN)/python scripts/study.py benchmarks/studies/densities.toml --short
+	$(BIN)/python scripts/study.py benchmarks/studies/digits.toml --short
 
 clean:
 	rm -rf $(VENV)

@@ -32,6 +32,7 @@ _REACH = 4
 _OF_AUGMENTED = ("aux_draws", "importance_weighted")
 _OF_ODE = ("dequantisation", "divergence", "probes", "solver", "clock", "tolerance")
 _OF_ODE += ("max_steps",)
+_OF_BOUND = ("decoder",)
 _OF_ANOTHER = ("diffusion", "log_snr_range", "t_range")
 
 
@@ -83,6 +84,8 @@ class Options:
     overwrite: bool = False
     """Start anew where the output directory holds another evaluation."""
 
+    decoder: Literal["data", "theorem3"] | None = None
+    """elbo only: what completes the bound at the cut; by default as in training."""
     dequantisation: Literal["uniform", "truncated_normal"] | None = None
     """How integer levels become continuous, on the ODE routes; by default as in
     training. A run with discrete levels needs it given: it has no density without."""
@@ -185,7 +188,7 @@ class Options:
 
     def _check_route(self, route: str, subject: Subject) -> None:
         unused = () if route == "augmented" else _OF_AUGMENTED
-        unused += _OF_ODE if route == "elbo" else ()
+        unused += _OF_ODE if route == "elbo" else _OF_BOUND
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in unused and value != field.default:
@@ -253,6 +256,7 @@ class ResolvedOptions(Options):
         names = ["split", "first", "examples", "route", "draws", "seed"]
         names += _OF_ODE if self.route != "elbo" else ()
         names += _OF_AUGMENTED if self.route == "augmented" else ()
+        names += _OF_BOUND if self.decoder else ()
         names += _OF_ANOTHER if self.is_under_another else ()
         return {name: getattr(self, name) for name in names}
 

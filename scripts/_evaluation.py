@@ -33,9 +33,12 @@ class Evaluator:
         self._subject, self._options = subject, options
         self._examples = getattr(subject.dataset, options.split)
         if options.route == "elbo":
-            self._objective = _build.build_objective(
-                subject.trained_with, subject.dataset
-            )
+            trained_with = subject.trained_with
+            if options.decoder is not None:
+                trained_with = dataclasses.replace(
+                    trained_with, decoder=options.decoder
+                )
+            self._objective = _build.build_objective(trained_with, subject.dataset)
         else:
             self._grey_levels = _make_grey_levels(subject, options)
             self._method = _make_method(options)

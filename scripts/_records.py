@@ -45,11 +45,13 @@ def concatenated(window: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([m[name] for m in values]) for name in values[0]}
 
 
-def matrices(diffusion: Any) -> dict[str, list]:
-    """Q and D of a learned diffusion, per unit of its clock."""
+def learned(diffusion: Any) -> dict[str, list]:
+    """Of a learned diffusion: Q and D per unit of its clock, and its log-SNR ends."""
     named = {"skew_matrix": diffusion.skew_matrix}
     named |= {"dissipation_matrix": diffusion.dissipation_matrix}
-    return {name: np.asarray(value).tolist() for name, value in named.items()}
+    found = {name: np.asarray(value).tolist() for name, value in named.items()}
+    ends = diffusion.t1, diffusion.t0
+    return found | {"log_snr_range": [float(diffusion.log_snr(t)) for t in ends]}
 
 
 def report(

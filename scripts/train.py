@@ -141,7 +141,7 @@ def main(given: Options) -> None:
                     f"take {n_doublings} doublings, and the step is compiled again"
                 )
         if options.diffusion == "learned":
-            record |= _records.matrices(state.model[1])
+            record |= _records.learned(state.model[1])
         bar.set_description("training")
         bar.set_postfix_str(f"{record['loss']:.3f} {unit}, {rate:.1f} steps/s")
         bar.update(step - bar.n)

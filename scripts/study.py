@@ -1,0 +1,110 @@
+"""Train and evaluate every cell of a study, and collect what they have found.
+
+    python scripts/study.py benchmarks/studies/digits.toml
+
+See `--help` for the options.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import _cell_plots
+import _cell_results
+import tyro
+from _cells import Cell, arguments, read_study
+from _errors import clean_errors
+from _results import write_text
+
+
+_SCRIPTS = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train and evaluate every cell of a study, and collect what they have found.
+
+    Each cell is an ordinary run of train.py, evaluated by evaluate.py. What is done
+    already is not done again, and what was stopped is continued.
+    """
+
+    config: Annotated[Path, tyro.conf.arg(metavar="CONFIG"), tyro.conf.Positional]
+    """The study: a TOML file as in benchmarks/studies."""
+    output_dir: Path | None = None
+    """Where the runs are; by default runs/studies/<name>, or <name>-short."""
+    results_dir: Path | None = None
+    """Where the tables and pictures go; by default beside the runs."""
+    data_dir: str | None = None
+    """A directory with the image files (parquet), instead of the Hugging Face Hub."""
+    short: bool = False
+    """Do the study's short form, which shows that it works rather than what is true."""
+    collect_only: bool = False
+    """Only collect what has been found by now."""
+    dry_run: bool = False
+    """Only print the commands that are left to be run."""
+
+
+def main(options: Options) -> None:
+    with clean_errors():
+        study = read_study(options.config, short=options.short)
+    name = study.name + ("-short" if options.short else "")
+    root = options.output_dir or Path("runs") / "studies" / name
+    failures = []
+    for number, cell in enumerate(study.cells):
+        title = f"[{number + 1}/{len(study.cells)}] {cell.grid}: {cell.name}"
+        with clean_errors():
+            commands = _commands(cell, root / cell.directory, options)
+        for command in [] if options.collect_only else commands:
+            print(f"{title}, seed {cell.seed}\n  {' '.join(command)}", flush=True)
+            if options.dry_run:
+                continue
+            if subprocess.run([sys.executable, *command]).returncode:
+                failures.append(f"{cell.directory}: {Path(command[0]).name}")
+                # What follows would be of a training that is not done.
+                break
+    if options.dry_run:
+        return
+
+    results_dir = options.results_dir or root
+    results_dir.mkdir(parents=True, exist_ok=True)
+    with clean_errors():
+        rows = _cell_results.read(study, root)
+        if not rows:
+            sys.exit("error: no cell has been evaluated yet")
+        _cell_results.write(results_dir / "cells.csv", rows)
+        summaries = _cell_results.summarise(study, root, rows)
+        _cell_results.write(results_dir / "summary.csv", summaries)
+    text = _cell_results.as_text(study, summaries)
+    write_text(results_dir / "summary.md", text)
+    _cell_plots.bounds(results_dir / "bounds.png", summaries)
+    _cell_plots.training(results_dir / "training.png", study, root)
+    _cell_plots.learned(results_dir / "learned.png", study, root)
+    print(text)
+    print(f"written to {results_dir}")
+    if failures:
+        sys.exit("error: not done: " + "; ".join(failures))
+
+
+def _commands(cell: Cell, directory: Path, options: Options) -> list[list[str]]:
+    """What is left to be run for a cell."""
+    commands = []
+    data_dir = [] if options.data_dir is None else [f"--data-dir={options.data_dir}"]
+    if not _cell_results.is_trained(cell, directory):
+        command = [str(_SCRIPTS / "train.py"), *arguments(cell.train), *data_dir]
+        command += [f"--seed={cell.seed}", f"--run-dir={directory}"]
+        # Once it has written its options.
+        resume = (directory / "options.json").exists()
+        commands.append([*command, *["--resume"] * resume])
+    for name, settings in cell.evaluations.items():
+        if _cell_results.is_evaluated(cell, directory, name):
+            continue
+        output_dir = _cell_results.evaluation_dir(directory, name)
+        command = [str(_SCRIPTS / "evaluate.py"), str(directory), *arguments(settings)]
+        commands.append([*command, *data_dir, f"--output-dir={output_dir}"])
+    return commands
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

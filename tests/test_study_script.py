@@ -1,0 +1,173 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from script_runs import SCRIPTS, importable_scripts
+
+
+TINY = """
+question = "Does it work?"
+seeds = [0, 1]
+[train]
+dataset = "mixture"
+steps = 4
+log_every = 2
+validate_every = 2
+checkpoint_every = 2
+width = 8
+n_blocks = 1
+n_samples = 0
+test_examples = 0
+[evaluations.bound]
+route = "elbo"
+draws = 2
+examples = 20
+[grids.free]
+question = "Is it free?"
+train = { score = "free", t_range = [0.001, 1] }
+[grids.free.axes.diffusion]
+"VPSDE" = { diffusion = "vpsde" }
+"learned, K = 2" = { diffusion = "learned", n_vars = 2 }
+[short]
+seeds = [3]
+evaluations = { examples = 5 }
+train = { steps = 2 }
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    with importable_scripts():
+        yield
+
+
+def _read(directory, text=TINY, short=False):
+    from _cells import read_study
+
+    path = directory / "tiny.toml"
+    path.write_text(text)
+    return read_study(path, short=short)
+
+
+def test_grid_has_a_cell_for_each_choice_and_seed(tmp_path):
+    study = _read(tmp_path)
+    assert (study.name, study.question) == ("tiny", "Does it work?")
+    assert study.grids == {"free": "Is it free?"}
+    assert [(cell.name, cell.seed) for cell in study.cells] == [
+        ("VPSDE", 0),
+        ("VPSDE", 1),
+        ("learned, K = 2", 0),
+        ("learned, K = 2", 1),
+    ]
+    last = study.cells[-1]
+    assert str(last.directory) == "free/learned-K-2/seed-1"
+    assert last.train["n_vars"] == 2 and last.train["score"] == "free"
+    assert last.train["steps"] == 4
+    assert last.evaluations == {"bound": {"route": "elbo", "draws": 2, "examples": 20}}
+
+
+def test_short_form_replaces_what_it_names(tmp_path):
+    study = _read(tmp_path, short=True)
+    assert [cell.seed for cell in study.cells] == [3, 3]
+    assert {cell.train["steps"] for cell in study.cells} == {2}
+    assert {cell.evaluations["bound"]["examples"] for cell in study.cells} == {5}
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("[train]", "[trian]", "must have keys among .*; got 'trian'"),
+        ("steps = 4", "stpes = 4", "options of train.py .*'stpes' is none of them"),
+        ("steps = 4", 'steps = "four"', "options of train.py with values that it"),
+        ("draws = 2", "draw = 2", "options of evaluate.py .*'draw' is none of them"),
+        ("seeds = [0, 1]", "seeds = 0", "`seeds` in .* must be a list; got 0"),
+        ('"VPSDE" = {', '"VPSDE" = 1 #', "`diffusion` in .* must be a table of tables"),
+        ("[grids.free]", '[grids.free]\nevaluate = ["x"]', "among bound; got 'x'"),
+        ("question", "question =", "must be a TOML file of a study; .*tiny.toml"),
+    ],
+)
+def test_wrong_study_is_refused(tmp_path, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        _read(tmp_path, TINY.replace(old, new, 1))
+
+
+# --- The summary ---------------------------------------------------------------------
+
+
+def _write_evaluation(directory, total, converged):
+    directory.mkdir(parents=True)
+    columns = {"example": np.arange(len(total)), "total": -total * 64 * np.log(2)}
+    columns |= {"bits_per_dim": total, "converged": converged}
+    pq.write_table(pa.table(columns), directory / "examples.parquet")
+    (directory / "report.json").write_text("{}")
+
+
+def test_summary_is_over_seeds_and_paired_examples(tmp_path):
+    import _cell_results
+
+    study = _read(tmp_path)
+    rng = np.random.default_rng(0)
+    # Examples differ far more than cells do.
+    examples = rng.normal(3.0, 1.0, 50)
+    values, rows = {}, []
+    for number, cell in enumerate(study.cells):
+        noise = 0.01 * rng.normal(size=50) + 0.002 * cell.seed
+        total = examples + noise + 0.1 * (number >= 2)
+        converged = np.arange(50) != 7 * (number + 1)
+        directory = tmp_path / cell.directory / "evaluation-bound"
+        _write_evaluation(directory, total, converged)
+        values[cell.name, cell.seed] = np.where(converged, total, np.nan)
+        names = {"grid": cell.grid, "cell": cell.name, "seed": cell.seed}
+        rows.append(names | {"evaluation": "bound", "unit": "bits/dim", "steps": 4})
+    first, second = _cell_results.summarise(study, tmp_path, rows)
+
+    by_seed = np.stack([values["learned, K = 2", seed] for seed in (0, 1)])
+    both = by_seed[:, np.isfinite(by_seed).all(axis=0)]
+    assert both.shape == (2, 48) and second["examples"] == 48
+    np.testing.assert_allclose(second["value"], both.mean(), rtol=1e-12)
+    over_examples = both.mean(axis=0).std(ddof=1) / np.sqrt(48)
+    np.testing.assert_allclose(second["error_over_examples"], over_examples, rtol=1e-12)
+    # Of two values, half their distance.
+    over_seeds = abs(np.diff(both.mean(axis=1))[0]) / 2
+    np.testing.assert_allclose(second["error_over_seeds"], over_seeds, rtol=1e-12)
+    assert first["difference"] is None
+    # Known fifty times better than either value.
+    np.testing.assert_allclose(second["difference"], 0.1, atol=0.01)
+    assert second["difference_error"] < 0.01 < 0.1 < second["error_over_examples"]
+
+    text = _cell_results.as_text(study, [first, second])
+    line = next(line for line in text.splitlines() if line.startswith("| learned"))
+    assert f"| {second['value']:.4f} |" in line and "±" in line
+
+
+@pytest.mark.slow
+def test_study_does_what_is_left_and_collects_it(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    command = [sys.executable, SCRIPTS / "study.py", "tiny.toml", "--output-dir=out"]
+    run = lambda *more: subprocess.run(
+        [*command, *more], cwd=tmp_path, capture_output=True, text=True
+    )
+    done = run()
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "out" / "cells.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4
+    for name in ("bounds.png", "training.png", "learned.png"):
+        content = (tmp_path / "out" / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+    seed = tmp_path / "out" / "free" / "VPSDE" / "seed-1"
+    report = json.loads((seed / "evaluation-bound" / "report.json").read_text())
+    assert report["n_examples"] == 20 and report["step"] == 4
+    # Only what is gone is done again.
+    assert run("--dry-run").stdout == ""
+    (seed / "evaluation-bound" / "report.json").unlink()
+    left = run("--dry-run").stdout
+    assert left.count("evaluate.py") == 1 and "train.py" not in left
+    # Another study is not taken for this one.
+    (tmp_path / "tiny.toml").write_text(TINY.replace("width = 8", "width = 4"))
+    changed = run()
+    assert changed.returncode == 1
+    assert "error: `width` must be 8" in changed.stderr
