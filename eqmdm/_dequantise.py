@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from ._custom_types import Data, PRNGKey, Scalar
+from ._draw import draw_uniform
 
 
 class AbstractTransform(eqx.Module):
@@ -135,7 +136,7 @@ class UniformDequantiser(AbstractDequantiser):
     def __call__(
         self, levels: Int[Array, "*data"], *, key: PRNGKey, dtype: DTypeLike
     ) -> tuple[Data, Scalar]:
-        return jr.uniform(key, levels.shape, dtype), jnp.zeros((), dtype)
+        return draw_uniform(key, levels.shape, dtype), jnp.zeros((), dtype)
 
 
 @final
@@ -184,10 +185,10 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
         self, levels: Int[Array, "*data"], *, key: PRNGKey, dtype: DTypeLike
     ) -> tuple[Data, Scalar]:
         limit = jnp.asarray(0.5 / self.std, dtype)
-        z = jr.truncated_normal(key, -limit, limit, levels.shape, dtype)
+        z = jr.truncated_normal(key, -limit, limit, (levels.size,), dtype)
         # Rounding may reach 1, which belongs to the next level.
         below_one = 1 - float(jnp.finfo(dtype).epsneg)
-        offset = jnp.clip(0.5 + self.std * z, 0, below_one)
+        offset = jnp.clip(0.5 + self.std * z, 0, below_one).reshape(levels.shape)
         return offset, self.log_density(offset)
 
 

@@ -6,7 +6,6 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, Float
 
@@ -18,6 +17,7 @@ from ._custom_types import (
     VarsMatrix,
     VarsVector,
 )
+from ._draw import draw_normal
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -165,7 +165,7 @@ class Transition(eqx.Module):
         return self.mean(y) + apply_to_vars(self.root, noise)
 
     def sample(self, y: State, *, key: PRNGKey) -> State:
-        return self.perturb(y, jr.normal(key, y.shape, y.dtype))
+        return self.perturb(y, draw_normal(key, y.shape, y.dtype))
 
     def then(self, later: "Transition") -> "Transition":
         r"""The law over both intervals, for a `later` one that starts where this ends.
@@ -195,7 +195,7 @@ class PerturbationKernel(eqx.Module):
         return self.mean(x) + apply_to_vars(self.root, noise)
 
     def sample(self, x: Data, *, key: PRNGKey) -> State:
-        noise = jr.normal(key, (*self.mean_map.shape, *x.shape), x.dtype)
+        noise = draw_normal(key, (*self.mean_map.shape, *x.shape), x.dtype)
         return self.perturb(x, noise)
 
     @property
@@ -239,7 +239,7 @@ class Gaussian(eqx.Module):
 
     def sample(self, key: PRNGKey, shape: tuple[int, ...]) -> State:
         """A draw of shape `(vars, *shape)`, in the dtype of the root."""
-        noise = jr.normal(key, (len(self.root), *shape), self.root.dtype)
+        noise = draw_normal(key, (len(self.root), *shape), self.root.dtype)
         return apply_to_vars(self.root, noise)
 
     def log_density(self, y: State) -> Scalar:

@@ -14,6 +14,7 @@ from ._custom_types import Data, PRNGKey, Scalar, State
 from ._decoder import AbstractDecoder, DataDecoder, StartDecoder
 from ._dequantise import as_dequantised
 from ._diffusion import AbstractLinearDiffusion, Laws
+from ._draw import draw_normal
 from ._form import AbstractForm, LowVariance
 from ._gaussian import apply_to_vars, log_det, n_coordinates
 from ._score import (
@@ -277,7 +278,7 @@ def _prior(
     else:
         mean, root = at_end.kernel.mean(start[0]), at_end.kernel.root
     if form.is_direct:
-        noise = jr.normal(key, start.shape, start.dtype)
+        noise = draw_normal(key, start.shape, start.dtype)
         return diffusion.prior.log_density(mean + apply_to_vars(root, noise))
     return -diffusion.prior.kl_from(root, mean)
 

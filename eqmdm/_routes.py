@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._custom_types import Data, PRNGKey, Scalar, State
 from ._diffusion import AbstractLinearDiffusion
+from ._draw import draw_normal
 from ._flow import FlowSolver, standard_error
 from ._gaussian import (
     PerturbationKernel,
@@ -253,7 +254,7 @@ class AugmentedRoute(AbstractRoute):
 
         def solve_one(key: PRNGKey):
             key_aux, key_probe = jr.split(key)
-            aux = jr.normal(key_aux, (diffusion.n_vars - 1, *x.shape), x.dtype)
+            aux = draw_normal(key_aux, (diffusion.n_vars - 1, *x.shape), x.dtype)
             y = kernel.mean(x) + apply_to_vars(across, aux)
             solved = solve(flow, timing.start, timing.end, y, key=key_probe)
             prior = diffusion.prior.log_density(solved.y).astype(x.dtype)

@@ -7,12 +7,12 @@ from typing import TypeAlias, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array
 
 from ._clock import concrete
 from ._custom_types import Data, PRNGKey, Scalar, State, VarsMatrix
 from ._diffusion import AbstractLinearDiffusion, Laws
+from ._draw import draw_normal
 from ._gaussian import PerturbationKernel, apply_to_vars, matmul, outer_with_data
 
 
@@ -245,7 +245,7 @@ class Point(eqx.Module):
     def draw(
         cls, t: Scalar, laws: Laws, start: State, *, given_start: bool, key: PRNGKey
     ) -> "Point":
-        noise = jr.normal(key, start.shape, start.dtype)
+        noise = draw_normal(key, start.shape, start.dtype)
         if given_start:
             y = laws.step.perturb(start, noise)
         else:

@@ -8,11 +8,11 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._clock import concrete
 from .._custom_types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
+from .._draw import draw_normal
 from .._gaussian import (
     Gaussian,
     PerturbationKernel,
@@ -215,7 +215,7 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         """A draw of $y(0)$ given the data: `x`, and the auxiliaries at random."""
         root = self.start_root(x.dtype)
         data = jnp.zeros((self.n_vars, *x.shape), x.dtype).at[0].set(x)
-        noise = jr.normal(key, (root.shape[1], *x.shape), x.dtype)
+        noise = draw_normal(key, (root.shape[1], *x.shape), x.dtype)
         return data + apply_to_vars(root, noise) if root.shape[1] else data
 
     def transition(self, s: Scalar, t: Scalar) -> Transition:

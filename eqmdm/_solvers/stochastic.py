@@ -13,6 +13,7 @@ from .._custom_types import PRNGKey, Scalar, State, VarsMatrix
 from .._diffusion import AbstractLinearDiffusion, AbstractStationaryDiffusion
 from .._diffusion.kernel import constant_transition
 from .._diffusion.stationary import times_inverse
+from .._draw import draw_normal
 from .._gaussian import Transition, apply_to_vars, lq_root, matmul, solve_lower
 from .._score import AbstractScore
 from .base import AbstractSampler, Clip, Reading, SamplerState, Times, part, read_state
@@ -261,7 +262,7 @@ class LangevinCorrector(AbstractSampler):
 
         def correct(y: State, key: PRNGKey) -> tuple[State, None]:
             mean = end.kernel.mean(end.data_estimate(score, y, self.clip))
-            noise = apply_to_vars(end.kernel.root, jr.normal(key, y.shape, y.dtype))
+            noise = apply_to_vars(end.kernel.root, draw_normal(key, y.shape, y.dtype))
             return mean + keep * (y - mean) + spread * noise, None
 
         step = 2 * self.snr**2
