@@ -31,6 +31,11 @@ def _series_order(dtype) -> int:
     return 19 if jnp.finfo(dtype).bits == 64 else 12
 
 
+def _orders(dtype, *, down_to: int) -> Float[Array, " orders"]:
+    """The orders of the terms of a series, the last first as Horner's scheme has it."""
+    return jnp.arange(_series_order(dtype), down_to - 1, -1, dtype=dtype)
+
+
 def quadrature(n_vars: int, dtype) -> tuple[list[float], list[float]]:
     # With m nodes polynomials up to degree 2m - 1 are exact, and the covariance of a
     # chain of K variables starts at degree 2K - 2.
@@ -42,9 +47,9 @@ def quadrature(n_vars: int, dtype) -> tuple[list[float], list[float]]:
 def exponential_deviation(F: VarsMatrix, h: Scalar) -> VarsMatrix:
     """exp(F h) - I, without forming I and subtracting it."""
     identity = jnp.eye(len(F), dtype=F.dtype)
-    factor = jnp.zeros_like(F)
-    for k in range(_series_order(F.dtype), 1, -1):
-        factor = matmul(F * (h / k), identity + factor)
+    term = lambda factor, k: (matmul(F * (h / k), identity + factor), None)
+    # A loop, here and below, because written out it takes a half longer to compile.
+    factor, _ = jax.lax.scan(term, jnp.zeros_like(F), _orders(F.dtype, down_to=2))
     return matmul(F * h, identity + factor)
 
 
@@ -58,8 +63,8 @@ def _short_step_root(
     fractions = h * jnp.asarray(nodes, F.dtype)
     F_nodes = F[None] * fractions[:, None, None]
     factor = jnp.broadcast_to(G, (len(nodes), *G.shape))
-    for k in range(_series_order(F.dtype), 0, -1):
-        factor = G[None] + matmul(F_nodes / k, factor)
+    term = lambda factor, k: (G[None] + matmul(F_nodes / k, factor), None)
+    factor, _ = jax.lax.scan(term, factor, _orders(F.dtype, down_to=1))
     columns = jnp.sqrt(widths)[:, None, None] * factor
     return jnp.moveaxis(columns, 0, 1).reshape(len(F), -1)
 
