@@ -1,6 +1,7 @@
 """Samplers of the times at which a bound's integrand is estimated."""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import final
 
@@ -8,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._custom_types import PRNGKey, Scalar
@@ -139,9 +141,9 @@ def _tabulated(
         table = _table(diffusion, rises, n_grid, u.dtype)
     else:
         # Nor on anything else that moves: a constant of the program.
-        with jax.ensure_compile_time_eval():
-            table = _compiled_table(diffusion, rises, n_grid, u.dtype)
-    times, share, cumulative = table
+        wide = jnp.result_type(float)
+        table = _constant_table(diffusion, rises, n_grid, jnp.dtype(u.dtype), wide)
+    times, share, cumulative = (jnp.asarray(part) for part in table)
     cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, n_grid - 1)
     width = times[cell + 1] - times[cell]
     within = jnp.clip((u - cumulative[cell]) / share[cell], 0, 1)
@@ -166,4 +168,25 @@ def _table(
     return times, share, cumulative
 
 
-_compiled_table = eqx.filter_jit(_table)
+@functools.lru_cache(maxsize=64)
+def _constant_table(
+    diffusion: AbstractLinearDiffusion,
+    rises: Callable[[AbstractLinearDiffusion, Array], Array],
+    n_grid: int,
+    dtype: jnp.dtype,
+    wide: jnp.dtype,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The values of `_table`, inside a trace too.
+
+    From one program: `jax.ensure_compile_time_eval` would compile every operation by
+    itself, which takes as long as the network of a small training step.
+    """
+    # In the key because the ends of a diffusion have this dtype.
+    del wide
+    table = jax.jit(lambda: _table(diffusion, rises, n_grid, dtype))
+    # It runs once, so that optimising it is lost time.
+    options: dict[str, str | bool] = {}
+    if jax.default_backend() == "cpu":
+        options["xla_backend_optimization_level"] = "0"
+    times, share, cumulative = table.lower().compile(options)()
+    return np.asarray(times), np.asarray(share), np.asarray(cumulative)
