@@ -2,6 +2,7 @@
 
 import abc
 import math
+import weakref
 from typing import final
 
 import equinox as eqx
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from ._custom_types import Data, PRNGKey, Scalar
 from ._draw import draw_uniform
+from ._sharding import on_host
 
 
 class AbstractTransform(eqx.Module):
@@ -238,12 +241,53 @@ class GreyLevels(eqx.Module):
                 "have 256."
             )
 
+    def check(
+        self, levels: Shaped[Array | np.ndarray, "..."]
+    ) -> Shaped[Array | np.ndarray, "..."]:
+        """`levels` as they are, refused unless from 0 to `n_levels - 1`.
+
+        Under a trace the check becomes a part of the program, which then calls back to
+        Python: a GPU waits for that, and XLA keeps no such program from one process to
+        the next. So check a whole data set before, and `encode` its examples with
+        `check=False`. A JAX array, which cannot change, is looked at only once.
+
+        **Arguments:**
+
+        - `levels`: integers, of any number of examples.
+
+        **Raises:**
+
+        `TypeError` if `levels` are not integers; `ValueError`, or
+        `equinox.EquinoxRuntimeError` where they are traced, if any is out of range.
+        """
+        last = self.n_levels - 1
+        _check_integers(levels, last)
+        limits = jnp.iinfo(levels.dtype)
+        if (limits.min >= 0 and limits.max <= last) or levels.size == 0:
+            return levels
+        must = f"`levels` must be from 0 to {last}"
+        advice = "Is `n_levels` right for these data?"
+        if isinstance(levels, Tracer):
+            wide = _widened(levels)
+            wrong = jnp.any((wide < 0) | (wide > last))
+            return eqx.error_if(levels, wrong, f"{must}. {advice}")
+        place = id(levels), last
+        if _checked.get(place) is not levels:
+            values = on_host(levels)
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high > last:
+                raise ValueError(f"{must}; got {low} to {high}. {advice}")
+            if isinstance(levels, jax.Array):
+                _checked[place] = levels
+        return levels
+
     def encode(
         self,
         levels: Shaped[Array | np.ndarray, "*data"],
         *,
         key: PRNGKey,
         dtype: DTypeLike = float,
+        check: bool = True,
     ) -> tuple[Data, Scalar]:
         r"""Continuous data for one example, and what bounds on it have to add.
 
@@ -257,6 +301,7 @@ class GreyLevels(eqx.Module):
         - `key`: the key of the offsets.
         - `dtype`: the dtype of what is returned; by default JAX's own for floats. It
             has to resolve the levels: float32 does up to 8192 of them.
+        - `check`: false where `check` has seen these levels already.
 
         **Returns:**
 
@@ -264,15 +309,12 @@ class GreyLevels(eqx.Module):
 
         **Raises:**
 
-        At trace time `TypeError` if `levels` are not integers, and `ValueError` if
-        `dtype` cannot resolve them. At run time `equinox.EquinoxRuntimeError` if any is
-        out of range.
+        As `check`; at trace time `ValueError` if `dtype` cannot resolve the levels.
         """
-        if not jnp.issubdtype(levels.dtype, jnp.integer):
-            raise TypeError(
-                f"`levels` must be integers, from 0 to {self.n_levels - 1}; got "
-                f"{levels.dtype}. Data that are continuous already need no encoding."
-            )
+        if check:
+            levels = self.check(levels)
+        else:
+            _check_integers(levels, self.n_levels - 1)
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         # Rounding in the transform and its inverse may carry a point that is closer
         # than this to an edge, in units of a level, across it.
@@ -282,19 +324,7 @@ class GreyLevels(eqx.Module):
                 f"`dtype` must resolve {self.n_levels} levels; {dtype} cannot. Encode "
                 "in float32 or float64."
             )
-        levels = jnp.asarray(levels)
-        # A comparison with 256 would overflow uint8.
-        wide = levels if levels.dtype.itemsize >= 4 else levels.astype(jnp.int32)
-        # XLA keeps no compiled program with a check in it, for it calls back to Python:
-        # so none where it could not fail, as for 8-bit images.
-        limits = jnp.iinfo(levels.dtype)
-        if limits.min < 0 or limits.max >= self.n_levels:
-            wide = eqx.error_if(
-                wide,
-                jnp.any((wide < 0) | (wide >= self.n_levels)),
-                f"`levels` must be from 0 to {self.n_levels - 1}. Is `n_levels` right "
-                "for these data?",
-            )
+        wide = _widened(levels)
         offset, log_q = self.dequantiser(wide, key=key, dtype=dtype)
         # A bias of the margin squared, so `decode` can promise to undo `encode`.
         offset = jnp.clip(offset, margin, 1 - margin)
@@ -329,6 +359,25 @@ class GreyLevels(eqx.Module):
         last = levels == self.n_levels - 1
         high = jnp.where(last, jnp.inf, self.transform.forward(upper))
         return low, high
+
+
+# What `check` has found in order, by identity and last level, as long as it lives.
+_checked: weakref.WeakValueDictionary[tuple[int, int], jax.Array]
+_checked = weakref.WeakValueDictionary()
+
+
+def _check_integers(levels: Array | np.ndarray, last: int) -> None:
+    if not jnp.issubdtype(levels.dtype, jnp.integer):
+        raise TypeError(
+            f"`levels` must be integers, from 0 to {last}; got {levels.dtype}. Data "
+            "that are continuous already need no encoding."
+        )
+
+
+def _widened(levels: Array | np.ndarray) -> Array:
+    # A comparison with 256 would overflow uint8.
+    levels = jnp.asarray(levels)
+    return levels if levels.dtype.itemsize >= 4 else levels.astype(jnp.int32)
 
 
 def as_dequantised(x: Shaped[Array, "*data"], figure: str) -> Data:

@@ -66,12 +66,21 @@ class Objective(eqx.Module):
         check_decoder(self.form, self.decoder)
 
     def bound(
-        self, model: PyTree, example: Example, key: PRNGKey, u: Scalar
+        self,
+        model: PyTree,
+        example: Example,
+        key: PRNGKey,
+        u: Scalar,
+        *,
+        check: bool = True,
     ) -> tuple[Elbo, dict[str, Scalar]]:
-        """The bound on one example, and the terms that encoding it adds."""
+        """The bound on one example, and the terms that encoding it adds.
+
+        `check` is as for [`eqmdm.GreyLevels.encode`][], here and below.
+        """
         network, diffusion = model
         key_encode, key_bound = jr.split(key)
-        x, correction = self._encode(example, key_encode, u.dtype)
+        x, correction = self._encode(example, key_encode, u.dtype, check)
         score = make_score(network, diffusion)
         parts = self.form, self.decoder, self.time_sampler
         bound = compute_elbo(score, diffusion, x, u, *parts, key=key_bound)
@@ -88,11 +97,13 @@ class Objective(eqx.Module):
         keys: Shaped[Array, " examples"],
         u: Float[Array, " shared"],
         n_reconstruction: int,
+        *,
+        check: bool = True,
     ) -> tuple[Elbo, Scalar]:
         """Both averaged over a batch whose examples share the terms of the bound."""
         network, diffusion = model
         key_encode, key_bound = jnp.moveaxis(jax.vmap(jr.split)(keys), 1, 0)
-        encode = lambda example, key: self._encode(example, key, u.dtype)
+        encode = lambda example, key: self._encode(example, key, u.dtype, check)
         x, corrections = jax.vmap(encode)(examples, key_encode)
         score = make_score(network, diffusion)
         parts = self.form, self.decoder, self.time_sampler
@@ -107,12 +118,17 @@ class Objective(eqx.Module):
             return -total
         return -total / (math.prod(shape) * math.log(2))
 
+    def check(self, examples: Examples | HostExamples) -> None:
+        """Refuses grey levels that are out of range, as `GreyLevels.check` does."""
+        if self.grey_levels is not None:
+            self.grey_levels.check(examples)
+
     def _encode(
-        self, example: Example, key: PRNGKey, dtype: jnp.dtype
+        self, example: Example, key: PRNGKey, dtype: jnp.dtype, check: bool
     ) -> tuple[Data, Scalar]:
         if self.grey_levels is None:
             return example.astype(dtype), jnp.zeros((), dtype)
-        return self.grey_levels.encode(example, key=key, dtype=dtype)
+        return self.grey_levels.encode(example, key=key, dtype=dtype, check=check)
 
 
 def batch_loss(
@@ -123,6 +139,7 @@ def batch_loss(
     u: Float[Array, " shared"],
     *,
     n_reconstruction: int,
+    check: bool = True,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The training loss on given examples with given draws, and its terms.
 
@@ -134,6 +151,7 @@ def batch_loss(
         diffusion term is averaged.
     - `n_reconstruction`: how many of the examples, counted from the first, the
         reconstruction term is averaged over.
+    - `check`: as for [`eqmdm.GreyLevels.encode`][].
 
     **Returns:**
 
@@ -141,7 +159,7 @@ def batch_loss(
     mean of each term in nats.
     """
     bound, correction = objective.shared_bound(
-        model, examples, keys, u, n_reconstruction
+        model, examples, keys, u, n_reconstruction, check=check
     )
     terms = {
         "reconstruction": bound.reconstruction,
@@ -202,8 +220,8 @@ def evaluate(
 
     **Raises:**
 
-    `ValueError` for counts below 1, or a diffusion that ends below the range that its
-    denoiser was trained on.
+    `ValueError` for counts below 1, grey levels that are out of range, or a diffusion
+    that ends below the range that its denoiser was trained on.
     """
     n = len(examples)
     if n == 0 or n_draws < 1 or batch_size < 1:
@@ -211,6 +229,7 @@ def evaluate(
             "`examples`, `n_draws` and `batch_size` must be at least 1; got "
             f"{n}, {n_draws} and {batch_size}."
         )
+    objective.check(examples)
     network, diffusion = model
     check_trained_range(make_score(network, diffusion), diffusion, jnp.zeros(()))
     mesh = mesh_of(model)
@@ -259,7 +278,7 @@ def _evaluate_batch(model, objective, key, batch, n_draws):
         u = (place >> 8).astype(dtype) / 2**24 + draw.astype(dtype) / n_draws
         u = (u + shift) % 1
         key_draw = jr.fold_in(jr.fold_in(key_bound, number), draw)
-        bound, added = objective.bound(model, example, key_draw, u)
+        bound, added = objective.bound(model, example, key_draw, u, check=False)
         total = bound.total + added["dequantisation"] + added["data_transform"]
         return {
             "loss": objective.loss(total, example.shape),

@@ -11,6 +11,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Shaped, UInt32
 
 from ._custom_types import IntScalar, PRNGKey
@@ -248,6 +249,13 @@ def train_step(
     Beside the state, arrays over the steps: `loss` in bits per dimension (nats for
     points); `reconstruction`, `prior`, `diffusion`, `auxiliary` and `correction` in
     nats, which add up to the log-likelihood bound; `grad_norm` before clipping.
+
+    **Raises:**
+
+    `ValueError` for counts that do not fit, or grey levels in `data` that are out of
+    range: an array is looked at when it is first given. Batches of a stream are checked
+    in the step, unless their dtype holds no others, and raise
+    `equinox.EquinoxRuntimeError`.
     """
     if n_reconstruction is None:
         n_reconstruction = max(1, batch_size // 16)
@@ -271,7 +279,11 @@ def train_step(
             f"is distributed over, {mesh.size}; got {batch_size}. Change it, or use "
             "fewer devices."
         )
-    settings = (batch_size, n_inner, n_reconstruction, mesh, shardings(state))
+    # What is new in every call, or not known yet, is left to the step.
+    check = isinstance(data, Batches | Tracer)
+    if not check:
+        objective.check(data)
+    settings = (batch_size, n_inner, n_reconstruction, check, mesh, shardings(state))
     decay = jnp.asarray(ema_decay, jnp.float32)
     return _train_steps((data, objective, optimiser, decay, settings), state)
 
@@ -279,7 +291,7 @@ def train_step(
 @eqx.filter_jit(donate="all-except-first")
 def _train_steps(constants, state):
     data, objective, optimiser, ema_decay, settings = constants
-    batch_size, n_inner, n_reconstruction, mesh, where = settings
+    batch_size, n_inner, n_reconstruction, check, mesh, where = settings
 
     def one(state, examples):
         n_times = batch_size - n_reconstruction or batch_size
@@ -289,7 +301,7 @@ def _train_steps(constants, state):
         examples, keys = divide_batch((batch.examples, batch.keys), mesh)
         batch = _Batch(examples, keys, batch.u)
         state, metrics = _update(
-            state, objective, optimiser, batch, n_reconstruction, ema_decay
+            state, objective, optimiser, batch, n_reconstruction, check, ema_decay
         )
         return kept(state, where), metrics
 
@@ -332,12 +344,14 @@ def _draw_batch(state, examples, objective, n_times) -> _Batch:
     return _Batch(examples, keys, u)
 
 
-def _update(state, objective, optimiser, batch, n_reconstruction, ema_decay):
+def _update(state, objective, optimiser, batch, n_reconstruction, check, ema_decay):
     values = parameters(state.model)
 
     def loss_fn(values):
         model = with_parameters(state.model, values)
-        return batch_loss(model, objective, *batch, n_reconstruction=n_reconstruction)
+        return batch_loss(
+            model, objective, *batch, n_reconstruction=n_reconstruction, check=check
+        )
 
     (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(values)
     # Optax mixes counts and floats, which strict promotion would refuse.

@@ -41,6 +41,8 @@ class Evaluator:
             self._objective = _build.build_objective(trained_with, subject.dataset)
         else:
             self._grey_levels = _make_grey_levels(subject, options)
+            if self._grey_levels is not None:
+                self._grey_levels.check(self._examples)
             self._method = _make_method(options)
 
     def __call__(self, start: int, stop: int) -> list[dict[str, Any]]:
@@ -169,7 +171,9 @@ def _solve_batch(
         jacobian = correction = jnp.zeros((), dtype)
         x = example
         if grey_levels is not None:
-            x, correction = grey_levels.encode(example, key=key_encode, dtype=dtype)
+            x, correction = grey_levels.encode(
+                example, key=key_encode, dtype=dtype, check=False
+            )
             jacobian = grey_levels.log_jacobian(x)
         found = eqmdm.log_likelihood(
             score, diffusion, x.astype(dtype), key=key_solve, **method

@@ -1,4 +1,7 @@
+import functools
+import gc
 import math
+import weakref
 from typing import final
 
 import equinox as eqx
@@ -8,6 +11,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from eqmdm import _dequantise
 from eqmdm._dequantise import (
     AbstractDequantiser,
     GreyLevels,
@@ -248,8 +252,53 @@ def test_encode_refuses_levels_that_are_not_integers(dtype, key):
 
 @pytest.mark.parametrize("level", [-1, 17])
 def test_encode_refuses_levels_out_of_range(level, key):
-    with pytest.raises(eqx.EquinoxRuntimeError, match="`levels` must be from 0 to 16"):
-        GreyLevels(17).encode(jnp.array([0, level]), key=key)
+    encode = lambda levels: GreyLevels(17).encode(levels, key=key)
+    must = "`levels` must be from 0 to 16"
+    levels = jnp.array([3, level])
+    with pytest.raises(ValueError, match=f"{must}; got {min(3, level)} to "):
+        encode(levels)
+    with pytest.raises(eqx.EquinoxRuntimeError, match=must):
+        eqx.filter_jit(encode)(levels)
+
+
+@pytest.mark.parametrize("module", [np, jnp], ids=["numpy", "jax"])
+def test_check_returns_levels_in_range_and_refuses_others(module):
+    levels = module.asarray([[0, 3], [16, 1]], dtype="uint8")
+    assert GreyLevels(17).check(levels) is levels
+    assert GreyLevels(17).check(levels[:0]).size == 0
+    with pytest.raises(ValueError, match="from 0 to 15; got 0 to 16. Is `n_levels`"):
+        GreyLevels(16).check(levels)
+    with pytest.raises(TypeError, match="`levels` must be integers, from 0 to 16"):
+        GreyLevels(17).check(levels.astype("float32"))
+
+
+def test_check_looks_once_at_an_array_that_cannot_change(monkeypatch):
+    looked_at = []
+    read = _dequantise.on_host
+    monkeypatch.setattr(
+        _dequantise, "on_host", lambda x: looked_at.append(x) or read(x)
+    )
+    fixed, changing = jnp.zeros((4, 2), jnp.uint8), np.zeros((4, 2), np.uint8)
+    for _ in range(3):
+        GreyLevels(17).check(fixed)
+    assert len(looked_at) == 1
+    # Of fewer levels it may be out of range; and another array is another one.
+    GreyLevels(16).check(fixed)
+    GreyLevels(17).check(fixed + 1)
+    assert len(looked_at) == 3
+    GreyLevels(17).check(changing)
+    changing[0, 0] = 17
+    with pytest.raises(ValueError, match="got 0 to 17"):
+        GreyLevels(17).check(changing)
+
+
+def test_check_does_not_keep_arrays():
+    levels = jnp.zeros(3, jnp.uint8)
+    GreyLevels(17).check(levels)
+    reference = weakref.ref(levels)
+    del levels
+    gc.collect()
+    assert reference() is None
 
 
 @pytest.mark.parametrize(
@@ -287,6 +336,10 @@ def test_bits_per_dim_refuses_data_without_dimensions():
 def test_levels_are_checked_only_where_they_may_be_out_of_range(
     dtype, n_levels, checked, key
 ):
-    encode = lambda levels: GreyLevels(n_levels).encode(levels, key=key)
+    encode = lambda levels, **options: GreyLevels(n_levels).encode(
+        levels, key=key, **options
+    )
     jaxpr = str(jax.make_jaxpr(encode)(jnp.zeros(3, dtype)))
     assert ("callback" in jaxpr) == checked
+    unchecked = functools.partial(encode, check=False)
+    assert "callback" not in str(jax.make_jaxpr(unchecked)(jnp.zeros(3, dtype)))

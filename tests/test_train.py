@@ -513,8 +513,48 @@ def test_doublings_change_no_parameter():
     assert tree_allclose(more.arrays(), state.arrays(), rtol=0, atol=0)
 
 
+_BAD_LEVELS = np.array([[0, 3], [17, 1], [2, 2]], np.uint8)
+
+
+def _on_levels(data, batch_size=2):
+    state, optimiser = _state()
+    objective = Objective(grey_levels=GREY)
+    return train_step(state, data, objective, optimiser, batch_size=batch_size)
+
+
+def test_step_refuses_levels_out_of_range_before_it_compiles():
+    # Whether or not they are in the first batch.
+    with pytest.raises(ValueError, match="`levels` must be from 0 to 16; got 0 to 17"):
+        _on_levels(jnp.asarray(_BAD_LEVELS))
+
+
+def test_step_refuses_levels_out_of_range_that_are_traced_or_streamed():
+    message = "`levels` must be from 0 to 16"
+    with pytest.raises(eqx.EquinoxRuntimeError, match=message):
+        eqx.filter_jit(lambda data: _on_levels(data, 3)[1])(jnp.asarray(_BAD_LEVELS))
+    with pytest.raises(eqx.EquinoxRuntimeError, match=message):
+        _on_levels(eqmdm.Batches(jnp.asarray(_BAD_LEVELS)[None]), 3)
+
+
+@pytest.mark.parametrize("module", [np, jnp], ids=["numpy", "jax"])
+def test_evaluation_refuses_levels_out_of_range(module, key):
+    objective = Objective(grey_levels=GREY)
+    with pytest.raises(ValueError, match="`levels` must be from 0 to 16; got 0 to 17"):
+        evaluate(_model(), module.asarray(_BAD_LEVELS), objective, key=key)
+
+
+def test_bound_of_one_example_refuses_levels_out_of_range(key):
+    objective = Objective(grey_levels=GREY)
+    bound = lambda x: objective.bound(_model(), x, key, jnp.float32(0.5))[0].total
+    with pytest.raises(ValueError, match="`levels` must be from 0 to 16"):
+        bound(jnp.asarray(_BAD_LEVELS[1]))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="`levels` must be from 0 to 16"):
+        eqx.filter_jit(bound)(jnp.asarray(_BAD_LEVELS[1]))
+
+
+@pytest.mark.parametrize("n_levels", [256, 17])
 @pytest.mark.parametrize("score", ["denoiser", "free"])
-def test_step_on_images_does_not_call_back_to_python(score):
+def test_step_on_images_does_not_call_back_to_python(score, n_levels):
     # XLA keeps no compiled program that does, and a GPU waits for it.
     channels = 1 if score == "denoiser" else 2
     network = nn.MLP((3,), channels, width=4, depth=1, key=jr.key(0))
@@ -524,7 +564,7 @@ def test_step_on_images_does_not_call_back_to_python(score):
         )
     optimiser = make_optimiser(1e-3)
     state = TrainState.create((network, eqmdm.CLD()), optimiser, key=jr.key(1))
-    objective = eqmdm.Objective(grey_levels=eqmdm.GreyLevels(256))
+    objective = eqmdm.Objective(grey_levels=eqmdm.GreyLevels(n_levels))
     data = jnp.zeros((8, 3), jnp.uint8)
 
     step = lambda state: train_step(state, data, objective, optimiser, batch_size=4)
