@@ -49,6 +49,7 @@ ORDER = (
     "_flip",
     "_shuffle",
     "_train",
+    "_stream",
     "_structure",
     "_checkpoint",
     "data",

@@ -214,10 +214,11 @@ def test_flip_reflects_about_half_of_the_images(key):
     from eqmdm._train import _draw_batch
 
     image = jnp.arange(2 * 4, dtype=jnp.uint8).reshape(1, 2, 4, 1)
+    images = jnp.broadcast_to(image, (400, 2, 4, 1))
     state, _ = _state()
-    plain = _draw_batch(state, image, Objective(), 400, 400).examples
+    plain = _draw_batch(state, images, Objective(), 400).examples
     assert bool(jnp.all(plain == image))
-    batch = _draw_batch(state, image, Objective(flip=True), 400, 400).examples
+    batch = _draw_batch(state, images, Objective(flip=True), 400).examples
     flipped = np.asarray(jnp.all(batch == image[:, :, ::-1], axis=(1, 2, 3)))
     kept = np.asarray(jnp.all(batch == image, axis=(1, 2, 3)))
     assert np.all(flipped ^ kept)
@@ -225,15 +226,14 @@ def test_flip_reflects_about_half_of_the_images(key):
 
 
 def test_batches_go_through_all_examples_once_an_epoch():
-    from eqmdm._train import _draw_batch
+    from eqmdm._train import _shuffled
 
     state, _ = _state()
     data = jnp.arange(24, dtype=jnp.uint8).reshape(24, 1)
     seen = []
     for step in range(3):
         state = eqx.tree_at(lambda s: s.step, state, jnp.asarray(step, jnp.int32))
-        batch = _draw_batch(state, data, Objective(), 8, 8)
-        seen.extend(batch.examples.ravel().tolist())
+        seen.extend(_shuffled(state, data, 8).ravel().tolist())
     assert sorted(seen) == list(range(24))
 
 
