@@ -647,6 +647,23 @@ def from_parameters(q, B, ends):
     return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B, **ends)
 
 
+@pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.SubVPSDE])
+def test_a_clock_of_traced_rates_serves_matrices_that_are_known(cls):
+    def log_snr(rate):
+        diffusion = cls(clock=eqmdm.ConstantClock(rate))
+        return diffusion.compute_kernel(jnp.asarray(0.5)).log_snr
+
+    rate = 3.0
+    value, slope = jax.jit(jax.value_and_grad(log_snr))(jnp.asarray(rate))
+    # The signal's square over the variance, both closed forms.
+    signal = np.exp(-0.5 * rate)
+    variance = 1 - signal if cls is eqmdm.VPSDE else (1 - signal) ** 2
+    power = 1 if cls is eqmdm.VPSDE else 2
+    assert tree_allclose(value, np.log(signal / variance), rtol=1e-12, atol=0)
+    expected = -0.5 - power * 0.5 * signal / (1 - signal)
+    assert tree_allclose(slope, expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     "ends",
     [{"t_range": (1e-3, 1.0)}, slow({"log_snr_range": (-4.0, 9.0)})],

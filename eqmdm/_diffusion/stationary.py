@@ -342,17 +342,22 @@ def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
     if times is None:
         return recipe.with_doublings(_TRACED_DOUBLINGS)
     with jax.ensure_compile_time_eval():
-        needed = doublings_needed(norm, _reach(recipe.clock, times[1]))
+        tau = _reach(recipe.clock, times[1])
+    if tau is None:
+        return recipe.with_doublings(_TRACED_DOUBLINGS)
+    needed = doublings_needed(norm, tau)
     if not jax.tree.leaves(eqx.filter(recipe, eqx.is_array)):
         # Nothing can move: solve for the ends once.
         recipe = recipe.with_ends(Ends(times, None))
     return recipe.with_doublings(needed + headroom)
 
 
-def _reach(clock: AbstractClock, t1: float) -> float:
+def _reach(clock: AbstractClock, t1: float) -> float | None:
+    """The clock's integral up to the horizon, or `None` where its rate is traced."""
     end = jnp.asarray(t1, jnp.result_type(float))
     tau = concrete(clock.integrated_rate(jnp.zeros_like(end), end))
-    assert tau is not None
+    if tau is None:
+        return None
     if not (t1 < clock.t_limit and math.isfinite(tau)):
         raise ValueError(
             "`t_range` must end before the clock does, at "
