@@ -107,7 +107,15 @@ class DiscreteDecoder(AbstractDecoder):
     def log_density(self, cut: Point, error: State) -> Scalar:
         x, residual = cut.start[0], _estimate_error(cut, error)
         std = jnp.exp(-0.5 * cut.laws.kernel.log_snr).astype(x.dtype)
-        low, high = ((edge - x) / std - residual for edge in self.levels.edges(x))
+
+        def whitened(edge: Data) -> Data:
+            # An infinite edge has no derivative in the noise, which learns with the
+            # diffusion; the quotient of infinities would give it a NaN.
+            finite = jnp.isfinite(edge)
+            inside = (jnp.where(finite, edge, x) - x) / std - residual
+            return jnp.where(finite, inside, edge)
+
+        low, high = (whitened(edge) for edge in self.levels.edges(x))
         return jnp.sum(log_normal_mass(low, high))
 
 

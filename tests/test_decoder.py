@@ -122,6 +122,34 @@ def test_discrete_decoder_gives_every_level_its_mass(log_snr, key):
     np.testing.assert_allclose(actual, np.array(expected, float), rtol=1e-10)
 
 
+def test_discrete_decoder_has_derivatives_in_the_noise_for_every_level(key):
+    # That of a learned diffusion at its cut depends on its parameters.
+    levels = eqmdm.GreyLevels(17, dequantiser=eqmdm.LevelCentres())
+    decoder = eqmdm.DiscreteDecoder(levels)
+    x, _ = levels.encode(jnp.arange(17), key=key)
+
+    def log_masses(rate):
+        clock = eqmdm.ConstantClock(rate)
+        diffusion = eqmdm.LinearDiffusion([[0.0]], [[0.5]], clock=clock)
+        score = eqmdm.DenoiserScore(lambda l, z: jnp.tanh(z), diffusion)
+
+        t, noise = jnp.asarray(0.01), jnp.array([0.4])
+        laws = diffusion.compute_laws(t)
+
+        def log_mass(x):
+            y = laws.kernel.perturb(x, noise)
+            cut = Point(t, laws, x[None], noise, y, False)
+            return log_density(decoder, score, cut)
+
+        return jax.vmap(log_mass)(x)
+
+    rate, step = jnp.asarray(1.0), 1e-5
+    actual = jax.jit(jax.jacobian(log_masses))(rate)
+    up, down = (jax.jit(log_masses)(rate + change) for change in (step, -step))
+    # The square of the step, and roundings over the step.
+    np.testing.assert_allclose(actual, (up - down) / (2 * step), rtol=1e-6, atol=1e-7)
+
+
 INTERVALS = [
     (-1.0, 1.0),
     (-0.01, 0.02),
