@@ -27,8 +27,9 @@ TINY = (
 
 def _free_address():
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return "127.0.0.1:" + str(sock.getsockname()[1])
+        sock.bind(("", 0))
+        # Address 0 is this machine.
+        return f"0:{sock.getsockname()[1]}"
 
 
 def _start(*command, cwd=None, env=ENVIRONMENT):

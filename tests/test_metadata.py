@@ -100,3 +100,15 @@ def test_no_file_names_a_machine():
             continue
         found = pattern.search(text)
         assert not found, f"{file.relative_to(ROOT)}: {found}"
+
+
+def test_tests_that_the_documents_name_are_there():
+    documents = (ROOT / "benchmarks").rglob("*.md")
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = {
+        (path.name, name)
+        for path in documents
+        for name in re.findall(r"`(test_\w+)`", path.read_text())
+    }
+    assert named
+    assert not [(path, name) for path, name in named if f"def {name}(" not in tests]
