@@ -35,8 +35,9 @@ def join(options: Options) -> None:
     except ValueError as error:
         raise ValueError(
             f"{names} must be given where there is no cluster that JAX knows; got none "
-            f"({error}). The first of two takes --coordinator HOST:PORT, its host and a "
-            "free port, --n-processes 2 --process-index 0; the other --process-index 1."
+            f"({error}). The first of two takes --coordinator HOST:PORT, its host and "
+            "a free port, with --n-processes 2 --process-index 0; the other the same "
+            "with --process-index 1."
         ) from error
     if not is_first():
         sys.stdout = open(os.devnull, "w")
