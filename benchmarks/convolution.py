@@ -1,0 +1,278 @@
+"""Is there a form of convolution that XLA compiles better for a CPU than its own?
+
+    python benchmarks/convolution.py
+
+For the 3x3 convolutions of the MNIST U-Net, in GFLOP/s, forward and backward in images
+and kernel, and for the gradient of the whole network, with the same convolution
+written as
+
+- `xla`: a convolution,
+- `patches`: one product of all 3x3 patches with the kernel,
+- `patches-each`: the same in a loop over the images, whose patches fit the cache,
+- `rows`: a product of patches of 1x3 for all three rows, and the sum of their shifts,
+- `in-parts`: XLA's convolution, and the gradient in the kernel as a sum over parts of
+    the batch that fit the cache.
+
+Interleaved in one run: medians, and for the network medians of ratios of neighbours.
+`matmul` is the rate of the product in `patches` alone: a bound for all.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+from training_step import timed  # noqa: E402
+
+import eqmdm  # noqa: E402
+
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Side of the images, channels in and out.
+_LAYERS = ((28, 32, 32), (28, 64, 32), (14, 64, 64), (14, 128, 64), (7, 64, 64))
+_xla_convolution = lax.conv_general_dilated
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Times forms of convolution."""
+
+    batch_size: int = 32
+    """Images."""
+    repeats: int = 9
+    """Timed calls of each, after one that compiles."""
+    seed: int = 0
+    """Of images and kernels."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """The smallest layer, four images, and two repeats."""
+
+
+def xla(x, weight) -> Any:
+    return _xla_convolution(x, weight, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+def patches(x, weight):
+    _, height, width, n_in = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifts = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return jnp.concatenate(shifts, axis=-1) @ weight.reshape(9 * n_in, -1)
+
+
+def patches_each(x, weight):
+    return lax.map(lambda image: patches(image[None], weight)[0], x)
+
+
+def rows(x, weight):
+    _, height, width, n_in = x.shape
+    n_out = weight.shape[-1]
+    x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    shifts = jnp.concatenate([x[:, :, j : j + width] for j in range(3)], axis=-1)
+    matrix = weight.reshape(3, 3 * n_in, n_out).swapaxes(0, 1).reshape(3 * n_in, -1)
+    out = (shifts @ matrix).reshape(*shifts.shape[:3], 3, n_out)
+    out = jnp.pad(out, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    return sum(out[:, i : i + height, :, i] for i in range(3))
+
+
+@jax.custom_vjp
+def in_parts(x, weight):
+    return xla(x, weight)
+
+
+def _in_parts_backward(residuals, y):
+    x, weight = residuals
+    [x_bar] = jax.vjp(lambda x: xla(x, weight), x)[1](y)
+
+    # Inside a loop XLA does not reorder axes itself, and is then 40 times slower.
+    def of_part(x, y):
+        x, y = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
+        padding = ((1, 1), (1, 1))
+        out = _xla_convolution(x, y, (1, 1), padding, dimension_numbers=_LAYOUT)
+        return out.transpose(1, 2, 0, 3)
+
+    # Half of a level-2 cache of 1 MiB, and a divisor of the batch.
+    most = max(1, 2**19 // (y.nbytes // len(y)))
+    n_each = max(n for n in range(1, most + 1) if len(x) % n == 0)
+    divide = lambda images: images.reshape(-1, n_each, *images.shape[1:])
+    weights = lax.map(lambda part: of_part(*part), (divide(x), divide(y)))
+    return x_bar, jnp.sum(weights, axis=0)
+
+
+in_parts.defvjp(lambda x, weight: (xla(x, weight), (x, weight)), _in_parts_backward)
+
+_FORMS: dict[str, Callable[..., Any]] = {
+    "xla": xla,
+    "patches": patches,
+    "patches-each": patches_each,
+    "rows": rows,
+    "in-parts": in_parts,
+}
+
+
+def rates(side: int, n_in: int, n_out: int, settings: Settings) -> list[dict[str, Any]]:
+    """GFLOP/s of a layer: for each form forward, and back to images and kernel."""
+    keys = jr.split(jr.key(settings.seed), 4)
+    draw = lambda key, *shape: jr.normal(key, shape, jnp.float32)
+    x = draw(keys[0], settings.batch_size, side, side, n_in)
+    weight = draw(keys[1], 3, 3, n_in, n_out) / np.sqrt(9 * n_in)
+    y = draw(keys[2], settings.batch_size, side, side, n_out)
+    columns = draw(keys[3], settings.batch_size * side**2, 9 * n_in)
+    calls: dict[tuple[str, str], Any] = {
+        ("matmul", "forward"): (
+            jax.jit(jnp.matmul),
+            (columns, weight.reshape(-1, n_out)),
+        )
+    }
+    for form, convolution in _FORMS.items():
+        to_images = lambda x, weight, y, f=convolution: jax.vjp(
+            lambda x: f(x, weight), x
+        )[1](y)
+        to_kernel = lambda x, weight, y, f=convolution: jax.vjp(partial(f, x), weight)[
+            1
+        ](y)
+        calls[form, "forward"] = jax.jit(convolution), (x, weight)
+        calls[form, "images"] = jax.jit(to_images), (x, weight, y)
+        calls[form, "kernel"] = jax.jit(to_kernel), (x, weight, y)
+    for what in ("forward", "images", "kernel"):
+        expected, *others = (
+            jax.tree.leaves(function(*arguments))[0]
+            for (_, other), (function, arguments) in calls.items()
+            if other == what and _ != "matmul"
+        )
+        for other in others:
+            error = jnp.linalg.norm(other - expected) / jnp.linalg.norm(expected)
+            assert error < 1e-5, (what, error)
+    seconds = _interleaved(
+        {name: partial(*call[:1], *call[1]) for name, call in calls.items()}, settings
+    )
+    flops = 2 * y.size * 9 * n_in
+    return [
+        {
+            "side": side,
+            "in": n_in,
+            "out": n_out,
+            "form": form,
+            "direction": direction,
+            "gflops": flops / float(np.median(times)) / 1e9,
+        }
+        for (form, direction), times in seconds.items()
+    ]
+
+
+def _interleaved(calls: dict, settings: Settings) -> dict:
+    for call in calls.values():
+        timed(call)
+    seconds = {name: [] for name in calls}
+    for _ in range(settings.repeats):
+        for name, call in calls.items():
+            seconds[name].append(timed(call))
+    return seconds
+
+
+def network(settings: Settings) -> list[dict[str, Any]]:
+    """Seconds of the U-Net's gradient by form."""
+    sides = (8, 8, 1) if settings.quick else (28, 28, 1)
+    key_network, key_y, key_noise = jr.split(jr.key(settings.seed), 3)
+    unet = eqmdm.nn.UNet(sides, 1, multipliers=(1, 2, 2), key=key_network)
+    # The last layer is zero at first, and with it most of the gradient.
+    leaves, structure = jax.tree.flatten(unet)
+    unet = jax.tree.unflatten(
+        structure,
+        [
+            leaf + 0.02 * jr.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, jr.split(key_noise, len(leaves)), strict=True)
+        ],
+    )
+    y = jr.normal(key_y, (settings.batch_size, 1, *sides))
+    t = jnp.linspace(0, 1, settings.batch_size)
+
+    def compiled(convolution):
+        @eqx.filter_grad
+        def loss_fn(unet):
+            return jnp.mean(jax.vmap(unet)(t, y) ** 2)
+
+        def replaced(x, weight, window_strides, padding, **options):
+            if weight.shape[0] == 3 and window_strides == (1, 1):
+                return convolution(x, weight)
+            return _xla_convolution(x, weight, window_strides, padding, **options)
+
+        with mock.patch.object(lax, "conv_general_dilated", replaced):
+            return cast(Any, eqx.filter_jit(loss_fn)).lower(unet).compile()
+
+    calls = {
+        form: partial(compiled(convolution), unet)
+        for form, convolution in _FORMS.items()
+    }
+    seconds = _interleaved(calls, settings)
+    rows = []
+    for form, times in seconds.items():
+        ratios = np.divide(times, seconds["xla"])
+        rows.append(
+            {
+                "form": form,
+                "seconds": float(np.median(times)),
+                "over_xla": float(np.median(ratios)),
+                "quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
+            }
+        )
+    return rows
+
+
+def main(settings: Settings) -> None:
+    layers = _LAYERS
+    if settings.quick:
+        settings = dataclasses.replace(settings, batch_size=4, repeats=2)
+        layers = _LAYERS[-1:]
+    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts.pop("command")
+    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    print("GFLOP/s: forward, to the images, to the kernel")
+    print(f"{'layer':14} {'matmul':>6}", *(f"{form:>14}" for form in _FORMS))
+    layer_rates = []
+    for layer in layers:
+        found = rates(*layer, settings)
+        layer_rates += found
+        of = {(row["form"], row["direction"]): row["gflops"] for row in found}
+        cells = (
+            "/".join(f"{of[form, to]:.0f}" for to in ("forward", "images", "kernel"))
+            for form in _FORMS
+        )
+        print(
+            f"{'{0}x{0} {1}->{2}'.format(*layer):14} {of['matmul', 'forward']:6.0f}",
+            *(f"{cell:>14}" for cell in cells),
+            flush=True,
+        )
+    gradients = network(settings)
+    for row in gradients:
+        low, high = row["quartiles"]
+        print(
+            f"network's gradient, {row['form']:12} {row['seconds']:6.3f} s, "
+            f"{row['over_xla']:.2f} of XLA's ({low:.2f}, {high:.2f})"
+        )
+    if settings.output is not None:
+        used = dataclasses.asdict(settings)
+        used.pop("output")
+        record = {"settings": used, "layers": layer_rates, "network": gradients} | facts
+        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
