@@ -1,12 +1,12 @@
 """The pictures of a study."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import _plots
 import numpy as np
+from _cell_results import records
 from _cells import Cell, Study
 
 
@@ -57,10 +57,10 @@ def training(path: Path, study: Study, root: Path) -> None:
     for grid, axes in zip(grids, panels[:, 0], strict=True):
         names = list(dict.fromkeys(c.name for c in study.cells if c.grid == grid))
         for cell in [c for c in study.cells if c.grid == grid]:
-            records = [r for r in _records(root, cell) if "validation" in r]
+            validated = [r for r in records(root / cell.directory) if "validation" in r]
             axes.plot(
-                [r["step"] for r in records],
-                [r["validation"]["loss"][0] for r in records],
+                [r["step"] for r in validated],
+                [r["validation"]["loss"][0] for r in validated],
                 color=f"C{names.index(cell.name) % 10}",
                 ls=["-", "--", ":"][names.index(cell.name) // 10 % 3],
                 lw=0.9,
@@ -72,10 +72,10 @@ def training(path: Path, study: Study, root: Path) -> None:
     _save(figure, path)
 
 
-def learned(path: Path, study: Study, root: Path) -> None:
+def learned(file: Path, study: Study, root: Path) -> None:
     """The path of what is learned of each diffusion; nothing where none is."""
     found = [(cell, _learned_records(root, cell)) for cell in study.cells]
-    found = [(cell, records) for cell, records in found if records]
+    found = [(cell, path) for cell, path in found if path]
     if not found:
         return
     figure, panels = plt.subplots(
@@ -85,33 +85,27 @@ def learned(path: Path, study: Study, root: Path) -> None:
         squeeze=False,
         layout="constrained",
     )
-    for (cell, records), row in zip(found, panels, strict=True):
-        steps = [record["step"] for record in records]
+    for (cell, path), row in zip(found, panels, strict=True):
+        steps = [record["step"] for record in path]
         for axes, name in zip(row, ("skew_matrix", "dissipation_matrix"), strict=False):
-            matrices = np.array([record[name] for record in records])
+            matrices = np.array([record[name] for record in path])
             n = matrices.shape[1]
             for i in range(n):
                 for j in range(i + (name == "skew_matrix"), n):
                     axes.plot(steps, matrices[:, i, j], lw=0.9, label=f"{i}, {j}")
             axes.set_title(name.replace("_", " "), fontsize="small")
             axes.legend(fontsize="x-small")
-        ends = np.array([record["log_snr_range"] for record in records])
+        ends = np.array([record["log_snr_range"] for record in path])
         row[2].plot(steps, ends, lw=0.9)
         row[2].set_title("log-SNR at the ends", fontsize="small")
         row[0].set_ylabel(
             f"{cell.grid}:\n{cell.name}, seed {cell.seed}", fontsize="small"
         )
-    _save(figure, path)
-
-
-def _records(root: Path, cell: Cell) -> list[dict[str, Any]]:
-    path = root / cell.directory / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    _save(figure, file)
 
 
 def _learned_records(root: Path, cell: Cell) -> list[dict[str, Any]]:
-    return [record for record in _records(root, cell) if "skew_matrix" in record]
+    return [r for r in records(root / cell.directory) if "skew_matrix" in r]
 
 
 def _first_seed(study: Study, cell: Cell) -> int:

@@ -23,6 +23,8 @@ import eqmdm
 Row = dict[str, Any]
 _TERMS = ("reconstruction", "prior", "diffusion", "auxiliary", "dequantisation")
 _TERMS += ("data_transform", "log_likelihood")
+# A letter for each matrix of a record, and the first diagonal that tells all of it.
+_LEARNED = ("Q", "skew_matrix", 1), ("D", "dissipation_matrix", 0)
 
 
 def evaluation_dir(directory: Path, name: str) -> Path:
@@ -147,10 +149,39 @@ def summarise(study: Study, root: Path, rows: list[Row]) -> list[Row]:
     return summaries
 
 
+def learned(study: Study, root: Path) -> list[Row]:
+    """What is learned of each diffusion, a row for each step that it is recorded at.
+
+    Q above the diagonal, D on and above it, per unit of the clock; the log-SNR ends.
+    """
+    rows = []
+    for cell in study.cells:
+        for record in records(root / cell.directory):
+            if "skew_matrix" not in record:
+                continue
+            low, high = sorted(record["log_snr_range"])
+            row = {"grid": cell.grid, "cell": cell.name, "seed": cell.seed}
+            row |= {"step": record["step"], "log_snr_low": low, "log_snr_high": high}
+            for letter, name, offset in _LEARNED:
+                matrix = np.array(record[name])
+                for i, j in zip(*np.triu_indices(len(matrix), offset), strict=True):
+                    row[f"{letter}{i}{j}"] = float(matrix[i, j])
+            rows.append(row)
+    return rows
+
+
+def records(directory: Path) -> list[Row]:
+    """The metrics of a run, by step."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def write(path: Path, rows: list[Row]) -> None:
     """As CSV, with seven digits, and nothing where nothing is known."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _digits(value) for name, value in row.items()})

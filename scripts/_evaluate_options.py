@@ -47,8 +47,7 @@ class Options:
     """
 
     run: Annotated[Path, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional]
-    """The directory of the run; its last checkpoint is evaluated, with the averaged
-    parameters."""
+    """The directory of the run; its last checkpoint is evaluated."""
     split: Literal["train", "validation", "test"] = "test"
     """The examples: of the data that the run was trained on, this split."""
     first: int = 0
@@ -71,6 +70,9 @@ class Options:
     none below those it was trained on; above log-SNR 14 the data are all but known."""
     t_range: Range | None = None
     """Evaluate a denoiser between other ends, in time."""
+    ema: bool = True
+    """Whether to use the averaged parameters (exponential moving average) or the last
+    ones."""
     draws: int | None = None
     """Random draws averaged for each example. elbo: of time and noise, by default 8.
     Otherwise of the noise that makes grey levels continuous, by default 1."""
@@ -181,9 +183,10 @@ class Options:
         )
 
     def _other_names(self) -> list[str]:
-        """What tells an evaluation under another diffusion from that of the run's."""
+        """What tells an evaluation of another model from that of the run's own."""
         ends = ("snr", self.log_snr_range), ("t", self.t_range)
         names = [f"{kind}{r[0]:g}to{r[1]:g}" for kind, r in ends if r is not None]
+        names += [] if self.ema else ["last"]
         return [*([self.diffusion] if self.diffusion else []), *names]
 
     def _check_route(self, route: str, subject: Subject) -> None:
@@ -258,6 +261,7 @@ class ResolvedOptions(Options):
         names += _OF_AUGMENTED if self.route == "augmented" else ()
         names += _OF_BOUND if self.decoder else ()
         names += _OF_ANOTHER if self.is_under_another else ()
+        names += () if self.ema else ("ema",)
         return {name: getattr(self, name) for name in names}
 
 

@@ -70,7 +70,8 @@ def make_text(report: dict[str, Any]) -> str:
         f"{n} examples of {report['dataset']}, {settings['split']} split, from number "
         f"{first} to {first + n - 1}",
         f"run {report['run']} at step {report['step']}: {report['diffusion']} "
-        f"diffusion, {report['score']} score",
+        f"diffusion, {report['score']} score, "
+        f"{'averaged' if settings.get('ema', True) else 'last'} parameters",
         _method(settings),
         "",
         f"{'term':>16} {'mean':>12} {'std error':>10}",

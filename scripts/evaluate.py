@@ -24,7 +24,9 @@ def main(given: Options) -> None:
     # ----- Set-up: every wrong option, file or run fails here, before any work.
     with clean_errors():
         given.check()
-        subject = _subject.load_subject(given.run, data_dir=given.data_dir)
+        subject = _subject.load_subject(
+            given.run, data_dir=given.data_dir, ema=given.ema
+        )
         subject = given.placed(subject)
         options = given.resolved(subject)
         evaluate = _evaluation.Evaluator(subject, options)

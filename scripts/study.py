@@ -76,6 +76,8 @@ def main(options: Options) -> None:
         _cell_results.write(results_dir / "cells.csv", rows)
         summaries = _cell_results.summarise(study, root, rows)
         _cell_results.write(results_dir / "summary.csv", summaries)
+        if path := _cell_results.learned(study, root):
+            _cell_results.write(results_dir / "learned.csv", path)
     text = _cell_results.as_text(study, summaries)
     write_text(results_dir / "summary.md", text)
     _cell_plots.bounds(results_dir / "bounds.png", summaries)

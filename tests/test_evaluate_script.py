@@ -88,6 +88,12 @@ def _report(directory):
     return json.loads((directory / "report.json").read_text())
 
 
+def _subject_of(run, ema=True):
+    import _subject
+
+    return _subject.load_subject(run, data_dir=None, ema=ema)
+
+
 def _error(run, *arguments):
     import evaluate
 
@@ -441,6 +447,21 @@ def test_denoiser_is_evaluated_under_another_diffusion(points, tmp_path, ends):
     assert report["diffusion"] == "cld"
     high = float(diffusion.log_snr(diffusion.t0))
     np.testing.assert_allclose(report["log_snr_range"][1], high, rtol=1e-6)
+
+
+def test_last_parameters_are_evaluated_without_ema(points, tmp_path):
+    used = {}
+    for ema in (True, False):
+        directory = tmp_path / str(ema)
+        _evaluate(points, directory, *FEW, "--route=elbo", *["--no-ema"] * (not ema))
+        used[ema] = json.loads((directory / "settings.json").read_text())["parameters"]
+        kind = "averaged" if ema else "last"
+        assert f", {kind} parameters" in (directory / "report.txt").read_text()
+    for ema in (True, False):
+        assert used[ema] == _subject_of(points, ema=ema).parameters
+    assert used[True] != used[False]
+    default = _options(points, *FEW, "--no-ema").resolved(_subject_of(points))
+    assert default.output_dir.name.endswith("-last")
 
 
 def test_free_score_is_refused_other_ends(free):

@@ -155,6 +155,9 @@ def test_study_does_what_is_left_and_collects_it(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "out" / "cells.csv").read_text().splitlines()
     assert len(lines) == 1 + 4
+    steps = (tmp_path / "out" / "learned.csv").read_text().splitlines()
+    header = "grid,cell,seed,step,log_snr_low,log_snr_high,Q01,D00,D01,D11"
+    assert steps[0] == header and len(steps) >= 1 + 2 * 2
     for name in ("bounds.png", "training.png", "learned.png"):
         content = (tmp_path / "out" / name).read_bytes()
         assert content.startswith(b"\x89PNG")
