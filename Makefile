@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made-by-$(subst /,_,$(PYTHON))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all lint bench study clean
+.PHONY: help demo test test-all both-ends lint bench study clean
 # Every target may install into the one environment.
 .NOTPARALLEL:
 
@@ -17,6 +17,7 @@ help:
 	@echo 'make demo   train on the bundled digits, evaluate and sample: runs/demo'
 	@echo 'make test   run the tests but for the slow ones; PYTEST_FLAGS= is for pytest'
 	@echo 'make test-all  run every test'
+	@echo 'make both-ends  run make test on Python 3.11 and 3.13, in clones'
 	@echo 'make lint   check formatting, style and types'
 	@echo 'make bench  run every benchmark in its quick form'
 	@echo 'make study  the studies in their short form: runs/studies'
@@ -32,6 +33,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+both-ends:
+	$(PYTHON) tests/both_ends.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
