@@ -1,5 +1,6 @@
 """The pictures of a study."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from _cells import Cell, Study
 
 
 plt = _plots.plt  # which draws without a display
+_MATRICES = "skew_matrix", "dissipation_matrix"
+_STYLES = "-", "--", ":", "-.", (0, (1, 4))
 
 
 def bounds(path: Path, summaries: list[dict[str, Any]]) -> None:
@@ -73,39 +76,47 @@ def training(path: Path, study: Study, root: Path) -> None:
 
 
 def learned(file: Path, study: Study, root: Path) -> None:
-    """The path of what is learned of each diffusion; nothing where none is."""
-    found = [(cell, _learned_records(root, cell)) for cell in study.cells]
-    found = [(cell, path) for cell, path in found if path]
-    if not found:
+    """The path of what is learned, a row for each diffusion and a line for each seed.
+
+    Nothing where nothing is learned.
+    """
+    groups: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
+    for cell in study.cells:
+        path = [r for r in records(root / cell.directory) if "skew_matrix" in r]
+        if path:
+            groups.setdefault((cell.grid, cell.name), []).append(path)
+    if not groups:
         return
     figure, panels = plt.subplots(
-        len(found),
+        len(groups),
         3,
-        figsize=(12, 2.6 * len(found)),
+        figsize=(12, 3.2 * len(groups)),
         squeeze=False,
         layout="constrained",
     )
-    for (cell, path), row in zip(found, panels, strict=True):
-        steps = [record["step"] for record in path]
-        for axes, name in zip(row, ("skew_matrix", "dissipation_matrix"), strict=False):
-            matrices = np.array([record[name] for record in path])
-            n = matrices.shape[1]
-            for i in range(n):
-                for j in range(i + (name == "skew_matrix"), n):
-                    axes.plot(steps, matrices[:, i, j], lw=0.9, label=f"{i}, {j}")
-            axes.set_title(name.replace("_", " "), fontsize="small")
-            axes.legend(fontsize="x-small")
-        ends = np.array([record["log_snr_range"] for record in path])
-        row[2].plot(steps, ends, lw=0.9)
-        row[2].set_title("log-SNR at the ends", fontsize="small")
-        row[0].set_ylabel(
-            f"{cell.grid}:\n{cell.name}, seed {cell.seed}", fontsize="small"
-        )
+    for ((grid, name), paths), row in zip(groups.items(), panels, strict=True):
+        for path, style in zip(paths, itertools.cycle(_STYLES)):
+            steps = [record["step"] for record in path]
+            for axes, letter, matrix in zip(row, "QD", _MATRICES, strict=False):
+                entries = np.array([record[matrix] for record in path])
+                places = np.triu_indices(entries.shape[1], int(letter == "Q"))
+                for number, (i, j) in enumerate(zip(*places, strict=True)):
+                    axes.plot(
+                        steps,
+                        entries[:, i, j],
+                        color=f"C{number}",
+                        ls=style,
+                        lw=0.9,
+                        label=f"${letter}_{{{i}{j}}}$" if path is paths[0] else None,
+                    )
+                axes.legend(fontsize="x-small", ncols=2)
+            ends = np.array([record["log_snr_range"] for record in path])
+            row[2].plot(steps, ends, color="C0", ls=style, lw=0.9)
+        row[0].set_title(f"{grid}: {name}", loc="left", fontsize="small")
+        row[2].set_title("log-SNR at the ends", loc="left", fontsize="small")
+        for axes in row:
+            axes.set_xlabel(f"step; {len(paths)} seeds", fontsize="small")
     _save(figure, file)
-
-
-def _learned_records(root: Path, cell: Cell) -> list[dict[str, Any]]:
-    return [r for r in records(root / cell.directory) if "skew_matrix" in r]
 
 
 def _first_seed(study: Study, cell: Cell) -> int:
