@@ -4,9 +4,17 @@
 
 For one, two and three variables and both scores, interleaved in one run on random
 images: the bare step (forward and backward pass of a mean-square loss on the network's
-output, and the same clipping, Adam and averaging), the step of `eqmdm.train_step`, and
-the kernels of a batch alone, forward and backward in (Q, D). Medians over the
-repeats; the ratio is the median of the ratios of neighbours.
+output, and the same clipping, Adam and averaging) and the step of `eqmdm.train_step`;
+and of its parts, which overlap,
+
+- `kernels`: those of a batch alone, forward and backward in (Q, D),
+- `optimiser`: clipping, Adam and averaging of the network's parameters alone,
+- `rest`: the whole step with a network of one parameter, which is the drawing of the
+    batch, the kernels, the score and the bound.
+
+Medians over the repeats; the ratio is the median of the ratios of neighbours.
+Utilisation is the network's operations, three times those of its forward pass, in the
+time of a full step, over the rate of a large matrix product in the same precision.
 """
 
 import dataclasses
@@ -15,6 +23,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,10 +108,8 @@ def make_bare_step(
             return jnp.mean((jax.vmap(network)(t, y) - noise) ** 2)
 
         loss, gradient = jax.value_and_grad(loss_fn)(values)
-        updates, opt_state = optimiser.update(gradient, state.opt_state, values)
-        values = optax.apply_updates(values, updates)
-        ema = jax.tree.map(
-            lambda old, new: old + (1 - _DECAY) * (new - old), state.ema, values
+        values, ema, opt_state = move(
+            optimiser, gradient, values, state.ema, state.opt_state
         )
         model = with_parameters(state.model, values)
         return eqmdm.TrainState(model, ema, opt_state, state.step + 1, state.key), loss
@@ -126,6 +133,60 @@ def make_bare_step(
         return loss
 
     return call
+
+
+class Scale(eqx.Module):
+    """A network that costs nothing."""
+
+    scale: jax.Array
+
+    def __call__(self, t, y):
+        del t
+        return self.scale * y
+
+
+def make_optimiser_step(network: Any, options: ResolvedOptions):
+    """A function that moves the parameters and their averages by one gradient."""
+    optimiser = eqmdm.make_optimiser(options.learning_rate)
+    values = eqmdm.parameters(network)
+    gradient = jax.tree.map(jnp.ones_like, values)
+    state = jax.tree.map(jnp.copy, (values, values, optimiser.init(values)))
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, gradient):
+        values, ema, opt_state = state
+        return move(optimiser, gradient, values, ema, opt_state)
+
+    def call():
+        nonlocal state
+        state = step(state, gradient)
+        return state
+
+    return call
+
+
+def move(optimiser, gradient, values, ema, opt_state):
+    """The parameters, their averages and the optimiser's state after a gradient."""
+    updates, opt_state = optimiser.update(gradient, opt_state, values)
+    values = optax.apply_updates(values, updates)
+    ema = jax.tree.map(lambda old, new: old + (1 - _DECAY) * (new - old), ema, values)
+    return values, ema, opt_state
+
+
+def network_flops(network: Any, shape: tuple[int, ...]) -> float:
+    """Of the forward pass of one example, as XLA counts them."""
+    t, y = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct(shape, "float32")
+    arrays, static = eqx.partition(network, eqx.is_array)
+    forward = lambda arrays, t, y: eqx.combine(arrays, static)(t, y)
+    return jax.jit(forward).lower(arrays, t, y).cost_analysis()["flops"]
+
+
+def matmul_flops_per_second(dtype: str, side: int) -> float:
+    """What the device reaches in a product of square matrices."""
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    timed(lambda: product(a, a))
+    return 2 * side**3 / min(timed(lambda: product(a, a)) for _ in range(9))
 
 
 def make_full_step(model, dataset, options: ResolvedOptions, n_inner: int):
@@ -175,7 +236,9 @@ def make_kernels(diffusion: Any, batch_size: int):
     return lambda: gradient((Q, R))
 
 
-def run(settings: Settings, name: str, score: str, dataset: Any) -> dict:
+def run(
+    settings: Settings, name: str, score: str, dataset: Any, matmul_rate: float
+) -> dict:
     options = Options(
         dataset="mnist",
         diffusion=name,
@@ -192,17 +255,23 @@ def run(settings: Settings, name: str, score: str, dataset: Any) -> dict:
     network = _build.build_network(options, dataset, diffusion, key_network)
     bare = network.network if score == "denoiser" else network
     n_inner = eqmdm.steps_per_call()
-    n_channels = 1 if score == "denoiser" else diffusion.n_vars
+    shape = 1 if score == "denoiser" else diffusion.n_vars, *dataset.shape
+    scale = Scale(jnp.ones((), jnp.float32))
+    if score == "denoiser":
+        scale = eqx.tree_at(lambda denoiser: denoiser.network, network, scale)
     calls = {
-        "bare": make_bare_step(bare, (n_channels, *dataset.shape), options, n_inner),
+        "bare": make_bare_step(bare, shape, options, n_inner),
         "full": make_full_step((network, diffusion), dataset, options, n_inner),
+        "rest": make_full_step((scale, diffusion), dataset, options, n_inner),
         "kernels": make_kernels(diffusion, settings.batch_size),
+        "optimiser": make_optimiser_step(bare, options),
     }
+    flops = 3 * settings.batch_size * network_flops(bare, shape)
     compilation = {part: timed(call) for part, call in calls.items()}
     seconds = {part: [] for part in calls}
     for _ in range(settings.repeats):
         for part, call in calls.items():
-            per_step = 1 if part == "kernels" else n_inner
+            per_step = n_inner if part in ("bare", "full", "rest") else 1
             seconds[part].append(timed(call) / per_step)
     median = {part: float(np.median(values)) for part, values in seconds.items()}
     ratios = np.divide(seconds["full"], seconds["bare"])
@@ -212,12 +281,15 @@ def run(settings: Settings, name: str, score: str, dataset: Any) -> dict:
         "score": score,
         "n_parameters": sum(x.size for x in eqmdm.parameters(bare).values()),
         "steps_per_call": n_inner,
-        "bare_seconds": median["bare"],
-        "full_seconds": median["full"],
-        "kernels_seconds": median["kernels"],
+        **{f"{part}_seconds": value for part, value in median.items()},
         "full_over_bare": float(np.median(ratios)),
         "full_over_bare_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
-        "kernels_over_full": median["kernels"] / median["full"],
+        "shares": {
+            part: median[part] / median["full"]
+            for part in ("kernels", "optimiser", "rest")
+        },
+        "network_flops": flops,
+        "utilisation": flops / median["full"] / matmul_rate,
         "steps_per_second": 1 / median["full"],
         "first_call_seconds": compilation,
         "every_second": seconds,
@@ -248,26 +320,33 @@ def main(settings: Settings) -> None:
         f"batch {settings.batch_size} of {settings.dataset_shape}, "
         f"{settings.compute_dtype}"
     )
+    side = 1024 if settings.quick else 2048 if jax.default_backend() == "cpu" else 8192
+    matmul_rate = matmul_flops_per_second(settings.compute_dtype, side)
+    print(f"matrix product: {matmul_rate / 1e12:.3g} TFLOP/s")
     print(
         f"{'diffusion':10} {'K':>2} {'score':9} {'parameters':>10} {'bare/ms':>9} "
-        f"{'full/ms':>9} {'full/bare':>9} {'kernels/ms':>10} {'share':>7}"
+        f"{'full/ms':>9} {'full/bare':>9} {'kernels':>8} {'optimiser':>9} {'rest':>6} "
+        f"{'utilisation':>11}"
     )
     results = []
     for name in settings.diffusions:
         for score in settings.scores:
-            row = run(settings, name, score, dataset)
+            row = run(settings, name, score, dataset, matmul_rate)
+            shares = row["shares"]
             results.append(row)
             print(
                 f"{name:10} {row['n_vars']:2} {score:9} {row['n_parameters']:10,} "
                 f"{1e3 * row['bare_seconds']:9.2f} {1e3 * row['full_seconds']:9.2f} "
-                f"{row['full_over_bare']:9.3f} {1e3 * row['kernels_seconds']:10.2f} "
-                f"{row['kernels_over_full']:7.2%}",
+                f"{row['full_over_bare']:9.3f} {shares['kernels']:8.2%} "
+                f"{shares['optimiser']:9.2%} {shares['rest']:6.1%} "
+                f"{row['utilisation']:11.1%}",
                 flush=True,
             )
             if settings.output is not None:
                 used = dataclasses.asdict(settings)
                 used.pop("output")
                 record = {"settings": used, "results": results} | facts
+                record["matmul_flops_per_second"] = matmul_rate
                 settings.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
