@@ -5,11 +5,16 @@ import math
 from typing import final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ._custom_types import Scalar
+
+
+# exp(-end / 2) is then still a normal number in float32.
+_LARGEST_END = 170.0
 
 
 def _check_positive(name: str, value: float | Array, *, strict: bool = True) -> None:
@@ -22,6 +27,21 @@ def _check_positive(name: str, value: float | Array, *, strict: bool = True) -> 
             f"`{name}` must be {kind} and finite; got {number}. It is a rate, or an "
             "integral of one, per unit of diffusion time."
         )
+
+
+def _check_in_domain(limit: float, **numbers: Scalar) -> None:
+    """Refuses numbers outside [0, limit), where they are known.
+
+    Traced ones are checked where they enter: a clock is called by vector fields.
+    """
+    for name, number in numbers.items():
+        value = concrete(number)
+        if value is not None and not 0 <= value < limit:
+            end = "and finite" if math.isinf(limit) else f"and below {limit}"
+            raise ValueError(
+                f"`{name}` must be non-negative {end}, where the clock is defined; got "
+                f"{value}. Stop earlier, or build a clock that runs for longer."
+            )
 
 
 def concrete(value: float | Array | np.ndarray) -> float | None:
@@ -37,6 +57,12 @@ class AbstractClock(eqx.Module):
 
     Any clock serves any (Q, D) diffusion. Times are arrays, and results have their
     dtype.
+
+    **Raises:**
+
+    The methods of the library's clocks raise `ValueError` for a time that is negative
+    or not below `t_limit`, and for an integral that is negative or not finite, unless
+    it is traced.
     """
 
     @property
@@ -54,7 +80,10 @@ class AbstractClock(eqx.Module):
 
     @abc.abstractmethod
     def inverse(self, integral: Scalar) -> Scalar:
-        r"""The time $t$ at which $B(t) = \int_0^t \beta$ reaches `integral`."""
+        r"""The time $t$ at which $B(t) = \int_0^t \beta$ reaches `integral`.
+
+        Its derivative is $1 / \beta(t)$, so infinite at 0 where the rate starts at 0.
+        """
 
 
 @final
@@ -71,12 +100,15 @@ class ConstantClock(AbstractClock):
         return math.inf
 
     def rate(self, t: Scalar) -> Scalar:
+        _check_in_domain(self.t_limit, t=t)
         return jnp.asarray(self.value, t.dtype)
 
     def integrated_rate(self, s: Scalar, t: Scalar) -> Scalar:
+        _check_in_domain(self.t_limit, s=s, t=t)
         return jnp.asarray(self.value, t.dtype) * (t - s)
 
     def inverse(self, integral: Scalar) -> Scalar:
+        _check_in_domain(math.inf, integral=integral)
         return integral / jnp.asarray(self.value, integral.dtype)
 
 
@@ -109,17 +141,26 @@ class LinearClock(AbstractClock):
         return rate0, jnp.asarray(self.rate1, dtype) - rate0
 
     def rate(self, t: Scalar) -> Scalar:
+        _check_in_domain(self.t_limit, t=t)
         rate0, slope = self._rates(t.dtype)
         return rate0 + slope * t
 
     def integrated_rate(self, s: Scalar, t: Scalar) -> Scalar:
+        _check_in_domain(self.t_limit, s=s, t=t)
         rate0, slope = self._rates(t.dtype)
         return (t - s) * (rate0 + slope * (0.5 * (s + t)))
 
     def inverse(self, integral: Scalar) -> Scalar:
+        _check_in_domain(math.inf, integral=integral)
         rate0, slope = self._rates(integral.dtype)
         # The root of a quadratic, in the form that does not cancel.
-        return 2 * integral / (rate0 + jnp.sqrt(rate0**2 + 2 * slope * integral))
+        square = rate0**2 + 2 * slope * integral
+        at_start = square == 0
+        t = 2 * integral / (rate0 + jnp.sqrt(jnp.where(at_start, 1, square)))
+        # From a rate of 0 the time is 0 whatever the slope, and its change infinite.
+        slope = jnp.where(at_start, jax.lax.stop_gradient(slope), 1)
+        start = jnp.sqrt(jnp.where(at_start, 2 * integral / slope, 1))
+        return jnp.where(at_start, start, t)
 
 
 @final
@@ -129,6 +170,16 @@ class CosineClock(AbstractClock):
     For the variance-preserving diffusion the mean map is then $\cos(\theta t)$. The
     usual cosine schedule has $\theta = \pi / 2$, where the integral diverges at 1.
 
+    Up to $t = 1$ the rate and its integral are accurate to 16 units in the last place
+    of their dtype, and so is the inverse everywhere. Beyond, towards `t_limit`, the
+    rate loses up to $1 + 2 \kappa (t - 1) / t$ times as much, where $\kappa = 2 \theta
+    t / \sin(2 \theta t)$ is its condition number in $t$, and the integral as much as
+    that over $B$. Traced times past `t_limit` give NaN.
+
+    **Arguments:**
+
+    - `end`: $B(1)$, at most 170, as beyond no float32 holds $\cos \theta$.
+
     **Source:** Nichol & Dhariwal (2021), equation 17, without its offset.
     """
 
@@ -136,10 +187,27 @@ class CosineClock(AbstractClock):
 
     def __check_init__(self):
         _check_positive("end", self.end)
+        end = concrete(self.end)
+        if end is not None and end > _LARGEST_END:
+            raise ValueError(
+                f"`end` must be at most {_LARGEST_END}; got {end}. At 60 nothing of "
+                "the data is left in float64."
+            )
 
-    def _theta(self, dtype) -> Scalar:
+    def _angles(self, dtype) -> tuple[Scalar, Scalar]:
+        r"""$\theta$ and its complement $\pi / 2 - \theta$."""
         end = jnp.asarray(self.end, dtype)
-        return jnp.arctan2(jnp.sqrt(-jnp.expm1(-end)), jnp.exp(-0.5 * end))
+        sine, cosine = jnp.sqrt(-jnp.expm1(-end)), jnp.exp(-0.5 * end)
+        return jnp.arctan2(sine, cosine), jnp.arctan2(cosine, sine)
+
+    def _cosine(self, t: Scalar) -> Scalar:
+        r"""$\cos(\theta t)$ as the sine of the angle that is left.
+
+        Of $\theta t$ itself, one rounding would be a large part of a small cosine.
+        """
+        theta, complement = self._angles(t.dtype)
+        left = complement + theta * (1 - t)
+        return jnp.sin(jnp.where(left > 0, left, jnp.nan))
 
     @property
     def t_limit(self) -> float:
@@ -150,15 +218,34 @@ class CosineClock(AbstractClock):
         return 0.5 * math.pi / math.atan2(sine, cosine)
 
     def rate(self, t: Scalar) -> Scalar:
-        theta = self._theta(t.dtype)
-        return 2 * theta * jnp.tan(theta * t)
+        self._check_times(t=t)
+        theta, _ = self._angles(t.dtype)
+        return 2 * theta * jnp.sin(theta * t) / self._cosine(t)
 
     def integrated_rate(self, s: Scalar, t: Scalar) -> Scalar:
-        theta = self._theta(t.dtype)
+        self._check_times(s=s, t=t)
+        theta, _ = self._angles(t.dtype)
+        start = self._cosine(s)
         # cos(b) - cos(a) = -2 sin((a + b) / 2) sin((b - a) / 2).
         product = jnp.sin(0.5 * theta * (s + t)) * jnp.sin(0.5 * theta * (t - s))
-        return -2 * jnp.log1p(-2 * product / jnp.cos(theta * s))
+        change = -2 * product / start
+        # Where the cosine has fallen far, 1 + change cancels. From -0.45 to -0.35 XLA's
+        # log1p loses two digits in float64 on a CPU.
+        far = change < -0.3
+        log_ratio = jnp.where(
+            far,
+            jnp.log(jnp.where(far, self._cosine(t) / start, 1)),
+            jnp.log1p(jnp.where(far, 0, change)),
+        )
+        return -2 * log_ratio
 
     def inverse(self, integral: Scalar) -> Scalar:
+        _check_in_domain(math.inf, integral=integral)
         sine = jnp.sqrt(-jnp.expm1(-integral))
-        return jnp.arctan2(sine, jnp.exp(-0.5 * integral)) / self._theta(integral.dtype)
+        theta, _ = self._angles(integral.dtype)
+        return jnp.arctan2(sine, jnp.exp(-0.5 * integral)) / theta
+
+    def _check_times(self, **times: Scalar) -> None:
+        # Of a traced `end` the limit is not known.
+        known = concrete(self.end) is not None
+        _check_in_domain(self.t_limit if known else math.inf, **times)

@@ -355,13 +355,18 @@ def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
 def _reach(clock: AbstractClock, t1: float) -> float | None:
     """The clock's integral up to the horizon, or `None` where its rate is traced."""
     end = jnp.asarray(t1, jnp.result_type(float))
-    tau = concrete(clock.integrated_rate(jnp.zeros_like(end), end))
-    if tau is None:
-        return None
-    if not (t1 < clock.t_limit and math.isfinite(tau)):
+    start = jnp.zeros_like(end)
+    # Of a traced clock the limit is not known.
+    if not t1 < clock.t_limit and concrete(clock.rate(start)) is not None:
         raise ValueError(
             "`t_range` must end before the clock does, at "
             f"t = {clock.t_limit}; got t1 = {t1}."
+        )
+    tau = concrete(clock.integrated_rate(start, end))
+    if tau is not None and not math.isfinite(tau):
+        raise ValueError(
+            "`t_range` must end where the integral of the clock's rate is still a "
+            f"number; got t1 = {t1} and {tau}."
         )
     return tau
 
