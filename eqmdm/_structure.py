@@ -141,6 +141,14 @@ def _rebuild_module(
             "and pass it as `like=`."
         )
     expected = {field.name for field in dataclasses.fields(cls)}
+    # Static fields that came later than the description: before, all was as by default.
+    later = {
+        field.name: field.default
+        for field in dataclasses.fields(cls)
+        if field.metadata.get("static", False)
+        and field.default is not dataclasses.MISSING
+    }
+    fields = later | fields
     if set(fields) != expected:
         raise ValueError(
             f"`description{path}` must give {name} the fields {sorted(expected)}; got "

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from eqmdm import nn
+from eqmdm._train import parameters
 from eqmdm.nn._mlp import TimeEmbedding
-from eqmdm.nn._unet import _Attention, _Conv, _GroupNorm, _upsample
+from eqmdm.nn._unet import _Attention, _Conv, _GroupNorm, _ResidualBlock, _upsample
 from helpers import tree_allclose, within_standard_errors
 
 
@@ -206,6 +207,62 @@ def test_unet_in_bfloat16_has_bfloat16_convolutions_only(key):
         for variable in equation.invars
     }
     assert dtypes == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    "attention_sides", [pytest.param((), id="middle"), pytest.param((8,), id="level")]
+)
+def test_rematerialised_unet_has_the_values_and_gradients_of_the_plain_one(
+    attention_sides, key
+):
+    key_network, key_noise, key_y = jr.split(key, 3)
+    y = jr.normal(key_y, (3, 2, 8, 8, 1))
+    t = jnp.linspace(0.1, 0.9, 3)
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss_and_gradient(network):
+        return jnp.sum(jax.vmap(network)(t, y) ** 2)
+
+    def found(remat):
+        network = _small_unet(
+            key_network,
+            attention_sides=attention_sides,
+            remat=remat,
+            dtype=jnp.float64,
+        )
+        loss, gradient = loss_and_gradient(_perturbed(network, key_noise))
+        return loss, parameters(gradient)
+
+    (plain, gradient), (loss, rematerialised) = found(False), found(True)
+    # Under the same names. The same operations in another order: about 30 layers in
+    # sequence, each a sum of at most 300 terms, and roundings that add up at worst.
+    assert tree_allclose(loss, plain, rtol=1e-11, atol=0.0)
+    scale = max(float(jnp.max(jnp.abs(x))) for x in gradient.values())
+    atol = 30 * 300 * float(jnp.finfo(jnp.float64).eps) * scale
+    assert tree_allclose(rematerialised, gradient, rtol=0.0, atol=atol)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_reverse_mode_keeps_the_inside_of_blocks_unless_it_is_rematerialised(
+    remat, key
+):
+    make = lambda: _small_unet(key, width=32, multipliers=(1, 1), remat=remat)
+    network = eqx.filter_eval_shape(make)
+
+    def kept(network):
+        _, pull_back = jax.vjp(network, jnp.asarray(0.3), jnp.ones((2, 8, 8, 1)))
+        return pull_back
+
+    def sizes(tree, shape):
+        return sum(x.shape == shape for x in jax.tree.leaves(tree))
+
+    # Images of two levels: more than one a block only where its inside is kept.
+    n_images = sum(
+        sizes(eqx.filter_eval_shape(kept, network), (side, side, 32)) for side in (8, 4)
+    )
+    n_blocks = len(_leaves(_ResidualBlock, network)) + len(_leaves(_Attention, network))
+    assert (n_images > 2 * n_blocks) != remat
 
 
 @pytest.mark.parametrize(

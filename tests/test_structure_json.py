@@ -170,6 +170,13 @@ def test_wrong_fields_are_refused(change):
         rebuild(described, {})
 
 
+def test_field_that_came_later_than_the_description_has_its_default():
+    model = MODELS["unet"]()
+    described = describe(model)
+    del described["fields"]["remat"]
+    assert rebuild(described, parameters(model)).remat is False
+
+
 def test_values_that_the_class_refuses_are_refused():
     described = describe(eqmdm.ConstantClock(2.0))
     described["fields"]["value"] = -1.0

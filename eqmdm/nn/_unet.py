@@ -222,8 +222,11 @@ class _Level(eqx.Module):
         self,
         index: int,
         x: Inexact[Array, "height width in"],
+        skip: Inexact[Array, "height width skip"] | None,
         time: Inexact[Array, " features"],
     ) -> Inexact[Array, "height width out"]:
+        if skip is not None:
+            x = jnp.concatenate([x, skip], axis=-1)
         x = self.blocks[index](x, time)
         return x if self.attentions is None else self.attentions[index](x)
 
@@ -271,6 +274,7 @@ class UNet(eqx.Module):
     up: tuple[_Level, ...]
     norm_out: _GroupNorm
     conv_out: _Conv
+    remat: bool = eqx.field(static=True, default=False)
 
     def __init__(
         self,
@@ -282,6 +286,7 @@ class UNet(eqx.Module):
         n_blocks: int = 2,
         attention_sides: tuple[int, ...] = (16,),
         compute_dtype: DTypeLike | None = None,
+        remat: bool = False,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKey,
     ):
@@ -297,6 +302,9 @@ class UNet(eqx.Module):
             et al.'s, and gives a 28x28 network none but in the middle.
         - `compute_dtype`: the dtype to compute in, such as `jnp.bfloat16`; statistics
             and softmax stay in float32 at least. By default that of `y`.
+        - `remat`: whether derivatives in reverse mode keep only what enters each block
+            and compute its inside again (rematerialisation), for less memory and about
+            a third more work. Values and parameters are the same.
         - `dtype`: the dtype of the parameters.
         - `key`: the key of the initial weights.
 
@@ -323,6 +331,7 @@ class UNet(eqx.Module):
         self.shape = shape
         self.n_vars = n_vars
         self.compute_dtype = compute_dtype
+        self.remat = remat
         self.time_embedding = TimeEmbedding(width, dtype=dtype, key=next(keys))
         self.conv_in = _Conv(n_vars * channels, width, dtype=dtype, key=next(keys))
 
@@ -396,22 +405,24 @@ class UNet(eqx.Module):
         # Every block has this activation before its own dense layer: once is enough.
         time = jax.nn.silu(self.time_embedding(t, dtype))
 
+        # With its input from across, so that the two joined are not kept beside them.
+        in_block = eqx.filter_checkpoint if self.remat else lambda function: function
+
         x = self.conv_in(x)
         skips = [x]
         for level in self.down:
             for index in range(len(level.blocks)):
-                x = level.block(index, x, time)
+                x = in_block(level.block)(index, x, None, time)
                 skips.append(x)
             if level.resample is not None:
                 x = level.resample(x)
                 skips.append(x)
-        x = self.middle1(x, time)
-        x = self.middle_attention(x)
-        x = self.middle2(x, time)
+        x = in_block(self.middle1)(x, time)
+        x = in_block(self.middle_attention)(x)
+        x = in_block(self.middle2)(x, time)
         for level in self.up:
             for index in range(len(level.blocks)):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = level.block(index, x, time)
+                x = in_block(level.block)(index, x, skips.pop(), time)
             if level.resample is not None:
                 x = level.resample(_upsample(x))
         x = self.conv_out(jax.nn.silu(self.norm_out(x)))
