@@ -21,7 +21,7 @@ from eqmdm import nn
 
 # What may be chosen anew when a run is resumed, because training does not see it.
 MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
-MAY_DIFFER += ("shard_parameters", "test_draws", "test_examples")
+MAY_DIFFER += ("remat", "shard_parameters", "test_draws", "test_examples")
 MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
 
 _DIFFUSIONS = {
@@ -100,6 +100,7 @@ def build_network(
             multipliers=options.multipliers,
             n_blocks=options.n_blocks,
             compute_dtype=None if options.compute_dtype == "float32" else jnp.bfloat16,
+            remat=options.remat,
             key=key,
         )
     if options.score == "free":

@@ -165,6 +165,9 @@ class Options:
     """Residual blocks in a level of the U-Net; layers for points."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the U-Net computes in; parameters are float32."""
+    remat: bool = False
+    """Whether gradients of the U-Net compute its blocks again instead of keeping what
+    is in them: less memory for about a third more work."""
     shard_parameters: bool = False
     """With several devices, which divide every batch: whether each holds a share of the
     large parameters instead of all of them."""

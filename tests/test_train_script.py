@@ -337,6 +337,29 @@ def test_options_of_a_resumed_run_must_be_those_it_was_started_with(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first, then", [("--remat", ""), ("", "--remat")])
+def test_run_with_rematerialisation_resumes_without_it_and_the_reverse(
+    finished, tmp_path, first, then
+):
+    start = [*TINY, "--run-dir=run", *first.split()]
+    assert _train(*start, cwd=tmp_path)[0] == 0
+    run = Run(tmp_path / "run")
+    assert run.read_options()["options"]["remat"] is bool(first)
+    for one, other in zip(_records(finished[0]), _records(run.run_dir), strict=True):
+        assert one["step"] == other["step"]
+        if "loss" in one:
+            # float32, after some steps of Adam.
+            np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-3)
+
+    more = [*TINY, "--run-dir=run", "--resume", "--steps=16", *then.split()]
+    status, stdout, stderr = _train(*more, cwd=tmp_path)
+    assert status == 0, stderr
+    assert "resuming from step 12" in stdout
+    assert run.steps[-1] == 16
+    eqmdm.load(run.run_dir)
+
+
+@pytest.mark.slow
 def test_directory_that_is_not_empty_is_refused(finished):
     run_dir, _ = finished
     status, _, stderr = _train(*TINY, "--run-dir=run", cwd=run_dir.parent)
