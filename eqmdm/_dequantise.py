@@ -15,7 +15,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from ._custom_types import Data, PRNGKey, Scalar
 from ._draw import draw_uniform
-from ._sharding import on_host
+from ._sharding import check_finite, on_host
 
 
 class AbstractTransform(eqx.Module):
@@ -158,7 +158,7 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
 
     **Raises:**
 
-    `ValueError` if `std` is not positive.
+    `ValueError` if `std` is not positive and finite.
 
     **Source:** Zheng, Lu, Chen & Zhu (2023), there with the noise that the diffusion
     has at its start for $\sigma$.
@@ -171,10 +171,11 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
         return True
 
     def __check_init__(self):
-        if not self.std > 0:
+        if not (math.isfinite(self.std) and self.std > 0):
             raise ValueError(
-                f"`std` must be positive; got {self.std}. It is in units of one grey "
-                "level; for offsets all at the middle use `LevelCentres()`."
+                f"`std` must be positive and finite; got {self.std}. It is in units of "
+                "one grey level; for offsets all at the middle use `LevelCentres()`, "
+                "for uniform ones `UniformDequantiser()`."
             )
 
     def log_density(self, offset: Data) -> Scalar:
@@ -381,7 +382,8 @@ def _widened(levels: Array | np.ndarray) -> Array:
 
 
 def as_dequantised(x: Shaped[Array, "*data"], figure: str) -> Data:
-    """`x` as it is, or the error for integers, which names the figure asked for."""
+    """`x` as it is, or the error for integers, which names the figure asked for, and
+    for values that are not finite."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -389,6 +391,7 @@ def as_dequantised(x: Shaped[Array, "*data"], figure: str) -> Data:
             "density: dequantise them with `eqmdm.GreyLevels(...).encode`, and add the "
             f"correction that it returns to the {figure}."
         )
+    check_finite("x", x)
     return x
 
 

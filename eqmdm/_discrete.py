@@ -6,6 +6,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ._custom_types import Data, PRNGKey, Scalar, State
@@ -55,8 +57,9 @@ def discrete_elbo(
 
     **Raises:**
 
-    `TypeError` for integers; `ValueError` for fewer than two times or a decoder of the
-    whole start; for a denoiser, as for [`eqmdm.elbo`][].
+    `TypeError` for integers; `ValueError` for an `x` that is not finite, fewer than two
+    times, times that do not decrease or are not positive and finite, or a decoder of
+    the whole start; for a denoiser, as for [`eqmdm.elbo`][].
 
     **Source:** Ho, Jain & Abbeel (2020), equation 5, and Kingma et al. (2021), equation
     13, for one variable.
@@ -66,6 +69,13 @@ def discrete_elbo(
         raise ValueError(
             f"`times` must be a vector of two or more; got shape {times.shape}."
         )
+    if not isinstance(times, Tracer):
+        values = np.asarray(times)
+        if not (np.all(np.diff(values) < 0) and values[-1] > 0 and values[0] < np.inf):
+            raise ValueError(
+                "`times` must be positive and finite and strictly decrease; got "
+                f"{values.tolist()}. A grid such as `LogSNRGrid()` gives them."
+            )
     decoder = DataDecoder() if decoder is None else decoder
     if decoder.of_whole_start:
         raise ValueError(

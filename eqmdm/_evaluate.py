@@ -21,7 +21,7 @@ from ._score import (
     PreconditionedDenoiser,
     check_trained_range,
 )
-from ._sharding import divide_batch, mesh_of, on_host
+from ._sharding import check_finite, divide_batch, mesh_of, on_host
 from ._time_sampler import AbstractTimeSampler, ImportanceTime
 
 
@@ -119,9 +119,12 @@ class Objective(eqx.Module):
         return -total / (math.prod(shape) * math.log(2))
 
     def check(self, examples: Examples | HostExamples) -> None:
-        """Refuses grey levels that are out of range, as `GreyLevels.check` does."""
+        """Refuses grey levels that are out of range, as `GreyLevels.check` does, and
+        points that are not finite."""
         if self.grey_levels is not None:
             self.grey_levels.check(examples)
+        else:
+            check_finite("examples", examples)
 
     def _encode(
         self, example: Example, key: PRNGKey, dtype: jnp.dtype, check: bool
@@ -220,8 +223,9 @@ def evaluate(
 
     **Raises:**
 
-    `ValueError` for counts below 1, grey levels that are out of range, or a diffusion
-    that ends below the range that its denoiser was trained on.
+    `ValueError` for counts below 1, grey levels that are out of range or points that
+    are not finite, or a diffusion that ends below the range that its denoiser was
+    trained on.
     """
     n = len(examples)
     if n == 0 or n_draws < 1 or batch_size < 1:

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from ._clock import concrete
 from ._custom_types import Scalar
 from ._diffusion import AbstractLinearDiffusion
+from ._sharding import check_finite
 
 
 Times: TypeAlias = Float[Array, " times"]
@@ -134,7 +135,9 @@ class CustomGrid(AbstractGrid):
                 "`times` must be a vector of two times or more; got shape "
                 f"{times.shape}."
             )
-        self.times = _check_decreasing(times)
+        times = _check_decreasing(times)
+        check_finite("times", times)
+        self.times = times
 
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
         if n_steps != len(self.times) - 1:

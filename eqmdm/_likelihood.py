@@ -76,10 +76,11 @@ def log_likelihood(
 
     `TypeError` for integers, for the collapsed route without a denoiser, and for a
     `solver` that is one for SDEs only;
-    `ValueError` for `max_steps` below 1 or a relative tolerance that the dtype of `x`
-    cannot meet, or a `clock` of the route that cannot tell the diffusion's time; where
-    a denoiser states the range it was trained on, `ValueError`, or
-    `equinox.EquinoxRuntimeError` under a JAX transform, if the diffusion ends below it.
+    `ValueError` for an `x` that is not finite, `max_steps` below 1 or a relative
+    tolerance that the dtype of `x` cannot meet, or a `clock` of the route that cannot
+    tell the diffusion's time; where a denoiser states the range it was trained on,
+    `ValueError`, or `equinox.EquinoxRuntimeError` under a JAX transform, if the
+    diffusion ends below it.
 
     **Source:** Song et al. (2021), section 4.3 and appendix D.2.
     """

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from ._clock import concrete
 from ._custom_types import Data, PRNGKey, Scalar, State
 from ._decoder import AbstractDecoder, DataDecoder, StartDecoder
 from ._dequantise import as_dequantised
@@ -96,9 +97,10 @@ def elbo(
 
     **Raises:**
 
-    `TypeError` for integers; `ValueError` for a decoder that does not go with the form;
-    where a denoiser states the range it was trained on, `ValueError`, or
-    `equinox.EquinoxRuntimeError` under a JAX transform, if the diffusion ends below it.
+    `TypeError` for integers; `ValueError` for an `x` that is not finite, a `u` outside
+    [0, 1), or a decoder that does not go with the form; where a denoiser states the
+    range it was trained on, `ValueError`, or `equinox.EquinoxRuntimeError` under a JAX
+    transform, if the diffusion ends below it.
 
     **Source:** Singhal et al. (2023), theorems 1 and 3.
     """
@@ -113,8 +115,18 @@ def elbo(
         time_sampler = LogSNRTime() if by_data else ImportanceTime()
     x = check_trained_range(score, diffusion, x)
     key_time, key = jr.split(key)
-    u = jr.uniform(key_time, (), x.dtype) if u is None else u.astype(x.dtype)
+    u = jr.uniform(key_time, (), x.dtype) if u is None else _as_quantile(u, x.dtype)
     return compute_elbo(score, diffusion, x, u, form, decoder, time_sampler, key=key)
+
+
+def _as_quantile(u: Scalar, dtype: jnp.dtype) -> Scalar:
+    value = concrete(u)
+    if value is not None and not 0 <= value < 1:
+        raise ValueError(
+            f"`u` must be a quantile, in [0, 1); got {value}. Draw it uniformly, or "
+            "with `eqmdm.low_discrepancy`."
+        )
+    return u.astype(dtype)
 
 
 def check_decoder(form: AbstractForm, decoder: AbstractDecoder) -> None:

@@ -1,6 +1,7 @@
 """Score models, in two parameterisations: callables `(t, y) -> score`."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import TypeAlias, final
 
@@ -53,11 +54,11 @@ class AbstractScore(eqx.Module):
 
 def _positive(t: Scalar) -> Scalar:
     value = concrete(t)
-    if value is not None and not value > 0:
+    if value is not None and not 0 < value < math.inf:
         raise ValueError(
             "`t` must be positive: at t = 0 the auxiliaries' start and the data are "
-            f"known exactly, and there is no score; got {value}. Take the diffusion's "
-            "`t0`, or later."
+            f"known exactly, and there is no score. It must be finite; got {value}. "
+            "Take a time between the diffusion's `t0` and `t1`."
         )
     return t
 
@@ -130,12 +131,16 @@ class PreconditionedDenoiser(eqx.Module):
     log_snr_range: tuple[float, float]
 
     def __check_init__(self):
-        if not self.data_std > 0:
-            raise ValueError(f"`data_std` must be positive; got {self.data_std}.")
-        low, high = self.log_snr_range
-        if not low < high:
+        if not (math.isfinite(self.data_std) and self.data_std > 0):
             raise ValueError(
-                f"`log_snr_range` must be (low, high), increasing; got {(low, high)}."
+                f"`data_std` must be positive and finite; got {self.data_std}. It is "
+                "the standard deviation of the training data."
+            )
+        low, high = self.log_snr_range
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(
+                "`log_snr_range` must be (low, high), increasing and finite; got "
+                f"{(low, high)}."
             )
 
     def __call__(self, log_snr: Scalar, z: Data) -> Data:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._sharding import mesh_of, over_batch
+from ._sharding import check_finite, mesh_of, over_batch
 from ._shuffle import shuffled_indices
 from ._train import Batches, TrainState, order_key
 
@@ -72,7 +72,8 @@ class BatchStream(Iterator[Batches]):
 
         **Raises:**
 
-        `ValueError` for counts below 1.
+        `ValueError` for counts below 1; when a batch is asked for that holds points
+        that are not finite, too.
         """
         counts = {"examples": examples.shape[0], "batch_size": batch_size}
         counts |= {"n_inner": n_inner, "n_ahead": n_ahead, "n_threads": n_threads}
@@ -113,8 +114,9 @@ class BatchStream(Iterator[Batches]):
 
         def read(where: Any) -> np.ndarray:
             chosen = indices[where[:2]]
-            examples = self._examples[chosen.ravel()]
-            return np.asarray(examples).reshape(*chosen.shape, *shape)
+            examples = np.asarray(self._examples[chosen.ravel()])
+            check_finite("examples", examples)
+            return examples.reshape(*chosen.shape, *shape)
 
         if self._mesh is None:
             return Batches(jnp.asarray(read((slice(None), slice(None)))))

@@ -15,6 +15,7 @@ from ._diffusion import AbstractLinearDiffusion
 from ._gaussian import apply_to_vars
 from ._noise_clock import AbstractNoiseClock, AbstractTiming, make_timing
 from ._operator import VarsOperator
+from ._sharding import check_finite
 
 
 ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
@@ -101,9 +102,11 @@ def forward_sde(
 
     **Raises:**
 
-    `ValueError` for a `clock` of the noise where log-SNR stands still at a time between
-    the ends, which is named; `equinox.EquinoxRuntimeError` where that is traced.
+    `ValueError` for an `x` that is not finite, or a `clock` of the noise where log-SNR
+    stands still at a time between the ends, which is named;
+    `equinox.EquinoxRuntimeError` where that is traced.
     """
+    check_finite("x", x)
     timing = make_timing(diffusion, clock, x.dtype, from_zero=True)
     structure = _noise_structure(diffusion, x.shape, x.dtype)
 

@@ -253,9 +253,9 @@ def train_step(
     **Raises:**
 
     `ValueError` for counts that do not fit, or grey levels in `data` that are out of
-    range: an array is looked at when it is first given. Batches of a stream are checked
-    in the step, unless their dtype holds no others, and raise
-    `equinox.EquinoxRuntimeError`.
+    range, or points that are not finite: an array is looked at when it is first given.
+    Grey levels in batches of a stream are checked in the step, unless their dtype holds
+    no others, and raise `equinox.EquinoxRuntimeError`.
     """
     if n_reconstruction is None:
         n_reconstruction = max(1, batch_size // 16)

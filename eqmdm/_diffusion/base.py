@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._clock import concrete
+from .._clock import AbstractClock, concrete
 from .._custom_types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
 from .._draw import draw_normal
 from .._gaussian import (
@@ -68,6 +68,19 @@ def make_ends(t_range: tuple | None, log_snr_range: tuple | None) -> Ends:
     if t_range is None and log_snr_range is None:
         t_range = DEFAULT_T_RANGE
     return Ends(t_range, log_snr_range)
+
+
+def check_clock_reaches(clock: AbstractClock, ends: Ends) -> None:
+    """Refuses a horizon at which the clock has ended, where both are known."""
+    t1 = None if ends.t_range is None else concrete(ends.t_range[1])
+    if t1 is None or t1 < clock.t_limit:
+        return
+    # Of a traced clock the limit is not known.
+    if concrete(clock.rate(jnp.zeros((), jnp.result_type(float)))) is not None:
+        raise ValueError(
+            "`t_range` must end before the clock does, at "
+            f"t = {clock.t_limit}; got t1 = {t1}."
+        )
 
 
 @final
@@ -276,10 +289,13 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         **Raises:**
 
         `ValueError`, or `equinox.EquinoxRuntimeError` where the value is traced, if
-        the diffusion does not reach it by `t_limit`.
+        the diffusion does not reach it by `t_limit`, or has fallen below it before
+        the first time at which kernels resolve it.
         """
         log_snr = _as_time("log_snr", log_snr)
-        return self._check_reached(self._solve_log_snr(log_snr), log_snr)
+        t = self._check_reached(self._solve_log_snr(log_snr), log_snr)
+        found = self.compute_kernel(jax.lax.stop_gradient(t)).log_snr
+        return _check_resolved(t, found, log_snr)
 
     def _check_reached(self, t: Scalar, log_snr: Scalar) -> Scalar:
         limit = jax.lax.stop_gradient(self.t_limit).astype(t.dtype)
@@ -338,16 +354,18 @@ def find_ends(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | None:
 
     **Raises:**
 
-    `ValueError` if the diffusion does not reach the lower one by `t_limit`.
+    `ValueError` if the diffusion does not reach the lower one by `t_limit`, or the
+    upper one is before its kernels can be computed.
     """
     assert diffusion.ends.log_snr_range is not None
     with jax.ensure_compile_time_eval():
         log_limit = diffusion._log_limit(jnp.result_type(float))
         # Floats become arrays, so that all diffusions of a kind share a compilation.
         as_array = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf
-        t0, t1 = _find_ends(jax.tree.map(as_array, diffusion), log_limit)
-        low = jnp.asarray(diffusion.ends.log_snr_range[0], t1.dtype)
+        t0, t1, found = _find_ends(jax.tree.map(as_array, diffusion), log_limit)
+        low, high = (jnp.asarray(e, t1.dtype) for e in diffusion.ends.log_snr_range)
         t1 = diffusion._check_reached(t1, low)
+        t0 = _check_resolved(t0, found, high)
     ends = concrete(t0), concrete(t1)
     return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
@@ -365,13 +383,26 @@ def ends_in_time(diffusion: AbstractLinearDiffusion) -> Ends:
 @eqx.filter_jit
 def _find_ends(
     diffusion: AbstractLinearDiffusion, log_limit: Scalar
-) -> tuple[Scalar, Scalar]:
+) -> tuple[Scalar, Scalar, Scalar]:
+    """The times of the ends, and the log-SNR that the first of them has."""
     assert diffusion.ends.log_snr_range is not None
     dtype = log_limit.dtype
     log_snrs = jnp.stack([jnp.asarray(e, dtype) for e in diffusion.ends.log_snr_range])
     find = lambda log_snr: jnp.exp(_bisect(diffusion._excess(log_snr), log_limit))
     t1, t0 = jax.vmap(find)(log_snrs)
-    return t0, t1
+    return t0, t1, diffusion.compute_kernel(t0).log_snr
+
+
+def _check_resolved(t: Scalar, found: Scalar, log_snr: Scalar) -> Scalar:
+    # The search may have ended without a crossing, or where the kernel underflows.
+    tolerance = 1e-3 * jnp.maximum(jnp.abs(log_snr), 1)
+    what = f"`log_snr` must be one that this diffusion has where {t.dtype} resolves its"
+    return _check(
+        t,
+        ~((jnp.abs(found - log_snr) <= tolerance) & jnp.isfinite(log_snr)),
+        f"{what} kernels, which begins at t = {concrete(t)}. Ask for a lower one",
+        log_snr,
+    )
 
 
 def _as_time(name: str, value: Any) -> Scalar:

@@ -10,10 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._clock import AbstractClock
+from .._clock import AbstractClock, concrete
 from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .._gaussian import Gaussian, Transition, lq_root, matmul
-from .base import AbstractLinearDiffusion, Ends, ends_in_time, make_ends
+from .base import (
+    AbstractLinearDiffusion,
+    Ends,
+    check_clock_reaches,
+    ends_in_time,
+    make_ends,
+)
 from .kernel import (
     SHORT_STEP,
     exponential_deviation,
@@ -57,10 +63,22 @@ def composed_transition(
     - `s`, `t`: times with $s < t$.
     - `n_steps`: a power of two.
 
+    **Raises:**
+
+    `ValueError` for `n_steps` that is none, and, where they are known, times that are
+    not finite or out of order.
+
     **Source:** Blanes, Casas, Oteo & Ros (2009), section 5.4, for the expansion.
     """
     if n_steps < 1 or n_steps & (n_steps - 1):
         raise ValueError(f"`n_steps` must be a power of two; got {n_steps}.")
+    start, end = concrete(s), concrete(t)
+    if start is not None and end is not None:
+        if not -math.inf < start <= end < math.inf:
+            raise ValueError(
+                "`s` and `t` must be finite times with s <= t, or the noise would be "
+                f"taken away; got s={start} and t={end}."
+            )
     h = (t - s) / n_steps
     starts = s + h * jnp.arange(n_steps, dtype=t.dtype)
     step = lambda start: _magnus_step(drift_matrix, diffusion_matrix, start, h)
@@ -105,8 +123,17 @@ def _magnus(drift_matrix: MatrixFunction, start: Scalar, h: Scalar) -> VarsMatri
     return jnp.eye(len(F1), dtype=h.dtype) + exponential_deviation(exponent, one)
 
 
-def _default_limit(ends: Ends) -> float:
-    return 2.0 if ends.t_range is None else float(ends.t_range[1])
+def _as_limit(t_limit: float | None, ends: Ends) -> float:
+    """`t_limit`, refused unless the kernels reach the ends; or its default."""
+    end = None if ends.t_range is None else float(ends.t_range[1])
+    if t_limit is None:
+        return 2.0 if end is None else end
+    if not (math.isfinite(t_limit) and t_limit > 0 and t_limit >= (end or 0)):
+        raise ValueError(
+            "`t_limit` must be finite and positive, and not before the end of "
+            f"`t_range`, {end}; got {t_limit}."
+        )
+    return t_limit
 
 
 def _check_steps(diffusion: AbstractLinearDiffusion, n_steps: int) -> None:
@@ -117,6 +144,13 @@ def _check_steps(diffusion: AbstractLinearDiffusion, n_steps: int) -> None:
     noises = [diffusion.diffusion_matrix(t) for t in times]
     if any(known(matrix) is None for matrix in (*drifts, *noises)):
         return
+    for name, matrices in (("drift_matrix", drifts), ("diffusion_matrix", noises)):
+        for t, matrix in zip(times, matrices, strict=True):
+            if not np.all(np.isfinite(np.asarray(matrix))):
+                raise ValueError(
+                    f"`{name}` must be finite up to t = {float(limit)}; at t = "
+                    f"{float(t)} it is {np.asarray(matrix).tolist()}. Stop earlier."
+                )
     check_reached(
         [(np.asarray(F), np.asarray(G)) for F, G in zip(drifts, noises, strict=True)]
     )
@@ -182,9 +216,7 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
         self._prior_root = positive_root("prior_covariance", prior, n_vars)
         self._start_root = make_start_root(start_covariance, n_vars)
         self._ends = make_ends(t_range, log_snr_range)
-        if t_limit is None:
-            t_limit = _default_limit(self._ends)
-        self._t_limit = t_limit
+        self._t_limit = _as_limit(t_limit, self._ends)
         self.n_steps = n_steps
         _check_steps(self, n_steps)
         self._ends = ends_in_time(self)
@@ -275,10 +307,10 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
         )
         self.skew_clock = skew_clock
         self.dissipation_clock = dissipation_clock
-        if t_limit is None:
-            t_limit = _default_limit(self.ends)
+        for clock in (skew_clock, dissipation_clock):
+            check_clock_reaches(clock, self.ends)
         clock_end = min(skew_clock.t_limit, dissipation_clock.t_limit)
-        self._t_limit = min(t_limit, clock_end * (1 - 1e-6))
+        self._t_limit = min(_as_limit(t_limit, self.ends), clock_end * (1 - 1e-6))
         self.n_steps = n_steps
         _check_steps(self, n_steps)
         self._recipe = self._recipe.with_ends(ends_in_time(self))

@@ -75,7 +75,7 @@ def check_skew(skew: Matrix) -> None:
     values = known(skew)
     if values is None:
         return
-    _check_finite("skew", values)
+    check_entries("skew", values)
     if not np.allclose(values, -values.T, rtol=0, atol=_rounding(values)):
         raise ValueError(
             "`skew` must be skew-symmetric, Q = -Q^T, or the stationary law would not "
@@ -89,7 +89,8 @@ def _rounding(values: np.ndarray) -> float:
     return 1e-6 * float(np.abs(values).max())
 
 
-def _check_finite(name: str, values: np.ndarray) -> None:
+def check_entries(name: str, values: np.ndarray) -> None:
+    """Refuses a matrix with an entry that is no finite number."""
     if not np.all(np.isfinite(values)):
         raise ValueError(f"`{name}` must be finite; got {values.tolist()}.")
 
@@ -103,7 +104,7 @@ def _check_symmetric(name: str, matrix: Matrix, n_vars: int) -> np.ndarray | Non
     values = known(matrix)
     if values is None:
         return None
-    _check_finite(name, values)
+    check_entries(name, values)
     if not np.allclose(values, values.T, rtol=0, atol=_rounding(values)):
         raise ValueError(f"`{name}` must be symmetric; got {values.tolist()}.")
     return values

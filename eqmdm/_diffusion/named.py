@@ -201,6 +201,11 @@ class PSLD(AbstractStationaryDiffusion):
         _check_positive(mass=mass)
         if velocity_friction is None:
             velocity_friction = data_friction + 2 / math.sqrt(mass)
+        if not (math.isfinite(data_friction) and data_friction >= 0):
+            raise ValueError(
+                "`data_friction` must be non-negative and finite; got "
+                f"{data_friction}. 0 puts noise on the velocity alone."
+            )
         _check_positive(velocity_friction=velocity_friction)
         self._recipe = make_recipe(
             [[0.0, -0.5], [0.5, 0.0]],

@@ -10,7 +10,13 @@ from jaxtyping import Array, Float
 from .._clock import AbstractClock, LinearClock
 from .._custom_types import RankMatrix, Scalar, VarsMatrix
 from .._gaussian import Gaussian, Transition
-from .base import AbstractLinearDiffusion, Ends, ends_in_time, make_ends
+from .base import (
+    AbstractLinearDiffusion,
+    Ends,
+    check_clock_reaches,
+    ends_in_time,
+    make_ends,
+)
 
 
 # Kernels of VE and sub-VP are closed forms; these only bound the search for a time, by
@@ -127,6 +133,7 @@ class SubVPSDE(AbstractLinearDiffusion):
     ):
         self.clock = LinearClock() if clock is None else clock
         self._ends = make_ends(t_range, log_snr_range)
+        check_clock_reaches(self.clock, self._ends)
         self._ends = ends_in_time(self)
 
     @property

@@ -13,7 +13,13 @@ from jaxtyping import Array, Float
 from .._clock import AbstractClock, LinearClock, concrete
 from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .._gaussian import Gaussian, Transition, matmul, solve_lower
-from .base import AbstractLinearDiffusion, Ends, find_ends, make_ends
+from .base import (
+    AbstractLinearDiffusion,
+    Ends,
+    check_clock_reaches,
+    find_ends,
+    make_ends,
+)
 from .kernel import (
     SHORT_STEP,
     constant_transition,
@@ -24,6 +30,7 @@ from .matrices import (
     Matrix,
     as_array,
     as_matrix,
+    check_entries,
     check_reached,
     check_skew,
     known,
@@ -237,6 +244,9 @@ def make_recipe(
                 f"`dissipation_root` must have a row for each of the {n_vars} "
                 f"variables of `skew`; got {len(root)} rows."
             )
+        values = known(root)
+        if values is not None:
+            check_entries("dissipation_root", values)
     stationary = identity if stationary_covariance is None else stationary_covariance
     stationary_root = positive_root(
         "stationary_covariance", as_matrix("stationary_covariance", stationary), n_vars
@@ -342,6 +352,7 @@ def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
     if times is None:
         return recipe.with_doublings(_TRACED_DOUBLINGS)
     with jax.ensure_compile_time_eval():
+        check_clock_reaches(recipe.clock, Ends(times, None))
         tau = _reach(recipe.clock, times[1])
     if tau is None:
         return recipe.with_doublings(_TRACED_DOUBLINGS)
@@ -355,14 +366,7 @@ def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
 def _reach(clock: AbstractClock, t1: float) -> float | None:
     """The clock's integral up to the horizon, or `None` where its rate is traced."""
     end = jnp.asarray(t1, jnp.result_type(float))
-    start = jnp.zeros_like(end)
-    # Of a traced clock the limit is not known.
-    if not t1 < clock.t_limit and concrete(clock.rate(start)) is not None:
-        raise ValueError(
-            "`t_range` must end before the clock does, at "
-            f"t = {clock.t_limit}; got t1 = {t1}."
-        )
-    tau = concrete(clock.integrated_rate(start, end))
+    tau = concrete(clock.integrated_rate(jnp.zeros_like(end), end))
     if tau is not None and not math.isfinite(tau):
         raise ValueError(
             "`t_range` must end where the integral of the clock's rate is still a "

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int64, UInt8
 
+from .._sharding import check_finite
 from ._files import ImageFiles
 
 
@@ -37,6 +38,10 @@ class Dataset:
     - `flip`: whether a mirrored image is as likely as the image itself.
     - `log_density`: the exact log density of one point in nats, where it is known.
     - `labels`: the classes of the examples, where they are known.
+
+    **Raises:**
+
+    `ValueError` if some of a split's points are not finite.
     """
 
     name: str
@@ -49,6 +54,10 @@ class Dataset:
     labels: Labels | None = None
 
     def __post_init__(self):
+        for name in ("train", "validation", "test"):
+            examples = getattr(self, name)
+            if isinstance(examples, np.ndarray):
+                check_finite(name, examples)
         for array in (self.train, self.validation, self.test, *(self.labels or ())):
             if isinstance(array, np.ndarray):
                 array.setflags(write=False)
