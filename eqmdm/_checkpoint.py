@@ -81,6 +81,9 @@ class Run:
         lock = filelock.FileLock(self.run_dir / _LOCK, blocking=False)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            # The lock of an earlier process can be opened even then.
+            if not os.access(self.run_dir, os.W_OK | os.X_OK):
+                raise PermissionError("permission denied")
             lock.acquire()
         except filelock.Timeout as error:
             raise ValueError(
@@ -124,7 +127,14 @@ class Run:
                 f"`run_dir` must be the directory of a run; {self.run_dir} has no "
                 f"{_OPTIONS}. Start the run without `--resume`, or check the path."
             )
-        return json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        # Numbers and brackets without end raise the last.
+        except (ValueError, RecursionError) as error:
+            raise ValueError(_not_options(path, str(error))) from error
+        if not isinstance(found, dict) or not isinstance(found.get("options"), dict):
+            raise ValueError(_not_options(path, "it holds no options"))
+        return found
 
     def check_options(
         self, options: Mapping[str, Any], *, may_differ: tuple[str, ...] = ()
@@ -342,6 +352,13 @@ def write_json(path: Path, data: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(data, indent=1) + "\n")
     os.replace(partial, path)
+
+
+def _not_options(path: Path, reason: str) -> str:
+    return (
+        f"`run_dir` must hold the options that a run was started with; {path} cannot "
+        f"be read ({reason}). Copy the file again, or start the run anew."
+    )
 
 
 def _description(model: Any) -> Any:

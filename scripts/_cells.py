@@ -67,8 +67,9 @@ def read_study(path: Path, *, short: bool) -> Study:
     **Raises:** `ValueError` if there is no such file or anything in it is wrong.
     """
     try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    # Among the values that are wrong are bytes that are no text.
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"`config` must be a TOML file of a study; {path} cannot be read ({error})."
         ) from error

@@ -1,5 +1,6 @@
 """The figures of a run, drawn without a display."""
 
+import io
 import math
 from pathlib import Path
 
@@ -99,5 +100,14 @@ def diffusion_path(path: Path, records: list[dict]) -> None:
 
 def _save(figure, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=path.suffix.removeprefix("."))
     plt.close(figure)
+    # All at once, so that a disk that fills up leaves the old one and no half of it.
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(picture.getvalue())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({error.strerror}).") from error

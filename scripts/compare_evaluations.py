@@ -74,9 +74,16 @@ def read(directory: Path) -> Evaluation:
                 "`evaluations` must be directories that evaluate.py has finished; "
                 f"{directory} has no {name}."
             )
-    table = pq.read_table(directory / TABLE)
+    try:
+        table = pq.read_table(directory / TABLE)
+        report = json.loads((directory / REPORT).read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(
+            f"`evaluations` must be directories that evaluate.py has finished; "
+            f"{directory} cannot be read ({error})."
+        ) from error
     columns = {name: table[name].to_numpy() for name in table.column_names}
-    return Evaluation(directory, json.loads((directory / REPORT).read_text()), columns)
+    return Evaluation(directory, report, columns)
 
 
 def as_text(evaluations: list[Evaluation]) -> str:

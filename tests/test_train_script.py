@@ -325,6 +325,98 @@ def test_full_disk_ends_the_run_with_one_line_and_what_was_saved(
     assert f"resuming from step {last.step}" in stdout
 
 
+def _train_under(limits, *arguments, cwd):
+    """Training in a process that first gives up what `limits`, a program, says."""
+    script = f"import os, sys\n{limits}\nos.execv(sys.executable, sys.orig_argv[3:])"
+    train = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments]
+    process = subprocess.run(
+        [sys.executable, "-c", script, *train],
+        cwd=cwd,
+        env=os.environ | _ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+@pytest.mark.slow
+def test_full_disk_among_the_pictures_leaves_none_by_halves(finished, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    pictures = ["training_curve.png", "samples.png"]
+    for name in pictures:
+        (run_dir / name).unlink()
+    limit = 8_000
+    assert (run_dir / "metrics.jsonl").stat().st_size < limit
+    # A limit on the size of files stands in for a disk that is full.
+    limits = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)"
+    )
+    arguments = [*TINY, "--run-dir=run", "--resume"]
+    status, _, stderr = _train_under(limits, *arguments, cwd=tmp_path)
+    assert status == 1
+    assert "Traceback" not in stderr
+    assert re.search(r"error: .*training_curve\.png cannot be written", stderr)
+    assert "with --resume" in stderr
+    assert not [*run_dir.glob("*.png"), *run_dir.glob("*.partial")]
+    status, _, stderr = _train(*arguments, cwd=tmp_path)
+    assert status == 0, stderr
+    for name in pictures:
+        assert (run_dir / name).read_bytes().startswith(b"\x89PNG")
+    assert _arrays_equal(run_dir, finished[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_run_with_a_damaged_checkpoint_resumes_from_the_one_before(
+    finished, tmp_path, damage
+):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    before, newest = Run(run_dir).steps[-2:]
+    files = (run_dir / "checkpoints" / str(newest)).rglob("*")
+    # The arrays themselves.
+    path = max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 0x10])
+    path.write_bytes(
+        content[:middle]
+        + (b"" if damage == "truncated" else flipped + content[middle + 1 :])
+    )
+    status, stdout, stderr = _train(*TINY, "--run-dir=run", "--resume", cwd=tmp_path)
+    assert status == 0, stderr
+    assert f"the checkpoint of step {newest} cannot be read" in stdout
+    assert f"resuming from step {before}" in stdout
+    # Set aside rather than deleted, and written anew.
+    assert (run_dir / f"damaged-{newest}").is_dir()
+    assert _arrays_equal(run_dir, finished[0])
+    assert _records(run_dir) == _records(finished[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_run_in_a_directory_that_is_read_only_is_refused(finished, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    folders = [run_dir, *(path for path in run_dir.rglob("*") if path.is_dir())]
+    contents = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    # The superuser may write anywhere unless it gives up CAP_DAC_OVERRIDE, number 1.
+    limits = "import ctypes\nctypes.CDLL(None).prctl(24, 1, 0, 0, 0)"
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        status, _, stderr = _train_under(
+            limits, *TINY, "--run-dir=run", "--resume", cwd=tmp_path
+        )
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert status == 1
+    assert "Traceback" not in stderr
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert "`run_dir` must be" in line and "run" in line
+    assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == contents
+
+
 @pytest.mark.slow
 def test_options_of_a_resumed_run_must_be_those_it_was_started_with(finished):
     run_dir, _ = finished
