@@ -1,0 +1,526 @@
+"""Random inputs to the public interface: a right answer, or an error that names them.
+
+Shapes come from small sets, so that compiled programs are shared; values do not.
+"""
+
+import functools
+import math
+import re
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import mpmath as mp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings, strategies as st
+from references import DIGITS, exact_kernel
+
+import eqmdm
+
+
+# Hypothesis derives its examples from each test's name: see `conftest.py`.
+few, some, many = (settings(max_examples=n) for n in (15, 40, 100))
+
+DTYPES = st.sampled_from(["float32", "float64"])
+N_VARS = st.integers(1, 4)
+# Exact in float32, so that one reference serves both dtypes.
+entries = st.floats(-2, 2, width=32).map(lambda x: x if abs(x) > 1e-3 else 0.0)
+rates = st.floats(2.0**-10, 100, width=32)
+NOT_FINITE = (math.nan, math.inf, -math.inf)
+
+
+def matrices(rows, columns):
+    size = rows * columns
+    values = st.lists(entries, min_size=size, max_size=size)
+    return values.map(lambda x: np.array(x).reshape(rows, columns))
+
+
+@st.composite
+def recipes(draw, n_vars=N_VARS):
+    """K, a skew matrix, and a root of a dissipation of any rank from 1 to K."""
+    n_vars = draw(n_vars)
+    half = draw(matrices(n_vars, n_vars))
+    root = draw(matrices(n_vars, n_vars))
+    # Columns of zeros keep the shape, and with it the program.
+    root[:, draw(st.integers(1, n_vars)) :] = 0
+    assume(root.any())
+    return np.tril(half, -1) - np.tril(half, -1).T, root
+
+
+# --- Clocks --------------------------------------------------------------------------
+
+
+@st.composite
+def clocks(draw):
+    kind = draw(st.sampled_from(["constant", "linear", "cosine"]))
+    if kind == "constant":
+        return eqmdm.ConstantClock(jnp.asarray(draw(rates)))
+    if kind == "linear":
+        low, high = sorted([draw(rates | st.just(0.0)), draw(rates)])
+        return eqmdm.LinearClock(jnp.asarray(low), jnp.asarray(high))
+    return eqmdm.CosineClock(jnp.asarray(draw(st.floats(2.0**-10, 160, width=32))))
+
+
+def exact_clock(clock):
+    """The rate, the integral from 0 and its inverse, in many digits."""
+    values = [mp.mpf(float(leaf)) for leaf in jax.tree.leaves(clock)]
+    if isinstance(clock, eqmdm.ConstantClock):
+        (rate,) = values
+        return lambda t: rate, lambda t: rate * t, lambda b: b / rate
+    if isinstance(clock, eqmdm.LinearClock):
+        low, slope = values[0], values[1] - values[0]
+        invert = lambda b: 2 * b / (low + mp.sqrt(low**2 + 2 * slope * b)) if b else b
+        return lambda t: low + slope * t, lambda t: t * (low + slope * t / 2), invert
+    theta = mp.acos(mp.exp(-values[0] / 2))
+    return (
+        lambda t: 2 * theta * mp.tan(theta * t),
+        lambda t: -2 * mp.log(mp.cos(theta * t)),
+        lambda b: mp.acos(mp.exp(-b / 2)) / theta,
+    )
+
+
+@jax.jit
+def read_clock(clock, s, t, integral):
+    return (
+        clock.rate(t),
+        clock.integrated_rate(s, t),
+        clock.integrated_rate(t, s),
+        clock.inverse(integral),
+    )
+
+
+def is_close(actual, exact, roundings, dtype):
+    # What is below the normal numbers may be flushed to 0.
+    least = mp.mpf(float(jnp.finfo(dtype).tiny))
+    error = abs(mp.mpf(float(actual)) - exact)
+    return error <= roundings * float(jnp.finfo(dtype).eps) * abs(exact) + least
+
+
+@many
+@given(
+    clocks(),
+    st.floats(0, 1, width=32),
+    st.floats(0, 1, width=32),
+    st.floats(0, 2.0**10, width=32),
+    DTYPES,
+)
+def test_clock_at_any_time_is_accurate_to_roundings(clock, s, t, integral, dtype):
+    s, t = sorted([s, t])
+    numbers = (jnp.asarray(x, dtype) for x in (s, t, integral))
+    rate, forward, backward, time = read_clock(clock, *numbers)
+    with mp.workdps(DIGITS):
+        exact_rate, exact_integral, exact_inverse = exact_clock(clock)
+        expected = exact_integral(mp.mpf(t)) - exact_integral(mp.mpf(s))
+        # As test_clock.py counts them; the logarithm of a ratio of cosines, taken
+        # backwards, is of a number above 1, which it does not magnify.
+        assert is_close(rate, exact_rate(mp.mpf(t)), 16, dtype)
+        assert is_close(forward, expected, 16, dtype)
+        assert is_close(backward, -expected, 16, dtype)
+        assert is_close(time, exact_inverse(mp.mpf(integral)), 16, dtype)
+
+
+@some
+@given(clocks(), st.floats(width=32), DTYPES)
+def test_clock_refuses_any_time_outside_its_domain(clock, t, dtype):
+    clock = jax.tree.map(float, clock)
+    time, fine = jnp.asarray(t, dtype), jnp.asarray(0.5, dtype)
+    if 0 <= t < clock.t_limit:
+        assert clock.rate(time) >= 0
+        return
+    for read in (clock.rate, lambda x: clock.integrated_rate(fine, x)):
+        with pytest.raises(ValueError, match="`t` must be non-negative"):
+            read(time)
+    with pytest.raises(ValueError, match="`s` must be non-negative"):
+        clock.integrated_rate(time, fine)
+    if not 0 <= t < math.inf:
+        with pytest.raises(ValueError, match="`integral` must be non-negative"):
+            clock.inverse(time)
+
+
+@some
+@given(st.sampled_from(["value", "rate0", "rate1", "end"]), st.floats())
+def test_clock_is_built_of_positive_finite_rates_alone(name, number):
+    make = {
+        "value": eqmdm.ConstantClock,
+        "rate0": lambda x: eqmdm.LinearClock(x, max(x, 1.0)),
+        "rate1": lambda x: eqmdm.LinearClock(0.0, x),
+        "end": eqmdm.CosineClock,
+    }[name]
+    largest = 170 if name == "end" else sys.float_info.max
+    if 0 < number <= largest or (name == "rate0" and number == 0):
+        make(number)
+        return
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        make(number)
+
+
+# --- Kernels -------------------------------------------------------------------------
+
+
+@eqx.filter_jit
+def laws_of(diffusion, t):
+    return diffusion.compute_laws(t)
+
+
+def in_float64(matrix):
+    return np.array(matrix.tolist(), float).reshape(matrix.rows, matrix.cols)
+
+
+def amplification(root):
+    """How much of a relative change of its rows reaches the factor of a covariance."""
+    return np.linalg.cond(root / np.linalg.norm(root, axis=1, keepdims=True))
+
+
+@settings(max_examples=80)
+@given(recipes(), st.floats(2.0**-10, 20, width=32), DTYPES)
+def test_kernel_of_any_recipe_is_that_of_many_digits(recipe, tau, dtype):
+    skew, noise = recipe
+    n_vars = len(skew)
+    try:
+        diffusion = eqmdm.LinearDiffusion(
+            jnp.asarray(skew),
+            dissipation_root=jnp.asarray(noise),
+            clock=eqmdm.ConstantClock(1.0),
+            n_doublings=12,
+        )
+    except ValueError as error:
+        assert "noise must reach every variable" in str(error)
+        return
+    laws = laws_of(diffusion, jnp.asarray(tau, dtype))
+    start = np.diag([0.0] + [0.1] * (n_vars - 1))
+    eps = float(jnp.finfo(dtype).eps)
+    norm = np.linalg.norm(skew + noise @ noise.T, 2)
+    for root, start_root in (
+        (laws.step.root, 0 * start),
+        (laws.kernel.root, start),
+    ):
+        psi, exact_root = exact_kernel(skew, noise, np.eye(n_vars), start_root, tau)
+        expected = in_float64(exact_root)
+        rows = np.linalg.norm(expected, axis=1)
+        # Each doubling and each term of the series rounds by the size of what is added.
+        roundings = 64 * n_vars * (1 + norm * tau) * eps
+        factor = amplification(expected)
+        if factor * roundings > 0.1:
+            # A covariance that this dtype cannot tell from a singular one.
+            assert np.all(np.isfinite(np.asarray(root)))
+            continue
+        error = np.abs(np.asarray(root, float) - expected)
+        assert np.all(error <= factor * roundings * rows[:, None])
+        # A contraction, of norm 1 at the most.
+        mean_error = np.abs(np.asarray(laws.step.mean_map, float) - in_float64(psi))
+        assert np.all(mean_error <= roundings)
+
+
+@some
+@given(recipes(), st.sampled_from(["skew", "dissipation", "root", "start"]), st.data())
+def test_matrix_that_is_none_of_its_kind_is_refused_by_name(recipe, which, data):
+    skew, noise = recipe
+    n_vars = len(skew)
+    arguments = {
+        "skew": skew,
+        "dissipation": noise @ noise.T,
+        "root": noise,
+        "start": np.diag([0.0] + [0.1] * (n_vars - 1)),
+    }
+    matrix = arguments[which].copy()
+    i, j = (data.draw(st.integers(0, n_vars - 1)) for _ in range(2))
+    fault = data.draw(st.sampled_from(["not finite", "shape", "kind"]))
+    if fault == "not finite":
+        matrix[i, j] = data.draw(st.sampled_from(NOT_FINITE))
+    elif fault == "shape":
+        matrix = matrix[:, 0] if data.draw(st.booleans()) else matrix[None]
+    elif which == "root":
+        return  # Every matrix is a root.
+    elif which == "skew":
+        matrix[i, j] += 0.5
+        # Of two entries that must be opposite.
+        assume(i == j or not np.allclose(matrix, -matrix.T))
+    elif which == "dissipation":
+        matrix[i, i] = -0.5
+    else:
+        matrix[0, j] = 0.5
+    arguments[which] = jnp.asarray(matrix) if data.draw(st.booleans()) else matrix
+    chosen = "root" if which == "root" else "dissipation"
+    name = {"root": "dissipation_root", "start": "start_covariance"}.get(which, which)
+    with pytest.raises(ValueError, match=f"`{name}` must"):
+        eqmdm.LinearDiffusion(
+            arguments["skew"],
+            start_covariance=arguments["start"],
+            clock=eqmdm.ConstantClock(),
+            n_doublings=4,
+            **{"dissipation" + "_root" * (chosen == "root"): arguments[chosen]},
+        )
+
+
+# --- Times ---------------------------------------------------------------------------
+
+
+@functools.cache
+def diffusions():
+    """One of each kind, with ends of its own."""
+    coupled = [[0.0, -1.0], [1.0, 0.0]]
+    return {
+        "VPSDE": eqmdm.VPSDE(clock=eqmdm.CosineClock(), t_range=(1e-4, 1.0)),
+        "CLD": eqmdm.CLD(t_range=(1e-3, 0.5)),
+        "ALDA": eqmdm.ALDA(t_range=(1e-2, 2.0)),
+        "VESDE": eqmdm.VESDE(),
+        "SubVPSDE": eqmdm.SubVPSDE(),
+        "two clocks": eqmdm.TwoClockDiffusion(
+            coupled,
+            np.eye(2),
+            skew_clock=eqmdm.ConstantClock(),
+            dissipation_clock=eqmdm.LinearClock(0.5, 1.0),
+        ),
+    }
+
+
+KINDS = st.sampled_from(["VPSDE", "CLD", "ALDA", "VESDE", "SubVPSDE", "two clocks"])
+# Both ends, and what lies about them.
+times = st.sampled_from([0.0, -0.0, 1e-4, 1e-3, 1e-2, 0.5, 1.0, 2.0, *NOT_FINITE])
+times = times | st.floats(0, 1, width=32) | st.floats(width=32)
+
+
+@eqx.filter_jit
+def traced_transition(diffusion, s, t):
+    return diffusion.transition(s, t)
+
+
+@many
+@given(KINDS, times, times)
+def test_transition_between_any_times_is_right_or_names_the_time(kind, s, t):
+    diffusion = diffusions()[kind]
+    numbers = jnp.asarray(s), jnp.asarray(t)
+    inside = 0 <= s <= t <= float(diffusion.t1) * (1 + 1e-12)
+    if not inside:
+        with pytest.raises(ValueError, match="`[st]` must lie"):
+            diffusion.transition(*numbers)
+        with pytest.raises(eqx.EquinoxRuntimeError, match="`[st]` must lie"):
+            traced_transition(diffusion, *numbers)
+        return
+    law = traced_transition(diffusion, *numbers)
+    if s == t:
+        assert np.array_equal(law.mean_map, np.eye(diffusion.n_vars))
+        assert not np.any(law.root)
+        return
+    # Chapman and Kolmogorov, by a time between the two: the composed transitions are
+    # accurate to the fourth power of their steps, the others to roundings.
+    middle = jnp.asarray(s + 0.5 * (t - s))
+    first = traced_transition(diffusion, numbers[0], middle)
+    second = traced_transition(diffusion, middle, numbers[1])
+    tolerance = 1e-6 if kind == "two clocks" else 1e-9
+    mean_map = np.asarray(second.mean_map @ first.mean_map)
+    np.testing.assert_allclose(law.mean_map, mean_map, rtol=0, atol=tolerance)
+    carried = np.asarray(second.mean_map @ first.root)
+    covariance = carried @ carried.T + np.asarray(second.root @ second.root.T)
+    expected = np.asarray(law.root @ law.root.T)
+    size = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    # Where the interval is so short that its middle is a few roundings away from it.
+    lost = np.finfo(float).eps * t / (t - s)
+    assert np.all(np.abs(covariance - expected) <= (tolerance + 16 * lost) * size)
+
+
+@some
+@given(KINDS, times)
+def test_log_snr_and_its_time_are_inverse_or_name_their_argument(kind, t):
+    diffusion = diffusions()[kind]
+    if not 0 < t <= float(diffusion.t1) * (1 + 1e-12):
+        message = "`t` must be positive|`t` must lie within the horizon"
+        with pytest.raises(ValueError, match=message):
+            diffusion.perturbation_kernel(jnp.asarray(t))
+        return
+    log_snr = float(traced_log_snr(diffusion, jnp.asarray(t)))
+    # The search begins at 1e-9, before which there is no kernel in any dtype.
+    assume(t > 1e-8)
+    found = traced_time(diffusion, jnp.asarray(log_snr))
+    # Where the ratio stands still, as ALDA's does, many times have it.
+    again = float(traced_log_snr(diffusion, jnp.minimum(found, diffusion.t1)))
+    assert abs(again - log_snr) <= 1e-8 * max(1, abs(log_snr))
+
+
+@eqx.filter_jit
+def traced_log_snr(diffusion, t):
+    return diffusion.log_snr(t)
+
+
+@eqx.filter_jit
+def traced_time(diffusion, log_snr):
+    return diffusion.time_at_log_snr(log_snr)
+
+
+@pytest.mark.parametrize("log_snr", [*NOT_FINITE, 1e3, -1e3, 1e300])
+def test_time_at_a_log_snr_that_there_is_not_is_refused(log_snr):
+    with pytest.raises(ValueError, match="`log_snr` must be"):
+        diffusions()["CLD"].time_at_log_snr(jnp.asarray(log_snr))
+
+
+@some
+@given(st.sampled_from(["t_range", "log_snr_range"]), st.floats(), st.floats())
+def test_ends_are_a_range_or_are_refused_by_name(name, low, high):
+    # Of a clock that does not end, so that every horizon is one.
+    usable = low < high and math.isfinite(low) and math.isfinite(high)
+    if usable and (name == "log_snr_range" or low > 0):
+        return  # Whether they are reached is the test above.
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        eqmdm.CLD(**{name: (low, high)})
+
+
+# --- Data ----------------------------------------------------------------------------
+
+SHAPES = st.sampled_from([(), (3,), (4, 4, 1)])
+
+
+@some
+@given(st.sampled_from(["VPSDE", "CLD", "ALDA"]), SHAPES, DTYPES, st.integers(0, 99))
+def test_states_of_any_shape_are_matrix_products_over_the_vars(
+    kind, shape, dtype, seed
+):
+    diffusion = diffusions()[kind]
+    law = diffusion.compute_laws(jnp.asarray(0.4, dtype))
+    x = jr.normal(jr.key(seed), shape, dtype)
+    noise = jr.normal(jr.key(seed + 1), (diffusion.n_vars, *shape), dtype)
+    y = diffusion.draw_start(x, key=jr.key(seed))
+    assert np.array_equal(y[0], x) and y.dtype == dtype
+    product = lambda matrix, state: np.tensordot(
+        np.asarray(matrix, float), np.asarray(state, float), 1
+    )
+    rtol = 16 * float(jnp.finfo(dtype).eps)
+    for actual, expected in (
+        (law.step.perturb(y, noise), (law.step.mean_map, y, law.step.root)),
+        (law.kernel.perturb(x, noise), (law.kernel.mean_map[:, None], x[None])),
+    ):
+        matrix, state, root = (*expected, law.kernel.root)[:3]
+        expected = product(matrix, state) + product(root, noise)
+        assert actual.shape == (diffusion.n_vars, *shape) and actual.dtype == dtype
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=4 * rtol)
+
+
+def _points(bad, n=60):
+    points = np.random.default_rng(0).standard_normal((n, 3)).astype(np.float32)
+    points[0, 0] = bad
+    return points
+
+
+def _ones(t):
+    return jnp.eye(2, dtype=t.dtype)
+
+
+def _varying(drift=1.0, noise=1.0, **options):
+    options = {"prior_covariance": np.eye(2)} | options
+    return eqmdm.TimeVaryingDiffusion(
+        lambda t: -drift * _ones(t), lambda t: noise * _ones(t), **options
+    )
+
+
+def _two_clocks(**options):
+    clock = eqmdm.ConstantClock()
+    return eqmdm.TwoClockDiffusion(
+        [[0.0]], [[0.5]], skew_clock=clock, dissipation_clock=clock, **options
+    )
+
+
+def _minus(t, y):
+    return -y
+
+
+KEY = jr.key(0)
+POINT = jnp.asarray([0.5, 1.0])
+# Everything that takes a number that must be finite, beside what is drawn above.
+ENTRANCES = {
+    "sigma0": lambda bad: eqmdm.VESDE(bad, 1.0),
+    "sigma1": lambda bad: eqmdm.VESDE(0.1, bad),
+    "mass": lambda bad: eqmdm.CLD(mass=bad),
+    "friction": lambda bad: eqmdm.CLD(friction=bad),
+    "start_variance": lambda bad: eqmdm.CLD(start_variance=bad),
+    "coupling": lambda bad: eqmdm.ALDA(coupling=bad),
+    "data_friction": lambda bad: eqmdm.PSLD(data_friction=bad),
+    "velocity_friction": lambda bad: eqmdm.PSLD(velocity_friction=bad),
+    "start_variance learned": lambda bad: eqmdm.LearnedDiffusion(
+        2, key=KEY, start_variance=bad
+    ),
+    "prior_covariance": lambda bad: _varying(prior_covariance=np.diag([1.0, bad])),
+    "t_limit": lambda bad: _varying(t_limit=bad),
+    "t_limit two": lambda bad: _two_clocks(t_limit=bad),
+    "drift_matrix": lambda bad: _varying(drift=bad),
+    "diffusion_matrix": lambda bad: _varying(noise=bad),
+    "s": lambda bad: eqmdm.composed_transition(
+        _ones, _ones, jnp.asarray(bad), jnp.asarray(1.0)
+    ),
+    "alpha": eqmdm.Logit,
+    "std": eqmdm.TruncatedNormalDequantiser,
+    "rho": eqmdm.RhoGrid,
+    "times": lambda bad: eqmdm.CustomGrid([1.0, bad, 1e-3]),
+    "times first": lambda bad: eqmdm.CustomGrid([bad, 0.5, 1e-3]),
+    "times last": lambda bad: eqmdm.CustomGrid([1.0, 0.5, bad]),
+    "snr": lambda bad: eqmdm.LangevinCorrector(eqmdm.Collapsed(), snr=bad),
+    "data_std": lambda bad: eqmdm.PreconditionedDenoiser(_minus, bad, (-5.0, 5.0)),
+    "log_snr_range": lambda bad: eqmdm.PreconditionedDenoiser(_minus, 1.0, (bad, 5.0)),
+    "log_snr_range high": lambda bad: eqmdm.PreconditionedDenoiser(
+        _minus, 1.0, (-5.0, bad)
+    ),
+    "learning_rate": eqmdm.make_optimiser,
+    "diffusion_learning_rate": lambda bad: eqmdm.make_optimiser(
+        diffusion_learning_rate=bad
+    ),
+    "clip": lambda bad: eqmdm.make_optimiser(clip=bad),
+    "bandwidths": lambda bad: eqmdm.maximum_mean_discrepancy(
+        _points(0), _points(1), bandwidths=[bad]
+    ),
+    "x discrepancy": lambda bad: eqmdm.maximum_mean_discrepancy(
+        _points(bad), _points(0)
+    ),
+    "x Frechet": lambda bad: eqmdm.frechet_distance(_points(bad), _points(0)),
+    "y sliced": lambda bad: eqmdm.sliced_wasserstein(_points(0), _points(bad), key=KEY),
+    "train": lambda bad: eqmdm.data.Dataset("p", _points(bad), _points(0), _points(0)),
+    "test": lambda bad: eqmdm.data.Dataset("p", _points(0), _points(0), _points(bad)),
+    "x forward": lambda bad: eqmdm.forward_sde(
+        diffusions()["CLD"], bad * POINT, key=KEY
+    ),
+    "x bound": lambda bad: eqmdm.elbo(
+        _minus, diffusions()["CLD"], bad * POINT, key=KEY
+    ),
+    "u": lambda bad: eqmdm.elbo(
+        _minus, diffusions()["CLD"], POINT, key=KEY, u=jnp.asarray(bad)
+    ),
+    "x likelihood": lambda bad: eqmdm.log_likelihood(
+        _minus, diffusions()["CLD"], bad * POINT, key=KEY
+    ),
+    "x discrete": lambda bad: eqmdm.discrete_elbo(
+        _minus, diffusions()["CLD"], bad * POINT, jnp.asarray([0.5, 1e-3]), key=KEY
+    ),
+    "times discrete": lambda bad: eqmdm.discrete_elbo(
+        _minus, diffusions()["CLD"], POINT, jnp.asarray([0.5, bad, 1e-3]), key=KEY
+    ),
+    "t": lambda bad: eqmdm.FreeScore(_minus, diffusions()["CLD"])(
+        jnp.asarray(bad), jnp.zeros((2, 3))
+    ),
+    "examples": lambda bad: eqmdm.evaluate(
+        (_minus, diffusions()["CLD"]), _points(bad), eqmdm.Objective(), key=KEY
+    ),
+    "examples trained": lambda bad: _trained_on(jnp.asarray(_points(bad))),
+    "examples streamed": lambda bad: _streamed(_points(bad)),
+}
+
+
+def _trained_on(examples):
+    optimiser = eqmdm.make_optimiser()
+    network = eqmdm.nn.MLP((3,), 2, width=4, depth=1, key=KEY)
+    state = eqmdm.TrainState.create((network, diffusions()["CLD"]), optimiser, key=KEY)
+    eqmdm.train_step(state, examples, eqmdm.Objective(), optimiser, batch_size=8)
+
+
+def _streamed(examples):
+    optimiser = eqmdm.make_optimiser()
+    state = eqmdm.TrainState.create((jnp.ones(3),), optimiser, key=KEY)
+    with eqmdm.BatchStream(state, examples, batch_size=len(examples)) as batches:
+        next(batches)
+
+
+@pytest.mark.parametrize("bad", NOT_FINITE, ids=str)
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_number_that_is_not_finite_is_refused_where_it_enters(entrance, bad):
+    name = re.escape(entrance.split()[0])
+    with pytest.raises(ValueError, match=f"`{name}`.* must|`s` and `t` must"):
+        ENTRANCES[entrance](bad)
