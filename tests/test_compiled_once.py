@@ -1,0 +1,166 @@
+"""Nothing is traced or compiled anew for shapes that it has been compiled for."""
+
+import contextlib
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+import eqmdm
+from eqmdm import nn
+
+
+_EVENTS = {
+    "/jax/core/compile/jaxpr_trace_duration": "traced",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowered",
+    "/jax/core/compile/backend_compile_duration": "compiled",
+}
+_OPTIMISER = eqmdm.make_optimiser(1e-3)
+_OBJECTIVE = eqmdm.Objective()
+_SHAPE = (2,)
+
+
+@contextlib.contextmanager
+def counted():
+    """The programs that are traced, lowered and compiled meanwhile."""
+    found = {name: 0 for name in _EVENTS.values()}
+
+    def count(event, duration, **details):
+        del duration, details
+        if event in _EVENTS:
+            found[_EVENTS[event]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+
+
+def _model(score, seed):
+    """A pair whose parameters, the diffusion's included, are those of a seed."""
+    key_network, key_diffusion = jr.split(jr.key(seed))
+    clock = eqmdm.LinearClock(
+        jnp.asarray(0.1 + 0.01 * seed, jnp.float32),
+        jnp.asarray(10.0 - 0.1 * seed, jnp.float32),
+    )
+    diffusion = eqmdm.LearnedDiffusion(2, clock=clock, key=key_diffusion)
+    n_vars = 1 if score == "denoiser" else 2
+    network = nn.MLP(_SHAPE, n_vars, width=8, depth=1, key=key_network)
+    if score == "denoiser":
+        network = eqmdm.PreconditionedDenoiser(
+            network, data_std=1.0, log_snr_range=(-40.0, 40.0)
+        )
+    return network, diffusion
+
+
+def _points(seed, n=16):
+    return jr.normal(jr.key(100 + seed), (n, *_SHAPE), jnp.float32)
+
+
+def _train(score, seed):
+    state = eqmdm.TrainState.create(_model(score, seed), _OPTIMISER, key=jr.key(seed))
+    for _ in range(2):
+        state, metrics = eqmdm.train_step(
+            state, _points(seed), _OBJECTIVE, _OPTIMISER, batch_size=4
+        )
+    return metrics["loss"]
+
+
+def _bound(score, seed):
+    # The last of the batches is not full.
+    found = eqmdm.evaluate(
+        _model(score, seed),
+        _points(seed)[:6],
+        _OBJECTIVE,
+        key=jr.key(seed),
+        n_draws=2 + seed,
+        batch_size=4,
+        first=seed,
+    )
+    return found.terms["loss"]
+
+
+def _likelihood(score, seed):
+    model = _model(score, seed)
+    view = eqmdm.make_score(*model)
+    keys = jr.split(jr.key(seed), 3)
+    return jax.vmap(lambda x, key: eqmdm.log_likelihood(view, model[1], x, key=key))(
+        _points(seed, 3), keys
+    ).log_likelihood
+
+
+def _sample(solver):
+    def sample(score, seed):
+        model = _model(score, seed)
+        return eqmdm.sample(
+            eqmdm.make_score(*model),
+            model[1],
+            _SHAPE,
+            key=jr.key(seed),
+            n_samples=3,
+            n_steps=4,
+            first=seed,
+            solver=solver(),
+            dtype=jnp.float32,
+        )
+
+    return sample
+
+
+def _sample_adaptively(score, seed):
+    model = _model(score, seed)
+    return eqmdm.sample(
+        eqmdm.make_score(*model),
+        model[1],
+        _SHAPE,
+        key=jr.key(seed),
+        n_samples=3,
+        n_steps=64,
+        process=eqmdm.probability_flow,
+        solver=dfx.Tsit5(),
+        stepsize_controller=dfx.PIDController(rtol=1e-2, atol=1e-2),
+        dtype=jnp.float32,
+    )
+
+
+_CALLS = {
+    "train": _train,
+    "bound": _bound,
+    "likelihood": _likelihood,
+    "sample-sea": _sample(dfx.SEA),
+    "sample-ancestral": _sample(eqmdm.AncestralSampler),
+    "sample-collapsed": _sample(eqmdm.Collapsed),
+    "sample-tsit5": _sample_adaptively,
+}
+
+
+@pytest.mark.parametrize("score", ["denoiser", "free"])
+@pytest.mark.parametrize("name", _CALLS)
+def test_other_values_of_the_same_shapes_compile_nothing(name, score):
+    if (name, score) == ("sample-collapsed", "free"):
+        pytest.skip("the collapsed sampler is for denoisers")
+    with counted() as first:
+        before = jax.block_until_ready(_CALLS[name](score, 0))
+    with counted() as later:
+        others = [jax.block_until_ready(_CALLS[name](score, seed)) for seed in (1, 2)]
+    # So that the counters do count, and the values do reach the results.
+    assert all(first.values())
+    assert not any((before == other).all() for other in others)
+    assert later == {"traced": 0, "lowered": 0, "compiled": 0}
+
+
+def test_number_that_is_static_is_counted():
+    function = eqx.filter_jit(lambda x, factor: factor * x)
+    x = jnp.ones(3)
+    function(x, 2.0)
+    with counted() as found:
+        function(x, 2.0)
+    assert not any(found.values())
+    with counted() as found:
+        function(x, 3.0)
+    assert all(found.values())
