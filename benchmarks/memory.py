@@ -1,0 +1,211 @@
+"""What memory does a training step take, with and without rematerialisation?
+
+    python benchmarks/memory.py
+
+The step of `eqmdm.train_step` for the CIFAR-10 U-Net, compiled for the device at hand
+and not run: what XLA plans to hold at once (arguments, temporaries and results, less
+what results take over from arguments), and how many operations it counts. On a CPU it
+is a plan for a CPU, where convolutions need other scratch space than on a GPU. With
+`--run` on a device that counts its memory, a GPU, also the most that it held.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+
+os.environ["EQX_ON_ERROR"] = "raise"
+
+import equinox as eqx  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import jax.random as jr  # noqa: E402
+import tyro  # noqa: E402
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+
+import eqmdm  # noqa: E402
+from eqmdm import nn  # noqa: E402
+
+
+_N_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Plans the memory of a training step, and measures it on a GPU."""
+
+    batch_sizes: tuple[int, ...] = (128,)
+    """Examples a step."""
+    compute_dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    """What the U-Net computes in."""
+    dataset_shape: tuple[int, int, int] = (32, 32, 3)
+    """Height, width and channels of the images."""
+    n_examples: int = 50_000
+    """Of the training split, which lies on the device."""
+    width: int = 128
+    """Channels of the U-Net's first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """The width of each level, in multiples."""
+    n_blocks: int = 2
+    """Residual blocks in a level."""
+    run: bool = False
+    """Also take steps, and ask the device for the most memory that was in use."""
+    seed: int = 0
+    """Of parameters and draws."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """A tiny network on 8x8 images, eight at a time."""
+
+
+def make_state(settings: Settings, compute_dtype: str, remat: bool, optimiser: Any):
+    network = nn.UNet(
+        settings.dataset_shape,
+        1,
+        width=settings.width,
+        multipliers=settings.multipliers,
+        n_blocks=settings.n_blocks,
+        compute_dtype=None if compute_dtype == "float32" else jnp.bfloat16,
+        remat=remat,
+        key=jr.key(settings.seed),
+    )
+    denoiser = eqmdm.PreconditionedDenoiser(
+        network, data_std=0.5, log_snr_range=(-10.0, 14.0)
+    )
+    model = denoiser, eqmdm.CLD(log_snr_range=(-9.0, 13.3))
+    return eqmdm.TrainState.create(model, optimiser, key=jr.key(settings.seed))
+
+
+def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool):
+    """A row of the results, and what else was used."""
+    optimiser = eqmdm.make_optimiser(warmup=5000)
+    objective = eqmdm.Objective(
+        time_sampler=eqmdm.LogSNRTime(), grey_levels=eqmdm.GreyLevels(256), flip=True
+    )
+    make = lambda: make_state(settings, compute_dtype, remat, optimiser)
+    step = lambda state, data: eqmdm.train_step(
+        state, data, objective, optimiser, batch_size=batch_size
+    )
+    state = eqx.filter_eval_shape(make)
+    data = jax.ShapeDtypeStruct(
+        (settings.n_examples, *settings.dataset_shape), jnp.uint8
+    )
+    row = {
+        "batch_size": batch_size,
+        "compute_dtype": compute_dtype,
+        "remat": remat,
+        "n_parameters": sum(
+            leaf.size
+            for leaf in jax.tree.leaves(state.model[0].network)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+        ),
+        **plan(step, state, data),
+    }
+    if settings.run:
+        row |= held(step, make, data)
+    facts = _build.facts(Options(dataset="cifar10", seed=settings.seed))
+    facts.pop("command")
+    return row, facts
+
+
+def plan(step: Any, state: Any, data: Any) -> dict[str, float]:
+    """What XLA plans for one step, from the shapes alone."""
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    arrays, rest = eqx.partition(state, is_shape)
+
+    def on_arrays(arrays, data):
+        state, metrics = step(eqx.combine(arrays, rest), data)
+        return eqx.filter(state, eqx.is_array), metrics
+
+    compiled = jax.jit(on_arrays, donate_argnums=0).lower(arrays, data).compile()
+    sizes: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
+    parts = {
+        name: getattr(sizes, f"{name}_size_in_bytes")
+        for name in ("argument", "temp", "output", "alias")
+    }
+    planned = sum(parts.values()) - 2 * parts["alias"]
+    parts = {f"{name}_bytes": size for name, size in parts.items()}
+    return {"planned_bytes": planned} | parts | {"operations": cost["flops"]}
+
+
+def held(step: Any, make: Any, data: Any) -> dict[str, Any]:
+    """The most that the device has held while it took steps."""
+    try:
+        state, examples = make(), jnp.zeros(data.shape, data.dtype)
+        for _ in range(_N_STEPS):
+            state, metrics = step(state, examples)
+        jax.block_until_ready((state.step, metrics))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"held_bytes": None, "outcome": "out of memory"}
+    stats = jax.devices()[0].memory_stats()
+    if not stats:
+        return {"held_bytes": None, "outcome": "this device does not count its memory"}
+    return {"held_bytes": stats["peak_bytes_in_use"], "outcome": "ran"}
+
+
+def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = dataclasses.replace(
+            settings,
+            batch_sizes=(8,),
+            dataset_shape=(8, 8, 1),
+            n_examples=64,
+            width=8,
+            multipliers=(1, 2),
+            n_blocks=1,
+        )
+    results, facts = [], {}
+    spawn = multiprocessing.get_context("spawn")
+    choices = (settings.batch_sizes, settings.compute_dtypes, (False, True))
+    print(
+        f"{'batch':>5} {'computes in':11} {'remat':5} {'planned/MiB':>11} "
+        f"{'temporary/MiB':>13} {'held/MiB':>9} {'operations':>10}"
+    )
+    for choice in itertools.product(*choices):
+        # Each in a process of its own: a device counts from when its process began.
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            row, facts = pool.submit(measure, settings, *choice).result()
+        results.append(row)
+        mib = lambda size: "" if size is None else f"{size / 2**20:,.1f}"
+        print(
+            f"{row['batch_size']:5} {row['compute_dtype']:11} {row['remat']!s:5} "
+            f"{mib(row['planned_bytes']):>11} {mib(row['temp_bytes']):>13} "
+            f"{mib(row.get('held_bytes')):>9} {row['operations']:10.3g} "
+            f"{row.get('outcome', '')}",
+            flush=True,
+        )
+    for plain, remat in zip(results[::2], results[1::2], strict=True):
+        ratio = {
+            name: remat[name] / plain[name]
+            for name in ("planned_bytes", "temp_bytes", "operations")
+        }
+        print(
+            f"batch {plain['batch_size']}, {plain['compute_dtype']}: with remat "
+            f"{ratio['planned_bytes']:.2f} of the memory planned, "
+            f"{ratio['temp_bytes']:.2f} of its temporaries, "
+            f"{ratio['operations']:.2f} of the operations"
+        )
+    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    if settings.output is not None:
+        used = dataclasses.asdict(settings)
+        used.pop("output")
+        record = {"settings": used, "results": results} | facts
+        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
