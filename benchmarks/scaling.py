@@ -1,0 +1,248 @@
+"""What would a training step cost on many devices, and where does each sharding pay?
+
+    python benchmarks/scaling.py --write
+
+On paper: the networks' parameters and operations are counted, and the traffic of the
+two shardings follows from them; rates are quoted from vendors or assumed, and nothing
+is timed. What the compiled step of `eqmdm.train_step` does move is counted on eight
+virtual devices. With `--write` the tables go to SCALING.md, between its marks.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    )
+
+import equinox as eqx  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import jax.random as jr  # noqa: E402
+import tyro  # noqa: E402
+
+import eqmdm  # noqa: E402
+from eqmdm import _sharding, _train  # noqa: E402
+
+
+DOCUMENT = Path(__file__).parent / "SCALING.md"
+COUNTS = Path(__file__).parent / "results" / "scaling_counts.json"
+_MARK = "<!-- {} -->"
+
+# Quoted from NVIDIA for an H200: dense bfloat16, and NVLink in one direction.
+_MATRIX_RATE = 989e12
+_NVLINK = 450e9
+# Assumed: 400 Gbit/s of network for each device, and of the matrix rate.
+_NETWORK = 50e9
+_UTILISATION = 0.4
+
+_PER_NODE = 8
+_DEVICES = (1, 8, 64, 512)
+_BATCHES = {"16 images a device": lambda n: 16, "1,024 in all": lambda n: 1024 / n}
+_SHAPE = (32, 32, 3)
+_NETWORKS = {"Ho et al.'s": 128, "of 0.5 billion": 480}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Counts what scaling depends on."""
+
+    write: bool = False
+    """Count anew, and write SCALING.md and its counts."""
+    quick: bool = False
+    """Only print the tables, from the counts that are there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Of one network: parameters, and operations of one image in training."""
+
+    n_parameters: int
+    training_flops: float
+
+    @property
+    def gradient_bytes(self) -> int:
+        """In float32, which parameters are kept in whatever is computed in."""
+        return 4 * self.n_parameters
+
+
+def count(width: int) -> Counts:
+    """Of the U-Net of a width; three times the operations of its forward pass."""
+    make = lambda: eqmdm.nn.UNet(
+        _SHAPE, 1, width=width, multipliers=(1, 2, 2, 2), key=jr.key(0)
+    )
+    network = eqx.filter_eval_shape(make)
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    arrays, static = eqx.partition(network, is_shape)
+    forward = lambda arrays, t, y: eqx.combine(arrays, static)(t, y)
+    t = jax.ShapeDtypeStruct((), jnp.float32)
+    y = jax.ShapeDtypeStruct((1, *_SHAPE), jnp.float32)
+    cost: Any = jax.jit(forward).lower(arrays, t, y).cost_analysis()
+    n_parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(arrays))
+    return Counts(n_parameters, 3 * cost["flops"])
+
+
+def traffic(n_bytes: float, n_devices: int, passes: int) -> tuple[float, float]:
+    """Bytes that each device sends in `passes` over what is `n_bytes` long.
+
+    A pass is an all-gather or a reduce-scatter; an all-reduce is two. Within a node all
+    but one part of `_PER_NODE` goes over NVLink; between nodes each device moves its
+    own part, all but one part of the number of nodes, over the network.
+
+    **Returns:** bytes over NVLink and over the network.
+    """
+    per_node = min(n_devices, _PER_NODE)
+    n_nodes = n_devices // per_node
+    nvlink = passes * n_bytes * (per_node - 1) / per_node
+    network = passes * n_bytes / per_node * (n_nodes - 1) / n_nodes
+    return nvlink, network
+
+
+def rows(counts: Counts) -> Iterator[dict[str, Any]]:
+    """What a step takes, for each number of devices, batch and sharding."""
+    for n_devices in _DEVICES:
+        for batch, per_device in _BATCHES.items():
+            images = per_device(n_devices)
+            compute = counts.training_flops * images / (_UTILISATION * _MATRIX_RATE)
+            for sharding, passes in (("whole", 2), ("in shares", 3)):
+                nvlink, network = traffic(counts.gradient_bytes, n_devices, passes)
+                moved = nvlink / _NVLINK + network / _NETWORK
+                share = n_devices if sharding == "in shares" else 1
+                yield {
+                    "devices": n_devices,
+                    "batch": batch,
+                    "sharding": sharding,
+                    "images": images,
+                    "compute": compute,
+                    "nvlink": nvlink,
+                    "network": network,
+                    "moved": moved,
+                    # Parameters, their gradient and average, and Adam's two moments.
+                    "held": 5 * counts.gradient_bytes / share,
+                }
+
+
+def table(counts: Counts) -> str:
+    lines = [
+        "| devices | batch | parameters | images a device | compute, ms "
+        "| over NVLink, MB | over the network, MB | moving, ms | moving / compute "
+        "| state, GB |",
+        "| --- " * 10 + "|",
+    ]
+    for row in rows(counts):
+        ratio = row["moved"] / row["compute"]
+        lines.append(
+            f"| {row['devices']} | {row['batch']} | {row['sharding']} | "
+            f"{row['images']:g} | {1e3 * row['compute']:.3g} | "
+            f"{row['nvlink'] / 1e6:.0f} | {row['network'] / 1e6:.0f} | "
+            f"{1e3 * row['moved']:.3g} | {ratio:.2g} | {row['held'] / 1e9:.2g} |"
+        )
+    return "\n".join(lines)
+
+
+# --- What the compiled step moves ----------------------------------------------------
+
+
+def collectives(program: str) -> dict[str, int]:
+    """Bytes of what each kind of collective in a compiled program gives, whole."""
+    found: dict[str, int] = {}
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    pattern = rf"= (.+?) ({kinds})(?:-start)?\("
+    for shapes, kind in re.findall(pattern, program):
+        size = sum(
+            int(bits) // 8 * math.prod(int(n) for n in sides.split(",") if n)
+            for bits, sides in re.findall(r"[fsu](\d+)\[([\d,]*)\]", shapes)
+        )
+        found[kind] = found.get(kind, 0) + size
+    return found
+
+
+def compiled_step(*, shard_parameters: bool) -> tuple[dict[str, int], int]:
+    """The collectives of a small network's step on all devices, and its parameters."""
+    optimiser = eqmdm.make_optimiser(1e-3)
+    objective = eqmdm.Objective(
+        time_sampler=eqmdm.LogSNRTime(), grey_levels=eqmdm.GreyLevels(256)
+    )
+    network = eqmdm.nn.UNet((8, 8, 1), 1, width=64, multipliers=(1, 2), key=jr.key(0))
+    denoiser = eqmdm.PreconditionedDenoiser(
+        network, data_std=0.5, log_snr_range=(-10.0, 14.0)
+    )
+    model = denoiser, eqmdm.CLD(log_snr_range=(-9.0, 13.3))
+    state = eqmdm.TrainState.create(model, optimiser, key=jr.key(1))
+    mesh = eqmdm.device_mesh()
+    state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
+    data = eqmdm.distribute(jnp.zeros((64, 8, 8, 1), jnp.uint8), mesh)
+    # As `train_step` calls it: where arrays lie is not known of traced ones.
+    settings = (16, 1, 1, False, mesh, _sharding.shardings(state))
+    constants = data, objective, optimiser, jnp.float32(0.999), settings
+    program = cast(Any, _train._train_steps).lower(constants, state).compile()
+    text = program.compiled.as_text()
+    n_parameters = sum(v.size for v in eqmdm.parameters(model).values())
+    return collectives(text), n_parameters
+
+
+def measure() -> dict[str, Any]:
+    """All that is counted, for the document and its test."""
+    moved = {}
+    for sharding, shares in (("whole", False), ("in shares", True)):
+        found, n_parameters = compiled_step(shard_parameters=shares)
+        moved[sharding] = {
+            kind: size / (4 * n_parameters) for kind, size in sorted(found.items())
+        }
+    return {
+        "networks": {
+            name: dataclasses.asdict(count(width)) for name, width in _NETWORKS.items()
+        },
+        "moved_over_parameters": moved,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+    }
+
+
+def tables(counted: dict[str, Any]) -> dict[str, str]:
+    """The parts of the document by their marks."""
+    parts = {}
+    for number, (name, values) in enumerate(counted["networks"].items(), start=1):
+        counts = Counts(**values)
+        parts[f"network {number}"] = (
+            f"The U-Net {name}: {counts.n_parameters:,} parameters, "
+            f"{counts.training_flops / 1e9:.3g} GFLOP an image in training, "
+            f"{counts.gradient_bytes / 1e6:,.0f} MB of gradient.\n\n{table(counts)}"
+        )
+    lines = ["| parameters | collective | bytes over those of the parameters |"]
+    lines.append("| --- | --- | --- |")
+    for sharding, found in counted["moved_over_parameters"].items():
+        lines += [f"| {sharding} | {kind} | {x:.3f} |" for kind, x in found.items()]
+    parts["moved"] = "\n".join(lines)
+    return parts
+
+
+def filled(document: str, parts: dict[str, str]) -> str:
+    """The document with each part between its mark and the end of it."""
+    for name, part in parts.items():
+        start, end = _MARK.format(name), _MARK.format(f"end of {name}")
+        before, rest = document.split(start)
+        document = f"{before}{start}\n\n{part}\n\n{end}{rest.split(end)[1]}"
+    return document
+
+
+def main(settings: Settings) -> None:
+    counted = measure() if settings.write else json.loads(COUNTS.read_text())
+    parts = tables(counted)
+    print("\n\n".join(parts.values()))
+    if settings.write:
+        COUNTS.write_text(json.dumps(counted, indent=1) + "\n")
+        DOCUMENT.write_text(filled(DOCUMENT.read_text(), parts))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
