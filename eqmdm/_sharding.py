@@ -116,7 +116,10 @@ def check_finite(name: str, array: jax.Array | np.ndarray) -> None:
     if _finite.get(id(array)) is array:
         return
     library = jnp if isinstance(array, jax.Array) else np
-    if not library.isfinite(array).all():
+    # What a traced function closes over is known, and looked at while it is traced.
+    with jax.ensure_compile_time_eval():
+        is_finite = bool(library.isfinite(array).all())
+    if not is_finite:
         raise ValueError(
             f"`{name}` must be finite; some of its values are NaN or infinite. Look "
             "for them where the data are read or transformed."

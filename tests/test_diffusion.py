@@ -434,6 +434,17 @@ def test_time_at_log_snr_is_the_inverse_in_float32(name):
     assert jnp.all(jnp.abs(found["log_snr"] - levels.astype(jnp.float64)) <= bar)
 
 
+@pytest.mark.parametrize("log_snr", [24.0, 27.0, 29.0])
+def test_time_at_log_snr_reaches_the_earliest_times(log_snr):
+    rate = 0.1
+    t = eqmdm.VPSDE(clock=eqmdm.ConstantClock(rate)).time_at_log_snr(
+        jnp.asarray(log_snr)
+    )
+    # A variance of 1 - exp(-rate t) against a squared mean of exp(-rate t).
+    expected = np.log1p(np.exp(-log_snr)) / rate
+    assert abs(float(t) / expected - 1) < 1e-11
+
+
 def test_time_at_log_snr_has_derivatives_in_the_parameters():
     diffusion = with_float64(make("LearnedDiffusion-all"))
     parameters, rest = eqx.partition(diffusion, eqx.is_inexact_array)
@@ -905,7 +916,7 @@ def test_parameters_of_named_diffusions_are_checked():
         eqmdm.PSLD(velocity_friction=0.0)
     with pytest.raises(ValueError, match="`coupling` must be positive"):
         eqmdm.ALDA(coupling=0.0)
-    with pytest.raises(ValueError, match="`dissipation` must be positive semidefinite"):
+    with pytest.raises(ValueError, match="`data_friction` must be non-negative"):
         eqmdm.PSLD(data_friction=-1.0, velocity_friction=1.0)
     for sigmas in ((0.0, 1.0), (2.0, 1.0), (1.0, np.inf), (np.nan, 1.0)):
         with pytest.raises(ValueError, match="`sigma0` and `sigma1` must be finite"):

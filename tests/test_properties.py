@@ -524,3 +524,14 @@ def test_number_that_is_not_finite_is_refused_where_it_enters(entrance, bad):
     name = re.escape(entrance.split()[0])
     with pytest.raises(ValueError, match=f"`{name}`.* must|`s` and `t` must"):
         ENTRANCES[entrance](bad)
+
+
+@pytest.mark.parametrize("bad", [0.0, *NOT_FINITE], ids=str)
+def test_points_that_a_traced_function_closes_over_are_looked_at(bad):
+    x = POINT + bad
+    bound = jax.jit(lambda: eqmdm.elbo(_minus, diffusions()["CLD"], x, key=KEY).total)
+    if bad:
+        with pytest.raises(ValueError, match="`x` must be finite"):
+            bound()
+    else:
+        assert jnp.isfinite(bound())

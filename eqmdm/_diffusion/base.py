@@ -25,8 +25,8 @@ from .._gaussian import (
 from .._operator import VarsOperator
 
 
-# The search for a log-SNR starts at this time; no dtype resolves kernels before it.
-_EARLIEST_TIME = 1e-9
+# The search for a log-SNR starts at this time, where float32 still resolves kernels.
+_EARLIEST_TIME = 1e-12
 DEFAULT_T_RANGE = (1e-3, 1.0)
 
 
