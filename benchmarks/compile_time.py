@@ -1,0 +1,137 @@
+"""How long does the first step of training take to compile, beyond its network's?
+
+    python benchmarks/compile_time.py
+
+For the data sets' own networks and both scores: the first call of the step of
+`eqmdm.train_step`, tracing included, and of the bare step of `training_step.py`, one
+after the other in one run, with nothing compiled before and no cache on the disk. What
+the calls run for is in it too, as a user waits for both. Medians over the repeats; the
+ratio is the median of the ratios of neighbours.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+from training_step import make_bare_step, make_full_step, timed
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+
+import eqmdm  # noqa: E402
+
+
+_SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Times first calls of training steps against those of bare network steps."""
+
+    datasets: tuple[Literal["digits", "mnist", "cifar10"], ...] = ("digits",)
+    """Whose shapes and default options are used; the images are random."""
+    diffusions: tuple[str, ...] = ("vpsde", "cld", "malda", "learned2", "learned3")
+    """Of `scripts/train.py`; after `learned`, the number of variables."""
+    scores: tuple[Literal["denoiser", "free"], ...] = ("denoiser", "free")
+    """What the network predicts."""
+    repeats: int = 3
+    """Of each pair, every time from nothing."""
+    seed: int = 0
+    """Of data, parameters and draws."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """One diffusion with a small network, once."""
+
+
+def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
+    """A row of the results."""
+    learned = diffusion_name.startswith("learned")
+    options = Options(
+        dataset=name,
+        diffusion="learned" if learned else diffusion_name,
+        n_vars=int(diffusion_name.removeprefix("learned")) if learned else None,
+        score=score,
+        seed=settings.seed,
+        **({"width": 8, "multipliers": (1,)} if settings.quick else {}),
+    ).resolved()
+    generator = np.random.default_rng(settings.seed)
+    splits = (
+        generator.integers(0, 256, (n, *_SHAPES[name]), dtype=np.uint8)
+        for n in (options.batch_size, 1, 1)
+    )
+    dataset = eqmdm.data.Dataset("random", *splits, n_levels=256)
+    n_inner = eqmdm.steps_per_call()
+    seconds = {"bare": [], "full": []}
+    diffusion: Any = None
+    for _ in range(settings.repeats):
+        key_diffusion, key_network = jr.split(jr.key(settings.seed))
+        diffusion = _build.build_diffusion(options, key_diffusion)
+        network = _build.build_network(options, dataset, diffusion, key_network)
+        bare = network.network if score == "denoiser" else network
+        shape = 1 if score == "denoiser" else diffusion.n_vars, *dataset.shape
+        calls = {
+            "bare": make_bare_step(bare, shape, options, n_inner),
+            "full": make_full_step((network, diffusion), dataset, options, n_inner),
+        }
+        for part, call in calls.items():
+            jax.clear_caches()
+            # The device's own first use is not the step's.
+            jnp.zeros(()).block_until_ready()
+            seconds[part].append(timed(call))
+    ratios = np.divide(seconds["full"], seconds["bare"])
+    return {
+        "dataset": name,
+        "diffusion": diffusion_name,
+        "n_vars": diffusion.n_vars,
+        "score": score,
+        "bare_seconds": float(np.median(seconds["bare"])),
+        "full_seconds": float(np.median(seconds["full"])),
+        "full_over_bare": float(np.median(ratios)),
+        "full_over_bare_range": [float(ratios.min()), float(ratios.max())],
+        "every_second": seconds,
+    }
+
+
+def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = dataclasses.replace(settings, diffusions=("cld",), repeats=1)
+    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts.pop("command")
+    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    print(
+        f"{'dataset':9}{'diffusion':10}{'K':>2} {'score':9}{'bare/s':>8}{'full/s':>8}"
+        f"{'full/bare':>10}  range"
+    )
+    results = []
+    for name in settings.datasets:
+        for diffusion in settings.diffusions:
+            for score in settings.scores:
+                row = run(settings, name, diffusion, score)
+                results.append(row)
+                low, high = row["full_over_bare_range"]
+                print(
+                    f"{name:9}{diffusion:10}{row['n_vars']:2} {score:9}"
+                    f"{row['bare_seconds']:8.2f}{row['full_seconds']:8.2f}"
+                    f"{row['full_over_bare']:10.2f}  {low:.2f} to {high:.2f}",
+                    flush=True,
+                )
+                if settings.output is not None:
+                    used = dataclasses.asdict(settings)
+                    used.pop("output")
+                    record = {"settings": used, "results": results} | facts
+                    settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,237 @@
+"""How do bound, sampling and likelihood grow with variables, images and batch?
+
+    python benchmarks/cost.py
+
+From one case, CLD (K = 2) on 16 images of 16x16, one thing is changed at a time: the
+diffusion, with K = 1, 2, 3; the side of the images; the number of images at once. All
+cases of a task are interleaved in one run, and a ratio is the median over the repeats
+of seconds per image over those of the first case in the same repeat. Tasks:
+
+- `bound`: one draw of `eqmdm.elbo` for each image,
+- `sampling`: `eqmdm.sample`, with a denoiser by `Collapsed`, else by Diffrax's SEA,
+- `likelihood`: `eqmdm.log_likelihood` by its collapsed route with a denoiser, else by
+    its augmented one; one probe for the divergence,
+
+each with a denoiser, whose network sees K = 1, and with a free score, whose network
+sees all K variables. Samples and likelihoods take `n_steps` steps whatever the case, so
+these are costs of equal work, not of equal accuracy.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+
+os.environ["EQX_ON_ERROR"] = "raise"
+
+import diffrax as dfx  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import jax.random as jr  # noqa: E402
+import numpy as np  # noqa: E402
+import tyro  # noqa: E402
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+
+import eqmdm  # noqa: E402
+
+
+Call = Callable[[jax.Array], Any]
+Score = Literal["denoiser", "free"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Times bound, sampling and likelihood against K, image size and batch."""
+
+    diffusions: tuple[str, ...] = ("VPSDE", "CLD", "MALDA")
+    """Named diffusions of the library, the second being the one that is kept."""
+    sides: tuple[int, ...] = (16, 8, 32)
+    """Of the images; the first is the one that is kept."""
+    batch_sizes: tuple[int, ...] = (16, 1, 4, 64)
+    """Images at once; the first is the one that is kept."""
+    width: int = 32
+    """Channels of the U-Net's first level; the second has twice as many."""
+    n_steps: int = 10
+    """Of samplers, and of Heun's method for likelihoods."""
+    repeats: int = 9
+    """Timed calls of each, after one that compiles."""
+    seed: int = 0
+    """Of parameters, images and draws."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """Two cases of each, with a tiny network, and two repeats."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is worked on."""
+
+    diffusion: str
+    side: int
+    batch_size: int
+
+
+def cases(settings: Settings) -> list[Case]:
+    """The case that is kept, and those that differ from it in one thing."""
+    kept = Case(
+        settings.diffusions[min(1, len(settings.diffusions) - 1)],
+        settings.sides[0],
+        settings.batch_sizes[0],
+    )
+    changed = [
+        *(dataclasses.replace(kept, diffusion=name) for name in settings.diffusions),
+        *(dataclasses.replace(kept, side=side) for side in sorted(settings.sides)),
+        *(
+            dataclasses.replace(kept, batch_size=n)
+            for n in sorted(settings.batch_sizes)
+        ),
+    ]
+    return [kept, *(case for case in changed if case != kept)]
+
+
+def make_score(settings: Settings, case: Case, diffusion: Any, score: Score) -> Any:
+    network = eqmdm.nn.UNet(
+        (case.side, case.side, 1),
+        1 if score == "denoiser" else diffusion.n_vars,
+        width=settings.width,
+        multipliers=(1, 2),
+        n_blocks=1,
+        key=jr.key(settings.seed),
+    )
+    if score == "free":
+        return eqmdm.FreeScore(network, diffusion)
+    denoiser = eqmdm.PreconditionedDenoiser(
+        network, data_std=0.5, log_snr_range=(-15.0, 15.0)
+    )
+    return eqmdm.DenoiserScore(denoiser, diffusion)
+
+
+def make_call(task: str, score: Score, case: Case, settings: Settings) -> Call:
+    """A function of a key that does the task once for a batch."""
+    diffusion = getattr(eqmdm, case.diffusion)(log_snr_range=(-9.0, 9.0))
+    model = make_score(settings, case, diffusion, score)
+    shape = (case.side, case.side, 1)
+    x = 0.5 * jr.normal(jr.key(settings.seed), (case.batch_size, *shape))
+
+    def over_batch(one: Callable[[jax.Array, jax.Array], Any]) -> Call:
+        of_all = jax.jit(jax.vmap(one))
+        return lambda key: of_all(x, jr.split(key, case.batch_size))
+
+    if task == "bound":
+        return over_batch(lambda x, key: eqmdm.elbo(model, diffusion, x, key=key).total)
+    if task == "sampling":
+        return lambda key: eqmdm.sample(
+            model,
+            diffusion,
+            shape,
+            key=key,
+            n_samples=case.batch_size,
+            n_steps=settings.n_steps,
+            solver=eqmdm.Collapsed() if score == "denoiser" else dfx.SEA(),
+        )
+    if score == "denoiser":
+        route = eqmdm.CollapsedRoute(eqmdm.LogSNRClock())
+        ends = -diffusion.log_snr(diffusion.t0), -diffusion.log_snr(diffusion.t1)
+    else:
+        route, ends = eqmdm.AugmentedRoute(), (diffusion.t0, diffusion.t1)
+    steps = jnp.linspace(*ends, settings.n_steps + 1)
+    return over_batch(
+        lambda x, key: (
+            eqmdm.log_likelihood(
+                model,
+                diffusion,
+                x,
+                key=key,
+                route=route,
+                divergence=eqmdm.HutchinsonDivergence(),
+                solver=dfx.Heun(),
+                stepsize_controller=dfx.StepTo(steps),
+            ).log_likelihood
+        )
+    )
+
+
+def timed(call: Call, key: jax.Array) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call(key))
+    return time.perf_counter() - start
+
+
+def run(task: str, score: Score, settings: Settings) -> list[dict[str, Any]]:
+    """A row for each case."""
+    all_cases = cases(settings)
+    calls = [make_call(task, score, case, settings) for case in all_cases]
+    key = jr.key(settings.seed)
+    for call in calls:
+        timed(call, key)
+    seconds = np.empty((settings.repeats, len(calls)))
+    for i in range(settings.repeats):
+        for j, call in enumerate(calls):
+            seconds[i, j] = timed(call, jr.fold_in(key, i))
+    seconds /= np.asarray([case.batch_size for case in all_cases])
+    ratios = seconds / seconds[:, :1]
+    rows = []
+    for j, case in enumerate(all_cases):
+        low, ratio, high = np.quantile(ratios[:, j], (0.25, 0.5, 0.75))
+        row = {"task": task, "score": score} | dataclasses.asdict(case)
+        row |= {"n_vars": getattr(eqmdm, case.diffusion)().n_vars}
+        row |= {"images_per_second": 1 / float(np.median(seconds[:, j]))}
+        row |= {
+            "cost_of_an_image": float(ratio),
+            "quartiles": [float(low), float(high)],
+        }
+        rows.append(row | {"every_second": seconds[:, j].tolist()})
+    return rows
+
+
+def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = dataclasses.replace(
+            settings,
+            diffusions=("VPSDE", "CLD"),
+            sides=(8,),
+            batch_sizes=(2,),
+            width=8,
+            n_steps=2,
+            repeats=2,
+        )
+    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts.pop("command")
+    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    print(
+        f"{'task':11}{'score':10}{'diffusion':10}{'K':>2}{'side':>5}{'batch':>6}"
+        f"{'images/s':>10}{'cost':>7}  quartiles"
+    )
+    results = []
+    for task in ("bound", "sampling", "likelihood"):
+        for score in ("denoiser", "free"):
+            for row in run(task, score, settings):
+                results.append(row)
+                low, high = row["quartiles"]
+                print(
+                    f"{task:11}{score:10}{row['diffusion']:10}{row['n_vars']:2}"
+                    f"{row['side']:5}{row['batch_size']:6}"
+                    f"{row['images_per_second']:10.3g}{row['cost_of_an_image']:7.2f}"
+                    f"  {low:.2f} to {high:.2f}",
+                    flush=True,
+                )
+            if settings.output is not None:
+                used = dataclasses.asdict(settings)
+                used.pop("output")
+                record = {"settings": used, "results": results} | facts
+                settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
