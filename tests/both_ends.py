@@ -40,10 +40,11 @@ def main(interpreters: list[str]) -> int:
                 worst = 1
                 print(done.stdout[-4000:], file=sys.stderr)
             counts = counts_of(done.stdout)
-            [packages] = (clone / ".venv" / "lib").glob("python*/site-packages")
-            found = {d.name: d.version for d in distributions(path=[str(packages)])}
+            packages = list((clone / ".venv" / "lib").glob("python*/site-packages"))
+            found = {d.name: d.version for d in distributions(path=map(str, packages))}
             rows.append(
-                [packages.parent.name]
+                # Without an environment, as where there is no such interpreter.
+                [packages[0].parent.name if packages else interpreter]
                 + [found.get(name, "none") for name in _SHOWN]
                 + [str(counts[name]) for name in _COUNTS]
                 + [f"{minutes:.0f}"]
