@@ -13,7 +13,7 @@ stands for what the tables say:
     of the same models and examples.
 - `learned | study | grid`: what each start of the learned diffusions came to.
 - `range | study | grid | column | cell`: of a learned quantity, over the starts.
-- `estimators`, `solvers | run`: the tables of these programs.
+- `estimators`, `solvers | run, ...`: the tables of these programs.
 - `budget | study`: steps, seeds and examples.
 """
 
@@ -197,9 +197,12 @@ def _estimators() -> str:
     return _markdown(header, lines)
 
 
-def _solvers(run: str) -> str:
-    with (RESULTS / f"solver_study_{run}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def _solvers(names: str) -> str:
+    rows = []
+    for name in names.split(","):
+        path = RESULTS / f"solver_study_{name.strip()}.csv"
+        with path.open(newline="") as file:
+            rows += csv.DictReader(file)
     allowed = sorted({int(row["allowed"]) for row in rows} - {0})
     header = ["sliced W2", *(f"{n} evaluations" for n in allowed)]
     lines = []
