@@ -182,7 +182,9 @@ def compiled_step(*, shard_parameters: bool) -> tuple[dict[str, int], int]:
     state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
     data = eqmdm.distribute(jnp.zeros((64, 8, 8, 1), jnp.uint8), mesh)
     # As `train_step` calls it: where arrays lie is not known of traced ones.
-    settings = (16, 1, 1, False, mesh, _sharding.shardings(state))
+    held = state, eqmdm.parameters(state.model)
+    where = tuple(_sharding.shardings(tree) for tree in held)
+    settings = (16, 1, 1, False, mesh, where)
     constants = data, objective, optimiser, jnp.float32(0.999), settings
     program = cast(Any, _train._train_steps).lower(constants, state).compile()
     text = program.compiled.as_text()

@@ -5,7 +5,7 @@ mesh on which the model lies, and XLA inserts the communication.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -152,6 +152,24 @@ def kept(tree: PyTree, where: tuple) -> PyTree:
         for leaf, place in zip(leaves, where, strict=True)
     ]
     return jax.tree.unflatten(structure, leaves)
+
+
+def gathering(fn: Callable[[PyTree], Any], where: tuple) -> Callable[[PyTree], Any]:
+    """`fn`, under a trace, given all of each array that lies in shares.
+
+    They are put together on every device before `fn` begins and, instead of being kept
+    for it, once more for its gradient, which is summed over the batch. Were `fn` given
+    the shares, XLA would divide its products along channels and move activations.
+    """
+    divided = [place is not None and not place.is_fully_replicated for place in where]
+    if not any(divided):
+        return fn
+    everywhere = tuple(
+        NamedSharding(place.mesh, PartitionSpec()) if in_shares else None
+        for place, in_shares in zip(where, divided, strict=True)
+    )
+    keep = lambda primitive, *_, **__: primitive.name != "sharding_constraint"
+    return jax.checkpoint(lambda tree: fn(kept(tree, everywhere)), policy=keep)
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:

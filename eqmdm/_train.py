@@ -18,7 +18,7 @@ from ._custom_types import IntScalar, PRNGKey
 from ._diffusion import LearnedDiffusion
 from ._evaluate import Examples, Objective, batch_loss, model_dtype
 from ._flip import random_flip
-from ._sharding import divide_batch, kept, mesh_of, on_host, shardings
+from ._sharding import divide_batch, gathering, kept, mesh_of, on_host, shardings
 from ._shuffle import shuffled_indices
 from ._time_sampler import low_discrepancy
 
@@ -283,7 +283,8 @@ def train_step(
     check = isinstance(data, Batches | Tracer)
     if not check:
         objective.check(data)
-    settings = (batch_size, n_inner, n_reconstruction, check, mesh, shardings(state))
+    where = shardings(state), shardings(parameters(state.model))
+    settings = (batch_size, n_inner, n_reconstruction, check, mesh, where)
     decay = jnp.asarray(ema_decay, jnp.float32)
     return _train_steps((data, objective, optimiser, decay, settings), state)
 
@@ -292,6 +293,7 @@ def train_step(
 def _train_steps(constants, state):
     data, objective, optimiser, ema_decay, settings = constants
     batch_size, n_inner, n_reconstruction, check, mesh, where = settings
+    where_state, where_parameters = where
 
     def one(state, examples):
         n_times = batch_size - n_reconstruction or batch_size
@@ -301,9 +303,16 @@ def _train_steps(constants, state):
         examples, keys = divide_batch((batch.examples, batch.keys), mesh)
         batch = _Batch(examples, keys, batch.u)
         state, metrics = _update(
-            state, objective, optimiser, batch, n_reconstruction, check, ema_decay
+            state,
+            objective,
+            optimiser,
+            batch,
+            where_parameters,
+            n_reconstruction,
+            check,
+            ema_decay,
         )
-        return kept(state, where), metrics
+        return kept(state, where_state), metrics
 
     given = data.examples if isinstance(data, Batches) else None
     if n_inner == 1:
@@ -344,7 +353,9 @@ def _draw_batch(state, examples, objective, n_times) -> _Batch:
     return _Batch(examples, keys, u)
 
 
-def _update(state, objective, optimiser, batch, n_reconstruction, check, ema_decay):
+def _update(
+    state, objective, optimiser, batch, where, n_reconstruction, check, ema_decay
+):
     values = parameters(state.model)
 
     def loss_fn(values):
@@ -353,7 +364,9 @@ def _update(state, objective, optimiser, batch, n_reconstruction, check, ema_dec
             model, objective, *batch, n_reconstruction=n_reconstruction, check=check
         )
 
-    (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(values)
+    gradient_fn = jax.value_and_grad(gathering(loss_fn, where), has_aux=True)
+    (_, metrics), gradient = gradient_fn(values)
+    gradient = kept(gradient, where)
     # Optax mixes counts and floats, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimiser.update(gradient, state.opt_state, values)

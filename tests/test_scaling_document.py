@@ -54,6 +54,15 @@ def test_whole_parameters_are_moved_as_one_gradient(program):
     assert sum(moved["whole"].values()) < 1.01
 
 
+def test_shares_are_gathered_twice_and_the_gradient_is_summed_once(program):
+    moved = json.loads(program.COUNTS.read_text())["moved_over_parameters"]["in shares"]
+    # Small arrays are not divided: little of all parameters.
+    assert moved["all-gather"] == pytest.approx(2, abs=0.02)
+    assert moved["all-reduce"] == pytest.approx(1, abs=1e-3)
+    # No activation is moved.
+    assert sum(moved.values()) < 3.01
+
+
 def test_collectives_are_found_in_a_program(program):
     text = """
   %a = f32[8,4]{1,0} all-reduce(f32[8,4]{1,0} %x), to_apply=%add
