@@ -154,6 +154,29 @@ def test_other_values_of_the_same_shapes_compile_nothing(name, score):
     assert later == {"traced": 0, "lowered": 0, "compiled": 0}
 
 
+def _read(seed):
+    """What a training program reads of its diffusion between steps."""
+    diffusion = eqmdm.LearnedDiffusion(2, log_snr_range=(-9.0, 13.3), key=jr.key(seed))
+    # The number of doublings is static.
+    diffusion = diffusion.with_doublings(9)
+    assert diffusion.doublings_needed() <= 9
+    times = diffusion.t0, diffusion.t1, diffusion.time_at_log_snr(jnp.asarray(0.0))
+    assert abs(diffusion.log_snr(diffusion.t1) + 9) < 1e-3
+    return [float(t) for t in times]
+
+
+def test_ends_of_other_parameters_compile_nothing_outside_of_jit():
+    with counted() as first:
+        before = _read(0)
+    with counted() as later:
+        others = [_read(seed) for seed in (1, 2)]
+    assert all(first.values())
+    assert not any(
+        t == other for each in others for t, other in zip(before, each, strict=True)
+    )
+    assert later == {"traced": 0, "lowered": 0, "compiled": 0}
+
+
 def test_number_that_is_static_is_counted():
     function = eqx.filter_jit(lambda x, factor: factor * x)
     x = jnp.ones(3)

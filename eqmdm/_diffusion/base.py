@@ -318,17 +318,32 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         return _check(t, beyond, what + ". Build the diffusion with a later end", t)
 
     def _solve_log_snr(self, log_snr: Scalar) -> Scalar:
-        def tangent_solve(linear, value):
-            return value / linear(jnp.ones_like(value))
-
-        excess, log_limit = self._excess(log_snr), self._log_limit(log_snr.dtype)
-        return jnp.exp(jax.lax.custom_root(excess, log_limit, _bisect, tangent_solve))
+        return _solve_log_snr(_without_floats(self, log_snr.dtype), log_snr)
 
     def _excess(self, log_snr: Scalar) -> Callable[[Scalar], Scalar]:
         return lambda log_t: self.compute_kernel(jnp.exp(log_t)).log_snr - log_snr
 
     def _log_limit(self, dtype: jnp.dtype) -> Scalar:
         return jnp.log(jax.lax.stop_gradient(self.t_limit)).astype(dtype)
+
+
+def _without_floats(
+    diffusion: AbstractLinearDiffusion, dtype: jnp.dtype
+) -> AbstractLinearDiffusion:
+    """With arrays for floats, so that all diffusions of a kind share a compilation."""
+    as_array = lambda x: jnp.asarray(x, dtype) if isinstance(x, float) else x
+    return jax.tree.map(as_array, diffusion)
+
+
+# Compiled by itself: outside of `jax.jit` the root of a new function would be compiled
+# at every call, and what was compiled before kept.
+@eqx.filter_jit
+def _solve_log_snr(diffusion: AbstractLinearDiffusion, log_snr: Scalar) -> Scalar:
+    def tangent_solve(linear, value):
+        return value / linear(jnp.ones_like(value))
+
+    excess, log_limit = diffusion._excess(log_snr), diffusion._log_limit(log_snr.dtype)
+    return jnp.exp(jax.lax.custom_root(excess, log_limit, _bisect, tangent_solve))
 
 
 def _bisect(excess: Callable[[Scalar], Scalar], log_limit: Scalar) -> Scalar:
@@ -360,9 +375,8 @@ def find_ends(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | None:
     assert diffusion.ends.log_snr_range is not None
     with jax.ensure_compile_time_eval():
         log_limit = diffusion._log_limit(jnp.result_type(float))
-        # Floats become arrays, so that all diffusions of a kind share a compilation.
-        as_array = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf
-        t0, t1, found = _find_ends(jax.tree.map(as_array, diffusion), log_limit)
+        diffusion_ = _without_floats(diffusion, log_limit.dtype)
+        t0, t1, found = _find_ends(diffusion_, log_limit)
         low, high = (jnp.asarray(e, t1.dtype) for e in diffusion.ends.log_snr_range)
         t1 = diffusion._check_reached(t1, low)
         t0 = _check_resolved(t0, found, high)
