@@ -1,0 +1,165 @@
+"""With its ends pinned in log-SNR, is there anything left of a diffusion to learn?
+
+    python benchmarks/gradients.py --output FILE
+
+On a density in the plane, a network is trained under a fixed diffusion of two
+variables, with a denoiser or a free score, between ends in log-SNR or in time. Then the
+gradient of the bound in the entries of Q and D is estimated, of its prior term and of
+all others apart. With a denoiser the others depend on the ends alone, so that between
+pinned ends theirs is zero; with a free score the network tells diffusions apart.
+"""
+
+import dataclasses
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+
+import eqmdm
+
+
+# One coupling, and a full D: its entries are the variables of the gradient.
+_ENTRIES = "Q01", "D00", "D01", "D11"
+_SCORES = {
+    # The default times of the bound with each.
+    "denoiser": eqmdm.Objective(time_sampler=eqmdm.LogSNRTime()),
+    "free": eqmdm.Objective(time_sampler=eqmdm.ImportanceTime()),
+}
+_ENDS = {
+    "log-SNR": {"log_snr_range": (-9.0, 13.3)},
+    "time": {"t_range": (1e-3, 1.0)},
+}
+# Beyond the ends, which move with the entries.
+_MARGIN = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Measures the gradient in (Q, D) of the terms of the bound."""
+
+    dataset: str = "rings"
+    """A density in the plane."""
+    entries: tuple[float, float, float, float] = (-1.0, 1.0, -0.1, 1.0)
+    """Q01, D00, D01 and D11: where the network is trained, and the gradient taken."""
+    steps: int = 4000
+    """Of every training."""
+    batch_size: int = 256
+    """Examples of a step, and of a gradient."""
+    gradients: int = 2000
+    """Of a batch, whose mean is reported with its standard error."""
+    seed: int = 0
+    """Of the networks, their training and the gradients."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """Few steps and gradients."""
+
+
+def new_diffusion(entries, ends):
+    """The diffusion with these entries: constant, or differentiable in them."""
+    q, d00, d01, d11 = entries
+    array = np.array if isinstance(q, float) else jnp.array
+    linalg = np.linalg if isinstance(q, float) else jnp.linalg
+    return eqmdm.LinearDiffusion(
+        array([[0.0, q], [-q, 0.0]]),
+        dissipation_root=linalg.cholesky(array([[d00, d01], [d01, d11]])),
+        **ends,
+    )
+
+
+def new_network(score, diffusion, data, *, key):
+    n_vars = 1 if score == "denoiser" else 2
+    network = eqmdm.nn.MLP((2,), n_vars, width=64, depth=3, key=key)
+    if score == "free":
+        return network
+    low, high = (float(diffusion.log_snr(t)) for t in (diffusion.t1, diffusion.t0))
+    return eqmdm.PreconditionedDenoiser(
+        network,
+        data_std=float(jnp.sqrt(jnp.mean(data**2))),
+        log_snr_range=(low - _MARGIN, high + _MARGIN),
+    )
+
+
+def train(network, diffusion, data, objective, settings):
+    """The averaged network after training under a diffusion that stays."""
+    optimiser = eqmdm.make_optimiser(1e-3, warmup=100)
+    model = network, diffusion
+    state = eqmdm.TrainState.create(model, optimiser, key=jr.key(settings.seed + 1))
+    for _ in range(settings.steps):
+        state, _ = eqmdm.train_step(
+            state, data, objective, optimiser, batch_size=settings.batch_size
+        )
+    return state.ema_model[0]
+
+
+def gradients(network, ends, data, objective, settings):
+    """Of the prior term and of the others, in nats: the mean and its standard error."""
+
+    def terms(entries, key):
+        diffusion = new_diffusion(entries, ends)
+        key_u, key_examples, key_draws = jr.split(key, 3)
+        place = jr.randint(key_examples, (settings.batch_size,), 0, len(data))
+        keys = jr.split(key_draws, settings.batch_size)
+        u = eqmdm.low_discrepancy(key_u, settings.batch_size).astype(jnp.float32)
+        bound = lambda x, key, u: objective.bound((network, diffusion), x, key, u)[0]
+        bounds = jax.vmap(bound)(data[place], keys, u)
+        others = bounds.total - bounds.prior
+        return {"prior": bounds.prior.mean(), "others": others.mean()}
+
+    gradient = jax.jit(jax.jacrev(terms))
+    entries = jnp.asarray(settings.entries, jnp.float32)
+    keys = jr.split(jr.key(settings.seed + 2), settings.gradients)
+    found = [gradient(entries, key) for key in keys]
+    for name in found[0]:
+        values = np.stack([np.asarray(row[name], np.float64) for row in found])
+        error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        yield name, values.mean(axis=0), error
+
+
+def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = dataclasses.replace(settings, steps=200, gradients=100)
+    data = jnp.asarray(eqmdm.data.load(settings.dataset).train)
+    columns = " ".join(f"{name:>18}" for name in _ENTRIES)
+    print(f"{'score':9} {'ends':8} {'term':7} {columns}")
+    results = []
+    for score, objective in _SCORES.items():
+        for ends_name, ends in _ENDS.items():
+            diffusion = new_diffusion(settings.entries, ends)
+            key = jr.key(settings.seed)
+            network = new_network(score, diffusion, data, key=key)
+            network = train(network, diffusion, data, objective, settings)
+            case = network, ends, data, objective, settings
+            for term, mean, error in gradients(*case):
+                results.append(
+                    {
+                        "score": score,
+                        "ends": ends_name,
+                        "term": term,
+                        "gradient": dict(zip(_ENTRIES, mean.tolist(), strict=True)),
+                        "error": dict(zip(_ENTRIES, error.tolist(), strict=True)),
+                    }
+                )
+                shown = " ".join(
+                    f"{m:9.2g} ± {e:6.1g}" for m, e in zip(mean, error, strict=True)
+                )
+                print(f"{score:9} {ends_name:8} {term:7} {shown}", flush=True)
+    if settings.output is not None:
+        record = {
+            "settings": dataclasses.asdict(settings) | {"output": None},
+            "versions": {p: version(p) for p in ("eqmdm", "jax", "equinox", "optax")},
+            "python": platform.python_version(),
+            "device": jax.devices()[0].device_kind,
+            "results": results,
+        }
+        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
