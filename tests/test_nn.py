@@ -379,6 +379,13 @@ def test_initial_weights_have_the_variance_of_the_average_fan(key):
     assert not np.any(np.asarray(conv.bias))
 
 
+def test_coordinates_enter_the_mlp_with_the_variance_that_they_have(key):
+    network = nn.MLP((2,), 1, width=512, dtype=jnp.float64, key=key)
+    weights = np.ravel(network.linear_in.weight)
+    assert within_standard_errors(weights, 0.0)
+    assert within_standard_errors(weights**2, 1 / 2)
+
+
 @pytest.mark.parametrize("width", [8, 200])
 def test_network_built_under_jit_is_the_one_built_outside(width, key):
     # Of the wider one a layer takes several blocks of draws.

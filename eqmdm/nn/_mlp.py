@@ -95,13 +95,15 @@ class Linear(eqx.Module):
         n_out: int,
         *,
         zero: bool = False,
+        fan_in_only: bool = False,
         dtype: DTypeLike,
         key: PRNGKey,
     ):
         if zero:
             self.weight = jnp.zeros((n_in, n_out), dtype)
         else:
-            self.weight = variance_scaling(key, (n_in, n_out), n_in, n_out, dtype)
+            fan_out = n_in if fan_in_only else n_out
+            self.weight = variance_scaling(key, (n_in, n_out), n_in, fan_out, dtype)
         self.bias = jnp.zeros(n_out, dtype)
 
     def __call__(self, x: Inexact[Array, "*batch in"]) -> Inexact[Array, "*batch out"]:
@@ -217,7 +219,12 @@ class MLP(eqx.Module):
         self.shape = shape
         self.n_vars = n_vars
         self.time_embedding = TimeEmbedding(width, dtype=dtype, key=key_time)
-        self.linear_in = Linear(n_vars * dim, width, dtype=dtype, key=key_in)
+        # Few coordinates enter many units. Weights for the average of both fans would
+        # shrink them until what follows is as good as linear in them, and so is the
+        # solution for normal data, where a denoiser's training starts.
+        self.linear_in = Linear(
+            n_vars * dim, width, fan_in_only=True, dtype=dtype, key=key_in
+        )
         self.layers = tuple(_ResidualLayer(width, dtype=dtype, key=k) for k in keys)
         self.linear_out = Linear(
             width, n_vars * dim, zero=True, dtype=dtype, key=key_out
