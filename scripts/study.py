@@ -6,6 +6,7 @@ See `--help` for the options.
 """
 
 import dataclasses
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,19 +45,28 @@ class Options:
     """Only collect what has been found by now."""
     dry_run: bool = False
     """Only print the commands that are left to be run."""
+    part: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="I N")] = None
+    """Do the I-th of N parts of the cells, so that N processes or machines share a
+    study. The last to finish, or --collect-only, collects them all."""
 
 
 def main(options: Options) -> None:
     with clean_errors():
         study = read_study(options.config, short=options.short)
+        index, n_parts = _checked_part(options.part)
+    if options.dry_run and sys.platform != "win32":
+        # Into `head`, it ends with what reads it.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     name = study.name + ("-short" if options.short else "")
     root = options.output_dir or Path("runs") / "studies" / name
     failures = []
     for number, cell in enumerate(study.cells):
+        if options.collect_only or number % n_parts != index - 1:
+            continue
         title = f"[{number + 1}/{len(study.cells)}] {cell.grid}: {cell.name}"
         with clean_errors():
             commands = _commands(cell, root / cell.directory, options)
-        for command in [] if options.collect_only else commands:
+        for command in commands:
             print(f"{title}, seed {cell.seed}\n  {' '.join(command)}", flush=True)
             if options.dry_run:
                 continue
@@ -87,6 +97,16 @@ def main(options: Options) -> None:
     print(f"written to {results_dir}")
     if failures:
         sys.exit("error: not done: " + "; ".join(failures))
+
+
+def _checked_part(part: tuple[int, int] | None) -> tuple[int, int]:
+    index, n_parts = part or (1, 1)
+    if not 1 <= index <= n_parts:
+        raise ValueError(
+            f"`part` must be I N with I from 1 to N; got {index} {n_parts}. For the "
+            "second of three processes that share a study, say 2 3."
+        )
+    return index, n_parts
 
 
 def _commands(cell: Cell, directory: Path, options: Options) -> list[list[str]]:

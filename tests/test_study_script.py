@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -144,6 +145,31 @@ def test_summary_is_over_seeds_and_paired_examples(tmp_path):
     assert f"| {second['value']:.4f} |" in line and "±" in line
 
 
+def test_parts_of_a_study_are_all_of_it(tmp_path, monkeypatch, capsys):
+    import study
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+
+    def commands(**options):
+        study.main(study.Options(Path("tiny.toml"), dry_run=True, **options))
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith("  ")]
+
+    parts = [commands(part=(index, 3)) for index in (1, 2, 3)]
+    assert [len(part) for part in parts] == [4, 2, 2]
+    assert sorted(sum(parts, [])) == sorted(commands())
+
+
+@pytest.mark.parametrize("part", [(0, 2), (3, 2)])
+def test_part_that_there_is_not_is_refused(tmp_path, part):
+    import study
+
+    (tmp_path / "tiny.toml").write_text(TINY)
+    with pytest.raises(SystemExit, match="error: `part` must be I N with I from 1 to"):
+        study.main(study.Options(tmp_path / "tiny.toml", dry_run=True, part=part))
+
+
 @pytest.mark.slow
 def test_study_does_what_is_left_and_collects_it(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
@@ -169,6 +195,10 @@ def test_study_does_what_is_left_and_collects_it(tmp_path):
     (seed / "evaluation-bound" / "report.json").unlink()
     left = run("--dry-run").stdout
     assert left.count("evaluate.py") == 1 and "train.py" not in left
+    # What reads a part of it is no error.
+    first_line = f"{' '.join(map(str, command))} --dry-run --short | head -n 1"
+    how = dict(shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert subprocess.run(first_line, **how).stderr == ""
     # Another study is not taken for this one.
     (tmp_path / "tiny.toml").write_text(TINY.replace("width = 8", "width = 4"))
     changed = run()
