@@ -33,6 +33,8 @@ def apply_to_vars(
     A sum of `vars` scaled images: XLA fuses it with its neighbours, which it does not
     do with a matrix product, and no backend rounds it below the dtype of `y`.
     """
+    # Of a single row NumPy's rules would make as many as are asked for.
+    assert len(y) == matrix.shape[1]
     # With one axis for the data: of seven axes and more, which images under a few
     # `vmap`s would have, XLA's sums over one crash on a CPU (JAX 0.10).
     flat = y.reshape(1, len(y), math.prod(y.shape[1:]))
@@ -54,6 +56,18 @@ def solve_lower(
     root: VarsMatrix, rhs: Float[Array, "vars *columns"], *, transpose: bool = False
 ) -> Float[Array, "vars *columns"]:
     r"""$L^{-1} b$, or $L^{-\top} b$, for a lower-triangular root."""
+    root = jnp.tril(root)
+    product = lambda x: matmul(root.T if transpose else root, x)
+    solve = lambda _, b: _solve_triangular(root, b, transpose)
+    transpose_solve = lambda _, b: _solve_triangular(root, b, not transpose)
+    # JAX's rule for derivatives of a solve and not Lineax's, whose own solves check
+    # their results, `throw=False` or not.
+    return jax.lax.custom_linear_solve(product, rhs, solve, transpose_solve)
+
+
+def _solve_triangular(
+    root: VarsMatrix, rhs: Float[Array, "vars *columns"], transpose: bool
+) -> Float[Array, "vars *columns"]:
     if transpose:
         operator = lx.MatrixLinearOperator(root.T, lx.upper_triangular_tag)
     else:
