@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from ._custom_types import PRNGKey, Scalar
@@ -136,13 +138,14 @@ def _tabulated(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf,
         diffusion,
     )
-    if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
-        # The table does not depend on `u`, so that under `jax.vmap` it is made once.
-        table = _table(diffusion, rises, n_grid, u.dtype)
-    else:
-        # Nor on anything else that moves: a constant of the program.
+    try:
+        if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
+            raise _NotConstant
         wide = jnp.result_type(float)
         table = _constant_table(diffusion, rises, n_grid, jnp.dtype(u.dtype), wide)
+    except _NotConstant:
+        # It does not depend on `u`, so that under `jax.vmap` it is made once.
+        table = jax.lax.stop_gradient(_table(diffusion, rises, n_grid, u.dtype))
     times, share, cumulative = (jnp.asarray(part) for part in table)
     cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, n_grid - 1)
     width = times[cell + 1] - times[cell]
@@ -168,6 +171,10 @@ def _table(
     return times, share, cumulative
 
 
+class _NotConstant(Exception):
+    """A diffusion with parameters, its own or those its functions close over."""
+
+
 @functools.lru_cache(maxsize=64)
 def _constant_table(
     diffusion: AbstractLinearDiffusion,
@@ -183,7 +190,10 @@ def _constant_table(
     """
     # In the key because the ends of a diffusion have this dtype.
     del wide
-    table = jax.jit(lambda: _table(diffusion, rises, n_grid, dtype))
+    traced = jax.make_jaxpr(lambda: _table(diffusion, rises, n_grid, dtype))()
+    if any(isinstance(value, Tracer) for value in traced.consts):
+        raise _NotConstant
+    table = jax.jit(jaxpr_as_fun(traced))
     # It runs once, so that optimising it is lost time.
     options: dict[str, str | bool] = {}
     if jax.default_backend() == "cpu":

@@ -148,3 +148,19 @@ def test_antithetic_quantiles_are_pairs_that_add_to_one(key):
     u = eqmdm.antithetic(key, 8)
     np.testing.assert_allclose(u[:4] + u[4:], 1.0, rtol=1e-15)
     assert len(np.unique(u)) == 8
+
+
+@pytest.mark.parametrize("sampler", ["importance", "log_snr"])
+def test_functions_of_a_diffusion_may_close_over_what_is_traced(sampler):
+    def density(rate):
+        diffusion = eqmdm.TimeVaryingDiffusion(
+            lambda t: -0.5 * rate * jnp.ones((1, 1), t.dtype),
+            lambda t: jnp.sqrt(rate) * jnp.ones((1, 1), t.dtype),
+            prior_covariance=[[1.0]],
+        )
+        return SAMPLERS[sampler](diffusion, jnp.asarray(0.3))[1]
+
+    known = density(jnp.asarray(2.0))
+    # One table, in two programs.
+    np.testing.assert_allclose(jax.jit(density)(2.0), known, rtol=1e-10)
+    assert jax.grad(density)(2.0) == 0
