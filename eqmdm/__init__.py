@@ -43,6 +43,7 @@ from ._diffusion import (
     AbstractLinearDiffusion as AbstractLinearDiffusion,
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
     CriticalThirdOrder as CriticalThirdOrder,
+    Ends as Ends,
     LearnedDiffusion as LearnedDiffusion,
     LinearDiffusion as LinearDiffusion,
     SubVPSDE as SubVPSDE,

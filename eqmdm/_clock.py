@@ -52,6 +52,14 @@ def concrete(value: float | Array | np.ndarray) -> float | None:
         return None
 
 
+def as_number(value: float | Array | np.ndarray | np.generic) -> float | Array:
+    """A JAX array, which is a parameter, as it is; any other number as a float.
+
+    Equinox would count a NumPy scalar as something to train.
+    """
+    return value if isinstance(value, jax.Array) else float(value)
+
+
 class AbstractClock(eqx.Module):
     r"""A rate $\beta(t) \ge 0$ and its integral $B$; diffusions run in $\tau = B(t)$.
 
@@ -90,7 +98,7 @@ class AbstractClock(eqx.Module):
 class ConstantClock(AbstractClock):
     r"""$\beta(t) = \beta$."""
 
-    value: float | Float[Array, ""] = 1.0
+    value: float | Float[Array, ""] = eqx.field(default=1.0, converter=as_number)
 
     def __check_init__(self):
         _check_positive("value", self.value)
@@ -119,8 +127,8 @@ class LinearClock(AbstractClock):
     **Source:** Song et al. (2021), equation 32; the default of Singhal et al. (2023).
     """
 
-    rate0: float | Float[Array, ""] = 0.1
-    rate1: float | Float[Array, ""] = 10.0
+    rate0: float | Float[Array, ""] = eqx.field(default=0.1, converter=as_number)
+    rate1: float | Float[Array, ""] = eqx.field(default=10.0, converter=as_number)
 
     def __check_init__(self):
         _check_positive("rate0", self.rate0, strict=False)
@@ -183,7 +191,7 @@ class CosineClock(AbstractClock):
     **Source:** Nichol & Dhariwal (2021), equation 17, without its offset.
     """
 
-    end: float | Float[Array, ""] = 10.0
+    end: float | Float[Array, ""] = eqx.field(default=10.0, converter=as_number)
 
     def __check_init__(self):
         _check_positive("end", self.end)

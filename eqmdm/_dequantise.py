@@ -13,9 +13,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
+from ._checks import check_count, check_finite, check_precision
 from ._custom_types import Data, PRNGKey, Scalar
 from ._draw import draw_uniform
-from ._sharding import check_finite, on_host
+from ._sharding import on_host
 
 
 class AbstractTransform(eqx.Module):
@@ -236,11 +237,13 @@ class GreyLevels(eqx.Module):
     dequantiser: AbstractDequantiser = UniformDequantiser()
 
     def __check_init__(self):
-        if self.n_levels < 2:
-            raise ValueError(
-                f"`n_levels` must be at least 2; got {self.n_levels}. 8-bit images "
-                "have 256."
-            )
+        hint = " 8-bit images have 256."
+        check_count("n_levels", self.n_levels, least=2, hint=hint)
+
+    @property
+    def gives_density(self) -> bool:
+        """Whether encoded levels have a density; their centres have none."""
+        return self.dequantiser.gives_density
 
     def check(
         self, levels: Shaped[Array | np.ndarray, "..."]
@@ -391,6 +394,7 @@ def as_dequantised(x: Shaped[Array, "*data"], figure: str) -> Data:
             "density: dequantise them with `eqmdm.GreyLevels(...).encode`, and add the "
             f"correction that it returns to the {figure}."
         )
+    check_precision("x", x.dtype)
     check_finite("x", x)
     return x
 
@@ -417,6 +421,5 @@ def bits_per_dim(
 
     `ValueError` if `n_dims` is less than 1.
     """
-    if n_dims < 1:
-        raise ValueError(f"`n_dims` must be at least 1; got {n_dims}.")
+    check_count("n_dims", n_dims)
     return -log_likelihood / (n_dims * math.log(2))

@@ -1,8 +1,6 @@
 """The bound of a model that takes finitely many steps."""
 
-from collections.abc import Callable
-from typing import TypeAlias
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -10,16 +8,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ._custom_types import Data, PRNGKey, Scalar, State
+from ._custom_types import Data, PRNGKey, Scalar
 from ._decoder import AbstractDecoder, DataDecoder
 from ._dequantise import as_dequantised
 from ._diffusion import AbstractLinearDiffusion
 from ._objective import Elbo
-from ._score import Point, as_score, check_trained_range
+from ._score import AbstractScore, Point, ScoreFunction, as_score, check_trained_range
 from ._solvers import Reading, part, read_state
-
-
-ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
 
 
 def discrete_elbo(
@@ -82,8 +77,21 @@ def discrete_elbo(
             "`decoder` must be one of the data, such as `DataDecoder`; got "
             f"{type(decoder).__name__}, which decodes the whole start."
         )
-    score = as_score(score)
+    score = as_score(score, diffusion)
     x = check_trained_range(score, diffusion, x)
+    return _discrete_elbo(score, diffusion, x, times, decoder, key)
+
+
+# Compiled by itself: outside of `jax.jit` its loop would be compiled at every call.
+@eqx.filter_jit
+def _discrete_elbo(
+    score: AbstractScore,
+    diffusion: AbstractLinearDiffusion,
+    x: Data,
+    times: Float[Array, " times"],
+    decoder: AbstractDecoder,
+    key: PRNGKey,
+) -> Elbo:
     key_start, key_cut, key_steps = jr.split(key, 3)
     times = times.astype(x.dtype)
     cast = lambda leaf: leaf.astype(x.dtype)

@@ -10,19 +10,28 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from ._checks import check_count, check_finite, check_precision
 from ._custom_types import Data, PRNGKey, Scalar
-from ._decoder import AbstractDecoder, DataDecoder
+from ._decoder import AbstractDecoder, DiscreteDecoder
 from ._dequantise import GreyLevels
 from ._form import AbstractForm, LowVariance
-from ._objective import Elbo, check_decoder, compute_elbo, compute_shared_elbo
+from ._objective import (
+    Elbo,
+    check_decoder,
+    compute_elbo,
+    compute_shared_elbo,
+    default_decoder,
+    default_time_sampler,
+)
 from ._score import (
+    AbstractScore,
     DenoiserScore,
     FreeScore,
     PreconditionedDenoiser,
     check_trained_range,
 )
-from ._sharding import check_finite, divide_batch, mesh_of, on_host
-from ._time_sampler import AbstractTimeSampler, ImportanceTime
+from ._sharding import divide_batch, mesh_of, on_host
+from ._time_sampler import AbstractTimeSampler
 
 
 Example: TypeAlias = Shaped[Array, "*data"]
@@ -50,20 +59,51 @@ class Objective(eqx.Module):
 
     **Arguments:**
 
-    - `form`, `decoder`, `time_sampler`: as for [`eqmdm.elbo`][].
+    - `form`, `decoder`, `time_sampler`: as for [`eqmdm.elbo`][], with its defaults;
+        but for grey levels at their centres the decoder is discrete.
     - `grey_levels`: how integer levels become data; `None` for examples that are
         points already, whose loss is then in nats instead of bits per dimension.
     - `flip`: whether training reflects images left to right, half of the time.
+
+    **Raises:**
+
+    `ValueError` for a decoder that does not go with the form or with the grey levels:
+    the density at a level's centre bounds nothing, and a discrete decoder beside
+    dequantisation counts the levels twice.
     """
 
-    form: AbstractForm = LowVariance()
-    decoder: AbstractDecoder = DataDecoder()
-    time_sampler: AbstractTimeSampler = ImportanceTime()
-    grey_levels: GreyLevels | None = None
-    flip: bool = False
+    form: AbstractForm
+    decoder: AbstractDecoder
+    time_sampler: AbstractTimeSampler | None
+    grey_levels: GreyLevels | None
+    flip: bool
 
-    def __check_init__(self):
+    def __init__(
+        self,
+        form: AbstractForm | None = None,
+        decoder: AbstractDecoder | None = None,
+        time_sampler: AbstractTimeSampler | None = None,
+        grey_levels: GreyLevels | None = None,
+        flip: bool = False,
+    ):
+        self.form = LowVariance() if form is None else form
+        if decoder is None:
+            decoder = default_decoder(self.form)
+            if grey_levels is not None and not grey_levels.gives_density:
+                decoder = DiscreteDecoder(grey_levels)
+        self.decoder = decoder
+        self.time_sampler = time_sampler
+        self.grey_levels = grey_levels
+        self.flip = flip
         check_decoder(self.form, self.decoder)
+        _check_levels(self.decoder, grey_levels)
+
+    def _parts(
+        self, score: AbstractScore
+    ) -> tuple[AbstractForm, AbstractDecoder, AbstractTimeSampler]:
+        times = self.time_sampler
+        times = default_time_sampler(score) if times is None else times
+        return self.form, self.decoder, times
 
     def bound(
         self,
@@ -82,7 +122,7 @@ class Objective(eqx.Module):
         key_encode, key_bound = jr.split(key)
         x, correction = self._encode(example, key_encode, u.dtype, check)
         score = make_score(network, diffusion)
-        parts = self.form, self.decoder, self.time_sampler
+        parts = self._parts(score)
         bound = compute_elbo(score, diffusion, x, u, *parts, key=key_bound)
         jacobian = jnp.zeros((), u.dtype)
         if self.grey_levels is not None:
@@ -106,7 +146,7 @@ class Objective(eqx.Module):
         encode = lambda example, key: self._encode(example, key, u.dtype, check)
         x, corrections = jax.vmap(encode)(examples, key_encode)
         score = make_score(network, diffusion)
-        parts = self.form, self.decoder, self.time_sampler
+        parts = self._parts(score)
         bound = compute_shared_elbo(
             score, diffusion, x, u, n_reconstruction, *parts, keys=key_bound
         )
@@ -124,14 +164,48 @@ class Objective(eqx.Module):
         if self.grey_levels is not None:
             self.grey_levels.check(examples)
         else:
+            _refuse_integers(examples.dtype)
             check_finite("examples", examples)
 
     def _encode(
         self, example: Example, key: PRNGKey, dtype: jnp.dtype, check: bool
     ) -> tuple[Data, Scalar]:
         if self.grey_levels is None:
+            _refuse_integers(example.dtype)
             return example.astype(dtype), jnp.zeros((), dtype)
         return self.grey_levels.encode(example, key=key, dtype=dtype, check=check)
+
+
+def _check_levels(decoder: AbstractDecoder, grey_levels: GreyLevels | None) -> None:
+    at_centres = grey_levels is not None and not grey_levels.gives_density
+    discrete = isinstance(decoder, DiscreteDecoder)
+    if discrete != at_centres:
+        how = "dequantised" if grey_levels is not None else "points"
+        raise ValueError(
+            "`decoder` must be a `DiscreteDecoder` for grey levels at their centres "
+            "(`LevelCentres`), which have no density, and for these alone; got "
+            f"{type(decoder).__name__} for data that are "
+            f"{'level centres' if at_centres else how}."
+        )
+    if not isinstance(decoder, DiscreteDecoder) or grey_levels is None:
+        return
+    own = decoder.levels
+    same = own.n_levels == grey_levels.n_levels
+    if not (same and eqx.tree_equal(own.transform, grey_levels.transform) is True):
+        raise ValueError(
+            "`decoder` must have the levels and the transform of `grey_levels`; got "
+            f"{own.n_levels} by {own.transform} and {grey_levels.n_levels} by "
+            f"{grey_levels.transform}. Leave it out, and it has."
+        )
+
+
+def _refuse_integers(dtype: np.dtype) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            "`examples` must be floating-point data where there are no `grey_levels`; "
+            f"got {dtype}. Integers have no density: give the objective "
+            "`grey_levels=eqmdm.GreyLevels(n)`, with n levels, to dequantise them."
+        )
 
 
 def batch_loss(
@@ -228,11 +302,9 @@ def evaluate(
     trained on.
     """
     n = len(examples)
-    if n == 0 or n_draws < 1 or batch_size < 1:
-        raise ValueError(
-            "`examples`, `n_draws` and `batch_size` must be at least 1; got "
-            f"{n}, {n_draws} and {batch_size}."
-        )
+    counts = {"examples": n, "n_draws": n_draws, "batch_size": batch_size}
+    for name, count in counts.items():
+        check_count(name, count)
     objective.check(examples)
     network, diffusion = model
     check_trained_range(make_score(network, diffusion), diffusion, jnp.zeros(()))
@@ -302,4 +374,5 @@ def model_dtype(model: PyTree) -> jnp.dtype:
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     if not leaves:
         return jnp.result_type(float)
-    return jnp.result_type(*[leaf.dtype for leaf in leaves])
+    dtype = jnp.result_type(*[leaf.dtype for leaf in leaves])
+    return check_precision("model", dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from ._checks import check_count
 from ._custom_types import PRNGKey, Scalar, State
 from ._diffusion import AbstractLinearDiffusion
 from ._gaussian import apply_to_vars, n_coordinates, solve_lower
@@ -79,8 +80,7 @@ class HutchinsonDivergence(AbstractDivergence):
     draw: Callable[..., Array] = eqx.field(default=jr.rademacher, static=True)
 
     def __check_init__(self):
-        if self.n_probes < 1:
-            raise ValueError(f"`n_probes` must be at least 1; got {self.n_probes}.")
+        check_count("n_probes", self.n_probes)
 
     @property
     def n_estimates(self) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ._checks import check_count, check_finite, check_precision
 from ._clock import concrete
 from ._custom_types import Scalar
 from ._diffusion import AbstractLinearDiffusion
-from ._sharding import check_finite
 
 
 Times: TypeAlias = Float[Array, " times"]
@@ -48,12 +48,12 @@ class AbstractGrid(eqx.Module):
         `ValueError` if `n_steps` is below 1, or the times do not strictly decrease in
         `dtype`; `equinox.EquinoxRuntimeError` for the latter where they are traced.
         """
-        if n_steps < 1:
-            raise ValueError(f"`n_steps` must be at least 1; got {n_steps}.")
+        check_count("n_steps", n_steps)
+        dtype = check_precision("dtype", dtype)
         times = self.compute_times(diffusion, n_steps)
         times = times.at[0].set(diffusion.t1.astype(times.dtype))
         times = times.at[-1].set(diffusion.t0.astype(times.dtype))
-        return _check_decreasing(times.astype(jnp.dtype(dtype)))
+        return _check_decreasing(times.astype(dtype))
 
 
 @final

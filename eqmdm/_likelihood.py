@@ -1,25 +1,20 @@
 """Exact likelihood, by the probability-flow ODE."""
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
 
+from ._checks import check_count
 from ._clock import concrete
-from ._custom_types import Data, PRNGKey, Scalar, State
+from ._custom_types import Data, PRNGKey
 from ._dequantise import as_dequantised
 from ._diffusion import AbstractLinearDiffusion
 from ._flow import FlowSolver
 from ._form import AbstractDivergence, ExactDivergence
 from ._noise_clock import make_timing
 from ._routes import AbstractRoute, AugmentedRoute, CollapsedRoute, Likelihood
-from ._score import DenoiserScore, as_score, check_trained_range
+from ._score import DenoiserScore, ScoreFunction, as_score, check_trained_range
 from ._solver_kind import check_kind
-
-
-ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
 
 
 def log_likelihood(
@@ -85,9 +80,8 @@ def log_likelihood(
     **Source:** Song et al. (2021), section 4.3 and appendix D.2.
     """
     x = as_dequantised(x, "log-likelihood")
-    if max_steps < 1:
-        raise ValueError(f"`max_steps` must be at least 1; got {max_steps}.")
-    score = as_score(score)
+    check_count("max_steps", max_steps)
+    score = as_score(score, diffusion)
     if route is None:
         by_data = isinstance(score, DenoiserScore)
         route = CollapsedRoute() if by_data else AugmentedRoute()

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float64, Shaped
 
+from ._checks import check_count
 from ._custom_types import PRNGKey
 
 
@@ -75,11 +76,9 @@ def sliced_wasserstein(
     """
     _check_groups(n_groups)
     rows_x, rows_y = _rows(x, y, at_least=2 * n_groups)
-    if order < 1 or n_projections < 1:
-        raise ValueError(
-            "`order` and `n_projections` must be at least 1; got "
-            f"order={order} and n_projections={n_projections}."
-        )
+    if order < 1:
+        raise ValueError(f"`order` must be at least 1; got {order}.")
+    check_count("n_projections", n_projections)
     # float32 in either mode of JAX, so that the directions are the same.
     theta = jr.normal(key, (n_projections, rows_x.shape[1]), jnp.float32)
     directions = np.asarray(theta, np.float64)
@@ -288,8 +287,7 @@ def _jackknife(left_out: Float64[np.ndarray, " parts"]) -> float:
 
 
 def _check_groups(n_groups: int) -> None:
-    if n_groups < 2:
-        raise ValueError(f"`n_groups` must be at least 2; got {n_groups}.")
+    check_count("n_groups", n_groups, least=2)
 
 
 def _rows(x: Samples, y: Samples, *, at_least: int) -> tuple[Rows, Rows]:

@@ -1,8 +1,7 @@
 """Evidence lower bounds, itemised."""
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -22,13 +21,11 @@ from ._score import (
     AbstractScore,
     DenoiserScore,
     Point,
+    ScoreFunction,
     as_score,
     check_trained_range,
 )
 from ._time_sampler import AbstractTimeSampler, ImportanceTime, LogSNRTime
-
-
-ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
 
 
 @final
@@ -106,17 +103,25 @@ def elbo(
     """
     x = as_dequantised(x, "bound")
     form = LowVariance() if form is None else form
-    if decoder is None:
-        decoder = StartDecoder() if form.conditions_on_start else DataDecoder()
+    decoder = default_decoder(form) if decoder is None else decoder
     check_decoder(form, decoder)
-    score = as_score(score)
+    score = as_score(score, diffusion)
     if time_sampler is None:
-        by_data = isinstance(score, DenoiserScore)
-        time_sampler = LogSNRTime() if by_data else ImportanceTime()
+        time_sampler = default_time_sampler(score)
     x = check_trained_range(score, diffusion, x)
     key_time, key = jr.split(key)
     u = jr.uniform(key_time, (), x.dtype) if u is None else _as_quantile(u, x.dtype)
     return compute_elbo(score, diffusion, x, u, form, decoder, time_sampler, key=key)
+
+
+def default_decoder(form: AbstractForm) -> AbstractDecoder:
+    """Of the data, or of the whole start for a form that conditions on it."""
+    return StartDecoder() if form.conditions_on_start else DataDecoder()
+
+
+def default_time_sampler(score: AbstractScore) -> AbstractTimeSampler:
+    """In log-SNR for a denoiser, whose integrand is nearly flat in it."""
+    return LogSNRTime() if isinstance(score, DenoiserScore) else ImportanceTime()
 
 
 def _as_quantile(u: Scalar, dtype: jnp.dtype) -> Scalar:
@@ -126,7 +131,7 @@ def _as_quantile(u: Scalar, dtype: jnp.dtype) -> Scalar:
             f"`u` must be a quantile, in [0, 1); got {value}. Draw it uniformly, or "
             "with `eqmdm.low_discrepancy`."
         )
-    return u.astype(dtype)
+    return jnp.asarray(u, dtype)
 
 
 def check_decoder(form: AbstractForm, decoder: AbstractDecoder) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int
 
+from ._checks import check_count
 from ._custom_types import Data, PRNGKey, Scalar, State
 from ._diffusion import AbstractLinearDiffusion
 from ._draw import draw_normal
@@ -174,17 +175,10 @@ def _gap_to_linear(
     noise = jnp.exp(-log_snr)
     total = data_std**2 + noise
     if isinstance(score.denoiser, PreconditionedDenoiser):
-        return score.denoiser.correction(log_snr, z) + (noise / total) * z
-    x_hat = score.denoiser(log_snr, z)
+        return score.correction(log_snr, z) + (noise / total) * z
+    x_hat = score.estimate(log_snr, z)
     near = (x_hat - z) + (noise / total) * z
     return jnp.where(noise < data_std**2, near, x_hat - (data_std**2 / total) * z)
-
-
-def _correction(score: DenoiserScore, log_snr: Scalar, z: Data) -> Data:
-    r"""$\hat x - z$, in the form that keeps its digits where there is one."""
-    if isinstance(score.denoiser, PreconditionedDenoiser):
-        return score.denoiser.correction(log_snr, z)
-    return score.denoiser(log_snr, z) - z
 
 
 @final
@@ -228,8 +222,7 @@ class AugmentedRoute(AbstractRoute):
     clock: AbstractNoiseClock | None = None
 
     def __check_init__(self):
-        if self.n_draws < 1:
-            raise ValueError(f"`n_draws` must be at least 1; got {self.n_draws}.")
+        check_count("n_draws", self.n_draws)
 
     def __call__(
         self,
@@ -292,7 +285,7 @@ def _evaluate(score: AbstractScore, t: Scalar, y: State) -> State:
     z = kernel.project(y)
     rest = y - kernel.mean(z)
     missed = kernel.project(rest)
-    correction = _correction(score, kernel.log_snr.astype(y.dtype), z + missed)
+    correction = score.correction(kernel.log_snr.astype(y.dtype), z + missed)
     residual = kernel.mean(missed + correction) - rest
     whitening = kernel.whitening
     return apply_to_vars(whitening.T, apply_to_vars(whitening, residual))

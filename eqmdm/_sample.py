@@ -11,18 +11,18 @@ import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ._custom_types import PRNGKey, Scalar, State
+from ._checks import check_count, check_precision, check_shape
+from ._custom_types import PRNGKey, State
 from ._diffusion import AbstractLinearDiffusion
 from ._grids import AbstractGrid, LogSNRGrid, QuadraticGrid
 from ._noise_clock import AbstractNoiseClock, make_timing
-from ._score import AbstractScore, as_score, check_trained_range
+from ._score import AbstractScore, ScoreFunction, as_score, check_trained_range
 from ._sharding import divide_batch, mesh_of
 from ._solver_kind import check_kind
 from ._solvers import SSCS, AbstractSampler, LangevinCorrector
-from ._terms import Problem, probability_flow, reverse_sde
+from ._terms import Problem, check_countdown, probability_flow, reverse_sde
 
 
-ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
 Solver: TypeAlias = dfx.AbstractSolver | AbstractSampler
 Process: TypeAlias = Callable[..., Problem]
 
@@ -80,23 +80,22 @@ def sample(
     solver does not suit the process or the score, or comes with an option that it has
     no use for.
     """
-    if n_steps < 1 or n_samples < 1:
-        raise ValueError(
-            "`n_steps` and `n_samples` must be at least 1; got "
-            f"n_steps={n_steps} and n_samples={n_samples}."
-        )
-    if first < 0:
-        raise ValueError(f"`first` must be at least 0; got {first}.")
+    check_count("n_steps", n_steps)
+    check_count("n_samples", n_samples)
+    check_count("first", first, least=0)
+    shape = check_shape(shape)
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    dtype = check_precision("dtype", dtype)
     solver = dfx.SEA() if solver is None else solver
     _check_options(solver, process, clock, grid, stepsize_controller)
-    score = as_score(score)
+    score = as_score(score, diffusion)
     numbers = check_trained_range(score, diffusion, first + jnp.arange(n_samples))
     keys = jax.vmap(lambda i: jr.fold_in(key, i))(numbers)
     keys = divide_batch(keys, mesh_of((score, diffusion)))
-    shape, dtype = tuple(shape), jnp.result_type(float) if dtype is None else dtype
-    dtype = jnp.dtype(dtype)
     # Refuses a clock before anything is compiled.
-    make_timing(diffusion, clock, dtype)
+    timing = make_timing(diffusion, clock, dtype)
+    if isinstance(solver, dfx.AbstractSolver):
+        check_countdown(timing)
     if stepsize_controller is not None:
         assert isinstance(solver, dfx.AbstractSolver)
         how = process, clock, solver, stepsize_controller, n_steps

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, final
 
 import equinox as eqx
@@ -17,6 +17,7 @@ from ._draw import draw_normal
 from ._gaussian import PerturbationKernel, apply_to_vars, matmul, outer_with_data
 
 
+ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
 Network: TypeAlias = Callable[[Scalar, State], State]
 Denoiser: TypeAlias = Callable[[Scalar, Data], Data]
 
@@ -63,6 +64,18 @@ def _positive(t: Scalar) -> Scalar:
     return t
 
 
+def _like(name: str, value: Array, like: Array) -> Array:
+    """`value`, refused unless it has the shape of `like`: it would broadcast."""
+    shape = jnp.shape(value)
+    if shape != like.shape:
+        raise ValueError(
+            f"`{name}` must return an array of the shape of what it is given, "
+            f"{like.shape}; got {shape}. It is called on one example, without a batch "
+            "axis."
+        )
+    return value
+
+
 @final
 class FreeScore(AbstractScore):
     r"""The score that a noise-predicting network over all variables stands for.
@@ -86,18 +99,25 @@ class FreeScore(AbstractScore):
     def __call__(self, t: Scalar, y: State) -> State:
         t = _positive(jnp.asarray(t, y.dtype))
         whitening = self.diffusion.compute_kernel(t).whitening
-        return -apply_to_vars(whitening.T, self.network(t, y))
+        return -apply_to_vars(whitening.T, self.noise(t, y))
+
+    def noise(self, t: Scalar, y: State) -> State:
+        r"""$\epsilon_\theta(t, y)$."""
+        return _like("network", self.network(t, y), y)
 
     def whitened_error(
         self, t: Scalar, kernel: PerturbationKernel, x: Data, noise: State, y: State
     ) -> State:
         del kernel, x
-        return noise - self.network(t, y)
+        return noise - self.noise(t, y)
 
     def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
-        return tweedie(
-            kernel, y, -apply_to_vars(kernel.whitening.T, self.network(t, y))
-        )
+        return tweedie(kernel, y, -apply_to_vars(kernel.whitening.T, self.noise(t, y)))
+
+
+def _as_range(ends: Sequence[float]) -> tuple[float, float]:
+    low, high = ends
+    return float(low), float(high)
 
 
 @final
@@ -127,8 +147,8 @@ class PreconditionedDenoiser(eqx.Module):
     """
 
     network: Network
-    data_std: float
-    log_snr_range: tuple[float, float]
+    data_std: float = eqx.field(converter=float)
+    log_snr_range: tuple[float, float] = eqx.field(converter=_as_range)
 
     def __check_init__(self):
         if not (math.isfinite(self.data_std) and self.data_std > 0):
@@ -154,7 +174,8 @@ class PreconditionedDenoiser(eqx.Module):
         sigma = jnp.exp(-0.5 * log_snr)
         total = jnp.sqrt(sigma**2 + self.data_std**2)
         level = (high - log_snr) / (high - low)
-        output = self.network(level, (z / total)[None])[0]
+        inputs = (z / total)[None]
+        output = _like("network", self.network(level, inputs), inputs)[0]
         residual = (sigma * self.data_std / total) * output
         residual = jnp.where(log_snr <= high, residual, jnp.zeros_like(residual))
         return residual - (sigma / total) ** 2 * z
@@ -195,40 +216,86 @@ class DenoiserScore(AbstractScore):
         b, log_snr = kernel.whitened_mean_map, kernel.log_snr.astype(x.dtype)
         weights = (b / jnp.exp(kernel.log_snr))[None].astype(x.dtype)
         z_noise = apply_to_vars(weights, noise)[0]
-        z = x + z_noise
-        if isinstance(self.denoiser, PreconditionedDenoiser):
-            correction = self.denoiser.correction(log_snr, z)
-        else:
-            correction = self.denoiser(log_snr, z) - z
-        return outer_with_data(b, z_noise + correction)
+        return outer_with_data(b, z_noise + self.correction(log_snr, x + z_noise))
 
     def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
         del t
-        return self.denoiser(kernel.log_snr.astype(y.dtype), kernel.project(y))
+        return self.estimate(kernel.log_snr.astype(y.dtype), kernel.project(y))
+
+    def estimate(self, log_snr: Scalar, z: Data) -> Data:
+        r"""$\hat x(\lambda, z)$."""
+        return _like("denoiser", self.denoiser(log_snr, z), z)
+
+    def correction(self, log_snr: Scalar, z: Data) -> Data:
+        r"""$\hat x - z$, in the form of the denoiser that keeps its digits."""
+        if isinstance(self.denoiser, PreconditionedDenoiser):
+            return self.denoiser.correction(log_snr, z)
+        return self.estimate(log_snr, z) - z
 
 
 @final
 class CallableScore(AbstractScore):
     """Any function `(t, y) -> score`, a closed-form one for instance."""
 
-    function: Callable[[Scalar, State], State]
+    function: ScoreFunction
 
     def __call__(self, t: Scalar, y: State) -> State:
-        return self.function(t, y)
+        return _like("score", self.function(t, y), y)
 
     def whitened_error(
         self, t: Scalar, kernel: PerturbationKernel, x: Data, noise: State, y: State
     ) -> State:
         del x
-        return apply_to_vars(kernel.root.T, self.function(t, y)) + noise
+        return apply_to_vars(kernel.root.T, self(t, y)) + noise
 
     def data_estimate(self, t: Scalar, kernel: PerturbationKernel, y: State) -> Data:
-        return tweedie(kernel, y, self.function(t, y))
+        return tweedie(kernel, y, self(t, y))
 
 
-def as_score(score: Callable[[Scalar, State], State]) -> AbstractScore:
-    """A score object for any callable."""
+def as_score(score: ScoreFunction, diffusion: AbstractLinearDiffusion) -> AbstractScore:
+    """A score object for any callable, of this diffusion.
+
+    A denoiser serves every diffusion, so its score becomes that of the one that is
+    asked about.
+
+    **Raises:** `ValueError` for the free score of another process, where that is known.
+    """
+    if isinstance(score, DenoiserScore):
+        return DenoiserScore(score.denoiser, diffusion)
+    if isinstance(score, FreeScore):
+        _check_same_process(score.diffusion, diffusion)
+        return FreeScore(score.network, diffusion)
     return score if isinstance(score, AbstractScore) else CallableScore(score)
+
+
+def _check_same_process(
+    own: AbstractLinearDiffusion, given: AbstractLinearDiffusion
+) -> None:
+    if own is given:
+        return
+    same = own.n_vars == given.n_vars
+    if same:
+        with jax.ensure_compile_time_eval():
+            # Of one process with two pairs of ends, the kernels are the same.
+            t = jnp.minimum(own.t1, given.t1)
+            pairs = [(_rates(own, 0.5 * t), _rates(given, 0.5 * t))]
+            pairs.append((_rates(own, t), _rates(given, t)))
+            gaps = [jnp.max(jnp.abs(a - b) - 1e-3 * jnp.abs(a)) for a, b in pairs]
+        gap = concrete(jnp.max(jnp.stack(gaps)))
+        same = gap is None or gap < 1e-3
+    if not same:
+        raise ValueError(
+            f"`score` must be of `diffusion`, {type(given).__name__} with "
+            f"{given.n_vars} variables; got a free score of another process, "
+            f"{type(own).__name__} with {own.n_vars}. Give the diffusion that its "
+            "network was trained with; a denoiser serves them all."
+        )
+
+
+def _rates(diffusion: AbstractLinearDiffusion, t: Scalar) -> Array:
+    """The drift matrix and the noise covariance in a unit of time."""
+    G = diffusion.diffusion_matrix(t)
+    return jnp.stack([diffusion.drift_matrix(t), matmul(G, G.T)])
 
 
 @final
@@ -312,16 +379,27 @@ def check_trained_range(
     trained = trained_range(score)
     if trained is None:
         return value
-    end = diffusion.compute_kernel(jax.lax.stop_gradient(diffusion.t1)).log_snr
+    end = _lowest_log_snr(diffusion)
+    known = concrete(end)
     # The range itself is often the diffusion's own end, found in float32.
-    below = jax.lax.stop_gradient(end) < trained[0] - 1e-3
+    least = trained[0] - 1e-3
     message = (
         f"`diffusion` must end within the denoiser's `log_snr_range` {trained}; it "
-        f"ends below, at log-SNR {concrete(end)}. Give it an earlier end by "
-        f"`log_snr_range=({trained[0]}, ...)`, or train on a wider range."
+        f"ends below{'' if known is None else f', at log-SNR {known}'}. Give it an "
+        f"earlier end by `log_snr_range=({trained[0]}, ...)`, or train on a wider "
+        "range."
     )
-    if concrete(below) is None:
-        return eqx.error_if(value, below, message)
-    if concrete(below):
+    if known is None:
+        return eqx.error_if(value, end < least, message)
+    if known < least:
         raise ValueError(message)
     return value
+
+
+def _lowest_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
+    read = lambda: jax.lax.stop_gradient(diffusion.compute_kernel(diffusion.t1).log_snr)
+    if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
+        return read()
+    # Of a constant it is known inside a trace too.
+    with jax.ensure_compile_time_eval():
+        return read()

@@ -4,7 +4,6 @@ There is one code path for any number of devices. Functions that take a batch fo
 mesh on which the model lies, and XLA inserts the communication.
 """
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,32 +99,6 @@ def on_host(tree: PyTree) -> PyTree:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(fetch, tree)
-
-
-# What `check_finite` has found in order, by identity, as long as it lives.
-_finite: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
-
-
-def check_finite(name: str, array: jax.Array | np.ndarray) -> None:
-    """Refuses floats that are NaN or infinite, where they are known.
-
-    A JAX array, which cannot change, is looked at only once; traced ones give NaN.
-    """
-    if isinstance(array, Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
-        return
-    if _finite.get(id(array)) is array:
-        return
-    library = jnp if isinstance(array, jax.Array) else np
-    # What a traced function closes over is known, and looked at while it is traced.
-    with jax.ensure_compile_time_eval():
-        is_finite = bool(library.isfinite(array).all())
-    if not is_finite:
-        raise ValueError(
-            f"`{name}` must be finite; some of its values are NaN or infinite. Look "
-            "for them where the data are read or transformed."
-        )
-    if isinstance(array, jax.Array):
-        _finite[id(array)] = array
 
 
 def over_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:

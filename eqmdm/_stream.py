@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._sharding import check_finite, mesh_of, over_batch
+from ._checks import check_count, check_finite
+from ._sharding import mesh_of, over_batch
 from ._shuffle import shuffled_indices
 from ._train import Batches, TrainState, order_key
 
@@ -78,8 +79,7 @@ class BatchStream(Iterator[Batches]):
         counts = {"examples": examples.shape[0], "batch_size": batch_size}
         counts |= {"n_inner": n_inner, "n_ahead": n_ahead, "n_threads": n_threads}
         for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {count}.")
+            check_count(name, count)
         self._examples = examples
         self._key = order_key(jax.device_get(state.key))
         self._mesh = mesh_of(state)

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ._checks import check_finite, check_precision, check_shape
+from ._clock import concrete
 from ._custom_types import PRNGKey, Scalar, State, Time
 from ._diffusion import AbstractLinearDiffusion
 from ._gaussian import apply_to_vars
 from ._noise_clock import AbstractNoiseClock, AbstractTiming, make_timing
 from ._operator import VarsOperator
-from ._sharding import check_finite
+from ._score import ScoreFunction, as_score
 
 
-ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
 PathFunction: TypeAlias = Callable[..., dfx.AbstractBrownianPath]
 
 
@@ -106,6 +107,7 @@ def forward_sde(
     stands still at a time between the ends, which is named;
     `equinox.EquinoxRuntimeError` where that is traced.
     """
+    check_precision("x", x.dtype)
     check_finite("x", x)
     timing = make_timing(diffusion, clock, x.dtype, from_zero=True)
     structure = _noise_structure(diffusion, x.shape, x.dtype)
@@ -216,9 +218,12 @@ class _Reverse(eqx.Module):
         dtype: DTypeLike | None,
         clock: AbstractNoiseClock | None,
     ) -> "_Reverse":
-        dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+        dtype = jnp.result_type(float) if dtype is None else dtype
+        dtype, shape = check_precision("dtype", dtype), check_shape(shape)
+        score = as_score(score, diffusion)
         timing = make_timing(diffusion, clock, dtype)
-        return cls(score, diffusion, timing, tuple(shape))
+        check_countdown(timing)
+        return cls(score, diffusion, timing, shape)
 
     @property
     def interval(self) -> tuple[Scalar, Scalar]:
@@ -244,6 +249,22 @@ class _Reverse(eqx.Module):
 
         start, length = self.interval
         return Problem(terms, start, length, initial, self.timing, True)
+
+
+def check_countdown(timing: AbstractTiming) -> None:
+    """Refuses a cut that is lost in the rounding of a clock that counts down to it."""
+    start, end = concrete(timing.start), concrete(timing.end)
+    if start is None or end is None:
+        return
+    reached = concrete(timing.end - (timing.end - timing.start))
+    assert reached is not None
+    if abs(reached - start) > 0.01 * abs(start):
+        raise ValueError(
+            f"`diffusion` must have a cut that {timing.end.dtype} resolves beside its "
+            f"horizon: it is {start}, and counted down to from {end} it becomes "
+            f"{reached}. Run on `clock=eqmdm.LogSNRClock()`, lower the upper end of "
+            "`log_snr_range`, or take float64."
+        )
 
 
 def _scaled(operator: VarsOperator, factor: Scalar) -> VarsOperator:

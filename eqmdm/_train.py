@@ -14,10 +14,12 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Shaped, UInt32
 
+from ._checks import check_count
 from ._custom_types import IntScalar, PRNGKey
-from ._diffusion import LearnedDiffusion
-from ._evaluate import Examples, Objective, batch_loss, model_dtype
+from ._diffusion import LearnedDiffusion, LinearDiffusion
+from ._evaluate import Examples, Objective, batch_loss, make_score, model_dtype
 from ._flip import random_flip
+from ._score import check_trained_range
 from ._sharding import divide_batch, gathering, kept, mesh_of, on_host, shardings
 from ._shuffle import shuffled_indices
 from ._time_sampler import low_discrepancy
@@ -78,7 +80,17 @@ class TrainState(eqx.Module):
         """The state before the first step.
 
         Arrays are copied: steps donate their buffers, which must not be the caller's.
+
+        **Raises:** `ValueError` for a `key` that is not of JAX's default generator, or
+        a diffusion that ends below the range of its denoiser.
         """
+        _check_pair(model)
+        if jr.key_data(key).shape != jr.key_data(jr.key(0)).shape:
+            raise ValueError(
+                "`key` must be of JAX's default generator, from which steps draw; got "
+                f"one of {jr.key_impl(key)}. Set `jax_default_prng_impl` to have "
+                "another."
+            )
         model = jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, model)
         values = parameters(model)
         return cls(
@@ -106,6 +118,12 @@ class TrainState(eqx.Module):
         `ValueError` if the names, shapes or dtypes are not those of this state.
         """
         return fill(self, arrays)
+
+
+def _check_pair(model: PyTree) -> None:
+    if isinstance(model, tuple) and len(model) == 2:
+        network, diffusion = model
+        check_trained_range(make_score(network, diffusion), diffusion, jnp.zeros(()))
 
 
 def named_arrays(tree: PyTree) -> dict[str, Array]:
@@ -168,11 +186,8 @@ def make_optimiser(
     for name, value in rates.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"`{name}` must be positive and finite; got {value}.")
-    if accumulate < 1 or warmup < 0:
-        raise ValueError(
-            "`accumulate` must be at least 1 and `warmup` not negative; got "
-            f"accumulate={accumulate} and warmup={warmup}."
-        )
+    check_count("accumulate", accumulate)
+    check_count("warmup", warmup, least=0)
 
     def adam(rate):
         if warmup:
@@ -264,8 +279,7 @@ def train_step(
             f"`n_reconstruction` must be between 1 and batch_size={batch_size}; got "
             f"{n_reconstruction}."
         )
-    if n_inner < 1:
-        raise ValueError(f"`n_inner` must be at least 1; got {n_inner}.")
+    check_count("n_inner", n_inner)
     if isinstance(data, Batches) and data.examples.shape[:2] != (n_inner, batch_size):
         raise ValueError(
             "`data` must hold batches for `n_inner` steps of `batch_size`, "
@@ -394,7 +408,7 @@ def with_enough_doublings(state: TrainState) -> tuple[TrainState, int | None]:
     The state and the new number of doublings; or the same state and `None`.
     """
     network, diffusion = state.model
-    if not isinstance(diffusion, LearnedDiffusion):
+    if not isinstance(diffusion, LearnedDiffusion | LinearDiffusion):
         return state, None
     needed = diffusion.doublings_needed()
     if needed <= diffusion.n_doublings:

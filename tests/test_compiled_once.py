@@ -177,6 +177,27 @@ def test_ends_of_other_parameters_compile_nothing_outside_of_jit():
     assert later == {"traced": 0, "lowered": 0, "compiled": 0}
 
 
+def _steps_by_hand(seed):
+    """The sampler and the bound of finitely many steps, called outside of `jit`."""
+    network, diffusion = _model("denoiser", seed)
+    score = eqmdm.DenoiserScore(network, diffusion)
+    times = jnp.geomspace(1.0, 0.01, 5, dtype=jnp.float32)
+    y = jnp.ones((2, *_SHAPE), jnp.float32)
+    x = eqmdm.Collapsed()(score, diffusion, y, times, key=jr.key(seed))
+    bound = eqmdm.discrete_elbo(score, diffusion, y[0], times, key=jr.key(seed))
+    return jnp.append(x, bound.total)
+
+
+def test_loops_compile_once_outside_of_jit():
+    with counted() as first:
+        before = _steps_by_hand(0)
+    with counted() as later:
+        other = _steps_by_hand(1)
+    assert all(first.values())
+    assert not (before == other).any()
+    assert later["compiled"] == 0
+
+
 def test_number_that_is_static_is_counted():
     function = eqx.filter_jit(lambda x, factor: factor * x)
     x = jnp.ones(3)

@@ -1002,3 +1002,146 @@ def test_ends_in_log_snr_that_are_never_reached_are_refused():
         eqmdm.VPSDE(clock=clock, log_snr_range=(-60.0, 5.0))
     with pytest.raises(ValueError, match="`log_snr` must be reached"):
         eqmdm.VESDE(log_snr_range=(-500.0, 5.0))
+
+
+def test_ends_in_log_snr_may_be_traced(unchecked):
+    clock = lambda rate: eqmdm.VPSDE(
+        clock=eqmdm.ConstantClock(rate), log_snr_range=(-3.0, 9.0)
+    )
+    upper = lambda kind: lambda top: kind(log_snr_range=(-3.0, top))
+    cases = [(clock, 1.0, "t1"), (upper(eqmdm.VPSDE), 9.0, "t0")]
+    for make, value, end in [*cases, (upper(eqmdm.VESDE), 6.0, "t0")]:
+        read = lambda x, make=make, end=end: getattr(make(x), end)
+        # One search, in two programs.
+        np.testing.assert_allclose(jax.jit(read)(value), read(value), rtol=1e-12)
+
+
+def test_noise_on_some_variables_may_be_traced():
+    t = jnp.asarray(0.5)
+
+    def log_snr(friction):
+        noise = jnp.diag(jnp.stack([jnp.zeros(()), jnp.zeros(()), friction]))
+        skew = [[0.0, -1.0, 0.0], [1.0, 0.0, -2.0], [0.0, 2.0, 0.0]]
+        return eqmdm.LinearDiffusion(skew, noise).log_snr(t)
+
+    friction, step = jnp.asarray(2.0), 1e-5
+    known = log_snr(friction)
+    np.testing.assert_allclose(jax.jit(log_snr)(friction), known, rtol=1e-10)
+    difference = (log_snr(friction + step) - log_snr(friction - step)) / (2 * step)
+    # step^2 of truncation and 1e-15 / step of rounding.
+    np.testing.assert_allclose(jax.grad(log_snr)(friction), difference, rtol=1e-8)
+
+
+def test_too_few_doublings_are_refused_and_a_parameter_has_headroom():
+    skew, dissipation = [[0.0, -1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]
+    fixed = eqmdm.LinearDiffusion(skew, dissipation)
+    with pytest.raises(ValueError, match="`n_doublings` must be at least 4.*got 3"):
+        eqmdm.LinearDiffusion(skew, dissipation, n_doublings=fixed.n_doublings - 1)
+    learned = eqmdm.LinearDiffusion(jnp.asarray(skew), dissipation)
+    assert learned.n_doublings == fixed.n_doublings + 4
+    assert fixed.with_doublings(9).n_doublings == 9
+    assert fixed.with_doublings(9).skew_matrix.tolist() == skew
+
+
+def test_numpy_numbers_are_constants():
+    one = np.float64(1.0)
+    diffusions = [
+        eqmdm.VPSDE(clock=eqmdm.ConstantClock(one), t_range=(1e-3 * one, one)),
+        eqmdm.VPSDE(clock=eqmdm.LinearClock(one, 2 * one)),
+        eqmdm.SubVPSDE(clock=eqmdm.CosineClock(one), t_range=(1e-3 * one, one)),
+        eqmdm.CLD(mass=one, log_snr_range=(-5 * one, 9 * one)),
+    ]
+    for diffusion in diffusions:
+        assert not eqmdm.parameters(diffusion)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: eqmdm.CLD(mass=x),
+        lambda x: eqmdm.CLD(start_variance=x),
+        lambda x: eqmdm.ALDA(coupling=x),
+        lambda x: eqmdm.PSLD(data_friction=x),
+        lambda x: eqmdm.VESDE(sigma1=x),
+    ],
+)
+def test_named_diffusions_refuse_what_looks_like_a_parameter(make, unchecked):
+    message = "must be a Python or NumPy number.*`eqmdm.LinearDiffusion`"
+    with pytest.raises(TypeError, match=message):
+        make(jnp.asarray(0.5))
+    with pytest.raises(TypeError, match=message):
+        jax.grad(lambda x: make(x).log_snr(jnp.asarray(0.5)))(0.5)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 10.0), (5.0, 5.0)])
+def test_a_clock_on_the_edge_of_what_is_learned_is_refused(rates):
+    with pytest.raises(ValueError, match="`clock` must have 0 < rate0 < rate1"):
+        learned(1, learn_clock=True, clock=eqmdm.LinearClock(*rates))
+
+
+def test_a_horizon_beyond_the_kernels_is_refused():
+    with pytest.raises(ValueError, match="`t_range` must end where kernels are still"):
+        eqmdm.VESDE(t_range=(1e-3, 10.0))
+
+
+def test_functions_of_another_shape_than_the_prior_are_refused():
+    square, column = (lambda t: -jnp.eye(2)), (lambda t: jnp.ones((3, 1)))
+    for drift, noise, name in (
+        (square, column, "drift"),
+        (lambda t: -jnp.eye(3), square, "diffusion"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}_matrix` must return a matrix"):
+            eqmdm.TimeVaryingDiffusion(drift, noise, prior_covariance=np.eye(3))
+
+
+@eqx.filter_jit
+def _own_log_snr(diffusion, t):
+    return diffusion.log_snr(t)
+
+
+class _Own(eqmdm.AbstractLinearDiffusion):
+    """CLD with a learned friction, as a user would write it with public names."""
+
+    friction: jax.Array
+
+    @property
+    def n_vars(self):
+        return 2
+
+    @property
+    def ends(self):
+        return eqmdm.Ends(t_range=(1e-3, 1.0))
+
+    @property
+    def t_limit(self):
+        return jnp.asarray(1.0)
+
+    @property
+    def prior(self):
+        return eqmdm.Gaussian(jnp.eye(2))
+
+    def start_root(self, dtype):
+        return jnp.asarray([[0.0], [0.1]], dtype)
+
+    def drift_matrix(self, t):
+        matrix = jnp.asarray([[0.0, 1.0], [-1.0, 0.0]], t.dtype)
+        return 4 * matrix.at[1, 1].set(-self.friction.astype(t.dtype))
+
+    def diffusion_matrix(self, t):
+        root = jnp.sqrt(8 * self.friction).astype(t.dtype)
+        return jnp.stack([jnp.zeros((), t.dtype), root])[:, None]
+
+    def compute_transition(self, s, t):
+        return eqmdm.composed_transition(
+            self.drift_matrix, self.diffusion_matrix, s, t, n_steps=16
+        )
+
+
+def test_a_class_of_the_users_own_is_the_diffusion_that_it_says():
+    own = _Own(jnp.asarray(2.0))
+    same = eqmdm.CLD(clock=eqmdm.ConstantClock(4.0))
+    t = jnp.asarray(0.3)
+    # Sixteen steps of a series against one doubled, both exact for constant matrices.
+    np.testing.assert_allclose(_own_log_snr(own, t), same.log_snr(t), rtol=1e-10)
+    gradient = jax.grad(lambda friction: _Own(friction).log_snr(t))(jnp.asarray(2.0))
+    assert jnp.isfinite(gradient) and gradient != 0

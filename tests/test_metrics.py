@@ -268,8 +268,8 @@ def test_unusable_samples_are_refused(distance, x, y, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"order": 0}, "`order` and `n_projections`"),
-        ({"n_projections": 0}, "`order` and `n_projections`"),
+        ({"order": 0}, "`order` must be at least 1; got 0"),
+        ({"n_projections": 0}, "`n_projections` must be at least 1; got 0"),
         ({"n_groups": 1}, "`n_groups` must be at least 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

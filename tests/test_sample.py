@@ -168,7 +168,8 @@ def test_any_callable_serves_as_a_score(key):
 
 def test_counts_below_one_are_refused(key):
     for options in ({"n_steps": 0}, {"n_samples": 0}, {"n_steps": -1}):
-        with pytest.raises(ValueError, match="`n_steps` and `n_samples` must be at"):
+        [name] = options
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 1; got"):
             sample(eqmdm.VPSDE(), key=key, **options)
 
 

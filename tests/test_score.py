@@ -225,10 +225,18 @@ def test_diffusion_that_ends_below_the_range_of_its_denoiser_is_refused(key):
     score = eqmdm.DenoiserScore(preconditioned(low, 20.0), diffusion)
     bound = lambda x: eqmdm.elbo(score, diffusion, x, key=key).total
     message = "`diffusion` must end within the denoiser's `log_snr_range`"
-    with pytest.raises(ValueError, match=message):
-        bound(jnp.zeros(2))
+    for function in (bound, eqx.filter_jit(bound)):
+        with pytest.raises(ValueError, match=message):
+            function(jnp.zeros(2))
+
+    def bound_of(rate):
+        diffusion = eqmdm.VPSDE(clock=eqmdm.ConstantClock(rate))
+        score = eqmdm.DenoiserScore(preconditioned(low, 20.0), diffusion)
+        return eqmdm.elbo(score, diffusion, jnp.zeros(2), key=key).total
+
     with pytest.raises(eqx.EquinoxRuntimeError, match=message):
-        eqx.filter_jit(bound)(jnp.zeros(2))
+        # The integral of its rate is twice that of the default clock.
+        eqx.filter_jit(bound_of)(jnp.asarray(10.1))
 
 
 @pytest.mark.parametrize("data_std", [0.0, -1.0, float("nan")])
@@ -249,3 +257,64 @@ def test_score_at_no_positive_time_is_refused(cls, t):
     score = cls(lambda level, y: y, eqmdm.CLD())
     with pytest.raises(ValueError, match="`t` must be positive: .* got"):
         score(jnp.asarray(t), jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "name, make",
+    [
+        ("score", lambda diffusion: lambda t, y: y[:1]),
+        ("score", lambda diffusion: lambda t, y: y[0]),
+        ("network", lambda d: eqmdm.FreeScore(lambda t, y: y[:1], d)),
+        ("denoiser", lambda d: eqmdm.DenoiserScore(lambda l, z: z[:1], d)),
+        ("network", lambda d: eqmdm.DenoiserScore(preconditioned(network=_sum), d)),
+    ],
+)
+def test_outputs_that_would_broadcast_are_refused(name, make, key):
+    diffusion, x = eqmdm.CLD(), jnp.ones(2)
+    score = make(diffusion)
+    message = f"`{name}` must return an array of the shape of what it is given"
+    with pytest.raises(ValueError, match=message):
+        eqmdm.elbo(score, diffusion, x, key=key)
+    with pytest.raises(ValueError, match=message):
+        eqmdm.sample(score, diffusion, (2,), key=key, n_samples=2)
+
+
+def _sum(c, y):
+    return jnp.sum(y)[None]
+
+
+def test_a_denoisers_score_becomes_that_of_the_diffusion_asked_about(key):
+    # Exact for normal data of standard deviation 0.1, whatever the diffusion.
+    denoiser = lambda log_snr, z: z * 0.01 / (0.01 + jnp.exp(-log_snr))
+    other = eqmdm.DenoiserScore(denoiser, eqmdm.VPSDE(clock=eqmdm.ConstantClock(1.0)))
+    diffusion = eqmdm.VPSDE()
+    own = eqmdm.DenoiserScore(denoiser, diffusion)
+    draw = lambda score: eqmdm.sample(
+        score, diffusion, (2,), key=key, n_samples=4, n_steps=10
+    )
+    assert tree_allclose(draw(other), draw(own), rtol=0, atol=0)
+
+
+def test_a_free_score_of_another_process_is_refused(key):
+    network = lambda t, y: y
+    score, x = eqmdm.FreeScore(network, eqmdm.CLD()), jnp.ones(2)
+    for diffusion in (eqmdm.VPSDE(), eqmdm.PSLD()):
+        with pytest.raises(ValueError, match="`score` must be of `diffusion`, "):
+            eqmdm.elbo(score, diffusion, x, key=key)
+    # Between other ends it is the same process.
+    shorter = eqmdm.CLD(t_range=(1e-2, 0.5))
+    assert jnp.isfinite(eqmdm.elbo(score, shorter, x, key=key).total)
+
+
+def test_numpy_numbers_of_a_denoiser_are_no_parameters():
+    std = np.std(np.arange(3.0))
+    assert not eqmdm.parameters(
+        eqmdm.PreconditionedDenoiser(wavy_network, std, (np.float64(-6.0), 14.0))
+    )
+
+
+def test_a_constant_horizon_is_checked_without_calling_back():
+    diffusion = eqmdm.VPSDE()
+    score = eqmdm.DenoiserScore(preconditioned(), diffusion)
+    bound = lambda x: eqmdm.elbo(score, diffusion, x, key=jr.key(0)).total
+    assert "callback" not in jax.jit(bound).lower(jnp.ones(2)).as_text()

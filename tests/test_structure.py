@@ -21,6 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A file imports only from those above it. Those in one folder are one entry.
 ORDER = (
     "_custom_types",
+    "_checks",
     "_draw",
     "_sharding",
     "nn",

@@ -225,3 +225,16 @@ def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls
     high, low = jax.jit(jax.vmap(diffusion.log_snr))(jnp.asarray([0.01, 0.8]))
     assert problem.t0 < problem.t1
     assert tree_allclose(problem.t1 - problem.t0, high - low, rtol=1e-10, atol=0.0)
+
+
+def test_a_cut_that_is_lost_in_counting_down_to_it_is_refused(key):
+    diffusion = eqmdm.VPSDE(log_snr_range=(-5.0, 20.0))
+    score = gaussian_score(diffusion)
+    message = "`diffusion` must have a cut that float32 resolves beside its horizon"
+    options = {"key": key, "dtype": jnp.float32}
+    with pytest.raises(ValueError, match=message):
+        eqmdm.reverse_sde(score, diffusion, (2,), **options)
+    with pytest.raises(ValueError, match=message):
+        eqmdm.sample(score, diffusion, (2,), n_samples=2, **options)
+    eqmdm.reverse_sde(score, diffusion, (2,), clock=eqmdm.LogSNRClock(), **options)
+    eqmdm.reverse_sde(score, diffusion, (2,), key=key)

@@ -356,7 +356,7 @@ def test_warmup_raises_the_learning_rate_to_its_full_value():
         ({"diffusion_learning_rate": -1.0}, "`diffusion_learning_rate` must be"),
         ({"clip": float("nan")}, "`clip` must be positive"),
         ({"accumulate": 0}, "`accumulate` must be at least 1"),
-        ({"warmup": -1}, "`warmup` not negative"),
+        ({"warmup": -1}, "`warmup` must be at least 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -498,8 +498,58 @@ def test_evaluation_has_standard_errors_from_two_draws_on(key):
     np.testing.assert_allclose(two.standard_error, gap, rtol=1e-3)
 
 
+def test_integers_without_grey_levels_are_refused(key):
+    levels = np.zeros((8, 2), np.uint8)
+    message = "`examples` must be floating-point data.*got uint8.*GreyLevels"
+    with pytest.raises(TypeError, match=message):
+        evaluate(_model(), levels, Objective(), key=key)
+    state, optimiser = _state()
+    with pytest.raises(TypeError, match=message):
+        train_step(state, jnp.asarray(levels), Objective(), optimiser, batch_size=4)
+
+
+def test_a_state_that_cannot_be_evaluated_is_refused():
+    denoiser = eqmdm.PreconditionedDenoiser(
+        lambda c, z: z, data_std=1.0, log_snr_range=(-2.0, 9.0)
+    )
+    with pytest.raises(ValueError, match="`diffusion` must end within the denoiser"):
+        _state((denoiser, eqmdm.VPSDE()))
+    with pytest.raises(ValueError, match="`key` must be of JAX's default generator"):
+        TrainState.create(_model(), _OPTIMISER, key=jr.key(0, impl="rbg"))
+
+
+CENTRES = eqmdm.GreyLevels(17, dequantiser=eqmdm.LevelCentres())
+
+
+def test_objective_has_the_decoder_that_its_data_ask_for():
+    assert Objective(grey_levels=CENTRES).decoder == eqmdm.DiscreteDecoder(CENTRES)
+    assert Objective(grey_levels=GREY).decoder == eqmdm.DataDecoder()
+    form = eqmdm.DenoisingScoreMatching()
+    assert Objective(form).decoder == eqmdm.StartDecoder()
+
+
+@pytest.mark.parametrize(
+    "decoder, grey_levels, message",
+    [
+        (eqmdm.DataDecoder(), CENTRES, "got DataDecoder for data that are level"),
+        (eqmdm.DiscreteDecoder(GREY), GREY, "got DiscreteDecoder for .* dequantised"),
+        (eqmdm.DiscreteDecoder(GREY), None, "got DiscreteDecoder for .* points"),
+        (
+            eqmdm.DiscreteDecoder(eqmdm.GreyLevels(16)),
+            CENTRES,
+            "must have the levels and the transform of `grey_levels`; got 16 by",
+        ),
+    ],
+)
+def test_decoder_that_does_not_go_with_the_levels_is_refused(
+    decoder, grey_levels, message
+):
+    with pytest.raises(ValueError, match=message):
+        Objective(decoder=decoder, grey_levels=grey_levels)
+
+
 def test_evaluation_refuses_no_examples(key):
-    with pytest.raises(ValueError, match="`examples`, `n_draws` and `batch_size`"):
+    with pytest.raises(ValueError, match="`examples` must be at least 1; got 0"):
         evaluate(_model(), np.zeros((0, 2), np.float32), Objective(), key=key)
 
 
@@ -530,6 +580,15 @@ def test_doublings_are_raised_where_the_diffusion_outgrows_them():
     # The raised state trains on.
     raised, losses = _run(raised, optimiser, 1)
     assert np.isfinite(losses).all()
+
+
+def test_doublings_are_raised_for_any_diffusion_with_parameters():
+    skew, dissipation = jnp.asarray([[0.0, -1.0], [1.0, 0.0]]), np.diag([0.0, 2.0])
+    state, _ = _state(_model(diffusion=eqmdm.LinearDiffusion(skew, dissipation)))
+    faster = eqx.tree_at(lambda s: s.model[1].recipe.skew, state, 100 * skew)
+    raised, n_doublings = with_enough_doublings(faster)
+    assert n_doublings is not None and n_doublings > state.model[1].n_doublings
+    assert raised.model[1].n_doublings == n_doublings
 
 
 def test_fixed_diffusion_needs_no_more_doublings():
@@ -585,7 +644,8 @@ def test_bound_of_one_example_refuses_levels_out_of_range(key):
 
 @pytest.mark.parametrize("n_levels", [256, 17])
 @pytest.mark.parametrize("score", ["denoiser", "free"])
-def test_step_on_images_does_not_call_back_to_python(score, n_levels):
+@pytest.mark.parametrize("kind", ["fixed", "learned"])
+def test_step_on_images_does_not_call_back_to_python(score, kind, n_levels):
     # XLA keeps no compiled program that does, and a GPU waits for it.
     channels = 1 if score == "denoiser" else 2
     network = nn.MLP((3,), channels, width=4, depth=1, key=jr.key(0))
@@ -594,7 +654,9 @@ def test_step_on_images_does_not_call_back_to_python(score, n_levels):
             network, data_std=1.0, log_snr_range=(-40.0, 14.0)
         )
     optimiser = make_optimiser(1e-3)
-    state = TrainState.create((network, eqmdm.CLD()), optimiser, key=jr.key(1))
+    learned = kind == "learned"
+    diffusion = eqmdm.LearnedDiffusion(2, key=jr.key(2)) if learned else eqmdm.CLD()
+    state = TrainState.create((network, diffusion), optimiser, key=jr.key(1))
     objective = eqmdm.Objective(grey_levels=eqmdm.GreyLevels(n_levels))
     data = jnp.zeros((8, 3), jnp.uint8)
 

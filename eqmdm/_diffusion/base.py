@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._clock import AbstractClock, concrete
+from .._checks import check_precision
+from .._clock import AbstractClock, as_number, concrete
 from .._custom_types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
 from .._draw import draw_normal
 from .._gaussian import (
@@ -30,12 +31,29 @@ _EARLIEST_TIME = 1e-12
 DEFAULT_T_RANGE = (1e-3, 1.0)
 
 
+def _as_pair(values: Any) -> Any:
+    # What is no pair is refused by name later.
+    if values is None or len(values) != 2:
+        return values
+    return tuple(as_number(value) for value in values)
+
+
 @final
 class Ends(eqx.Module):
-    """Where a diffusion starts to be used and where it stops, in time or in log-SNR."""
+    """Where a diffusion starts to be used and where it stops, in time or in log-SNR.
 
-    t_range: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None
-    log_snr_range: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None
+    **Arguments:** one of
+
+    - `t_range`: the cut and the horizon, as times.
+    - `log_snr_range`: the log signal-to-noise ratios at the horizon and at the cut.
+    """
+
+    t_range: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None = (
+        eqx.field(default=None, converter=_as_pair)
+    )
+    log_snr_range: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None = (
+        eqx.field(default=None, converter=_as_pair)
+    )
 
     def __check_init__(self):
         if (self.t_range is None) == (self.log_snr_range is None):
@@ -137,9 +155,11 @@ class AbstractLinearDiffusion(AbstractDiffusion):
     data $x$, the state starts with its data row at $x$ and its auxiliaries at a normal
     law of covariance `start_root @ start_root.T`, independent of $x$.
 
-    To write a new one, subclass this with `drift_matrix`, `diffusion_matrix` and
-    `compute_transition` (for which [`eqmdm.composed_transition`][] serves), or, where
-    the diffusion has a Gaussian stationary law, call [`eqmdm.LinearDiffusion`][].
+    Most new ones are a call of [`eqmdm.LinearDiffusion`][], where the diffusion has a
+    Gaussian stationary law, or of [`eqmdm.TimeVaryingDiffusion`][]. To write a class,
+    subclass this with `drift_matrix`, `diffusion_matrix`, `compute_transition` (for
+    which [`eqmdm.composed_transition`][] serves), `start_root`, `prior`, `n_vars`,
+    `t_limit` and `ends`, an [`eqmdm.Ends`][].
 
     All times are arrays, and results have their dtype.
     """
@@ -377,16 +397,24 @@ def find_ends(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | None:
         log_limit = diffusion._log_limit(jnp.result_type(float))
         diffusion_ = _without_floats(diffusion, log_limit.dtype)
         t0, t1, found = _find_ends(diffusion_, log_limit)
+        if concrete(t0) is None or concrete(t1) is None:
+            return None
         low, high = (jnp.asarray(e, t1.dtype) for e in diffusion.ends.log_snr_range)
         t1 = diffusion._check_reached(t1, low)
         t0 = _check_resolved(t0, found, high)
-    ends = concrete(t0), concrete(t1)
-    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+    return float(t0), float(t1)
 
 
 def ends_in_time(diffusion: AbstractLinearDiffusion) -> Ends:
     """The ends, refused unless reached, and found once where they cannot move."""
     if diffusion.ends.log_snr_range is None:
+        assert diffusion.ends.t_range is not None
+        t1, limit = concrete(diffusion.ends.t_range[1]), concrete(diffusion.t_limit)
+        if t1 is not None and limit is not None and t1 > limit * (1 + 1e-6):
+            raise ValueError(
+                f"`t_range` must end where kernels are still numbers, by t = {limit}; "
+                f"got t1 = {t1}."
+            )
         return diffusion.ends
     times = find_ends(diffusion)
     if times is None or jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
@@ -426,6 +454,7 @@ def _as_time(name: str, value: Any) -> Scalar:
             f"`{name}` must be a scalar floating-point array; got shape {value.shape} "
             f"and dtype {value.dtype}. Batch with `jax.vmap`."
         )
+    check_precision(name, value.dtype)
     return value
 
 

@@ -125,7 +125,11 @@ def _magnus(drift_matrix: MatrixFunction, start: Scalar, h: Scalar) -> VarsMatri
 
 def _as_limit(t_limit: float | None, ends: Ends) -> float:
     """`t_limit`, refused unless the kernels reach the ends; or its default."""
-    end = None if ends.t_range is None else float(ends.t_range[1])
+    end = None if ends.t_range is None else concrete(ends.t_range[1])
+    if ends.t_range is not None and end is None and t_limit is None:
+        raise TypeError(
+            "`t_limit` must be given, a number, where the end of `t_range` is traced."
+        )
     if t_limit is None:
         return 2.0 if end is None else end
     if not (math.isfinite(t_limit) and t_limit > 0 and t_limit >= (end or 0)):
@@ -142,6 +146,16 @@ def _check_steps(diffusion: AbstractLinearDiffusion, n_steps: int) -> None:
     times = [limit * fraction for fraction in np.linspace(0, 1, 17).tolist()]
     drifts = [diffusion.drift_matrix(t) for t in times]
     noises = [diffusion.diffusion_matrix(t) for t in times]
+    n_vars = diffusion.n_vars
+    for name, matrix in (("drift_matrix", drifts[0]), ("diffusion_matrix", noises[0])):
+        square = name == "drift_matrix"
+        fits = matrix.ndim == 2 and len(matrix) == n_vars
+        if not fits or (square and matrix.shape[1] != n_vars):
+            raise ValueError(
+                f"`{name}` must return a matrix with {n_vars} rows, as many as the "
+                f"prior has{', and columns' if square else ''}; got shape "
+                f"{matrix.shape}."
+            )
     if any(known(matrix) is None for matrix in (*drifts, *noises)):
         return
     for name, matrices in (("drift_matrix", drifts), ("diffusion_matrix", noises)):
@@ -154,7 +168,6 @@ def _check_steps(diffusion: AbstractLinearDiffusion, n_steps: int) -> None:
     check_reached(
         [(np.asarray(F), np.asarray(G)) for F, G in zip(drifts, noises, strict=True)]
     )
-    n_vars = diffusion.n_vars
     n_parts = n_steps * (len(quadrature(n_vars, limit.dtype)[0]) + 1)
     longest = max(float(operator_norm_bound(F) * limit) for F in drifts) / n_parts
     # The widest part of a step is up to twice the mean one.

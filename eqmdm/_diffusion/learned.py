@@ -11,23 +11,22 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import check_count
 from .._clock import AbstractClock, LinearClock
 from .._custom_types import PRNGKey
 from .base import Ends, make_ends
 from .matrices import as_matrix
 from .stationary import (
+    HEADROOM,
     AbstractStationaryDiffusion,
     Recipe,
     make_recipe,
 )
 
 
-# A learned norm moves: kernels stay accurate while it grows by up to 2^4.
-_HEADROOM = 4
-
-
 def _softplus_inverse(value: float) -> Array:
-    return jnp.asarray(np.log(np.expm1(value)), jnp.float32)
+    # log(exp(value) - 1), which overflows.
+    return jnp.asarray(value + np.log(-np.expm1(-value)), jnp.float32)
 
 
 @final
@@ -78,11 +77,8 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             diffusions. With a `log_snr_range` the ends stay at their log-SNR, and their
             times move with the parameters.
         """
-        if n_vars < 1:
-            raise ValueError(
-                f"`n_vars` must be at least 1, the data; got {n_vars}. 1 learns a "
-                "rate alone, 2 adds a velocity."
-            )
+        hint = " 1, the data, learns a rate alone; 2 adds a velocity."
+        check_count("n_vars", n_vars, hint=hint)
         if not (math.isfinite(start_variance) and start_variance > 0):
             raise ValueError(
                 f"`start_variance` must be positive and finite; got {start_variance}."
@@ -91,6 +87,12 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
         self.clock_parameter, self.fixed_clock = None, clock
         if learn_clock and isinstance(clock, LinearClock):
             rates = [float(clock.rate0), float(clock.rate1) - float(clock.rate0)]
+            if min(rates) <= 0:
+                raise ValueError(
+                    "`clock` must have 0 < rate0 < rate1 where `learn_clock` is set, "
+                    "for what is learned are the logarithms of the first rate and of "
+                    f"the rise; got {clock.rate0} and {clock.rate1}."
+                )
             self.clock_parameter = jnp.stack([_softplus_inverse(r) for r in rates])
             self.fixed_clock = None
         elif learn_clock:
@@ -124,10 +126,11 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
         self._n_doublings = make_recipe(
             self._skew(),
             dissipation_root=self._dissipation_root(),
+            start_covariance=start_variance * np.diag([0.0] + [1.0] * (n_vars - 1)),
             clock=self._clock(),
             t_range=t_range,
             log_snr_range=log_snr_range,
-            headroom=_HEADROOM,
+            headroom=HEADROOM,
         ).n_doublings
 
     def _skew(self) -> Float[Array, "vars vars"]:

@@ -89,6 +89,16 @@ def _rounding(values: np.ndarray) -> float:
     return 1e-6 * float(np.abs(values).max())
 
 
+def check_constant(name: str, value: object) -> None:
+    """Refuses a JAX array for a number that is not a parameter."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"`{name}` must be a Python or NumPy number: it is a constant, and a JAX "
+            "array would look like a parameter. For a diffusion with parameters give "
+            "`eqmdm.LinearDiffusion` matrices that are JAX arrays."
+        )
+
+
 def check_entries(name: str, values: np.ndarray) -> None:
     """Refuses a matrix with an entry that is no finite number."""
     if not np.all(np.isfinite(values)):
@@ -118,7 +128,7 @@ def semidefinite_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
     """
     values = _check_symmetric(name, matrix, n_vars)
     if values is None:
-        return jnp.linalg.cholesky(matrix)
+        return _traced_root(as_array(matrix, jnp.result_type(float)))
     smallest = np.linalg.eigvalsh(values)[0]
     if smallest < -_rounding(values) or not values.any():
         raise ValueError(
@@ -139,6 +149,24 @@ def semidefinite_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
     factor = jnp.linalg.cholesky(matrix[np.ix_(pivots, pivots)])
     columns = matrix[:, pivots]
     return jax.scipy.linalg.solve_triangular(factor, columns.T, lower=True).T
+
+
+def _traced_root(matrix: Float[Array, "vars vars"]) -> Float[Array, "vars vars"]:
+    """The Cholesky factor, with a column of zeros for a pivot that is rounding.
+
+    Which pivots are is not known under a trace; noise on some variables alone is the
+    usual case, where `jnp.linalg.cholesky` is not a number.
+    """
+    n_vars = len(matrix)
+    least = n_vars * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diag(matrix))
+    rest, columns = matrix, []
+    for i in range(n_vars):
+        positive = rest[i, i] > least
+        root = jnp.sqrt(jnp.where(positive, rest[i, i], 1))
+        column = jnp.where(positive, rest[:, i] / root, 0)
+        rest = rest - column[:, None] * column[None]
+        columns.append(jnp.where(jnp.arange(n_vars) >= i, column, 0))
+    return jnp.stack(columns, axis=1)
 
 
 def positive_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:

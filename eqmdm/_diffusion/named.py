@@ -6,10 +6,12 @@ from typing import final
 import numpy as np
 
 from .._clock import AbstractClock, ConstantClock
+from .matrices import check_constant
 from .stationary import AbstractStationaryDiffusion, Recipe, make_recipe
 
 
 def _start(n_vars: int, variance: float) -> np.ndarray:
+    check_constant("start_variance", variance)
     if not (math.isfinite(variance) and variance > 0):
         raise ValueError(f"`start_variance` must be positive; got {variance}.")
     return variance * np.diag([0.0] + [1.0] * (n_vars - 1))
@@ -17,6 +19,7 @@ def _start(n_vars: int, variance: float) -> np.ndarray:
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
+        check_constant(name, value)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"`{name}` must be positive and finite; got {value}.")
 
@@ -201,6 +204,7 @@ class PSLD(AbstractStationaryDiffusion):
         _check_positive(mass=mass)
         if velocity_friction is None:
             velocity_friction = data_friction + 2 / math.sqrt(mass)
+        check_constant("data_friction", data_friction)
         if not (math.isfinite(data_friction) and data_friction >= 0):
             raise ValueError(
                 "`data_friction` must be non-negative and finite; got "

@@ -17,6 +17,7 @@ from .base import (
     ends_in_time,
     make_ends,
 )
+from .matrices import check_constant
 
 
 # Kernels of VE and sub-VP are closed forms; these only bound the search for a time, by
@@ -57,6 +58,8 @@ class VESDE(AbstractLinearDiffusion):
         t_range: tuple[float, float] | None = None,
         log_snr_range: tuple[float, float] | None = None,
     ):
+        check_constant("sigma0", sigma0)
+        check_constant("sigma1", sigma1)
         if not 0 < sigma0 < sigma1 < math.inf:
             raise ValueError(
                 "`sigma0` and `sigma1` must be finite with 0 < sigma0 < sigma1; got "

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import check_count
 from .._clock import AbstractClock, LinearClock, concrete
 from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .._gaussian import Gaussian, Transition, matmul, solve_lower
@@ -42,6 +43,8 @@ from .matrices import (
 
 # Doublings where the matrices are traced and their norm is unknown: ||F|| tau <= 2048.
 _TRACED_DOUBLINGS = 12
+# A learned norm moves: kernels stay accurate while it grows by up to 2^4.
+HEADROOM = 4
 # Enough for a horizon that is still to be found: ||F|| tau <= 2^23.
 _SEARCH_DOUBLINGS = 24
 
@@ -299,8 +302,9 @@ class LinearDiffusion(AbstractStationaryDiffusion):
         - `log_snr_range`: instead of `t_range`, the log signal-to-noise ratios
             (natural logarithm) at the horizon and at the cut, the lower one first.
         - `n_doublings`: a bound on the doublings of a kernel. Chosen from the values,
-            where they are known; 12 where they are traced, which serves for a norm of
-            the drift times $B(t_1)$ up to 2048.
+            where they are known, with headroom for a drift 16 times as large where one
+            is a parameter; 12 where they are traced, which serves for a norm of the
+            drift times $B(t_1)$ up to 2048.
 
         A matrix given as a JAX array is a parameter that can be trained; a list or a
         NumPy array is a constant.
@@ -309,9 +313,11 @@ class LinearDiffusion(AbstractStationaryDiffusion):
 
         `ValueError` if `skew` is not skew-symmetric, `dissipation` not positive
         semidefinite, a covariance not positive definite, a shape not square or not
-        alike, or if a variable is not reached by the noise. Values that are traced are
-        not checked.
+        alike, if a variable is not reached by the noise, or for fewer doublings than
+        the horizon needs. Values that are traced are not checked.
         """
+        given = skew, dissipation, dissipation_root, stationary_covariance
+        learned = any(isinstance(x, jax.Array) for x in jax.tree.leaves(given))
         self._recipe = make_recipe(
             skew,
             dissipation=dissipation,
@@ -321,12 +327,19 @@ class LinearDiffusion(AbstractStationaryDiffusion):
             clock=clock,
             t_range=t_range,
             log_snr_range=log_snr_range,
-            n_doublings=n_doublings,
+            headroom=HEADROOM if learned else 0,
         )
+        if n_doublings is not None:
+            self._recipe = _with_given_doublings(self._recipe, n_doublings)
 
     @property
     def recipe(self) -> Recipe:
         return self._recipe
+
+    def with_doublings(self, n_doublings: int) -> "LinearDiffusion":
+        """The same diffusion with another bound on the doublings of its kernels."""
+        recipe = self._recipe.with_doublings(n_doublings)
+        return eqx.tree_at(lambda diffusion: diffusion._recipe, self, recipe)
 
 
 @final
@@ -361,6 +374,22 @@ def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
         # Nothing can move: solve for the ends once.
         recipe = recipe.with_ends(Ends(times, None))
     return recipe.with_doublings(needed + headroom)
+
+
+def _with_given_doublings(recipe: Recipe, n_doublings: int) -> Recipe:
+    hint = " Left out, it is chosen from the values."
+    check_count("n_doublings", n_doublings, least=0, hint=hint)
+    given = recipe.with_doublings(n_doublings)
+    try:
+        needed = _Resolver(recipe).doublings_needed()
+    except TypeError:  # The values are traced.
+        return given
+    if n_doublings < needed:
+        raise ValueError(
+            f"`n_doublings` must be at least {needed}, or kernels at the horizon would "
+            f"be wrong; got {n_doublings}.{hint}"
+        )
+    return given
 
 
 def _reach(clock: AbstractClock, t1: float) -> float | None:

@@ -1,7 +1,6 @@
 """The interface of samplers, and the scan that runs them."""
 
 import abc
-from collections.abc import Callable
 from typing import TypeAlias, final
 
 import equinox as eqx
@@ -18,11 +17,11 @@ from .._score import (
     CallableScore,
     DenoiserScore,
     FreeScore,
+    ScoreFunction,
     as_score,
 )
 
 
-ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
 Clip: TypeAlias = tuple[float, float] | None
 Times: TypeAlias = Float[Array, " times"]
 # A sampler's own: the diffusion's, or that of a statistic, which has one row.
@@ -68,7 +67,7 @@ class Reading(eqx.Module):
         r"""$E[x \mid y]$ according to the score, by one evaluation of its network."""
         if isinstance(score, DenoiserScore):
             z = contract(self.data_weights, y)
-            return clipped(score.denoiser(self.log_snr, z), clip)
+            return clipped(score.estimate(self.log_snr, z), clip)
         if isinstance(score, FreeScore | CallableScore):
             # Tweedie's formula for the sufficient statistic.
             z = contract(self.data_weights, y)
@@ -86,7 +85,7 @@ class Reading(eqx.Module):
             whitened = apply_to_vars(self.whitening, residual)
             return apply_to_vars(self.whitening.T, whitened)
         if isinstance(score, FreeScore):
-            return -apply_to_vars(self.whitening.T, score.network(self.t, y))
+            return -apply_to_vars(self.whitening.T, score.noise(self.t, y))
         return score(self.t, y)
 
 
@@ -191,22 +190,36 @@ class AbstractSampler(eqx.Module):
                 f"`y` must have a row for each of the {diffusion.n_vars} variables of "
                 f"`diffusion`; got shape {y.shape}. Batch with `jax.vmap`."
             )
-        score = as_score(score)
-        y, readings, coefficients = self.prepare(score, diffusion, times, y)
-        # Coefficients may be of a wider dtype, the state's stays.
-        cast = lambda leaf: leaf.astype(y.dtype)
-        readings, coefficients = jax.tree.map(cast, (readings, coefficients))
-        start, end = part(readings, slice(-1)), part(readings, slice(1, None))
+        score = as_score(score, diffusion)
+        return _run(self, score, diffusion, y, times, key)
 
-        def step(carry, inputs):
-            start, end, coefficients, key = inputs
-            y, memory = self.step(score, start, end, coefficients, *carry, key=key)
-            return (y, memory), None
 
-        keys = jr.split(key, len(times) - 1)
-        inputs = start, end, coefficients, keys
-        (y, _), _ = jax.lax.scan(step, (y, self.init(y)), inputs)
-        return part(readings, -1).data_estimate(score, y, self.clip)
+# Compiled by itself: outside of `jax.jit` the loop over a new function would be
+# compiled at every call.
+@eqx.filter_jit
+def _run(
+    sampler: AbstractSampler,
+    score: AbstractScore,
+    diffusion: AbstractLinearDiffusion,
+    y: State,
+    times: Times,
+    key: PRNGKey,
+) -> Data:
+    y, readings, coefficients = sampler.prepare(score, diffusion, times, y)
+    # Coefficients may be of a wider dtype, the state's stays.
+    cast = lambda leaf: leaf.astype(y.dtype)
+    readings, coefficients = jax.tree.map(cast, (readings, coefficients))
+    start, end = part(readings, slice(-1)), part(readings, slice(1, None))
+
+    def step(carry, inputs):
+        start, end, coefficients, key = inputs
+        y, memory = sampler.step(score, start, end, coefficients, *carry, key=key)
+        return (y, memory), None
+
+    keys = jr.split(key, len(times) - 1)
+    inputs = start, end, coefficients, keys
+    (y, _), _ = jax.lax.scan(step, (y, sampler.init(y)), inputs)
+    return part(readings, -1).data_estimate(score, y, sampler.clip)
 
 
 @eqx.filter_jit

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PyTree
 
+from .._checks import check_count
 from .._custom_types import PRNGKey, Scalar, State, VarsMatrix
 from .._diffusion import AbstractLinearDiffusion, AbstractStationaryDiffusion
 from .._diffusion.kernel import constant_transition
@@ -224,8 +225,7 @@ class LangevinCorrector(AbstractSampler):
     def __init__(self, sampler: AbstractSampler, snr: float = 0.16, n_steps: int = 1):
         if not (math.isfinite(snr) and snr > 0):
             raise ValueError(f"`snr` must be positive and finite; got {snr}.")
-        if n_steps < 1:
-            raise ValueError(f"`n_steps` must be at least 1; got {n_steps}.")
+        check_count("n_steps", n_steps)
         self.sampler, self.snr, self.n_steps = sampler, snr, n_steps
         self.clip = sampler.clip
 

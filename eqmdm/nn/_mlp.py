@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Inexact, Int, Real
 
+from .._checks import check_count
 from .._custom_types import PRNGKey
 
 
@@ -74,12 +75,6 @@ def check_arguments(
             f"built for; got {y.shape}. The network takes one example: batch with "
             "`jax.vmap`."
         )
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raises `ValueError` unless `value` is at least 1."""
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1; got {value}.")
 
 
 @final
@@ -212,8 +207,8 @@ class MLP(eqx.Module):
                 f"`shape` must be `(dim,)` with `dim` at least 1; got {shape}. For "
                 "images use `eqmdm.nn.UNet`."
             )
-        check_positive("n_vars", n_vars)
-        check_positive("depth", depth)
+        check_count("n_vars", n_vars)
+        check_count("depth", depth)
         (dim,) = shape
         key_time, key_in, key_out, *keys = jr.split(key, 3 + depth)
         self.shape = shape

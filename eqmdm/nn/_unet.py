@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, DTypeLike, Float, Inexact, Real
 
+from .._checks import check_count
 from .._custom_types import PRNGKey
 from ._mlp import (
     Linear,
@@ -17,7 +18,6 @@ from ._mlp import (
     add_bias,
     at_least_float32,
     check_arguments,
-    check_positive,
     variance_scaling,
 )
 
@@ -314,8 +314,8 @@ class UNet(eqx.Module):
         halved often enough. `TypeError` if `compute_dtype` is not a floating-point one.
         """
         _check_sizes(shape, multipliers)
-        check_positive("n_vars", n_vars)
-        check_positive("n_blocks", n_blocks)
+        check_count("n_vars", n_vars)
+        check_count("n_blocks", n_blocks)
         if compute_dtype is not None:
             if not jnp.issubdtype(compute_dtype, jnp.floating):
                 raise TypeError(
