@@ -83,10 +83,10 @@ class Options:
     """Samples drawn at once."""
     features: str | None = None
     """What the Fréchet distance of images is of: a file that train_classifier.py wrote;
-    module:function, a function from a batch of images (n height width channels, grey
-    levels) to features (n d), such as an Inception network's; or none, for no such
-    distance. By default runs/features-<dataset>.npz, trained first where it is not
-    there."""
+    module:function, your own code, which is then run: a function from a batch of images
+    (n height width channels, grey levels) to features (n d), such as an Inception
+    network's; or none, for no such distance. By default runs/features-<dataset>.npz,
+    trained first where it is not there."""
     reference_samples: int = 64
     """Of the samples, how many are compared with a tight solution from the same start,
     where a solver has no noise; 0 for none."""

@@ -11,7 +11,7 @@ import time
 from typing import Any, NoReturn
 
 import _build
-import _plots
+import _closing
 import _processes
 import _records
 import _run_directory
@@ -170,48 +170,14 @@ def main(given: Options) -> None:
             sys.exit(PREEMPTED)
         clock = time.perf_counter()
     bar.close()
-    preemption.close()
 
     # ----- What the run has come to, with the averaged parameters.
-    if is_first():
-        _plots.training_curve(directory / "training_curve.png", records.read(), unit)
-    if is_first() and options.diffusion == "learned":
-        _plots.diffusion_path(directory / "diffusion_path.png", records.read())
-    model = state.ema_model
-    score = eqmdm.make_score(*model)
-    if options.n_samples:
-        print(f"drawing {options.n_samples} samples ...", flush=True)
-        x = eqmdm.sample(
-            score,
-            model[1],
-            dataset.shape,
-            key=key(Purpose.SAMPLES),
-            n_samples=options.n_samples,
-            n_steps=options.sample_steps,
-        )
-        x = eqmdm.on_host(x)
-        if objective.grey_levels is not None:
-            x = objective.grey_levels.decode(x)
-        if is_first():
-            x = np.asarray(x)
-            _plots.samples(directory / "samples.png", x, dataset.n_levels)
-    if options.test_examples:
-        test = dataset.test[: options.test_examples]
-        print(f"evaluating {len(test)} test examples ...", flush=True)
-        summary = eqmdm.evaluate(
-            model,
-            test,
-            objective,
-            key=key(Purpose.BOUND),
-            n_draws=options.test_draws,
-            batch_size=options.batch_size,
-        ).summary()
-        how = {"step": step, "examples": len(test), "draws": options.test_draws}
-        if is_first():
-            _records.report(directory / "test_bound.json", summary, unit, how)
+    left = _closing.stages(directory, options, dataset, objective, state, records, unit)
+    preemption.finish(left)
     names = sorted(p.name for p in directory.iterdir() if p.name[0] != ".")
     print(f"written: {', '.join(names)}")
     run.close()
+    preemption.close()
 
 
 def max_divisor(options: ResolvedOptions) -> int:

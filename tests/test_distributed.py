@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -40,7 +42,7 @@ def _start(*command, cwd=None, env=ENVIRONMENT):
     )
 
 
-def _finish(processes):
+def _finish(processes, status=0):
     """What they print; one that waits for another must not outlive the test."""
     try:
         printed = [process.communicate(timeout=500) for process in processes]
@@ -48,7 +50,7 @@ def _finish(processes):
         for process in processes:
             process.kill()
     for process, (_, stderr) in zip(processes, printed, strict=True):
-        assert process.returncode == 0, stderr
+        assert process.returncode == status, stderr
     return [stdout for stdout, _ in printed]
 
 
@@ -101,21 +103,18 @@ def test_checkpoint_of_two_processes_comes_back_to_the_bit(found, how, share):
 # --- The program ---------------------------------------------------------------------
 
 
+def _start_training(cwd, cache, *arguments, env=None):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    program = TESTS.parent / "scripts" / "train.py"
+    environment = ENVIRONMENT | cache | (env or {})
+    return _start(program, *TINY, *arguments, cwd=cwd, env=environment)
+
+
 def _train_together(cwd, cache, *arguments):
     address = _free_address()
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    where = ["--distributed", f"--coordinator={address}", "--n-processes=2"]
     return [
-        _start(
-            TESTS.parent / "scripts" / "train.py",
-            *TINY,
-            *arguments,
-            "--distributed",
-            f"--coordinator={address}",
-            "--n-processes=2",
-            f"--process-index={index}",
-            cwd=cwd,
-            env=ENVIRONMENT | cache,
-        )
+        _start_training(cwd, cache, *arguments, *where, f"--process-index={index}")
         for index in range(2)
     ]
 
@@ -125,43 +124,105 @@ def _losses(run_dir):
     return [json.loads(line).get("loss") for line in lines]
 
 
-@pytest.mark.slow
-def test_killed_process_loses_nothing(tmp_path):
-    for name in ("alone", "undisturbed", "killed", "cache"):
-        (tmp_path / name).mkdir()
-    cache = tmp_path / "cache"
-    _finish([_start(TESTS.parent / "scripts/train.py", *TINY, cwd=tmp_path / "alone")])
-    printed = _finish(_train_together(tmp_path / "undisturbed", cache))
+def _assert_same_to_the_bit(run_dir, expected_dir):
+    found, expected = Run(run_dir).restore(), Run(expected_dir).restore()
+    assert found.step == expected.step == 12
+    assert found.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
+    assert _losses(run_dir) == _losses(expected_dir)
+
+
+def _wait_for(path, process):
+    """Until there is something in a file or a directory of a process that runs."""
+    deadline = time.monotonic() + 500
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs that all runs here share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
+    """The run of two processes that nothing stops."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    printed = _finish(_train_together(directory, cache))
     # One process alone speaks for both.
     assert "minus bound" in printed[0] and "minus bound" not in printed[1]
+    return directory / "run"
 
-    first, second = _train_together(tmp_path / "killed", cache)
-    deadline = time.monotonic() + 500
-    while not (tmp_path / "killed" / "run" / "checkpoints" / "4").exists():
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(undisturbed, tmp_path, cache):
+    _finish([_start_training(tmp_path, cache)])
+    together, alone = _losses(undisturbed), _losses(tmp_path / "run")
+    validations = [index for index, loss in enumerate(together) if loss is None]
+    together, alone = (np.delete(each, validations) for each in (together, alone))
+    # float32 sums over the batch, in another order, after some steps of Adam.
+    np.testing.assert_allclose(together.astype(float), alone.astype(float), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_process_loses_nothing(undisturbed, tmp_path, cache):
+    first, second = _train_together(tmp_path, cache)
+    _wait_for(tmp_path / "run" / "checkpoints" / "4", first)
     second.send_signal(signal.SIGKILL)
     # The other cannot go on. Whatever it does then, it is restarted too.
     time.sleep(1)
     first.kill()
     for process in (first, second):
         process.communicate(timeout=60)
-    printed = _finish(_train_together(tmp_path / "killed", cache, "--resume"))
+    printed = _finish(_train_together(tmp_path, cache, "--resume"))
     assert "resuming from step" in printed[0]
+    _assert_same_to_the_bit(tmp_path / "run", undisturbed)
 
-    run_dirs = [tmp_path / name / "run" for name in ("undisturbed", "killed", "alone")]
-    undisturbed, killed, alone = [Run(run_dir).restore() for run_dir in run_dirs]
-    assert undisturbed.step == killed.step == 12
-    for name, array in undisturbed.arrays.items():
-        np.testing.assert_array_equal(killed.arrays[name], array)
-    losses = [_losses(run_dir) for run_dir in run_dirs]
-    assert losses[0] == losses[1]
-    # float32 sums over the batch, in another order, after some steps of Adam.
-    validations = [index for index, loss in enumerate(losses[0]) if loss is None]
-    together, by_itself = (np.delete(each, validations) for each in losses[1:])
-    np.testing.assert_allclose(
-        together.astype(float), by_itself.astype(float), rtol=1e-4
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_signal_to_one_process_stops_both_with_a_checkpoint(
+    undisturbed, tmp_path, cache, index
+):
+    processes = _train_together(tmp_path, cache)
+    # Once there is a line of it, they are among their steps.
+    _wait_for(tmp_path / "run" / "metrics.jsonl", processes[0])
+    processes[index].send_signal(signal.SIGTERM)
+    printed = _finish(processes, status=os.EX_TEMPFAIL)
+    (step,) = re.findall(r"stopped with a checkpoint of step (\d+)", printed[0])
+    assert Run(tmp_path / "run").steps[-1] == int(step)
+
+    printed = _finish(_train_together(tmp_path, cache, "--resume"))
+    assert f"resuming from step {step}" in printed[0]
+    _assert_same_to_the_bit(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_processes_find_one_another_in_the_environment_of_a_cluster(
+    undisturbed, tmp_path, cache
+):
+    # JAX takes the port of the first process from the number of the job.
+    lowest, n_ports = 2**16 - 2**12, 2**12
+    for job in range(n_ports):
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("", lowest + job))
+            break
+    # What Slurm sets for each of two tasks on one machine.
+    host, _, _ = _free_address().rpartition(":")
+    slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": host}
+    slurm |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    tasks = [
+        slurm | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+        for index in range(2)
+    ]
+    printed = _finish(
+        [_start_training(tmp_path, cache, "--distributed", env=task) for task in tasks]
     )
+    assert "minus bound" in printed[0] and "minus bound" not in printed[1]
+    _assert_same_to_the_bit(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow

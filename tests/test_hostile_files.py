@@ -25,6 +25,10 @@ FILES = sorted([*Path(eqmdm.__file__).parent.rglob("*.py"), *SCRIPTS.glob("*.py"
 LOADERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 LOADERS |= {"runpy", "code", "codeop"}
 RUNNERS = {"eval", "exec", "compile", "__import__", "execfile"}
+# Those that go by the same name as a method of their module too.
+IMPORTERS = {"import_module", "exec_module", "load_module"}
+# The user's own code: `--features module:function` of solver_study.py names it.
+ALLOWED = {"_features.py": {"import_module"}}
 
 
 class _Payload:
@@ -298,8 +302,10 @@ def _faults(source, imports):
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
-        if isinstance(node.func, ast.Name) and node.func.id in RUNNERS:
+        if isinstance(node.func, ast.Name) and node.func.id in RUNNERS | IMPORTERS:
             faults.add(node.func.id)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in IMPORTERS:
+            faults.add(node.func.attr)
         for keyword in node.keywords:
             trusts = keyword.arg in ("allow_pickle", "trust_remote_code")
             value = getattr(keyword.value, "value", True)
@@ -313,7 +319,9 @@ def _faults(source, imports):
 )
 def test_file_neither_unpickles_nor_runs_what_it_reads(file):
     imports = imported_names(file, package=(file.parent.name,))
-    assert not _faults(file.read_text(encoding="utf-8"), imports)
+    faults = _faults(file.read_text(encoding="utf-8"), imports)
+    # Equal, so that an exemption goes once nothing needs it.
+    assert faults == ALLOWED.get(file.name, set())
 
 
 @pytest.mark.parametrize(
@@ -325,6 +333,9 @@ def test_file_neither_unpickles_nor_runs_what_it_reads(file):
         "np.load(file, allow_pickle=True)",
         "np.load(file, allow_pickle=chosen)",
         "load_dataset(name, trust_remote_code=True)",
+        "importlib.import_module(name)",
+        "import_module(name)",
+        "spec.loader.exec_module(module)",
     ],
 )
 def test_guard_finds_what_it_is_for(source):

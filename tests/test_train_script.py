@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 
 import eqmdm
 from eqmdm import Run
+from image_files import random_images, write_images
 
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +169,135 @@ def test_terminated_run_saves_its_last_step_and_resumes_to_the_bit(finished, tmp
     for directory in (tmp_path / "run", run_dir):
         counts = [record.get("steps_averaged", 0) for record in _records(directory)]
         assert sum(counts) == 12
+
+
+@pytest.mark.slow
+def test_run_terminated_after_its_last_step_says_what_is_left_and_resumes_to_it(
+    finished, tmp_path
+):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    results = ["samples.png", "test_bound.json"]
+    for name in results:
+        (run_dir / name).unlink()
+    arguments = [*TINY, "--run-dir=run", "--resume"]
+    for stage, left in (
+        ("drawing", "the samples, the test bound"),
+        ("evaluating", "the test bound"),
+    ):
+        process = _start(*arguments, cwd=tmp_path)
+        assert any(line.startswith(stage) for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=300)
+        assert process.returncode == os.EX_TEMPFAIL, stderr
+        # In one line, and without a traceback.
+        assert stdout.splitlines()[-1] == (
+            "SIGTERM: stopped after the last step, which is saved. Left to do: "
+            f"{left}. Resume the run for it."
+        )
+        assert "Traceback" not in stderr
+        assert not (run_dir / "test_bound.json").exists()
+
+    status, _, stderr = _train(*arguments, cwd=tmp_path)
+    assert status == 0, stderr
+    for name in results:
+        assert (run_dir / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert _arrays_equal(run_dir, finished[0])
+
+
+@pytest.fixture
+def preemption(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from _preemption import Preemption
+
+    preemption = Preemption()
+    yield preemption
+    preemption.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "when, done, left",
+    [
+        ("before", [], "the one, the other"),
+        ("one", ["one begun"], "the one, the other"),
+        ("other", ["one begun", "one", "other begun"], "the other"),
+    ],
+)
+def test_signal_ends_what_is_left_where_it_is(
+    preemption, capsys, number, when, done, left
+):
+    found = []
+
+    def do(name):
+        found.append(f"{name} begun")
+        if when == name:
+            signal.raise_signal(number)
+        found.append(name)
+
+    if when == "before":
+        signal.raise_signal(number)
+    with pytest.raises(SystemExit) as stopped:
+        preemption.finish(
+            {"the one": lambda: do("one"), "the other": lambda: do("other")}
+        )
+    assert stopped.value.code == os.EX_TEMPFAIL
+    assert found == done
+    assert f"Left to do: {left}. Resume" in capsys.readouterr().out
+
+
+def test_signal_that_a_callback_swallows_ends_what_is_left_before_the_next_stage(
+    preemption, capsys
+):
+    def swallowed():
+        # As Python does where a destructor raises.
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        preemption.finish({"the one": swallowed, "the other": lambda: None})
+    assert "Left to do: the other. Resume" in capsys.readouterr().out
+    # With nothing left the run is whole.
+    preemption.requested = ""
+    preemption.finish({"the other": swallowed})
+
+
+@pytest.mark.slow
+def test_killed_run_that_streams_its_images_ends_as_one_never_stopped(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    for name, n in (("train-0", 30), ("test-0", 5)):
+        images = random_images(n, n, (28, 28, 1))
+        write_images(tmp_path / "data" / f"{name}.parquet", images, "image")
+    small = [*TINY, "--dataset=mnist", "--data-dir=data"]
+    small += ["--validation-examples=2", "--n-samples=0", "--test-examples=0"]
+    for name, how in (("held", []), ("streamed", ["--stream"])):
+        status, _, stderr = _train(*small, *how, f"--run-dir={name}", cwd=tmp_path)
+        assert status == 0, stderr
+
+    process = _start(*small, "--stream", "--run-dir=killed", cwd=tmp_path)
+    killed = Run(tmp_path / "killed")
+    while not killed.steps:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    (step,) = killed.steps
+    again = [*small, "--stream", "--run-dir=killed", "--resume"]
+    status, stdout, stderr = _train(*again, cwd=tmp_path)
+    assert status == 0, stderr
+    assert f"resuming from step {step}" in stdout
+    assert _arrays_equal(killed.run_dir, tmp_path / "streamed")
+    assert _records(killed.run_dir) == _records(tmp_path / "streamed")
+
+    # The same examples in the same order. Where a step gathers them itself it is
+    # another program: float32, after some steps of Adam.
+    losses = [
+        [record["loss"] for record in _records(tmp_path / name) if "loss" in record]
+        for name in ("held", "streamed")
+    ]
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -321,6 +452,51 @@ def test_full_disk_ends_the_run_with_one_line_and_what_was_saved(
     status, stdout, stderr = _train(
         *TINY, f"--steps={last.step + 4}", "--run-dir=run", "--resume", cwd=tmp_path
     )
+    assert status == 0, stderr
+    assert f"resuming from step {last.step}" in stdout
+
+
+# Run as its own superuser: the disk is gone with the process.
+_ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=64m none disk || exit
+"$@" &
+train=$!
+until [ -d disk/run/checkpoints/4 ]; do kill -0 $train || break; sleep 0.05; done
+cat /dev/zero > disk/filler 2> /dev/null
+wait $train
+status=$?
+rm disk/filler
+cp -r disk/run saved
+exit $status
+"""
+
+
+@pytest.mark.slow
+def test_disk_that_another_program_fills_ends_the_run_with_one_line(tmp_path):
+    (tmp_path / "disk").mkdir()
+    alone = ["unshare", "--mount", "sh", "-c"]
+    mount = [*alone, "mount -t tmpfs none disk"]
+    if not shutil.which("unshare") or subprocess.run(mount, cwd=tmp_path).returncode:
+        pytest.skip("needs the right to mount a file system")
+    train = [sys.executable, str(ROOT / "scripts" / "train.py"), *TINY]
+    process = subprocess.run(
+        [*alone, _ON_A_SMALL_DISK, "sh", *train, "--steps=4000", "--run-dir=disk/run"],
+        cwd=tmp_path,
+        env=os.environ | _ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert process.returncode == 1, process.stderr
+    lines = re.findall(r"\berror: .*", process.stderr)
+    assert len(lines) == 1, process.stderr
+    assert re.search("disk/run.*No space left on device", lines[0])
+    # TensorStore's threads print tracebacks of their own when a write fails.
+    assert 'train.py", line' not in process.stderr
+    last = Run(tmp_path / "saved").restore()
+    assert last.skipped == {}
+    more = [f"--steps={last.step + 4}", "--run-dir=saved", "--resume"]
+    status, stdout, stderr = _train(*TINY, *more, cwd=tmp_path)
     assert status == 0, stderr
     assert f"resuming from step {last.step}" in stdout
 
