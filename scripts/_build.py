@@ -21,7 +21,7 @@ from eqmdm import nn
 
 # What may be chosen anew when a run is resumed, because training does not see it.
 MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
-MAY_DIFFER += ("remat", "shard_parameters", "test_draws", "test_examples")
+MAY_DIFFER += ("profile", "remat", "shard_parameters", "test_draws", "test_examples")
 MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
 
 _DIFFUSIONS = {

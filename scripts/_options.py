@@ -187,6 +187,8 @@ class Options:
     process_index: int | None = None
     """Which of them this one is, counted from 0."""
 
+    profile: bool = False
+    """Trace the second log interval, for XProf and Perfetto; RUN/profile."""
     log_every: int | None = None
     """Steps between lines of metrics.jsonl."""
     validate_every: int | None = None
@@ -259,6 +261,12 @@ class Options:
                 raise ValueError(
                     f"`{name}` must be at least 1; got {getattr(self, name)}."
                 )
+        assert self.steps is not None and self.log_every is not None
+        if self.profile and self.steps < 2 * self.log_every:
+            raise ValueError(
+                "`profile` must come with two log intervals at least, for the first "
+                f"compiles; got steps={self.steps} and log_every={self.log_every}."
+            )
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(

@@ -25,6 +25,7 @@ from _errors import clean_errors, clean_file_errors, runtime_message
 from _options import Options, ResolvedOptions
 from _preemption import PREEMPTED, Preemption
 from _processes import first_does, is_first
+from _profile import Profile
 from tqdm import tqdm
 
 import eqmdm
@@ -101,6 +102,7 @@ def main(given: Options) -> None:
     window, clock = [], time.perf_counter()
     step = start
     preemption = Preemption()
+    profile = Profile(directory / "profile" if options.profile and is_first() else None)
     while step < options.steps:
         try:
             state, metrics = eqmdm.train_step(
@@ -127,6 +129,7 @@ def main(given: Options) -> None:
 
         # ----- A log interval is over: the only place where the host waits.
         values = _records.concatenated(window)
+        profile.stop()
         check_finite(values, step, run, bar)
         rate = len(values["loss"]) / (time.perf_counter() - clock)
         record = {name: float(value.mean()) for name, value in values.items()}
@@ -168,6 +171,8 @@ def main(given: Options) -> None:
             bar.close()
             print(f"{stopped_by}: stopped with a checkpoint of step {step}")
             sys.exit(PREEMPTED)
+        if not last:
+            profile.start()
         clock = time.perf_counter()
     bar.close()
 
