@@ -628,6 +628,19 @@ def test_run_with_rematerialisation_resumes_without_it_and_the_reverse(
 
 
 @pytest.mark.slow
+def test_profiled_run_is_the_same_and_its_trace_can_be_read(finished, tmp_path):
+    status, _, stderr = _train(*TINY, "--profile", "--run-dir=run", cwd=tmp_path)
+    assert status == 0, stderr
+    assert _arrays_equal(tmp_path / "run", finished[0])
+    program = [sys.executable, str(ROOT / "scripts" / "read_profile.py"), "run"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # Of XLA's own operations, not of Python's calls.
+    assert re.search(r"^convolution +\d", done.stdout, re.MULTILINE)
+    assert re.search(r"the device is idle for \d", done.stdout)
+
+
+@pytest.mark.slow
 def test_directory_that_is_not_empty_is_refused(finished):
     run_dir, _ = finished
     status, _, stderr = _train(*TINY, "--run-dir=run", cwd=run_dir.parent)
@@ -675,6 +688,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(
         ),
         (["--dataset=digits", "--multipliers", "1", "2", "2", "2", "2"], ["halve"]),
         (["--dataset=digits", "--validate-every=30"], ["`validate_every` must be a"]),
+        (["--dataset=digits", "--profile", "--steps=30"], ["`profile` must come with"]),
         (["--dataset=digits", "--decoder=discrete"], ["discrete together"]),
         (["--dataset=digits", "--learning-rate=0"], ["`learning_rate` must be"]),
         (["--dataset=mnist", "--data-dir=nowhere"], ["nowhere"]),
