@@ -12,8 +12,7 @@ is better at equal cost.
 
 import dataclasses
 import json
-import platform
-from importlib.metadata import version
+import sys
 from pathlib import Path
 
 import jax
@@ -22,9 +21,15 @@ import jax.random as jr
 import numpy as np
 import tyro
 
-import eqmdm
-from eqmdm._evaluate import batch_loss
-from eqmdm._train import parameters, with_parameters
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+
+import eqmdm  # noqa: E402
+from eqmdm._evaluate import batch_loss  # noqa: E402
+from eqmdm._train import parameters, with_parameters  # noqa: E402
 
 
 _FORMS = {
@@ -205,13 +210,11 @@ def main(settings: Settings) -> None:
             flush=True,
         )
     if settings.output is not None:
-        record = {
-            "settings": dataclasses.asdict(settings) | {"output": None},
-            "versions": {p: version(p) for p in ("eqmdm", "jax", "equinox", "optax")},
-            "python": platform.python_version(),
-            "device": jax.devices()[0].device_kind,
-            "results": results,
-        }
+        facts = _build.facts(Options(dataset=settings.dataset, seed=0))
+        facts.pop("command")
+        used = dataclasses.asdict(settings)
+        used.pop("output")
+        record = {"settings": used, "results": results} | facts
         settings.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

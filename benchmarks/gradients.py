@@ -11,8 +11,7 @@ pinned ends theirs is zero; with a free score the network tells diffusions apart
 
 import dataclasses
 import json
-import platform
-from importlib.metadata import version
+import sys
 from pathlib import Path
 
 import jax
@@ -21,7 +20,13 @@ import jax.random as jr
 import numpy as np
 import tyro
 
-import eqmdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+
+import eqmdm  # noqa: E402
 
 
 # One coupling, and a full D: its entries are the variables of the gradient.
@@ -151,13 +156,11 @@ def main(settings: Settings) -> None:
                 )
                 print(f"{score:9} {ends_name:8} {term:7} {shown}", flush=True)
     if settings.output is not None:
-        record = {
-            "settings": dataclasses.asdict(settings) | {"output": None},
-            "versions": {p: version(p) for p in ("eqmdm", "jax", "equinox", "optax")},
-            "python": platform.python_version(),
-            "device": jax.devices()[0].device_kind,
-            "results": results,
-        }
+        facts = _build.facts(Options(dataset=settings.dataset, seed=settings.seed))
+        facts.pop("command")
+        used = dataclasses.asdict(settings)
+        used.pop("output")
+        record = {"settings": used, "results": results} | facts
         settings.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

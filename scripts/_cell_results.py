@@ -170,6 +170,18 @@ def learned(study: Study, root: Path) -> list[Row]:
     return rows
 
 
+def facts(study: Study, root: Path) -> list[Row]:
+    """The versions and devices that the trainings ran on, each once."""
+    found: list[Row] = []
+    for cell in study.cells:
+        path = root / cell.directory / "options.json"
+        if path.exists():
+            used = json.loads(path.read_text())
+            used = {name: used[name] for name in ("versions", "device")}
+            found += [used] if used not in found else []
+    return found
+
+
 def records(directory: Path) -> list[Row]:
     """The metrics of a run, by step."""
     path = directory / "metrics.jsonl"

@@ -6,6 +6,7 @@ See `--help` for the options.
 """
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def main(options: Options) -> None:
             _cell_results.write(results_dir / "learned.csv", path)
     text = _cell_results.as_text(study, summaries)
     write_text(results_dir / "summary.md", text)
+    facts = _cell_results.facts(study, root)
+    write_text(results_dir / "facts.json", json.dumps(facts, indent=1) + "\n")
     _cell_plots.bounds(results_dir / "bounds.png", summaries)
     _cell_plots.training(results_dir / "training.png", study, root)
     _cell_plots.learned(results_dir / "learned.png", study, root)

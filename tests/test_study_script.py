@@ -187,6 +187,9 @@ def test_study_does_what_is_left_and_collects_it(tmp_path):
     for name in ("bounds.png", "training.png", "learned.png"):
         content = (tmp_path / "out" / name).read_bytes()
         assert content.startswith(b"\x89PNG")
+    # All on this machine.
+    (facts,) = json.loads((tmp_path / "out" / "facts.json").read_text())
+    assert facts["versions"]["jax"] and facts["device"]["kind"]
     seed = tmp_path / "out" / "free" / "VPSDE" / "seed-1"
     report = json.loads((seed / "evaluation-bound" / "report.json").read_text())
     assert report["n_examples"] == 20 and report["step"] == 4

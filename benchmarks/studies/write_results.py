@@ -13,7 +13,7 @@ stands for what the tables say:
     of the same models and examples.
 - `learned | study | grid`: what each start of the learned diffusions came to.
 - `range | study | grid | column | cell`: of a learned quantity, over the starts.
-- `estimators`, `solvers | run, ...`: the tables of these programs.
+- `estimators`, `gradients`, `solvers | run, ...`: the tables of these programs.
 - `budget | study`: steps, seeds and examples.
 """
 
@@ -197,6 +197,19 @@ def _estimators() -> str:
     return _markdown(header, lines)
 
 
+def _gradients() -> str:
+    found = json.loads((RESULTS / "gradients_rings.json").read_text())["results"]
+    entries = list(found[0]["gradient"])
+    lines = []
+    for row in found:
+        numbers = (
+            f"{row['gradient'][name]:.2g} ± {row['error'][name]:.1g}"
+            for name in entries
+        )
+        lines.append([row["score"], row["ends"], row["term"], *numbers])
+    return _markdown(["score", "ends pinned in", "terms", *entries], lines)
+
+
 def _solvers(names: str) -> str:
     rows = []
     for name in names.split(","):
@@ -236,6 +249,7 @@ _DIRECTIVES: dict[str, Callable[..., str]] = {
     "range": _learned_range,
     "budget": _budget,
     "estimators": _estimators,
+    "gradients": _gradients,
     "solvers": _solvers,
 }
 
