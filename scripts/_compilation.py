@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 _MAX_BYTES = 4 * 2**30
 _UNLIMITED = -1  # JAX's default
+_VIRTUAL_DEVICES = "xla_force_host_platform_device_count"
 
 
 def keep_compiled() -> None:
@@ -21,6 +22,10 @@ def keep_compiled() -> None:
     would take more than four gigabytes.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    # Virtual devices of a CPU wait for one another for ever in a program that divides
+    # parameters and that was read from a cache (jaxlib 0.10.2).
+    if _VIRTUAL_DEVICES in os.environ.get("XLA_FLAGS", ""):
         return
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     directory = Path(root) / "eqmdm" / "compiled" / _processor()

@@ -46,3 +46,9 @@ def test_settings_of_the_user_stay(keep_compiled, tmp_path):
     jax.config.update("jax_compilation_cache_max_size", 10**6)
     keep_compiled()
     assert jax.config.values["jax_compilation_cache_max_size"] == 10**6
+
+
+def test_programs_of_virtual_devices_are_not_kept(keep_compiled, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    keep_compiled()
+    assert jax.config.values["jax_compilation_cache_dir"] is None
