@@ -5,7 +5,8 @@
 On paper: the networks' parameters and operations are counted, and the traffic of the
 two shardings follows from them; rates are quoted from vendors or assumed, and nothing
 is timed. What the compiled step of `eqmdm.train_step` does move is counted on eight
-virtual devices. With `--write` the tables go to SCALING.md, between its marks.
+virtual devices of a CPU, or on those of the platform that `JAX_PLATFORMS` names. With
+`--write` the tables go to SCALING.md, between its marks.
 """
 
 import dataclasses
@@ -13,13 +14,14 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 
 if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     )
@@ -29,6 +31,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import jax.random as jr  # noqa: E402
 import tyro  # noqa: E402
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
 from eqmdm import _sharding, _train  # noqa: E402
@@ -58,6 +66,8 @@ class Settings:
 
     write: bool = False
     """Count anew, and write SCALING.md and its counts."""
+    output: Path | None = None
+    """Count anew, and write the counts into this JSON file."""
     quick: bool = False
     """Only print the tables, from the counts that are there."""
 
@@ -156,18 +166,37 @@ def collectives(program: str) -> dict[str, int]:
     """Bytes of what each kind of collective in a compiled program gives, whole."""
     found: dict[str, int] = {}
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    pattern = rf"= (.+?) ({kinds})(?:-start)?\("
-    for shapes, kind in re.findall(pattern, program):
+    pattern = rf"= (.+?) ({kinds})(-start)?\("
+    for shapes, kind, start in re.findall(pattern, program):
+        arrays = re.findall(r"[fsu](\d+)\[([\d,]*)\]", shapes)
+        if start and kind == "all-gather":
+            # What it takes, before as many of what it gives.
+            arrays = arrays[len(arrays) // 2 :]
         size = sum(
             int(bits) // 8 * math.prod(int(n) for n in sides.split(",") if n)
-            for bits, sides in re.findall(r"[fsu](\d+)\[([\d,]*)\]", shapes)
+            for bits, sides in arrays
         )
         found[kind] = found.get(kind, 0) + size
     return found
 
 
-def compiled_step(*, shard_parameters: bool) -> tuple[dict[str, int], int]:
-    """The collectives of a small network's step on all devices, and its parameters."""
+def compiled_step(
+    state: Any, data: Any, objective: Any, optimiser: Any, *, batch_size: int
+) -> Any:
+    """The program that XLA makes of one `eqmdm.train_step`."""
+    # As `train_step` calls it: where arrays lie is not known of traced ones.
+    held = state, eqmdm.parameters(state.model)
+    where = tuple(_sharding.shardings(tree) for tree in held)
+    check = isinstance(data, _train.Batches)
+    mesh = _sharding.mesh_of(state)
+    settings = (batch_size, 1, max(1, batch_size // 16), check, mesh, where)
+    constants = data, objective, optimiser, jnp.float32(0.999), settings
+    return cast(Any, _train._train_steps).lower(constants, state).compile().compiled
+
+
+def moved(*, shard_parameters: bool) -> dict[str, float]:
+    """The bytes of each collective in a small network's step on all devices, over those
+    of its parameters."""
     optimiser = eqmdm.make_optimiser(1e-3)
     objective = eqmdm.Objective(
         time_sampler=eqmdm.LogSNRTime(), grey_levels=eqmdm.GreyLevels(256)
@@ -181,33 +210,25 @@ def compiled_step(*, shard_parameters: bool) -> tuple[dict[str, int], int]:
     mesh = eqmdm.device_mesh()
     state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
     data = eqmdm.distribute(jnp.zeros((64, 8, 8, 1), jnp.uint8), mesh)
-    # As `train_step` calls it: where arrays lie is not known of traced ones.
-    held = state, eqmdm.parameters(state.model)
-    where = tuple(_sharding.shardings(tree) for tree in held)
-    settings = (16, 1, 1, False, mesh, where)
-    constants = data, objective, optimiser, jnp.float32(0.999), settings
-    program = cast(Any, _train._train_steps).lower(constants, state).compile()
-    text = program.compiled.as_text()
-    n_parameters = sum(v.size for v in eqmdm.parameters(model).values())
-    return collectives(text), n_parameters
+    program = compiled_step(state, data, objective, optimiser, batch_size=16)
+    n_bytes = 4 * sum(v.size for v in eqmdm.parameters(model).values())
+    found = collectives(program.as_text())
+    return {kind: size / n_bytes for kind, size in sorted(found.items())}
 
 
 def measure() -> dict[str, Any]:
     """All that is counted, for the document and its test."""
-    moved = {}
-    for sharding, shares in (("whole", False), ("in shares", True)):
-        found, n_parameters = compiled_step(shard_parameters=shares)
-        moved[sharding] = {
-            kind: size / (4 * n_parameters) for kind, size in sorted(found.items())
-        }
+    facts = _build.facts(Options(dataset="cifar10"))
+    facts.pop("command")
     return {
         "networks": {
             name: dataclasses.asdict(count(width)) for name, width in _NETWORKS.items()
         },
-        "moved_over_parameters": moved,
-        "devices": jax.device_count(),
-        "jax": jax.__version__,
-    }
+        "moved_over_parameters": {
+            "whole": moved(shard_parameters=False),
+            "in shares": moved(shard_parameters=True),
+        },
+    } | facts
 
 
 def tables(counted: dict[str, Any]) -> dict[str, str]:
@@ -238,11 +259,15 @@ def filled(document: str, parts: dict[str, str]) -> str:
 
 
 def main(settings: Settings) -> None:
-    counted = measure() if settings.write else json.loads(COUNTS.read_text())
+    anew = settings.write or settings.output is not None
+    counted = measure() if anew else json.loads(COUNTS.read_text())
     parts = tables(counted)
     print("\n\n".join(parts.values()))
+    print(json.dumps(counted["versions"]), counted["device"]["kind"])
+    outputs = [settings.output, COUNTS if settings.write else None]
+    for output in filter(None, outputs):
+        output.write_text(json.dumps(counted, indent=1) + "\n")
     if settings.write:
-        COUNTS.write_text(json.dumps(counted, indent=1) + "\n")
         DOCUMENT.write_text(filled(DOCUMENT.read_text(), parts))
 
 
