@@ -11,7 +11,10 @@ written as
 - `patches-each`: the same in a loop over the images, whose patches fit the cache,
 - `rows`: a product of patches of 1x3 for all three rows, and the sum of their shifts,
 - `in-parts`: XLA's convolution, and the gradient in the kernel as a sum over parts of
-    the batch that fit the cache.
+    the batch that fit the cache,
+- `channels-first`: XLA's convolution of arrays whose channels come before their sides.
+    A layer is given such arrays; the network, which is channels-last, transposes them
+    there and back, where XLA does not find that it can do without.
 
 Interleaved in one run: medians, and for the network medians of ratios of neighbours.
 `matmul` is the rate of the product in `patches` alone: a bound for all.
@@ -92,6 +95,16 @@ def rows(x, weight):
     return sum(out[:, i : i + height, :, i] for i in range(3))
 
 
+def of_channels_first(x, weight):
+    layout = "NCHW", "OIHW", "NCHW"
+    return _xla_convolution(x, weight, (1, 1), "SAME", dimension_numbers=layout)
+
+
+def channels_first(x, weight):
+    x, weight = x.transpose(0, 3, 1, 2), weight.transpose(3, 2, 0, 1)
+    return of_channels_first(x, weight).transpose(0, 2, 3, 1)
+
+
 @jax.custom_vjp
 def in_parts(x, weight):
     return xla(x, weight)
@@ -124,6 +137,7 @@ _FORMS: dict[str, Callable[..., Any]] = {
     "patches-each": patches_each,
     "rows": rows,
     "in-parts": in_parts,
+    "channels-first": channels_first,
 }
 
 
@@ -142,21 +156,30 @@ def rates(side: int, n_in: int, n_out: int, settings: Settings) -> list[dict[str
         )
     }
     for form, convolution in _FORMS.items():
+        given = x, weight, y
+        if form == "channels-first":
+            convolution = of_channels_first
+            to_first = lambda images: images.transpose(0, 3, 1, 2)
+            given = to_first(x), weight.transpose(3, 2, 0, 1), to_first(y)
         to_images = lambda x, weight, y, f=convolution: jax.vjp(
             lambda x: f(x, weight), x
         )[1](y)
         to_kernel = lambda x, weight, y, f=convolution: jax.vjp(partial(f, x), weight)[
             1
         ](y)
-        calls[form, "forward"] = jax.jit(convolution), (x, weight)
-        calls[form, "images"] = jax.jit(to_images), (x, weight, y)
-        calls[form, "kernel"] = jax.jit(to_kernel), (x, weight, y)
+        calls[form, "forward"] = jax.jit(convolution), given[:2]
+        calls[form, "images"] = jax.jit(to_images), given
+        calls[form, "kernel"] = jax.jit(to_kernel), given
+
+    def result(form, what):
+        function, arguments = calls[form, what]
+        found = jax.tree.leaves(function(*arguments))[0]
+        if form != "channels-first":
+            return found
+        return found.transpose((2, 3, 1, 0) if what == "kernel" else (0, 2, 3, 1))
+
     for what in ("forward", "images", "kernel"):
-        expected, *others = (
-            jax.tree.leaves(function(*arguments))[0]
-            for (_, other), (function, arguments) in calls.items()
-            if other == what and _ != "matmul"
-        )
+        expected, *others = (result(form, what) for form in _FORMS)
         for other in others:
             error = jnp.linalg.norm(other - expected) / jnp.linalg.norm(expected)
             assert error < 1e-5, (what, error)
@@ -264,7 +287,7 @@ def main(settings: Settings) -> None:
     for row in gradients:
         low, high = row["quartiles"]
         print(
-            f"network's gradient, {row['form']:12} {row['seconds']:6.3f} s, "
+            f"network's gradient, {row['form']:14} {row['seconds']:6.3f} s, "
             f"{row['over_xla']:.2f} of XLA's ({low:.2f}, {high:.2f})"
         )
     if settings.output is not None:

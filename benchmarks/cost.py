@@ -69,6 +69,10 @@ class Settings:
     """Of parameters, images and draws."""
     output: Path | None = None
     """A JSON file for the results."""
+    table: Path | None = None
+    """A Markdown file for the tables."""
+    from_results: Path | None = None
+    """A JSON file with results, whose tables are made instead of new results."""
     quick: bool = False
     """Two cases of each, with a tiny network, and two repeats."""
 
@@ -195,7 +199,55 @@ def run(task: str, score: Score, settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
+def render(record: dict[str, Any]) -> str:
+    """The tables of growth, and what they are of."""
+    settings, rows = record["settings"], record["results"]
+    first = rows[0]
+    kept = Case(first["diffusion"], first["side"], first["batch_size"])
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    lines = [
+        "# How bound, sampling and likelihood grow",
+        "",
+        f"Seconds per image over those of {kept.batch_size} images of "
+        f"{kept.side}x{kept.side} with {kept.diffusion}, the column of ones: medians "
+        f"over {settings['repeats']} interleaved repeats, and quartiles. A U-Net of "
+        f"width {settings['width']}, {settings['n_steps']} steps for a sample or a "
+        f"likelihood, whatever the case, on {record['device']['kind']}. "
+        "`benchmarks/cost.py` says what each is.",
+        "",
+        f"{versions}.",
+    ]
+    changes = {"n_vars": "Variables", "side": "Side", "batch_size": "Images at once"}
+    for name, heading in changes.items():
+        others = {field.name for field in dataclasses.fields(Case)}
+        others -= {"diffusion" if name == "n_vars" else name}
+        found = {
+            (row["task"], row["score"], row[name]): row
+            for row in rows
+            if all(row[other] == getattr(kept, other) for other in others)
+        }
+        values = sorted({value for *_, value in found})
+        lines += ["", f"## {heading}", ""]
+        head = ["task", "score", *map(str, values)]
+        lines += [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head))]
+        for task, score in dict.fromkeys((row["task"], row["score"]) for row in rows):
+            cells = [_cell(found[task, score, value]) for value in values]
+            lines.append(f"| {' | '.join([task, score, *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    low, high = row["quartiles"]
+    return f"{row['cost_of_an_image']:.2f} ({low:.2f} to {high:.2f})"
+
+
 def main(settings: Settings) -> None:
+    if settings.from_results is not None:
+        text = render(json.loads(settings.from_results.read_text()))
+        print(text)
+        if settings.table is not None:
+            settings.table.write_text(text)
+        return
     if settings.quick:
         settings = dataclasses.replace(
             settings,
@@ -226,11 +278,14 @@ def main(settings: Settings) -> None:
                     f"  {low:.2f} to {high:.2f}",
                     flush=True,
                 )
+            used = dataclasses.asdict(settings)
+            for name in ("output", "table", "from_results"):
+                used.pop(name)
+            record = {"settings": used, "results": results} | facts
             if settings.output is not None:
-                used = dataclasses.asdict(settings)
-                used.pop("output")
-                record = {"settings": used, "results": results} | facts
                 settings.output.write_text(json.dumps(record, indent=1) + "\n")
+            if settings.table is not None:
+                settings.table.write_text(render(record))
 
 
 if __name__ == "__main__":

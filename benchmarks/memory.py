@@ -5,8 +5,13 @@
 The step of `eqmdm.train_step` for the CIFAR-10 U-Net, compiled for the device at hand
 and not run: what XLA plans to hold at once (arguments, temporaries and results, less
 what results take over from arguments), and how many operations it counts. On a CPU it
-is a plan for a CPU, where convolutions need other scratch space than on a GPU. With
-`--run` on a device that counts its memory, a GPU, also the most that it held.
+is a plan for a CPU, where convolutions need other scratch space than on a GPU.
+
+And what depends on no device, from JAX's trace of the loss: how much the forward pass
+keeps for the gradient beside parameters and batch. XLA may keep less, where it computes
+again what is cheap, and a step holds its gradients and scratch space besides.
+
+With `--run` on a device that counts its memory, a GPU, also the most that it held.
 """
 
 import concurrent.futures
@@ -27,6 +32,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import jax.random as jr  # noqa: E402
 import tyro  # noqa: E402
+from jax.extend import core  # noqa: E402
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -36,6 +42,7 @@ from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
 from eqmdm import nn  # noqa: E402
+from eqmdm._evaluate import batch_loss  # noqa: E402
 
 
 _N_STEPS = 3
@@ -67,6 +74,10 @@ class Settings:
     """A JSON file for the results."""
     quick: bool = False
     """A tiny network on 8x8 images, eight at a time."""
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def make_state(settings: Settings, compute_dtype: str, remat: bool, optimiser: Any):
@@ -108,8 +119,9 @@ def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool
         "n_parameters": sum(
             leaf.size
             for leaf in jax.tree.leaves(state.model[0].network)
-            if isinstance(leaf, jax.ShapeDtypeStruct)
+            if _is_shape(leaf)
         ),
+        "kept_bytes": kept(state.model, objective, batch_size, data),
         **plan(step, state, data),
     }
     if settings.run:
@@ -121,8 +133,7 @@ def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool
 
 def plan(step: Any, state: Any, data: Any) -> dict[str, float]:
     """What XLA plans for one step, from the shapes alone."""
-    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
-    arrays, rest = eqx.partition(state, is_shape)
+    arrays, rest = eqx.partition(state, _is_shape)
 
     def on_arrays(arrays, data):
         state, metrics = step(eqx.combine(arrays, rest), data)
@@ -138,6 +149,35 @@ def plan(step: Any, state: Any, data: Any) -> dict[str, float]:
     planned = sum(parts.values()) - 2 * parts["alias"]
     parts = {f"{name}_bytes": size for name, size in parts.items()}
     return {"planned_bytes": planned} | parts | {"operations": cost["flops"]}
+
+
+def kept(model: Any, objective: Any, batch_size: int, data: Any) -> int:
+    """Bytes that the forward pass of the loss keeps for its gradient, as JAX traces it:
+    no parameter, no part of the batch, and no array twice."""
+    arrays, rest = eqx.partition(model, _is_shape)
+    examples = jax.ShapeDtypeStruct((batch_size, *data.shape[1:]), data.dtype)
+    keys = jax.eval_shape(lambda: jr.split(jr.key(0), batch_size))
+    n_reconstruction = max(1, batch_size // 16)
+    u = jax.ShapeDtypeStruct((batch_size - n_reconstruction,), jnp.float32)
+
+    def residuals(arrays, *batch):
+        def loss_fn(arrays):
+            loss, _ = batch_loss(
+                eqx.combine(arrays, rest),
+                objective,
+                *batch,
+                n_reconstruction=n_reconstruction,
+                check=False,
+            )
+            return loss
+
+        _, transpose = jax.vjp(loss_fn, arrays)
+        return jax.tree.leaves(transpose)
+
+    jaxpr = jax.make_jaxpr(residuals)(arrays, examples, keys, u).jaxpr
+    given = {*jaxpr.invars, *jaxpr.constvars}
+    made = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)} - given
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in made)
 
 
 def held(step: Any, make: Any, data: Any) -> dict[str, Any]:
@@ -172,8 +212,8 @@ def main(settings: Settings) -> None:
     spawn = multiprocessing.get_context("spawn")
     choices = (settings.batch_sizes, settings.compute_dtypes, (False, True))
     print(
-        f"{'batch':>5} {'computes in':11} {'remat':5} {'planned/MiB':>11} "
-        f"{'temporary/MiB':>13} {'held/MiB':>9} {'operations':>10}"
+        f"{'batch':>5} {'computes in':11} {'remat':5} {'kept/MiB':>9} "
+        f"{'planned/MiB':>11} {'temporary/MiB':>13} {'held/MiB':>9} {'operations':>10}"
     )
     for choice in itertools.product(*choices):
         # Each in a process of its own: a device counts from when its process began.
@@ -183,7 +223,8 @@ def main(settings: Settings) -> None:
         mib = lambda size: "" if size is None else f"{size / 2**20:,.1f}"
         print(
             f"{row['batch_size']:5} {row['compute_dtype']:11} {row['remat']!s:5} "
-            f"{mib(row['planned_bytes']):>11} {mib(row['temp_bytes']):>13} "
+            f"{mib(row['kept_bytes']):>9} {mib(row['planned_bytes']):>11} "
+            f"{mib(row['temp_bytes']):>13} "
             f"{mib(row.get('held_bytes')):>9} {row['operations']:10.3g} "
             f"{row.get('outcome', '')}",
             flush=True,
@@ -191,10 +232,11 @@ def main(settings: Settings) -> None:
     for plain, remat in zip(results[::2], results[1::2], strict=True):
         ratio = {
             name: remat[name] / plain[name]
-            for name in ("planned_bytes", "temp_bytes", "operations")
+            for name in ("kept_bytes", "planned_bytes", "temp_bytes", "operations")
         }
         print(
             f"batch {plain['batch_size']}, {plain['compute_dtype']}: with remat "
+            f"{ratio['kept_bytes']:.2f} of what is kept for the gradient, "
             f"{ratio['planned_bytes']:.2f} of the memory planned, "
             f"{ratio['temp_bytes']:.2f} of its temporaries, "
             f"{ratio['operations']:.2f} of the operations"

@@ -1,16 +1,25 @@
-"""What does a training step cost beyond its network, and how much of it are kernels?
+"""What does a training step cost beyond its network, and in which parts?
 
     python benchmarks/training_step.py --batch-size 64
 
 For one, two and three variables and both scores, interleaved in one run on random
 images: the bare step (forward and backward pass of a mean-square loss on the network's
-output, and the same clipping, Adam and averaging) and the step of `eqmdm.train_step`;
-and of its parts, which overlap,
+output, and the same clipping, Adam and averaging) and the step of `eqmdm.train_step`.
+And its parts, each compiled alone, for a batch that is given:
 
-- `kernels`: those of a batch alone, forward and backward in (Q, D),
-- `optimiser`: clipping, Adam and averaging of the network's parameters alone,
-- `rest`: the whole step with a network of one parameter, which is the drawing of the
-    batch, the kernels, the score and the bound.
+- `data`: drawing the batch: its order, examples, keys and dequantisation,
+- `bound`: the loss, forward and backward, with a network of one parameter; in it are
+- `kernels`: the laws at as many times as there are examples, and their derivatives
+    where the diffusion learns (`--diffusions learned`), and
+- `score`: what is around the network, from states to the errors of the score, forward
+    and backward,
+- `optimiser`: clipping, Adam and averaging of the network's parameters, which the bare
+    step has too,
+- `rest`: the whole step with a network of one parameter, so data and bound in one.
+
+They do not add up exactly, nor to the difference of the two steps: XLA fuses what is
+compiled together, and a part by itself is a call, reads its inputs and writes what it
+finds.
 
 Medians over the repeats; the ratio is the median of the ratios of neighbours.
 Utilisation is the network's operations, three times those of its forward pass, in the
@@ -23,7 +32,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +53,14 @@ import _build  # noqa: E402
 from _options import Options, ResolvedOptions  # noqa: E402
 
 import eqmdm  # noqa: E402
+from eqmdm import _train  # noqa: E402
+from eqmdm._objective import compute_shared_elbo  # noqa: E402
 from eqmdm._train import with_parameters  # noqa: E402
 
 
 _DECAY = 0.999
 _N_EXAMPLES = 1024
+_PARTS = ("data", "bound", "kernels", "score", "optimiser", "rest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +83,8 @@ class Settings:
     """Of `scripts/train.py`; one, two and three variables by default."""
     scores: tuple[str, ...] = ("denoiser", "free")
     """What the network predicts."""
+    steps_per_call: int | None = None
+    """Steps that a call takes; by default as `scripts/train.py`."""
     repeats: int = 15
     """Timed calls of each, after one that compiles."""
     seed: int = 0
@@ -86,6 +99,9 @@ def timed(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
+
+
+# --- Whole steps ---------------------------------------------------------------------
 
 
 def make_bare_step(
@@ -114,6 +130,12 @@ def make_bare_step(
         model = with_parameters(state.model, values)
         return eqmdm.TrainState(model, ema, opt_state, state.step + 1, state.key), loss
 
+    return stepping(one, state, n_inner)
+
+
+def stepping(one: Callable[[Any], tuple[Any, Any]], state: Any, n_inner: int):
+    """A function that takes `n_inner` steps from where it was, as `train_step` does."""
+
     @eqx.filter_jit(donate="all")
     def steps(state):
         if n_inner == 1:
@@ -121,46 +143,16 @@ def make_bare_step(
         dynamic, static = eqx.partition(state, eqx.is_array)
 
         def body(dynamic, _):
-            state, loss = one(eqx.combine(dynamic, static))
-            return eqx.filter(state, eqx.is_array), loss
+            state, found = one(eqx.combine(dynamic, static))
+            return eqx.filter(state, eqx.is_array), found
 
-        dynamic, losses = jax.lax.scan(body, dynamic, None, length=n_inner)
-        return eqx.combine(dynamic, static), losses
-
-    def call():
-        nonlocal state
-        state, loss = steps(state)
-        return loss
-
-    return call
-
-
-class Scale(eqx.Module):
-    """A network that costs nothing."""
-
-    scale: jax.Array
-
-    def __call__(self, t, y):
-        del t
-        return self.scale * y
-
-
-def make_optimiser_step(network: Any, options: ResolvedOptions):
-    """A function that moves the parameters and their averages by one gradient."""
-    optimiser = eqmdm.make_optimiser(options.learning_rate)
-    values = eqmdm.parameters(network)
-    gradient = jax.tree.map(jnp.ones_like, values)
-    state = jax.tree.map(jnp.copy, (values, values, optimiser.init(values)))
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state, gradient):
-        values, ema, opt_state = state
-        return move(optimiser, gradient, values, ema, opt_state)
+        dynamic, found = jax.lax.scan(body, dynamic, None, length=n_inner)
+        return eqx.combine(dynamic, static), found
 
     def call():
         nonlocal state
-        state = step(state, gradient)
-        return state
+        state, found = steps(state)
+        return found
 
     return call
 
@@ -212,28 +204,117 @@ def make_full_step(model, dataset, options: ResolvedOptions, n_inner: int):
     return call
 
 
-def make_kernels(diffusion: Any, batch_size: int):
-    """A function that computes the kernels of a batch and their derivatives."""
-    Q = diffusion.skew_matrix.astype(jnp.float32)
-    R = diffusion.recipe.diffusion_matrix(jnp.float32) / np.sqrt(2, dtype=np.float32)
-    ends = diffusion.t0.astype(jnp.float32), diffusion.t1.astype(jnp.float32)
-    # A step needs the kernels of the two ends and of a time for each example.
-    times = jnp.concatenate([jnp.stack(ends), jnp.linspace(*ends, batch_size)])
+# --- Parts, each by itself -----------------------------------------------------------
 
-    def total(matrices):
-        Q, R = matrices
-        moving = eqmdm.LinearDiffusion(
-            Q,
-            dissipation_root=R,
-            clock=diffusion.clock,
-            t_range=diffusion.ends.t_range,
-            n_doublings=diffusion.n_doublings,
-        )
-        kernel = jax.vmap(moving.compute_laws)(times).kernel
-        return jnp.sum(kernel.mean_map) + jnp.sum(kernel.root)
 
-    gradient = jax.jit(jax.value_and_grad(total))
-    return lambda: gradient((Q, R))
+class Scale(eqx.Module):
+    """A network that costs nothing."""
+
+    scale: jax.Array
+
+    def __call__(self, t, y):
+        del t
+        return self.scale * y
+
+
+def repeated(part: Callable[..., Any], n_inner: int, *arguments: Any):
+    """A function that does a part for `n_inner` steps, numbered from 0.
+
+    A part gets the number of its step, to do in each what the others have not done.
+    """
+
+    @eqx.filter_jit
+    def of_all(first, *arguments):
+        if n_inner == 1:
+            return part(first, *arguments)
+        return jax.lax.map(lambda i: part(first + i, *arguments), jnp.arange(n_inner))
+
+    return lambda: of_all(jnp.zeros((), jnp.int32), *arguments)
+
+
+def make_parts(
+    model: Any, dataset: Any, options: ResolvedOptions, n_inner: int
+) -> dict[str, Callable[[], Any]]:
+    """All but the optimiser, of a model whose network costs nothing."""
+    network, diffusion = model
+    objective = _build.build_objective(options, dataset)
+    optimiser = eqmdm.make_optimiser(options.learning_rate)
+    state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
+    n_cut = max(1, options.batch_size // 16)
+    n_path = options.batch_size - n_cut or options.batch_size
+
+    def data(step, state, examples):
+        state = eqx.tree_at(lambda state: state.step, state, step)
+        examples = _train._shuffled(state, examples, options.batch_size)
+        batch = _train._draw_batch(state, examples, objective, n_path)
+        key_encode, keys = jnp.moveaxis(jax.vmap(jr.split)(batch.keys), 1, 0)
+
+        def encode(example, key):
+            return objective._encode(example, key, batch.u.dtype, check=False)
+
+        return *jax.vmap(encode)(batch.examples, key_encode), keys, batch.u
+
+    def kernels(step, diffusion, times):
+        @jax.value_and_grad
+        def laws(values):
+            compute = with_parameters(diffusion, values).compute_laws
+            found = jax.vmap(compute)(times / (1 + 1e-3 * step))
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(found))
+
+        return laws(eqmdm.parameters(diffusion))
+
+    def score(step, model, t, kernel, x, noise, y):
+        @jax.value_and_grad
+        def errors(values):
+            score = eqmdm.make_score(*with_parameters(model, values))
+            arguments = t, kernel, x, (1 + 1e-3 * step) * noise, y
+            return jnp.mean(jax.vmap(score.whitened_error)(*arguments) ** 2)
+
+        return errors(eqmdm.parameters(model))
+
+    def bound(step, model, x, keys, u):
+        keys = jax.vmap(jr.fold_in, (0, None))(keys, step)
+
+        @jax.value_and_grad
+        def total(values):
+            network, diffusion = with_parameters(model, values)
+            score = eqmdm.make_score(network, diffusion)
+            parts = objective.form, objective.decoder, objective.time_sampler
+            found = compute_shared_elbo(
+                score, diffusion, x, u, n_cut, *parts, keys=keys
+            )
+            return found.total
+
+        return total(eqmdm.parameters(model))
+
+    draw_data = repeated(data, n_inner, state, jnp.asarray(dataset.train))
+    drawn = draw_data()
+    x, _, keys, u = drawn if n_inner == 1 else jax.tree.map(lambda v: v[0], drawn)
+    times = jnp.linspace(diffusion.t0, diffusion.t1, len(x), dtype=x.dtype)
+    kernel = jax.jit(jax.vmap(diffusion.compute_laws))(times).kernel
+    noise = jr.normal(jr.key(3), (len(x), diffusion.n_vars, *x.shape[1:]), x.dtype)
+    y = jax.jit(jax.vmap(type(kernel).perturb))(kernel, x, noise)
+    return {
+        "data": draw_data,
+        "bound": repeated(bound, n_inner, model, x, keys, u),
+        "kernels": repeated(kernels, n_inner, diffusion, times),
+        "score": repeated(score, n_inner, model, times, kernel, x, noise, y),
+    }
+
+
+def make_optimiser_step(network: Any, options: ResolvedOptions, n_inner: int):
+    """A function that moves parameters and averages by `n_inner` equal gradients."""
+    optimiser = eqmdm.make_optimiser(options.learning_rate)
+    values = eqmdm.parameters(network)
+    gradient = jax.tree.map(jnp.ones_like, values)
+    state = jax.tree.map(jnp.copy, (values, values, optimiser.init(values), gradient))
+
+    def one(state):
+        *moved, gradient = state
+        moved = move(optimiser, gradient, *moved)
+        return (*moved, gradient), optax.tree.norm(moved[0])
+
+    return stepping(one, state, n_inner)
 
 
 def run(
@@ -254,7 +335,7 @@ def run(
     diffusion = _build.build_diffusion(options, key_diffusion)
     network = _build.build_network(options, dataset, diffusion, key_network)
     bare = network.network if score == "denoiser" else network
-    n_inner = eqmdm.steps_per_call()
+    n_inner = settings.steps_per_call or eqmdm.steps_per_call()
     shape = 1 if score == "denoiser" else diffusion.n_vars, *dataset.shape
     scale = Scale(jnp.ones((), jnp.float32))
     if score == "denoiser":
@@ -263,16 +344,17 @@ def run(
         "bare": make_bare_step(bare, shape, options, n_inner),
         "full": make_full_step((network, diffusion), dataset, options, n_inner),
         "rest": make_full_step((scale, diffusion), dataset, options, n_inner),
-        "kernels": make_kernels(diffusion, settings.batch_size),
-        "optimiser": make_optimiser_step(bare, options),
+        "optimiser": make_optimiser_step(bare, options, n_inner),
+        **make_parts((scale, diffusion), dataset, options, n_inner),
     }
     flops = 3 * settings.batch_size * network_flops(bare, shape)
     compilation = {part: timed(call) for part, call in calls.items()}
+    # It was called before, for the batch that other parts are given.
+    compilation.pop("data")
     seconds = {part: [] for part in calls}
     for _ in range(settings.repeats):
         for part, call in calls.items():
-            per_step = n_inner if part in ("bare", "full", "rest") else 1
-            seconds[part].append(timed(call) / per_step)
+            seconds[part].append(timed(call) / n_inner)
     median = {part: float(np.median(values)) for part, values in seconds.items()}
     ratios = np.divide(seconds["full"], seconds["bare"])
     return {
@@ -284,10 +366,7 @@ def run(
         **{f"{part}_seconds": value for part, value in median.items()},
         "full_over_bare": float(np.median(ratios)),
         "full_over_bare_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
-        "shares": {
-            part: median[part] / median["full"]
-            for part in ("kernels", "optimiser", "rest")
-        },
+        "shares": {part: median[part] / median["full"] for part in _PARTS},
         "network_flops": flops,
         "utilisation": flops / median["full"] / matmul_rate,
         "steps_per_second": 1 / median["full"],
@@ -325,21 +404,20 @@ def main(settings: Settings) -> None:
     print(f"matrix product: {matmul_rate / 1e12:.3g} TFLOP/s")
     print(
         f"{'diffusion':10} {'K':>2} {'score':9} {'parameters':>10} {'bare/ms':>9} "
-        f"{'full/ms':>9} {'full/bare':>9} {'kernels':>8} {'optimiser':>9} {'rest':>6} "
-        f"{'utilisation':>11}"
+        f"{'full/ms':>9} {'full/bare':>9} "
+        + " ".join(f"{part:>9}" for part in _PARTS)
+        + f" {'utilisation':>11}"
     )
     results = []
     for name in settings.diffusions:
         for score in settings.scores:
             row = run(settings, name, score, dataset, matmul_rate)
-            shares = row["shares"]
+            shares = " ".join(f"{row['shares'][part]:9.2%}" for part in _PARTS)
             results.append(row)
             print(
                 f"{name:10} {row['n_vars']:2} {score:9} {row['n_parameters']:10,} "
                 f"{1e3 * row['bare_seconds']:9.2f} {1e3 * row['full_seconds']:9.2f} "
-                f"{row['full_over_bare']:9.3f} {shares['kernels']:8.2%} "
-                f"{shares['optimiser']:9.2%} {shares['rest']:6.1%} "
-                f"{row['utilisation']:11.1%}",
+                f"{row['full_over_bare']:9.3f} {shares} {row['utilisation']:11.1%}",
                 flush=True,
             )
             if settings.output is not None:

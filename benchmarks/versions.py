@@ -1,0 +1,148 @@
+"""What has changed between two checkouts: the first step's compilation, and the step?
+
+    git worktree add DIRECTORY REVISION
+    python benchmarks/versions.py --before DIRECTORY --output FILE
+
+Runs `train.py` of both on the bundled digits, in turn: one step with nothing compiled
+before, one step in a second process with what the first has kept, and many. Processor
+time for the first two, which other programs disturb less than time on the clock, and
+time on the clock for a step. Without `--before` it compares this checkout with itself,
+which shows the noise.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tyro
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import _build  # noqa: E402
+from _options import Options  # noqa: E402
+
+
+_HERE = Path(__file__).parents[1]
+_CASES = {
+    "VPSDE, denoiser": ["--diffusion=vpsde"],
+    "CLD, denoiser": ["--diffusion=cld"],
+    "CLD, free": ["--diffusion=cld", "--score=free"],
+    "learned, K = 2, free": ["--diffusion=learned", "--score=free"],
+}
+_NOTHING_ELSE = "--n-samples=0 --test-examples=0 --validation-examples=1".split()
+_MEASURES = {
+    "cold": "seconds of processor, one step, nothing kept",
+    "warm": "seconds of processor, one step, from what was kept",
+    "step": "milliseconds a step",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Compares training by two checkouts."""
+
+    before: Path | None = None
+    """The other checkout; by default this one."""
+    repeats: int = 3
+    """Of each measurement, in turn; medians are shown."""
+    steps: int = 100
+    """Timed for the cost of a step."""
+    output: Path | None = None
+    """A JSON file for the results."""
+    quick: bool = False
+    """One case, once."""
+
+
+def train(checkout: Path, case: list[str], steps: int, cache: str) -> tuple[float, ...]:
+    """Seconds of processor and on the clock of a process that trains."""
+    environment = os.environ | {
+        # The library of that checkout, wherever an installed one is.
+        "PYTHONPATH": str(checkout),
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        program = [sys.executable, str(checkout / "scripts" / "train.py")]
+        options = ["--dataset=digits", f"--steps={steps}", f"--run-dir={directory}/run"]
+        before, clock = (
+            resource.getrusage(resource.RUSAGE_CHILDREN),
+            time.perf_counter(),
+        )
+        subprocess.run(
+            [*program, *options, *case, *_NOTHING_ELSE],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+        elapsed = time.perf_counter() - clock
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return spent, elapsed
+
+
+def measure(checkout: Path, case: list[str], steps: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as cache:
+        cold, _ = train(checkout, case, 1, cache)
+        warm, short = train(checkout, case, 1, cache)
+        # Once for its own programs: that of many steps may be another.
+        train(checkout, case, 1 + steps, cache)
+        _, long = train(checkout, case, 1 + steps, cache)
+    return {"cold": cold, "warm": warm, "step": 1e3 * (long - short) / steps}
+
+
+def main(settings: Settings) -> None:
+    cases, repeats, steps = _CASES, settings.repeats, settings.steps
+    if settings.quick:
+        cases, repeats, steps = dict([next(iter(_CASES.items()))]), 1, 4
+    checkouts = {"before": settings.before or _HERE, "after": _HERE}
+    print("; ".join(f"{name}: {what}" for name, what in _MEASURES.items()))
+    print(f"{'':22}{'':6}{'before':>9}{'after':>9}{'after / before':>16}")
+    results = []
+    for name, case in cases.items():
+        found: dict[str, list[dict[str, float]]] = {which: [] for which in checkouts}
+        for _ in range(repeats):
+            for which, checkout in checkouts.items():
+                found[which].append(measure(checkout.resolve(), case, steps))
+        row: dict[str, object] = {"case": name, "every": found}
+        for measured in _MEASURES:
+            pairs = [
+                (b[measured], a[measured])
+                for b, a in zip(found["before"], found["after"], strict=True)
+            ]
+            before, after = (
+                statistics.median(values) for values in zip(*pairs, strict=True)
+            )
+            ratio = statistics.median(a / b for b, a in pairs)
+            row[measured] = {"before": before, "after": after, "ratio": ratio}
+            print(
+                f"{name if measured == 'cold' else '':22}{measured:6}"
+                f"{before:9.2f}{after:9.2f}{ratio:16.2f}",
+                flush=True,
+            )
+        results.append(row)
+    if settings.output is not None:
+        facts = _build.facts(Options(dataset="digits"))
+        facts.pop("command")
+        revisions = {
+            which: subprocess.run(
+                ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"],
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+            for which, checkout in checkouts.items()
+        }
+        used = {"repeats": repeats, "steps": steps, "revisions": revisions}
+        record = {"settings": used, "results": results} | facts
+        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
