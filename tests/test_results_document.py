@@ -77,6 +77,7 @@ def tables(program, tmp_path, monkeypatch):
     cells = ["grid,cell,evaluation,seed,value"]
     cells += [f"g,A,one,{seed},{1 + seed / 8}" for seed in range(3)]
     cells += [f"g,A,two,{seed},{1.5 + seed / 4}" for seed in range(3)]
+    cells += ["g,A,three,0,3"]
     (directory / "cells.csv").write_text("\n".join(cells) + "\n")
     header = "grid,evaluation,cell,value,error_over_seeds,error_over_examples"
     summary = [f"{header},difference,difference_error,unit,seeds,examples"]
@@ -97,6 +98,9 @@ def test_directives_read_the_tables(program, tables):
     # Differences of the seeds: 1/2, 5/8, 3/4.
     between = program.render("x {{between | tiny | g | one | two | A}} y")
     assert between == f"x +0.6250 ± {0.125 / np.sqrt(3):.4f} y"
+    # Of one seed there is no error to tell.
+    one_seed = program.render("{{between | tiny | g | one | three | A}}")
+    assert one_seed == "+2.0000"
     table = program.render("{{table | tiny | g | one}}").splitlines()
     assert table[0].startswith("| nats, 7 examples | value |")
     assert table[2] == "| A | 1.1250 | 0.0722 | 0.5000 |  | 3 |"

@@ -138,7 +138,8 @@ def _between(study: str, grid: str, first: str, second: str, cell: str) -> str:
     ]
     seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
     mean, error = _mean_and_error(by_seed[1][s] - by_seed[0][s] for s in seeds)
-    return f"{mean:+.4f} ± {error:.4f}"
+    # Of one seed the error is not known.
+    return f"{mean:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
 def _learned(study: str, grid: str) -> str:
