@@ -25,7 +25,9 @@ import tyro
 # The first that a name matches, by what XLA calls operations on CPUs and on GPUs.
 _KINDS = {
     "convolution": r"conv(?!ert)|cudnn|implicit_gemm|xmma|wgrad|dgrad",
-    "matrix product": r"dot|gemm|matmul|cublas|ynn|onednn",
+    # XLA's names for these on a CPU do not say which of the two.
+    "convolution or product": r"ynn|onednn",
+    "matrix product": r"dot|gemm|matmul|cublas",
     "communication": r"all-reduce|all-gather|reduce-scatter|collective|nccl",
     "copy, transpose or pad": r"^(copy|transpose|pad|concatenate|slice|bitcast)",
     "reduction": r"reduce",
@@ -116,6 +118,9 @@ def main(options: Options) -> None:
     if options.output is not None:
         facts = json.loads((options.run / "options.json").read_text())
         kept = {name: facts[name] for name in ("options", "versions", "device", "seed")}
+        # Where a run lay says nothing of it.
+        places = "run_dir", "data_dir"
+        kept["options"] = {k: v for k, v in kept["options"].items() if k not in places}
         record = {"operations": results, "idle_share": idle} | kept
         options.output.write_text(json.dumps(record, indent=1) + "\n")
 

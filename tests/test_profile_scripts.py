@@ -57,6 +57,7 @@ def test_idle_share_is_what_no_thread_works_in():
         ("convert_element_type", "other"),
         ("sm90_xmma_fprop_implicit_gemm_bf16", "convolution"),
         ("cutlass_80_gemm", "matrix product"),
+        ("ynn_fusion", "convolution or product"),
         ("ncclDevKernel_AllReduce", "communication"),
         ("multiply_add_fusion", "element by element"),
         ("transpose_copy_fusion", "copy, transpose or pad"),
@@ -73,7 +74,8 @@ def test_summary_is_written_beside_what_it_is_of(tmp_path):
     place.mkdir(parents=True)
     with gzip.open(place / "perfetto_trace.json.gz", "wt") as file:
         json.dump({"traceEvents": TRACE}, file)
-    facts = {"options": {}, "versions": {"jax": "1"}, "device": {}, "seed": 3}
+    options = {"run_dir": str(tmp_path), "width": 8}
+    facts = {"options": options, "versions": {"jax": "1"}, "device": {}, "seed": 3}
     (tmp_path / "options.json").write_text(json.dumps(facts))
     program = [sys.executable, SCRIPTS / "read_profile.py", tmp_path]
     output = tmp_path / "summary.json"
@@ -86,6 +88,7 @@ def test_summary_is_written_beside_what_it_is_of(tmp_path):
     shares = {row["kind"]: row["share"] for row in found["operations"]}
     assert shares["convolution"] == 4 / 17 and shares["reduction"] == 3 / 17
     assert (found["idle_share"], found["seed"]) == (0.25, 3)
+    assert found["options"] == {"width": 8}
 
 
 def test_run_without_a_profile_is_refused(tmp_path):
