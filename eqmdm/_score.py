@@ -281,7 +281,7 @@ def _check_same_process(
             pairs = [(_rates(own, 0.5 * t), _rates(given, 0.5 * t))]
             pairs.append((_rates(own, t), _rates(given, t)))
             gaps = [jnp.max(jnp.abs(a - b) - 1e-3 * jnp.abs(a)) for a, b in pairs]
-        gap = concrete(jnp.max(jnp.stack(gaps)))
+            gap = concrete(jnp.max(jnp.stack(gaps)))
         same = gap is None or gap < 1e-3
     if not same:
         raise ValueError(

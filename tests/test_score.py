@@ -299,8 +299,10 @@ def test_a_free_score_of_another_process_is_refused(key):
     network = lambda t, y: y
     score, x = eqmdm.FreeScore(network, eqmdm.CLD()), jnp.ones(2)
     for diffusion in (eqmdm.VPSDE(), eqmdm.PSLD()):
-        with pytest.raises(ValueError, match="`score` must be of `diffusion`, "):
-            eqmdm.elbo(score, diffusion, x, key=key)
+        bound = lambda x, diffusion=diffusion: eqmdm.elbo(score, diffusion, x, key=key)
+        for function in (bound, jax.jit(bound)):
+            with pytest.raises(ValueError, match="`score` must be of `diffusion`, "):
+                function(x)
     # Between other ends it is the same process.
     shorter = eqmdm.CLD(t_range=(1e-2, 0.5))
     assert jnp.isfinite(eqmdm.elbo(score, shorter, x, key=key).total)
