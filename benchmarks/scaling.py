@@ -185,8 +185,7 @@ def compiled_step(
 ) -> Any:
     """The program that XLA makes of one `eqmdm.train_step`."""
     # As `train_step` calls it: where arrays lie is not known of traced ones.
-    held = state, eqmdm.parameters(state.model)
-    where = tuple(_sharding.shardings(tree) for tree in held)
+    where = _sharding.shardings(state)
     check = isinstance(data, _train.Batches)
     mesh = _sharding.mesh_of(state)
     settings = (batch_size, 1, max(1, batch_size // 16), check, mesh, where)

@@ -59,7 +59,12 @@ def distribute(tree: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> P
 
 def mesh_of(tree: PyTree) -> Mesh | None:
     """The mesh on which `distribute` has put a tree; `None` if it has not."""
-    for place in shardings(tree):
+    return mesh_among(shardings(tree))
+
+
+def mesh_among(places: tuple[NamedSharding | None, ...]) -> Mesh | None:
+    """The mesh of `mesh_of`, from what `shardings` returns."""
+    for place in places:
         if place is not None and isinstance(place.mesh, Mesh):
             if place.mesh.axis_names == (_BATCH,):
                 return place.mesh

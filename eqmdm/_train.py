@@ -20,7 +20,14 @@ from ._diffusion import LearnedDiffusion, LinearDiffusion
 from ._evaluate import Examples, Objective, batch_loss, make_score, model_dtype
 from ._flip import random_flip
 from ._score import check_trained_range
-from ._sharding import divide_batch, gathering, kept, mesh_of, on_host, shardings
+from ._sharding import (
+    divide_batch,
+    gathering,
+    kept,
+    mesh_among,
+    on_host,
+    shardings,
+)
 from ._shuffle import shuffled_indices
 from ._time_sampler import low_discrepancy
 
@@ -286,7 +293,8 @@ def train_step(
             f"{n_inner} x {batch_size}; its shape is {list(data.examples.shape)}. Make "
             "the `BatchStream` with the same two."
         )
-    mesh = mesh_of(state)
+    where = shardings(state)
+    mesh = mesh_among(where)
     if mesh is not None and batch_size % mesh.size:
         raise ValueError(
             "`batch_size` must be a multiple of the number of devices that the state "
@@ -297,7 +305,6 @@ def train_step(
     check = isinstance(data, Batches | Tracer)
     if not check:
         objective.check(data)
-    where = shardings(state), shardings(parameters(state.model))
     settings = (batch_size, n_inner, n_reconstruction, check, mesh, where)
     decay = jnp.asarray(ema_decay, jnp.float32)
     return _train_steps((data, objective, optimiser, decay, settings), state)
@@ -307,7 +314,7 @@ def train_step(
 def _train_steps(constants, state):
     data, objective, optimiser, ema_decay, settings = constants
     batch_size, n_inner, n_reconstruction, check, mesh, where = settings
-    where_state, where_parameters = where
+    where_parameters = _of_parameters(where, state)
 
     def one(state, examples):
         n_times = batch_size - n_reconstruction or batch_size
@@ -326,7 +333,7 @@ def _train_steps(constants, state):
             check,
             ema_decay,
         )
-        return kept(state, where_state), metrics
+        return kept(state, where), metrics
 
     given = data.examples if isinstance(data, Batches) else None
     if n_inner == 1:
@@ -340,6 +347,18 @@ def _train_steps(constants, state):
 
     dynamic, metrics = jax.lax.scan(body, dynamic, given, length=n_inner)
     return eqx.combine(dynamic, static), metrics
+
+
+def _of_parameters(where, state) -> tuple:
+    """Of the places of all leaves of `state`, those of its parameters."""
+    numbers = jax.tree.unflatten(jax.tree.structure(state), range(len(where)))
+    trained = jax.tree.map(
+        lambda leaf, number: number if eqx.is_inexact_array(leaf) else None,
+        state.model,
+        numbers.model,
+    )
+    named = {_name(path): n for path, n in jtu.tree_leaves_with_path(trained)}
+    return tuple(where[number] for number in jax.tree.leaves(named))
 
 
 class _Batch(NamedTuple):
