@@ -122,7 +122,7 @@ def gradient_noise(model, objective, data, settings, key):
         place = jr.randint(key_examples, (settings.batch_size,), 0, len(data))
         keys = jr.split(key_draws, settings.batch_size)
         n_times = settings.batch_size - n_reconstruction
-        u = eqmdm.low_discrepancy(key_u, n_times).astype(jnp.float32)
+        u = eqmdm.low_discrepancy(n_times, key=key_u).astype(jnp.float32)
 
         def loss(values):
             return batch_loss(

@@ -111,7 +111,7 @@ def gradients(network, ends, data, objective, settings):
         key_u, key_examples, key_draws = jr.split(key, 3)
         place = jr.randint(key_examples, (settings.batch_size,), 0, len(data))
         keys = jr.split(key_draws, settings.batch_size)
-        u = eqmdm.low_discrepancy(key_u, settings.batch_size).astype(jnp.float32)
+        u = eqmdm.low_discrepancy(settings.batch_size, key=key_u).astype(jnp.float32)
         bound = lambda x, key, u: objective.bound((network, diffusion), x, key, u)[0]
         bounds = jax.vmap(bound)(data[place], keys, u)
         others = bounds.total - bounds.prior

@@ -143,7 +143,7 @@ def steps_within(sampler, evaluations: int) -> int:
 def draw(sampler, diffusion, times, keys):
     def one(key):
         key_start, key_noise = jr.split(key)
-        y = diffusion.prior.sample(key_start, ()).astype(times.dtype)
+        y = diffusion.prior.sample((), key=key_start).astype(times.dtype)
         score = eqmdm.DenoiserScore(references.mixture_denoiser, diffusion)
         return sampler(score, diffusion, y, times, key=key_noise)
 

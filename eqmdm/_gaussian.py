@@ -251,7 +251,7 @@ class Gaussian(eqx.Module):
 
     root: VarsMatrix
 
-    def sample(self, key: PRNGKey, shape: tuple[int, ...]) -> State:
+    def sample(self, shape: tuple[int, ...], *, key: PRNGKey) -> State:
         """A draw of shape `(vars, *shape)`, in the dtype of the root."""
         noise = draw_normal(key, (len(self.root), *shape), self.root.dtype)
         return apply_to_vars(self.root, noise)

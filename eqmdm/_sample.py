@@ -149,7 +149,7 @@ def _default_grid(solver: Solver) -> AbstractGrid:
 def _draw_by_sampler(score, diffusion, keys, shape, times, sampler):
     def one(key):
         key_start, key_noise = jr.split(key)
-        y = diffusion.prior.sample(key_start, shape).astype(times.dtype)
+        y = diffusion.prior.sample(shape, key=key_start).astype(times.dtype)
         return sampler(score, diffusion, y, times, key=key_noise)
 
     return jax.vmap(one)(keys)

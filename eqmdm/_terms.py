@@ -245,7 +245,7 @@ class _Reverse(eqx.Module):
     def problem(self, terms: dfx.AbstractTerm) -> Problem:
         def initial(key: PRNGKey) -> State:
             prior = self.diffusion.prior
-            return prior.sample(key, self.shape).astype(self.timing.end.dtype)
+            return prior.sample(self.shape, key=key).astype(self.timing.end.dtype)
 
         start, length = self.interval
         return Problem(terms, start, length, initial, self.timing, True)

@@ -14,23 +14,26 @@ from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float
 
+from ._checks import check_count
 from ._custom_types import PRNGKey, Scalar
 from ._diffusion import AbstractLinearDiffusion
 from ._gaussian import log_det
 
 
-def low_discrepancy(key: PRNGKey, n: int) -> Float[Array, " n"]:
+def low_discrepancy(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
     """`n` quantiles, each uniform on [0, 1), evenly spaced with one random shift.
 
     **Source:** Kingma et al. (2021), appendix I.1.
     """
+    check_count("n", n)
     dtype = jnp.result_type(float)
     spaced = jnp.arange(n, dtype=dtype) / n
     return (jr.uniform(key, (), dtype) + spaced) % 1
 
 
-def antithetic(key: PRNGKey, n: int) -> Float[Array, " n"]:
+def antithetic(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
     """`n` quantiles, each uniform on [0, 1), in pairs that add to 1."""
+    check_count("n", n)
     half = jr.uniform(key, ((n + 1) // 2,), jnp.result_type(float))
     return jnp.concatenate([half, 1 - half])[:n] % 1
 

@@ -382,7 +382,7 @@ def _draw_batch(state, examples, objective, n_times) -> _Batch:
         examples = jax.vmap(flip)(examples, keys)
         keys = jax.vmap(jr.fold_in, (0, None))(keys, 1)
     key_time = jr.fold_in(jr.fold_in(base, _TIME), state.step)
-    u = low_discrepancy(key_time, n_times).astype(model_dtype(state.model))
+    u = low_discrepancy(n_times, key=key_time).astype(model_dtype(state.model))
     return _Batch(examples, keys, u)
 
 

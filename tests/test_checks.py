@@ -63,6 +63,7 @@ COUNTS = {
     "n_draws": eqmdm.AugmentedRoute,
     "accumulate": lambda n: eqmdm.make_optimiser(accumulate=n),
     "warmup": lambda n: eqmdm.make_optimiser(warmup=n),
+    "n": lambda n: eqmdm.low_discrepancy(n, key=KEY),
     "depth": lambda n: nn.MLP((2,), 1, depth=n, key=KEY),
 }
 

@@ -241,7 +241,7 @@ def test_log_density_is_that_of_the_dense_normal(key):
 
 def test_gaussian_samples_have_its_covariance(key):
     gaussian = eqmdm.Gaussian(random_root(key, 3))
-    y = gaussian.sample(key, (4000,))
+    y = gaussian.sample((4000,), key=key)
     assert y.shape == (3, 4000)
     products = jnp.moveaxis(y[:, None] * y[None], -1, 0)
     assert within_standard_errors(products, covariance(gaussian))

@@ -183,7 +183,7 @@ def test_elbo_averages_to_its_expectation_over_its_own_draws(key):
     score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
     key_data, key_time, key_bound = jr.split(key, 3)
     x = jnp.sqrt(VARIANCE) * jr.normal(key_data, (n,))
-    u = eqmdm.low_discrepancy(key_time, n)
+    u = eqmdm.low_discrepancy(n, key=key_time)
     keys = jr.split(key_bound, n)
 
     def total(name, x, u, key):
@@ -222,7 +222,7 @@ def test_bound_of_mixture_data_is_below_their_log_density(name, key):
     key_mode, key_data, key_time, key_bound = jr.split(key, 4)
     mode = jr.choice(key_mode, jnp.asarray(MODES), (n,))
     x = mode + WIDTH * jr.normal(key_data, (n,))
-    u = eqmdm.low_discrepancy(key_time, n)
+    u = eqmdm.low_discrepancy(n, key=key_time)
 
     def gap(x, u, key, shift):
         denoiser = lambda l, z: mixture_denoiser(l, z) + shift / (1 + jnp.exp(l))
@@ -314,7 +314,7 @@ def test_elbo_of_a_batch_of_images_is_that_of_each(key):
     score = eqmdm.FreeScore(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
     key_data, key_bound, key_time = jr.split(key, 3)
     x = images(key_data).astype(jnp.float32)
-    keys, u = jr.split(key_bound, 3), eqmdm.low_discrepancy(key_time, 3)
+    keys, u = jr.split(key_bound, 3), eqmdm.low_discrepancy(3, key=key_time)
     single = lambda x, key, u: eqmdm.elbo(score, diffusion, x, key=key, u=u)
     batch = jax.jit(jax.vmap(single))(x, keys, u)
     each = [jax.jit(single)(*args) for args in zip(x, keys, u, strict=True)]

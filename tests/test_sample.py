@@ -86,7 +86,7 @@ def test_steps_are_those_of_the_grid_on_the_clock(key):
     @jax.jit
     def by_hand(key):
         key_start, _ = jr.split(jr.fold_in(key, 0))
-        y = diffusion.prior.sample(key_start, (2,))
+        y = diffusion.prior.sample((2,), key=key_start)
         log_snrs = jax.vmap(diffusion.log_snr)(times)
         for i in range(4):
             rate = 1 / jax.grad(diffusion.log_snr)(times[i])

@@ -68,7 +68,9 @@ def run(sampler, denoiser, diffusion, y, times, key):
 
 
 def prior_states(diffusion, n, key, shape=()):
-    return jax.vmap(lambda key: diffusion.prior.sample(key, shape))(jr.split(key, n))
+    return jax.vmap(lambda key: diffusion.prior.sample(shape, key=key))(
+        jr.split(key, n)
+    )
 
 
 POINT = 0.7
@@ -324,7 +326,7 @@ def run_all(sampler, diffusions, grids, key, n_samples):
 
         def one(key):
             key_start, key_noise = jr.split(key)
-            y = diffusion.prior.sample(key_start, ()).astype(times.dtype)
+            y = diffusion.prior.sample((), key=key_start).astype(times.dtype)
             return sampler(score, diffusion, y, times, key=key_noise)
 
         return jax.vmap(one)(jr.split(key, n_samples))
@@ -420,7 +422,7 @@ SCORES = {
 def test_all_kinds_of_scores_lead_to_the_same_samples(key):
     diffusion = eqmdm.CLD(t_range=(0.05, 1.0))
     times = QuadraticGrid()(diffusion, 6, jnp.float64)
-    y = diffusion.prior.sample(key, (3, 2))
+    y = diffusion.prior.sample((3, 2), key=key)
     denoiser = lambda d: eqmdm.DenoiserScore(mixture_denoiser, d)
     # Which asks for the score in its steps, and for the estimate at its end.
     expected = run_score(SSCS(), denoiser, diffusion, y, times, key)
@@ -444,7 +446,7 @@ def test_samplers_take_the_evaluations_that_they_state(name, key):
         jax.debug.callback(lambda _: calls.append(None), log_snr)
         return gaussian_denoiser(log_snr, z)
 
-    y = diffusion.prior.sample(key, (2,))
+    y = diffusion.prior.sample((2,), key=key)
     make_score = lambda d: eqmdm.DenoiserScore(denoiser, d)
     x = run_score(SAMPLERS[name], make_score, diffusion, y, times, key)
     jax.block_until_ready(x)
@@ -455,7 +457,7 @@ def test_samplers_take_the_evaluations_that_they_state(name, key):
 def test_noise_follows_the_key(key):
     diffusion = eqmdm.VPSDE()
     times = QuadraticGrid()(diffusion, 4, jnp.float64)
-    y = diffusion.prior.sample(key, (2,))
+    y = diffusion.prior.sample((2,), key=key)
     make_score = lambda d: eqmdm.DenoiserScore(gaussian_denoiser, d)
     for name, differs in (("ancestral", True), ("collapsed-2", False)):
         first, second = (
@@ -468,7 +470,7 @@ def test_noise_follows_the_key(key):
 def test_clipping_bounds_the_estimates(key):
     diffusion = eqmdm.VPSDE()
     times = LogSNRGrid()(diffusion, 5, jnp.float64)
-    y = diffusion.prior.sample(key, (200,))
+    y = diffusion.prior.sample((200,), key=key)
     make_score = lambda d: eqmdm.DenoiserScore(lambda log_snr, z: 100 * z, d)
     for sampler in (AncestralSampler, SSCS, DataPrediction, Collapsed, CollapsedHeun):
         x = run_score(sampler(clip=(-2.0, 1.0)), make_score, diffusion, y, times, key)

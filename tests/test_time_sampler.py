@@ -129,7 +129,7 @@ def test_times_are_constants_to_the_parameters_of_a_diffusion(ends):
 @pytest.mark.parametrize("draw", [eqmdm.low_discrepancy, eqmdm.antithetic])
 @pytest.mark.parametrize("n", [1, 7, 8])
 def test_joint_quantiles_are_uniform_each(draw, n, key):
-    u = jax.vmap(lambda key: draw(key, n))(jr.split(key, 10_000))
+    u = jax.vmap(lambda key: draw(n, key=key))(jr.split(key, 10_000))
     assert u.shape == (10_000, n)
     assert jnp.all((u >= 0) & (u < 1))
     assert within_standard_errors(u, 1 / 2)
@@ -138,14 +138,14 @@ def test_joint_quantiles_are_uniform_each(draw, n, key):
 
 
 def test_low_discrepancy_quantiles_are_evenly_spaced(key):
-    u = np.sort(eqmdm.low_discrepancy(key, 9))
+    u = np.sort(eqmdm.low_discrepancy(9, key=key))
     # Roundings of numbers below 1.
     np.testing.assert_allclose(np.diff(u), 1 / 9, atol=1e-15)
     assert 0 <= u[0] < 1 / 9
 
 
 def test_antithetic_quantiles_are_pairs_that_add_to_one(key):
-    u = eqmdm.antithetic(key, 8)
+    u = eqmdm.antithetic(8, key=key)
     np.testing.assert_allclose(u[:4] + u[4:], 1.0, rtol=1e-15)
     assert len(np.unique(u)) == 8
 

@@ -135,7 +135,7 @@ def test_training_lowers_the_bound_on_held_out_draws(key):
     state, optimiser = _state(model, make_optimiser(3e-3))
     q = np.asarray(model[1].skew_half)
     examples, keys = _points(200), jr.split(key, 200)
-    u = eqmdm.low_discrepancy(key, 200).astype(jnp.float32)
+    u = eqmdm.low_discrepancy(200, key=key).astype(jnp.float32)
 
     @eqx.filter_jit
     def losses(model):
