@@ -5,6 +5,7 @@
 See `--help` for the options.
 """
 
+import contextlib
 import math
 import sys
 import time
@@ -31,7 +32,7 @@ from tqdm import tqdm
 import eqmdm
 
 
-def main(given: Options) -> None:
+def main(given: Options, on_exit: contextlib.ExitStack) -> None:
     # ----- Set-up: every wrong option, file or network fails here, before any work.
     with clean_errors():
         options = given.resolved()
@@ -90,12 +91,14 @@ def main(given: Options) -> None:
         options.steps, options.log_every, options.steps - start, max_divisor(options)
     )
     batches = _build.batches(options, state, dataset.train, n_inner)
-    bar = tqdm(
-        total=options.steps,
-        initial=start,
-        unit="step",
-        mininterval=1,
-        disable=not is_first(),
+    bar = on_exit.enter_context(
+        tqdm(
+            total=options.steps,
+            initial=start,
+            unit="step",
+            mininterval=1,
+            disable=not is_first(),
+        )
     )
     if start < options.steps:
         bar.set_description("compiling the first step")
@@ -215,5 +218,6 @@ def stop(what: str, run: Any, bar: Any) -> NoReturn:
 
 if __name__ == "__main__":
     keep_compiled()
-    with clean_file_errors():
-        main(tyro.cli(Options))
+    # The stack is closed first: an error begins on a line of its own, below the bar.
+    with clean_file_errors(), contextlib.ExitStack() as on_exit:
+        main(tyro.cli(Options), on_exit)

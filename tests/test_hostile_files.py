@@ -2,6 +2,8 @@
 script that lies beside data is imported."""
 
 import ast
+import contextlib
+import functools
 import io
 import json
 import pickle
@@ -103,7 +105,9 @@ def _resume(capsys, run_dir):
     from _options import Options
 
     arguments = (*POINTS, f"--run-dir={run_dir}", "--resume")
-    return _error(capsys, train.main, Options, *arguments)
+    with contextlib.ExitStack() as on_exit:
+        main = functools.partial(train.main, on_exit=on_exit)
+        return _error(capsys, main, Options, *arguments)
 
 
 def _evaluate(capsys, run_dir):

@@ -446,7 +446,8 @@ def test_full_disk_ends_the_run_with_one_line_and_what_was_saved(
     assert process.returncode == 1
     # TensorStore's threads print tracebacks of their own when a write fails.
     assert 'train.py", line' not in stderr
-    assert re.search(f"error: .*{named}", stderr) and "with --resume" in stderr
+    # Below the bar, not behind it.
+    assert re.search(f"(?m)^error: .*{named}", stderr) and "with --resume" in stderr
     last = run.restore()
     assert last.skipped == {}
     status, stdout, stderr = _train(
@@ -488,7 +489,7 @@ def test_disk_that_another_program_fills_ends_the_run_with_one_line(tmp_path):
         timeout=600,
     )
     assert process.returncode == 1, process.stderr
-    lines = re.findall(r"\berror: .*", process.stderr)
+    lines = re.findall("(?m)^error: .*", process.stderr)
     assert len(lines) == 1, process.stderr
     assert re.search("disk/run.*No space left on device", lines[0])
     # TensorStore's threads print tracebacks of their own when a write fails.
