@@ -200,6 +200,20 @@ def test_signal_to_one_process_stops_both_with_a_checkpoint(
     _assert_same_to_the_bit(tmp_path / "run", undisturbed)
 
 
+def test_signal_to_one_process_stops_both_before_what_comes_next():
+    program, address = TESTS / "leaving_together.py", _free_address()
+    two = [_start(program, address, index) for index in range(2)]
+    for printed, who in zip(
+        _finish(two, status=os.EX_TEMPFAIL),
+        ("signal to another process", "SIGTERM"),
+        strict=True,
+    ):
+        # Gloo prints too.
+        assert "first done" in printed and "second done" not in printed
+        assert f"{who}: stopped after the last step" in printed
+        assert "Left to do: second." in printed
+
+
 @pytest.mark.slow
 def test_processes_find_one_another_in_the_environment_of_a_cluster(
     undisturbed, tmp_path, cache

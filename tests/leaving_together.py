@@ -1,0 +1,30 @@
+"""Run by test_distributed.py, once for each of two processes.
+
+One of them is asked to stop in the first of two stages.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from _preemption import Preemption  # noqa: E402
+
+
+def first():
+    if jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    print("first done")
+
+
+def main(address, index):
+    jax.distributed.initialize(address, 2, int(index))
+    Preemption().finish({"first": first, "second": lambda: print("second done")})
+
+
+main(*sys.argv[1:])
