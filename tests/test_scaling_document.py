@@ -11,14 +11,17 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def program():
+def importable_benchmarks():
     sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import scaling
+    yield
+    sys.path.remove(str(BENCHMARKS))
 
-        yield scaling
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+
+@pytest.fixture(scope="module")
+def program(importable_benchmarks):
+    import scaling
+
+    return scaling
 
 
 def test_document_has_the_tables_of_the_counts(program):
@@ -27,6 +30,17 @@ def test_document_has_the_tables_of_the_counts(program):
     assert program.filled(text, parts) == text, (
         "run python benchmarks/scaling.py --write"
     )
+
+
+def test_document_has_the_table_of_the_devices(program):
+    import devices
+
+    text = program.DOCUMENT.read_text()
+    stored = json.loads((BENCHMARKS / "results" / "devices_cpu.json").read_text())
+    rows = stored["results"]
+    assert program.filled(text, {"devices": devices.table(rows)}) == text
+    # Sums in another order, in float64.
+    assert max(max(row["differences"].values()) for row in rows) < 1e-12
 
 
 def test_parameters_are_those_of_the_networks(program):
