@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -147,6 +148,46 @@ def summarise(study: Study, root: Path, rows: list[Row]) -> list[Row]:
             }
         )
     return summaries
+
+
+def pairs(study: Study, root: Path, rows: list[Row]) -> list[Row]:
+    """Of every two evaluations of a cell, the second less the first.
+
+    They are of the same models and examples. The error over the examples has the noise
+    of their draws too, which all seeds share.
+    """
+    directories = {(c.grid, c.name, c.seed): root / c.directory for c in study.cells}
+    seeds: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for row in rows:
+        of_cell = seeds.setdefault((row["grid"], row["cell"]), {})
+        of_cell.setdefault(row["evaluation"], []).append(row["seed"])
+    found = []
+    for (grid, cell), of_cell in seeds.items():
+        for first, second in itertools.combinations(of_cell, 2):
+            both = sorted({*of_cell[first]} & {*of_cell[second]})
+            values = [
+                [_values(directories[grid, cell, seed], name)[0] for seed in both]
+                for name in (first, second)
+            ]
+            if not both or len({len(v) for part in values for v in part}) > 1:
+                continue
+            by_seed = np.subtract(values[1], values[0])
+            mean = by_seed.mean(axis=0)
+            mean = mean[np.isfinite(mean)]
+            found.append(
+                {
+                    "grid": grid,
+                    "cell": cell,
+                    "first": first,
+                    "second": second,
+                    "difference": mean.mean(),
+                    "error_over_seeds": _of_seeds(by_seed),
+                    "error_over_examples": _standard_error(mean),
+                    "seeds": len(both),
+                    "examples": len(mean),
+                }
+            )
+    return found
 
 
 def learned(study: Study, root: Path) -> list[Row]:

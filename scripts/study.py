@@ -87,6 +87,8 @@ def main(options: Options) -> None:
         _cell_results.write(results_dir / "cells.csv", rows)
         summaries = _cell_results.summarise(study, root, rows)
         _cell_results.write(results_dir / "summary.csv", summaries)
+        if pairs := _cell_results.pairs(study, root, rows):
+            _cell_results.write(results_dir / "pairs.csv", pairs)
         if path := _cell_results.learned(study, root):
             _cell_results.write(results_dir / "learned.csv", path)
     text = _cell_results.as_text(study, summaries)

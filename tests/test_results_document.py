@@ -79,11 +79,16 @@ def tables(program, tmp_path, monkeypatch):
     cells += [f"g,A,two,{seed},{1.5 + seed / 4}" for seed in range(3)]
     cells += ["g,A,three,0,3"]
     (directory / "cells.csv").write_text("\n".join(cells) + "\n")
+    pairs = ["grid,cell,first,second,difference,error_over_seeds,error_over_examples"]
+    pairs += ["h,A,one,two,0.5,0.03,0.04"]
+    (directory / "pairs.csv").write_text("\n".join(pairs) + "\n")
     header = "grid,evaluation,cell,value,error_over_seeds,error_over_examples"
     summary = [f"{header},difference,difference_error,unit,seeds,examples"]
     summary += [
         "g,one,A,1.125,0.0721688,0.5,,,nats,3,7",
         "g,one,B,2,,0.25,1,3,nats,1,7",
+        "h,one,A,1,0.5,0.25,,,nats,3,7",
+        "h,two,A,1.5,0.5,0.25,,,nats,3,7",
     ]
     (directory / "summary.csv").write_text("\n".join(summary) + "\n")
     monkeypatch.setattr(program, "RESULTS", tmp_path)
@@ -105,6 +110,10 @@ def test_directives_read_the_tables(program, tables):
     assert table[0].startswith("| nats, 7 examples | value |")
     assert table[2] == "| A | 1.1250 | 0.0722 | 0.5000 |  | 3 |"
     assert table[3] == "| B | 2.0000 | one only | 0.2500 | +1.0000 ± 3.0000 | 1 |"
+    # Errors over seeds and examples together: of 0.03 and 0.04, 0.05.
+    table = program.render("{{pairs | tiny | h | one, two}}").splitlines()
+    assert table[2] == "| A: one | 1.0000 | 0.5000 | 0.2500 |  |"
+    assert table[3] == "| A: two | 1.5000 | 0.5000 | 0.2500 | +0.5000 ± 0.0500 |"
 
 
 @pytest.mark.parametrize(

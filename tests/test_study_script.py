@@ -145,6 +145,46 @@ def test_summary_is_over_seeds_and_paired_examples(tmp_path):
     assert f"| {second['value']:.4f} |" in line and "±" in line
 
 
+def test_pairs_are_of_the_same_models_and_examples(tmp_path):
+    import _cell_results
+
+    study = _read(tmp_path)
+    rng = np.random.default_rng(0)
+    # Models and examples differ far more than evaluations of one do.
+    examples = rng.normal(3.0, 1.0, 50)
+    rows, gaps = [], []
+    cells = [cell for cell in study.cells if cell.name == "VPSDE"]
+    for cell in cells:
+        first = examples + cell.seed
+        gaps.append(0.1 + 0.01 * rng.normal(size=50))
+        for name, total in (("bound", first), ("exact", first + gaps[-1])):
+            directory = tmp_path / cell.directory / f"evaluation-{name}"
+            _write_evaluation(directory, total, np.arange(50) != 7)
+            names = {"grid": cell.grid, "cell": cell.name, "seed": cell.seed}
+            rows.append(names | {"evaluation": name})
+    # Of one seed only: compared over that seed.
+    _write_evaluation(
+        tmp_path / cells[0].directory / "evaluation-last", examples, np.ones(50, bool)
+    )
+    rows.append(rows[0] | {"evaluation": "last"})
+    found = {
+        (p["first"], p["second"]): p for p in _cell_results.pairs(study, tmp_path, rows)
+    }
+    assert set(found) == {("bound", "exact"), ("bound", "last"), ("exact", "last")}
+    pair = found["bound", "exact"]
+    assert (pair["seeds"], pair["examples"]) == (2, 49)
+    mean = np.delete(np.mean(gaps, axis=0), 7)
+    np.testing.assert_allclose(pair["difference"], mean.mean(), rtol=1e-12)
+    over_examples = mean.std(ddof=1) / np.sqrt(49)
+    np.testing.assert_allclose(pair["error_over_examples"], over_examples, rtol=1e-9)
+    # Of two values, half their distance.
+    over_seeds = abs(np.diff(np.delete(gaps, 7, axis=1).mean(axis=1))[0]) / 2
+    np.testing.assert_allclose(pair["error_over_seeds"], over_seeds, rtol=1e-9)
+    one = found["bound", "last"]
+    assert one["seeds"] == 1 and np.isnan(one["error_over_seeds"])
+    np.testing.assert_allclose(one["difference"], 0.0, atol=1e-12)
+
+
 def test_parts_of_a_study_are_all_of_it(tmp_path, monkeypatch, capsys):
     import study
 

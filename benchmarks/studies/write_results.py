@@ -9,6 +9,8 @@ stands for what the tables say:
     and `difference`, from the first cell of the grid, likewise.
 - `table | study | grid | evaluation`: all cells, with errors and differences.
 - `evaluations | study | grid | evaluation, ...`: one model evaluated in several ways.
+- `pairs | study | grid | evaluation, ...`: the same, where the study has `pairs.csv`;
+    the errors of the differences are over seeds and examples.
 - `between | study | grid | evaluation | evaluation | cell`: the second less the first,
     of the same models and examples.
 - `learned | study | grid`: what each start of the learned diffusions came to.
@@ -108,26 +110,6 @@ def _table(study: str, grid: str, evaluation: str) -> str:
     return _markdown(header, lines)
 
 
-def _evaluations(study: str, grid: str, names: str) -> str:
-    evaluations = [name.strip() for name in names.split(",")]
-    header = ["", "value", "error over seeds", "over examples", "less the first"]
-    lines = []
-    for name in evaluations:
-        for row in select(study, "summary", grid=grid, evaluation=name):
-            numbers = (
-                _number(row[n])
-                for n in ("value", "error_over_seeds", "error_over_examples")
-            )
-            less = ""
-            if name != evaluations[0]:
-                less = _between(study, grid, evaluations[0], name, row["cell"])
-            label = f"{row['cell']}: {name}" if row["cell"] else name
-            lines.append([label, *numbers, less])
-    unit = select(study, "summary", grid=grid, evaluation=evaluations[0])[0]["unit"]
-    header[0] = unit
-    return _markdown(header, lines)
-
-
 def _between(study: str, grid: str, first: str, second: str, cell: str) -> str:
     by_seed = [
         {
@@ -140,6 +122,40 @@ def _between(study: str, grid: str, first: str, second: str, cell: str) -> str:
     mean, error = _mean_and_error(by_seed[1][s] - by_seed[0][s] for s in seeds)
     # Of one seed the error is not known.
     return f"{mean:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+
+
+def _evaluations(
+    study: str, grid: str, names: str, between: Callable[..., str] = _between
+) -> str:
+    evaluations = [name.strip() for name in names.split(",")]
+    header = ["", "value", "error over seeds", "over examples", "less the first"]
+    lines = []
+    for name in evaluations:
+        for row in select(study, "summary", grid=grid, evaluation=name):
+            numbers = (
+                _number(row[n])
+                for n in ("value", "error_over_seeds", "error_over_examples")
+            )
+            less = ""
+            if name != evaluations[0]:
+                less = between(study, grid, evaluations[0], name, row["cell"])
+            label = f"{row['cell']}: {name}" if row["cell"] else name
+            lines.append([label, *numbers, less])
+    unit = select(study, "summary", grid=grid, evaluation=evaluations[0])[0]["unit"]
+    header[0] = unit
+    return _markdown(header, lines)
+
+
+def _pairs(study: str, grid: str, names: str) -> str:
+    return _evaluations(study, grid, names, _between_pairs)
+
+
+def _between_pairs(study: str, grid: str, first: str, second: str, cell: str) -> str:
+    keys = {"grid": grid, "cell": cell, "first": first, "second": second}
+    [row] = select(study, "pairs", **keys)
+    errors = [row["error_over_seeds"], row["error_over_examples"]]
+    error = math.hypot(*(float(error) for error in errors if error))
+    return f"{float(row['difference']):+.4f} ± {error:.4f}"
 
 
 def _learned(study: str, grid: str) -> str:
@@ -245,6 +261,7 @@ _DIRECTIVES: dict[str, Callable[..., str]] = {
     "difference": _difference,
     "table": _table,
     "evaluations": _evaluations,
+    "pairs": _pairs,
     "between": _between,
     "learned": _learned,
     "range": _learned_range,
