@@ -17,38 +17,67 @@ _STYLES = "-", "--", ":", "-.", (0, (1, 4))
 
 
 def bounds(path: Path, summaries: list[dict[str, Any]]) -> None:
-    """Every cell's value with its error, a panel for each grid and evaluation."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    """Every cell's value with its errors, a panel for each grid, on one axis.
+
+    Evaluations of the same cells have a colour each; those of a single cell, a row.
+    """
+    grids: dict[str, list[dict[str, Any]]] = {}
     for row in summaries:
-        groups.setdefault((row["grid"], row["evaluation"]), []).append(row)
-    heights = [1.2 + 0.3 * len(rows) for rows in groups.values()]
+        grids.setdefault(row["grid"], []).append(row)
+    placed = {grid: _placed(rows) for grid, rows in grids.items()}
+    shared = len({row["unit"] for row in summaries}) == 1
+    heights = [0.7 + 0.3 * len(names) for names, _ in placed.values()]
     figure, panels = plt.subplots(
-        len(groups),
+        len(grids),
         figsize=(8, sum(heights)),
         height_ratios=heights,
+        sharex=shared,
         squeeze=False,
         layout="constrained",
     )
-    for (grid, evaluation), rows, axes in zip(
-        groups, groups.values(), panels[:, 0], strict=True
-    ):
-        places = np.arange(len(rows))[::-1]
-        for place, row in zip(places, rows, strict=True):
+    for axes, (grid, rows) in zip(panels[:, 0], grids.items(), strict=True):
+        names, places = placed[grid]
+        labels = set()
+        for row, (place, color, label) in zip(rows, places, strict=True):
             over = [row["error_over_seeds"], row["error_over_examples"]]
             for error, width in zip(over, (3.0, 1.0), strict=True):
                 if not math.isnan(error):
                     axes.errorbar(
-                        row["value"], place, xerr=error, color="C0", elinewidth=width
+                        row["value"], place, xerr=error, color=color, elinewidth=width
                     )
-            axes.plot(row["value"], place, "o", color="C0", ms=4)
-        axes.set_yticks(places, [row["cell"] for row in rows])
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.set_title(f"{grid}: {evaluation}", loc="left", fontsize="medium")
-        axes.set_xlabel(
-            f"{rows[0]['unit']}; bars: thick over seeds, thin over examples"
-        )
+            shown = None if label in labels else label
+            axes.plot(row["value"], place, "o", color=color, ms=4, label=shown)
+            labels.add(label)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_title(grid, loc="left", fontsize="medium")
+        if not shared or axes is panels[-1, 0]:
+            unit = rows[0]["unit"]
+            axes.set_xlabel(f"{unit}; bars: thick over seeds, thin over examples")
         axes.grid(axis="x", alpha=0.3)
+        if labels != {None}:
+            axes.legend(fontsize="x-small")
     _save(figure, path)
+
+
+def _placed(
+    rows: list[dict[str, Any]],
+) -> tuple[list[str], list[tuple[float, str, str | None]]]:
+    """What stands beside the axis of a grid, and of each row its place, colour and
+    name in the legend."""
+    cells, evaluations = (
+        list(dict.fromkeys(row[name] for row in rows))
+        for name in ("cell", "evaluation")
+    )
+    if len(cells) == 1 and len(evaluations) > 1:
+        return evaluations, [(place, "C0", None) for place in range(len(rows))]
+    places = []
+    for row in rows:
+        number = evaluations.index(row["evaluation"])
+        aside = 0.5 * ((number + 0.5) / len(evaluations) - 0.5)
+        label = row["evaluation"] if len(evaluations) > 1 else None
+        places.append((cells.index(row["cell"]) + aside, f"C{number % 10}", label))
+    return cells, places
 
 
 def training(path: Path, study: Study, root: Path) -> None:
