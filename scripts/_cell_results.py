@@ -153,8 +153,8 @@ def summarise(study: Study, root: Path, rows: list[Row]) -> list[Row]:
 def pairs(study: Study, root: Path, rows: list[Row]) -> list[Row]:
     """Of every two evaluations of a cell, the second less the first.
 
-    They are of the same models and examples. The error over the examples has the noise
-    of their draws too, which all seeds share.
+    They are of the same models, and of the examples that both have. The error over the
+    examples has the noise of their draws too, which all seeds share.
     """
     directories = {(c.grid, c.name, c.seed): root / c.directory for c in study.cells}
     seeds: dict[tuple[str, str], dict[str, list[int]]] = {}
@@ -165,13 +165,13 @@ def pairs(study: Study, root: Path, rows: list[Row]) -> list[Row]:
     for (grid, cell), of_cell in seeds.items():
         for first, second in itertools.combinations(of_cell, 2):
             both = sorted({*of_cell[first]} & {*of_cell[second]})
-            values = [
-                [_values(directories[grid, cell, seed], name)[0] for seed in both]
-                for name in (first, second)
+            by_seed = [
+                _difference(directories[grid, cell, seed], first, second)
+                for seed in both
             ]
-            if not both or len({len(v) for part in values for v in part}) > 1:
+            if not both or not by_seed[0].size:
                 continue
-            by_seed = np.subtract(values[1], values[0])
+            by_seed = np.stack(by_seed)
             mean = by_seed.mean(axis=0)
             mean = mean[np.isfinite(mean)]
             found.append(
@@ -188,6 +188,25 @@ def pairs(study: Study, root: Path, rows: list[Row]) -> list[Row]:
                 }
             )
     return found
+
+
+def _difference(directory: Path, first: str, second: str) -> np.ndarray:
+    """The second less the first, of each of the examples that both have."""
+    names = first, second
+    if len({_report(directory, name)["settings"]["split"] for name in names}) > 1:
+        return np.empty(0)
+    examples = [
+        pq.read_table(evaluation_dir(directory, name) / TABLE, columns=["example"])
+        for name in names
+    ]
+    _, *places = np.intersect1d(
+        *(table["example"].to_numpy() for table in examples), return_indices=True
+    )
+    of_first, of_second = (
+        _values(directory, name)[0][chosen]
+        for name, chosen in zip(names, places, strict=True)
+    )
+    return of_second - of_first
 
 
 def learned(study: Study, root: Path) -> list[Row]:

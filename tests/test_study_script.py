@@ -99,12 +99,13 @@ def test_wrong_study_is_refused(tmp_path, old, new, message):
 # --- The summary ---------------------------------------------------------------------
 
 
-def _write_evaluation(directory, total, converged):
+def _write_evaluation(directory, total, converged, split="test"):
     directory.mkdir(parents=True)
     columns = {"example": np.arange(len(total)), "total": -total * 64 * np.log(2)}
     columns |= {"bits_per_dim": total, "converged": converged}
     pq.write_table(pa.table(columns), directory / "examples.parquet")
-    (directory / "report.json").write_text("{}")
+    report = {"settings": {"split": split}}
+    (directory / "report.json").write_text(json.dumps(report))
 
 
 def test_summary_is_over_seeds_and_paired_examples(tmp_path):
@@ -162,13 +163,14 @@ def test_pairs_are_of_the_same_models_and_examples(tmp_path):
             _write_evaluation(directory, total, np.arange(50) != 7)
             names = {"grid": cell.grid, "cell": cell.name, "seed": cell.seed}
             rows.append(names | {"evaluation": name})
-    # Of one seed only: compared over that seed.
-    _write_evaluation(
-        tmp_path / cells[0].directory / "evaluation-last", examples, np.ones(50, bool)
-    )
-    rows.append(rows[0] | {"evaluation": "last"})
+    # Of one seed, and the first examples only; and of other examples.
+    for name, n, split in (("last", 30, "test"), ("other", 50, "validation")):
+        directory = tmp_path / cells[0].directory / f"evaluation-{name}"
+        _write_evaluation(directory, examples[:n], np.ones(n, bool), split)
+        rows.append(rows[0] | {"evaluation": name})
     found = {
-        (p["first"], p["second"]): p for p in _cell_results.pairs(study, tmp_path, rows)
+        (pair["first"], pair["second"]): pair
+        for pair in _cell_results.pairs(study, tmp_path, rows)
     }
     assert set(found) == {("bound", "exact"), ("bound", "last"), ("exact", "last")}
     pair = found["bound", "exact"]
@@ -181,7 +183,8 @@ def test_pairs_are_of_the_same_models_and_examples(tmp_path):
     over_seeds = abs(np.diff(np.delete(gaps, 7, axis=1).mean(axis=1))[0]) / 2
     np.testing.assert_allclose(pair["error_over_seeds"], over_seeds, rtol=1e-9)
     one = found["bound", "last"]
-    assert one["seeds"] == 1 and np.isnan(one["error_over_seeds"])
+    assert (one["seeds"], one["examples"]) == (1, 29)
+    assert np.isnan(one["error_over_seeds"])
     np.testing.assert_allclose(one["difference"], 0.0, atol=1e-12)
 
 
