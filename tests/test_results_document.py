@@ -112,6 +112,7 @@ def test_directives_read_the_tables(program, tables):
     assert table[3] == "| B | 2.0000 | one only | 0.2500 | +1.0000 ± 3.0000 | 1 |"
     # Errors over seeds and examples together: of 0.03 and 0.04, 0.05.
     table = program.render("{{pairs | tiny | h | one, two}}").splitlines()
+    assert program.render("{{pair | tiny | h | one | two | A}}") == "+0.5000 ± 0.0500"
     assert table[2] == "| A: one | 1.0000 | 0.5000 | 0.2500 |  |"
     assert table[3] == "| A: two | 1.5000 | 0.5000 | 0.2500 | +0.5000 ± 0.0500 |"
 

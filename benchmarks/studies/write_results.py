@@ -11,6 +11,7 @@ stands for what the tables say:
 - `evaluations | study | grid | evaluation, ...`: one model evaluated in several ways.
 - `pairs | study | grid | evaluation, ...`: the same, where the study has `pairs.csv`;
     the errors of the differences are over seeds and examples.
+- `pair | study | grid | evaluation | evaluation | cell`: one of these differences.
 - `between | study | grid | evaluation | evaluation | cell`: the second less the first,
     of the same models and examples.
 - `learned | study | grid`: what each start of the learned diffusions came to.
@@ -147,10 +148,10 @@ def _evaluations(
 
 
 def _pairs(study: str, grid: str, names: str) -> str:
-    return _evaluations(study, grid, names, _between_pairs)
+    return _evaluations(study, grid, names, _pair)
 
 
-def _between_pairs(study: str, grid: str, first: str, second: str, cell: str) -> str:
+def _pair(study: str, grid: str, first: str, second: str, cell: str) -> str:
     keys = {"grid": grid, "cell": cell, "first": first, "second": second}
     [row] = select(study, "pairs", **keys)
     errors = [row["error_over_seeds"], row["error_over_examples"]]
@@ -262,6 +263,7 @@ _DIRECTIVES: dict[str, Callable[..., str]] = {
     "table": _table,
     "evaluations": _evaluations,
     "pairs": _pairs,
+    "pair": _pair,
     "between": _between,
     "learned": _learned,
     "range": _learned_range,
