@@ -6,8 +6,8 @@
 Runs `train.py` of both on the bundled digits, in turn: one step with nothing compiled
 before, one step in a second process with what the first has kept, and many. Processor
 time for the first two, which other programs disturb less than time on the clock, and
-time on the clock for a step. Without `--before` it compares this checkout with itself,
-which shows the noise.
+time on the clock for a step, from the records of the run after its first window. Without
+`--before` it compares this checkout with itself, which shows the noise.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import tyro
@@ -53,16 +52,19 @@ class Settings:
     """The other checkout; by default this one."""
     repeats: int = 3
     """Of each measurement, in turn; medians are shown."""
-    steps: int = 100
-    """Timed for the cost of a step."""
+    steps: int = 50
+    """In each of two windows that are timed, after one that is not."""
     output: Path | None = None
     """A JSON file for the results."""
     quick: bool = False
     """One case, once."""
 
 
-def train(checkout: Path, case: list[str], steps: int, cache: str) -> tuple[float, ...]:
-    """Seconds of processor and on the clock of a process that trains."""
+def train(
+    checkout: Path, case: list[str], steps: int, cache: str
+) -> tuple[float, list[float]]:
+    """Seconds of processor of a process that trains, and the steps a second that it
+    has had from one record of its metrics to the next."""
     environment = os.environ | {
         # The library of that checkout, wherever an installed one is.
         "PYTHONPATH": str(checkout),
@@ -72,30 +74,29 @@ def train(checkout: Path, case: list[str], steps: int, cache: str) -> tuple[floa
     with tempfile.TemporaryDirectory() as directory:
         program = [sys.executable, str(checkout / "scripts" / "train.py")]
         options = ["--dataset=digits", f"--steps={steps}", f"--run-dir={directory}/run"]
-        before, clock = (
-            resource.getrusage(resource.RUSAGE_CHILDREN),
-            time.perf_counter(),
-        )
+        options.append(f"--log-every={max(1, steps // 3)}")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [*program, *options, *case, *_NOTHING_ELSE],
             env=environment,
             check=True,
             capture_output=True,
         )
-        elapsed = time.perf_counter() - clock
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        lines = (Path(directory) / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    rates = [r["steps_per_second"] for r in records if "steps_per_second" in r]
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return spent, elapsed
+    return spent, rates
 
 
 def measure(checkout: Path, case: list[str], steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as cache:
         cold, _ = train(checkout, case, 1, cache)
-        warm, short = train(checkout, case, 1, cache)
-        # Once for its own programs: that of many steps may be another.
-        train(checkout, case, 1 + steps, cache)
-        _, long = train(checkout, case, 1 + steps, cache)
-    return {"cold": cold, "warm": warm, "step": 1e3 * (long - short) / steps}
+        warm, _ = train(checkout, case, 1, cache)
+        # The first window waits for the compiler.
+        _, (_, *rates) = train(checkout, case, 3 * steps, cache)
+    return {"cold": cold, "warm": warm, "step": 1e3 / statistics.median(rates)}
 
 
 def main(settings: Settings) -> None:
