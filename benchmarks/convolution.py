@@ -11,7 +11,7 @@ written as
 - `patches-each`: the same in a loop over the images, whose patches fit the cache,
 - `rows`: a product of patches of 1x3 for all three rows, and the sum of their shifts,
 - `in-parts`: XLA's convolution, and the gradient in the kernel as a sum over parts of
-    the batch that fit the cache,
+    the batch that fit the cache; it has derivatives in reverse mode only,
 - `channels-first`: XLA's convolution of arrays whose channels come before their sides.
     A layer is given such arrays; the network, which is channels-last, transposes them
     there and back, where XLA does not find that it can do without.
@@ -131,6 +131,23 @@ def _in_parts_backward(residuals, y):
 
 in_parts.defvjp(lambda x, weight: (xla(x, weight), (x, weight)), _in_parts_backward)
 
+
+def given_the_batch(convolution: Callable[..., Any]) -> Callable[..., Any]:
+    """It gets all images at once under `jax.vmap` too."""
+
+    @jax.custom_batching.custom_vmap
+    def of_one(x, weight):
+        return convolution(x, weight)
+
+    @of_one.def_vmap
+    def of_batch(n, is_batched, x, weight):
+        assert is_batched == [True, False]
+        images = x.reshape(-1, *x.shape[2:])
+        return convolution(images, weight).reshape(n, *x.shape[1:-1], -1), True
+
+    return of_one
+
+
 _FORMS: dict[str, Callable[..., Any]] = {
     "xla": xla,
     "patches": patches,
@@ -240,9 +257,10 @@ def network(settings: Settings) -> list[dict[str, Any]]:
         with mock.patch.object(lax, "conv_general_dilated", replaced):
             return cast(Any, eqx.filter_jit(loss_fn)).lower(unet).compile()
 
+    forms = _FORMS | {"in-parts": given_the_batch(in_parts)}
     calls = {
         form: partial(compiled(convolution), unet)
-        for form, convolution in _FORMS.items()
+        for form, convolution in forms.items()
     }
     seconds = _interleaved(calls, settings)
     rows = []

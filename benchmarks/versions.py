@@ -6,8 +6,8 @@
 Runs `train.py` of both on the bundled digits, in turn: one step with nothing compiled
 before, one step in a second process with what the first has kept, and many. Processor
 time for the first two, which other programs disturb less than time on the clock, and
-time on the clock for a step, from the records of the run after its first window. Without
-`--before` it compares this checkout with itself, which shows the noise.
+time on the clock for a step, from the records of the run after its first window.
+Without `--before` it compares this checkout with itself, which shows the noise.
 """
 
 import dataclasses
