@@ -129,20 +129,28 @@ def main(settings: Settings) -> None:
                 flush=True,
             )
         results.append(row)
-    if settings.output is not None:
-        facts = _build.facts(Options(dataset="digits"))
-        facts.pop("command")
-        revisions = {
-            which: subprocess.run(
-                ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"],
-                capture_output=True,
-                text=True,
-            ).stdout.strip()
-            for which, checkout in checkouts.items()
-        }
-        used = {"repeats": repeats, "steps": steps, "revisions": revisions}
-        record = {"settings": used, "results": results} | facts
-        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+        write(settings, checkouts, results)
+
+
+def write(settings: Settings, checkouts: dict[str, Path], results: list) -> None:
+    """What has been measured so far, to the output."""
+    if settings.output is None:
+        return
+    facts = _build.facts(Options(dataset="digits"))
+    facts.pop("command")
+    revisions = {
+        which: subprocess.run(
+            ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for which, checkout in checkouts.items()
+    }
+    used = dataclasses.asdict(settings) | {"revisions": revisions}
+    for name in ("before", "output"):
+        used.pop(name)
+    record = {"settings": used, "results": results} | facts
+    settings.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
