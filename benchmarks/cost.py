@@ -123,7 +123,7 @@ def make_score(settings: Settings, case: Case, diffusion: Any, score: Score) -> 
 
 def make_call(task: str, score: Score, case: Case, settings: Settings) -> Call:
     """A function of a key that does the task once for a batch."""
-    diffusion = getattr(eqmdm, case.diffusion)(log_snr_range=(-9.0, 9.0))
+    diffusion = getattr(eqmdm, case.diffusion)(interval=eqmdm.LogSNRInterval(-9.0, 9.0))
     model = make_score(settings, case, diffusion, score)
     shape = (case.side, case.side, 1)
     x = 0.5 * jr.normal(jr.key(settings.seed), (case.batch_size, *shape))

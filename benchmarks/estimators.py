@@ -28,8 +28,8 @@ import _build  # noqa: E402
 from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
-from eqmdm._evaluate import batch_loss  # noqa: E402
-from eqmdm._train import parameters, with_parameters  # noqa: E402
+from eqmdm._training.evaluate import batch_loss  # noqa: E402
+from eqmdm._training.train import parameters, with_parameters  # noqa: E402
 
 
 _FORMS = {

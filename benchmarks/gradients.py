@@ -37,8 +37,8 @@ _SCORES = {
     "free": eqmdm.Objective(time_sampler=eqmdm.ImportanceTime()),
 }
 _ENDS = {
-    "log-SNR": {"log_snr_range": (-9.0, 13.3)},
-    "time": {"t_range": (1e-3, 1.0)},
+    "log-SNR": {"interval": eqmdm.LogSNRInterval(-9.0, 13.3)},
+    "time": {"interval": eqmdm.TimeInterval(1e-3, 1.0)},
 }
 # Beyond the ends, which move with the entries.
 _MARGIN = 0.5

@@ -34,7 +34,10 @@ from _options import Options  # noqa: E402
 import eqmdm  # noqa: E402
 
 
-_ENDS = {"clock": eqmdm.ConstantClock(1.0), "t_range": (1e-6, 20.0)}
+_ENDS = {
+    "schedule": eqmdm.ConstantSchedule(1.0),
+    "interval": eqmdm.TimeInterval(1e-6, 20.0),
+}
 _COLUMNS = ("root_diagonal", "root_rows", "mean_to_5", "mean_at_20")
 # The accuracy that the kernels are built for.
 _BARS = {

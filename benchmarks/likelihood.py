@@ -41,7 +41,7 @@ import references  # noqa: E402
 from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
-from eqmdm._solver_kind import n_evaluations  # noqa: E402
+from eqmdm._model.diffrax_solvers import n_evaluations  # noqa: E402
 
 
 TOP_LOG_SNR = 13.3
@@ -91,7 +91,7 @@ def log_density(x: jax.Array) -> jax.Array:
 
 def clocks(c: float) -> dict[str, tuple[Callable[[jax.Array], jax.Array], Any, Any]]:
     """Log-SNR by what each clock reads, and its readings at the ends."""
-    diffusion = eqmdm.VPSDE(log_snr_range=(-TOP_LOG_SNR, TOP_LOG_SNR))
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-TOP_LOG_SNR, TOP_LOG_SNR))
     angle = eqmdm.AngleClock()
     cut = angle.reading(jnp.asarray(TOP_LOG_SNR), c)
     horizon = angle.reading(jnp.asarray(-TOP_LOG_SNR), c)

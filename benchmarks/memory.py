@@ -42,7 +42,7 @@ from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
 from eqmdm import nn  # noqa: E402
-from eqmdm._evaluate import batch_loss  # noqa: E402
+from eqmdm._training.evaluate import batch_loss  # noqa: E402
 
 
 _N_STEPS = 3
@@ -94,7 +94,7 @@ def make_state(settings: Settings, compute_dtype: str, remat: bool, optimiser: A
     denoiser = eqmdm.PreconditionedDenoiser(
         network, data_std=0.5, log_snr_range=(-10.0, 14.0)
     )
-    model = denoiser, eqmdm.CLD(log_snr_range=(-9.0, 13.3))
+    model = denoiser, eqmdm.CLD(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
     return eqmdm.TrainState.create(model, optimiser, key=jr.key(settings.seed))
 
 

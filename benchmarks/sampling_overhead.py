@@ -87,7 +87,7 @@ def make_by_hand(score: Any, diffusion: Any, settings: Settings, *, whole=True):
     # The quadratic grid, and what a step takes from it.
     r = jnp.linspace(1, 0, settings.n_steps + 1)
     times = diffusion.t0 + (diffusion.t1 - diffusion.t0) * r**2
-    rates = jax.vmap(diffusion.clock.rate)(times[:-1])
+    rates = jax.vmap(diffusion.schedule.rate)(times[:-1])
     steps = times[:-1], times[:-1] - times[1:], rates
 
     def step(y, inputs):

@@ -204,7 +204,7 @@ def moved(*, shard_parameters: bool) -> dict[str, float]:
     denoiser = eqmdm.PreconditionedDenoiser(
         network, data_std=0.5, log_snr_range=(-10.0, 14.0)
     )
-    model = denoiser, eqmdm.CLD(log_snr_range=(-9.0, 13.3))
+    model = denoiser, eqmdm.CLD(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(1))
     mesh = eqmdm.device_mesh()
     state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)

@@ -129,7 +129,7 @@ def cases(settings: Settings):
     for name in list(makers)[: 2 if settings.quick else None]:
         default = makers[name]()
         low = float(default.log_snr(default.t1))
-        yield name, makers[name](log_snr_range=(low, TOP_LOG_SNR))
+        yield name, makers[name](interval=eqmdm.LogSNRInterval(low, TOP_LOG_SNR))
 
 
 def steps_within(sampler, evaluations: int) -> int:

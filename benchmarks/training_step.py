@@ -54,8 +54,8 @@ from _options import Options, ResolvedOptions  # noqa: E402
 
 import eqmdm  # noqa: E402
 from eqmdm import _train  # noqa: E402
-from eqmdm._objective import compute_shared_elbo  # noqa: E402
-from eqmdm._train import with_parameters  # noqa: E402
+from eqmdm._bound.elbo import compute_shared_elbo  # noqa: E402
+from eqmdm._training.train import with_parameters  # noqa: E402
 
 
 _DECAY = 0.999

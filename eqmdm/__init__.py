@@ -3,34 +3,42 @@
 import importlib.metadata
 
 from . import data as data, nn as nn
-from ._checkpoint import (
-    Restored as Restored,
-    Run as Run,
-    load as load,
-    resumed_state as resumed_state,
-)
-from ._clock import (
-    AbstractClock as AbstractClock,
-    ConstantClock as ConstantClock,
-    CosineClock as CosineClock,
-    LinearClock as LinearClock,
-)
-from ._decoder import (
+from ._bound.decoders import (
     AbstractDecoder as AbstractDecoder,
     DataDecoder as DataDecoder,
     DiscreteDecoder as DiscreteDecoder,
     StartDecoder as StartDecoder,
 )
-from ._dequantise import (
-    AbstractDequantiser as AbstractDequantiser,
-    AbstractTransform as AbstractTransform,
-    GreyLevels as GreyLevels,
-    LevelCentres as LevelCentres,
-    Logit as Logit,
-    Scale as Scale,
-    TruncatedNormalDequantiser as TruncatedNormalDequantiser,
-    UniformDequantiser as UniformDequantiser,
-    bits_per_dim as bits_per_dim,
+from ._bound.discrete_time import discrete_elbo as discrete_elbo
+from ._bound.elbo import Elbo as Elbo, elbo as elbo
+from ._bound.forms import (
+    AbstractDivergence as AbstractDivergence,
+    AbstractForm as AbstractForm,
+    DenoisingScoreMatching as DenoisingScoreMatching,
+    ExactDivergence as ExactDivergence,
+    HutchinsonDivergence as HutchinsonDivergence,
+    HybridScoreMatching as HybridScoreMatching,
+    ImplicitScoreMatching as ImplicitScoreMatching,
+    LowVariance as LowVariance,
+)
+from ._bound.times import (
+    AbstractTimeSampler as AbstractTimeSampler,
+    ImportanceTime as ImportanceTime,
+    LogSNRTime as LogSNRTime,
+    UniformTime as UniformTime,
+    antithetic as antithetic,
+    low_discrepancy as low_discrepancy,
+)
+from ._core.gaussian import (
+    Gaussian as Gaussian,
+    PerturbationKernel as PerturbationKernel,
+    Transition as Transition,
+)
+from ._core.sharding import (
+    device_mesh as device_mesh,
+    distribute as distribute,
+    divide_batch as divide_batch,
+    on_host as on_host,
 )
 from ._diffusion import (
     ALDA as ALDA,
@@ -43,78 +51,64 @@ from ._diffusion import (
     AbstractLinearDiffusion as AbstractLinearDiffusion,
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
     CriticalThirdOrder as CriticalThirdOrder,
-    Ends as Ends,
     LearnedDiffusion as LearnedDiffusion,
     LinearDiffusion as LinearDiffusion,
+    LogSNRInterval as LogSNRInterval,
     SubVPSDE as SubVPSDE,
+    TimeInterval as TimeInterval,
     TimeVaryingDiffusion as TimeVaryingDiffusion,
-    TwoClockDiffusion as TwoClockDiffusion,
+    TwoScheduleDiffusion as TwoScheduleDiffusion,
     composed_transition as composed_transition,
 )
-from ._discrete import discrete_elbo as discrete_elbo
-from ._evaluate import (
-    Evaluation as Evaluation,
-    Objective as Objective,
-    evaluate as evaluate,
-    make_score as make_score,
+from ._diffusion.schedule import (
+    AbstractSchedule as AbstractSchedule,
+    ConstantSchedule as ConstantSchedule,
+    CosineSchedule as CosineSchedule,
+    LinearSchedule as LinearSchedule,
 )
-from ._form import (
-    AbstractDivergence as AbstractDivergence,
-    AbstractForm as AbstractForm,
-    DenoisingScoreMatching as DenoisingScoreMatching,
-    ExactDivergence as ExactDivergence,
-    HutchinsonDivergence as HutchinsonDivergence,
-    HybridScoreMatching as HybridScoreMatching,
-    ImplicitScoreMatching as ImplicitScoreMatching,
-    LowVariance as LowVariance,
+from ._levels import (
+    AbstractDequantiser as AbstractDequantiser,
+    AbstractTransform as AbstractTransform,
+    GreyLevels as GreyLevels,
+    LevelCentres as LevelCentres,
+    Logit as Logit,
+    Scale as Scale,
+    TruncatedNormalDequantiser as TruncatedNormalDequantiser,
+    UniformDequantiser as UniformDequantiser,
+    bits_per_dim as bits_per_dim,
 )
-from ._gaussian import (
-    Gaussian as Gaussian,
-    PerturbationKernel as PerturbationKernel,
-    Transition as Transition,
+from ._likelihood.log_likelihood import log_likelihood as log_likelihood
+from ._likelihood.routes import (
+    AbstractRoute as AbstractRoute,
+    AugmentedRoute as AugmentedRoute,
+    CollapsedRoute as CollapsedRoute,
+    Likelihood as Likelihood,
 )
-from ._grids import (
-    AbstractGrid as AbstractGrid,
-    CustomGrid as CustomGrid,
-    LogSNRGrid as LogSNRGrid,
-    QuadraticGrid as QuadraticGrid,
-    RhoGrid as RhoGrid,
-    UniformGrid as UniformGrid,
-)
-from ._likelihood import log_likelihood as log_likelihood
 from ._metrics import (
     Distance as Distance,
     frechet_distance as frechet_distance,
     maximum_mean_discrepancy as maximum_mean_discrepancy,
     sliced_wasserstein as sliced_wasserstein,
 )
-from ._noise_clock import (
-    AbstractNoiseClock as AbstractNoiseClock,
-    AngleClock as AngleClock,
-    LogSNRClock as LogSNRClock,
-)
-from ._objective import Elbo as Elbo, elbo as elbo
-from ._routes import (
-    AbstractRoute as AbstractRoute,
-    AugmentedRoute as AugmentedRoute,
-    CollapsedRoute as CollapsedRoute,
-    Likelihood as Likelihood,
-)
-from ._sample import sample as sample
-from ._score import (
+from ._model.score import (
     AbstractScore as AbstractScore,
     CallableScore as CallableScore,
     DenoiserScore as DenoiserScore,
     FreeScore as FreeScore,
     PreconditionedDenoiser as PreconditionedDenoiser,
 )
-from ._sharding import (
-    device_mesh as device_mesh,
-    distribute as distribute,
-    divide_batch as divide_batch,
-    on_host as on_host,
+from ._model.terms import (
+    Problem as Problem,
+    forward_sde as forward_sde,
+    probability_flow as probability_flow,
+    reverse_sde as reverse_sde,
 )
-from ._solvers import (
+from ._model.time_change import (
+    AbstractNoiseClock as AbstractNoiseClock,
+    AngleClock as AngleClock,
+    LogSNRClock as LogSNRClock,
+)
+from ._sampling import (
     SSCS as SSCS,
     AbstractMultistep as AbstractMultistep,
     AbstractRoot as AbstractRoot,
@@ -127,22 +121,29 @@ from ._solvers import (
     DataPrediction as DataPrediction,
     LangevinCorrector as LangevinCorrector,
 )
-from ._stream import BatchStream as BatchStream, ExampleSource as ExampleSource
-from ._terms import (
-    Problem as Problem,
-    forward_sde as forward_sde,
-    probability_flow as probability_flow,
-    reverse_sde as reverse_sde,
+from ._sampling.grids import (
+    AbstractGrid as AbstractGrid,
+    CustomGrid as CustomGrid,
+    LogSNRGrid as LogSNRGrid,
+    QuadraticGrid as QuadraticGrid,
+    RhoGrid as RhoGrid,
+    UniformGrid as UniformGrid,
 )
-from ._time_sampler import (
-    AbstractTimeSampler as AbstractTimeSampler,
-    ImportanceTime as ImportanceTime,
-    LogSNRTime as LogSNRTime,
-    UniformTime as UniformTime,
-    antithetic as antithetic,
-    low_discrepancy as low_discrepancy,
+from ._sampling.sample import sample as sample
+from ._training.evaluate import (
+    Evaluation as Evaluation,
+    Objective as Objective,
+    evaluate as evaluate,
+    make_score as make_score,
 )
-from ._train import (
+from ._training.run import (
+    Restored as Restored,
+    Run as Run,
+    load as load,
+    resumed_state as resumed_state,
+)
+from ._training.stream import BatchStream as BatchStream, ExampleSource as ExampleSource
+from ._training.train import (
     Batches as Batches,
     TrainState as TrainState,
     make_optimiser as make_optimiser,

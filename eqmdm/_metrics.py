@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float64, Shaped
 
-from ._checks import check_count
-from ._custom_types import PRNGKey
+from ._core.checks import check_count
+from ._core.types import PRNGKey
 
 
 Samples: TypeAlias = Shaped[Array | np.ndarray, "_ ..."]

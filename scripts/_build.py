@@ -35,10 +35,10 @@ _DIFFUSIONS = {
     "critical3": eqmdm.CriticalThirdOrder,
     "learned": eqmdm.LearnedDiffusion,
 }
-_CLOCKS = {
-    "constant": (eqmdm.ConstantClock, 1),
-    "linear": (eqmdm.LinearClock, 2),
-    "cosine": (eqmdm.CosineClock, 1),
+_SCHEDULES = {
+    "constant": (eqmdm.ConstantSchedule, 1),
+    "linear": (eqmdm.LinearSchedule, 2),
+    "cosine": (eqmdm.CosineSchedule, 1),
 }
 # Above this log-SNR a network has nothing to add to a Gaussian posterior: the noise is
 # a thousandth of the data's range.
@@ -62,21 +62,26 @@ class Purpose(enum.IntEnum):
 
 
 def build_diffusion(options: ResolvedOptions, key: jax.Array) -> Any:
-    ends: dict[str, Any] = {"t_range": options.t_range}
-    ends = {"log_snr_range": options.log_snr_range} | ends
-    settings = {name: value for name, value in ends.items() if value is not None}
-    if options.clock != "default":
-        cls, n_values = _CLOCKS[options.clock]
-        if len(options.clock_values) not in (0, n_values):
+    settings: dict[str, Any] = {}
+    if options.t_range is not None:
+        settings["interval"] = eqmdm.TimeInterval(*options.t_range)
+    elif options.log_snr_range is not None:
+        settings["interval"] = eqmdm.LogSNRInterval(*options.log_snr_range)
+    if options.schedule != "default":
+        cls, n_values = _SCHEDULES[options.schedule]
+        if len(options.schedule_values) not in (0, n_values):
             raise ValueError(
-                f"`clock_values` must be {n_values} number(s) for the {options.clock} "
-                f"clock, or none for its defaults; got {options.clock_values}."
+                f"`schedule_values` must be {n_values} number(s) for the "
+                f"{options.schedule} schedule, or none for its defaults; got "
+                f"{options.schedule_values}."
             )
         if options.diffusion == "vesde":
-            raise ValueError("`clock` must be left out for vesde, which has none.")
-        settings["clock"] = cls(*options.clock_values)
-    elif options.clock_values:
-        raise ValueError("`clock_values` must come with a `clock` that they are of.")
+            raise ValueError("`schedule` must be left out for vesde, which has none.")
+        settings["schedule"] = cls(*options.schedule_values)
+    elif options.schedule_values:
+        raise ValueError(
+            "`schedule_values` must come with a `schedule` that they are of."
+        )
     if options.diffusion == "learned":
         assert options.n_vars is not None
         return eqmdm.LearnedDiffusion(options.n_vars, key=key, **settings)

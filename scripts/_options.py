@@ -120,10 +120,10 @@ class Options:
     t_range: Range | None = None
     """The diffusion's ends in time instead. 0.001 1 is the default of the free score
     and of learned diffusions, as in MDM."""
-    clock: Literal["default", "constant", "linear", "cosine"] = "default"
+    schedule: Literal["default", "constant", "linear", "cosine"] = "default"
     """The rate of noise in time; the default is the diffusion's own."""
-    clock_values: tuple[float, ...] = ()
-    """Of the clock: constant, its rate; linear, its rates at 0 and 1; cosine, its
+    schedule_values: tuple[float, ...] = ()
+    """Of the schedule: constant, its rate; linear, its rates at 0 and 1; cosine, its
     integral at 1."""
 
     form: Literal["low_variance", "dsm", "hsm", "ism", "hutchinson"] = "low_variance"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import diffrax as dfx
 
 import eqmdm
-from eqmdm import _solver_kind
+from eqmdm._model import diffrax_solvers
 
 
 _SAMPLERS = {
@@ -79,7 +79,7 @@ class Method:
         """Of the network, the posterior mean at the cut included."""
         if isinstance(self.solver, eqmdm.AbstractSampler):
             return self.solver.n_evaluations(n_steps)
-        count = _solver_kind.n_evaluations(self.solver, n_steps)
+        count = diffrax_solvers.n_evaluations(self.solver, n_steps)
         assert isinstance(count, int)
         return count + 1
 

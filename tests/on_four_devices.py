@@ -32,7 +32,7 @@ def new_state():
     network = eqmdm.PreconditionedDenoiser(
         network, data_std=0.5, log_snr_range=(-10, 14)
     )
-    model = network, eqmdm.CLD(log_snr_range=ENDS)
+    model = network, eqmdm.CLD(interval=eqmdm.LogSNRInterval(*ENDS))
     return eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
 
 

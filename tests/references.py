@@ -110,16 +110,16 @@ def as_parameters(diffusion):
     # Of the rank of all of them: a column of zeros is no noise.
     root = np.pad(root, ((0, 0), (0, n_vars - root.shape[1])))
     rates = (
-        diffusion.clock.rate(jnp.asarray(0.0)),
-        diffusion.clock.rate(jnp.asarray(1.0)),
+        diffusion.schedule.rate(jnp.asarray(0.0)),
+        diffusion.schedule.rate(jnp.asarray(1.0)),
     )
     return eqmdm.LinearDiffusion(
         jnp.asarray(recipe.skew),
         dissipation_root=jnp.asarray(root),
         stationary_covariance=diffusion.stationary_covariance,
         start_covariance=diffusion.start_covariance,
-        clock=eqmdm.LinearClock(*rates),
-        t_range=(diffusion.t0, diffusion.t1),
+        schedule=eqmdm.LinearSchedule(*rates),
+        interval=eqmdm.TimeInterval(diffusion.t0, diffusion.t1),
         n_doublings=_DOUBLINGS,
     )
 

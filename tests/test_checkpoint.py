@@ -17,8 +17,8 @@ import pytest
 
 import eqmdm
 from eqmdm import nn
-from eqmdm._checkpoint import Run, resumed_state
-from eqmdm._train import TrainState, make_optimiser
+from eqmdm._training.run import Run, resumed_state
+from eqmdm._training.train import TrainState, make_optimiser
 from helpers import tree_allclose
 
 

@@ -44,11 +44,11 @@ def counted():
 def _model(score, seed):
     """A pair whose parameters, the diffusion's included, are those of a seed."""
     key_network, key_diffusion = jr.split(jr.key(seed))
-    clock = eqmdm.LinearClock(
+    clock = eqmdm.LinearSchedule(
         jnp.asarray(0.1 + 0.01 * seed, jnp.float32),
         jnp.asarray(10.0 - 0.1 * seed, jnp.float32),
     )
-    diffusion = eqmdm.LearnedDiffusion(2, clock=clock, key=key_diffusion)
+    diffusion = eqmdm.LearnedDiffusion(2, schedule=clock, key=key_diffusion)
     n_vars = 1 if score == "denoiser" else 2
     network = nn.MLP(_SHAPE, n_vars, width=8, depth=1, key=key_network)
     if score == "denoiser":
@@ -156,7 +156,9 @@ def test_other_values_of_the_same_shapes_compile_nothing(name, score):
 
 def _read(seed):
     """What a training program reads of its diffusion between steps."""
-    diffusion = eqmdm.LearnedDiffusion(2, log_snr_range=(-9.0, 13.3), key=jr.key(seed))
+    diffusion = eqmdm.LearnedDiffusion(
+        2, interval=eqmdm.LogSNRInterval(-9.0, 13.3), key=jr.key(seed)
+    )
     # The number of doublings is static.
     diffusion = diffusion.with_doublings(9)
     assert diffusion.doublings_needed() <= 9

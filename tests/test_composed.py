@@ -64,11 +64,11 @@ def test_composed_transition_converges_at_fourth_order_where_they_do_not():
 
 
 def test_two_clocks_that_agree_are_one():
-    clock = eqmdm.LinearClock()
-    two = eqmdm.TwoClockDiffusion(
-        TURN, DAMP, skew_clock=clock, dissipation_clock=clock, n_steps=16
+    clock = eqmdm.LinearSchedule()
+    two = eqmdm.TwoScheduleDiffusion(
+        TURN, DAMP, skew_schedule=clock, dissipation_schedule=clock, n_steps=16
     )
-    one = eqmdm.LinearDiffusion(TURN, DAMP, clock=clock)
+    one = eqmdm.LinearDiffusion(TURN, DAMP, schedule=clock)
     t = jnp.asarray([1e-3, 0.3, 1.0])
     kernel = lambda diffusion: jax.jit(jax.vmap(diffusion.compute_kernel))(t)
     assert tree_allclose(kernel(two), kernel(one), rtol=1e-11, atol=1e-12)
@@ -76,11 +76,11 @@ def test_two_clocks_that_agree_are_one():
 
 def test_two_clocks_keep_the_stationary_law():
     S = jnp.asarray([[1.0, 0.3], [0.3, 0.5]])
-    diffusion = eqmdm.TwoClockDiffusion(
+    diffusion = eqmdm.TwoScheduleDiffusion(
         TURN,
         DAMP,
-        skew_clock=eqmdm.CosineClock(6.0),
-        dissipation_clock=eqmdm.ConstantClock(2.0),
+        skew_schedule=eqmdm.CosineSchedule(6.0),
+        dissipation_schedule=eqmdm.ConstantSchedule(2.0),
         stationary_covariance=np.asarray(S),
         n_steps=64,
     )
@@ -92,7 +92,10 @@ def test_two_clocks_keep_the_stationary_law():
 def test_time_varying_diffusion_of_constant_matrices_is_the_linear_one():
     # At unit rate: F = -(Q + D), G G^T = 2 D.
     linear = eqmdm.LinearDiffusion(
-        TURN, DAMP, clock=eqmdm.ConstantClock(1.0), start_covariance=np.diag([0.0, 0.2])
+        TURN,
+        DAMP,
+        schedule=eqmdm.ConstantSchedule(1.0),
+        start_covariance=np.diag([0.0, 0.2]),
     )
     varying = eqmdm.TimeVaryingDiffusion(
         linear.drift_matrix,
@@ -115,10 +118,10 @@ def test_composed_transition_refuses_steps_that_do_not_pair(n_steps):
 
 
 def test_diffusions_refuse_too_few_steps_for_their_drift():
-    fast = eqmdm.ConstantClock(200.0)
+    fast = eqmdm.ConstantSchedule(200.0)
     with pytest.raises(ValueError, match="`n_steps` must be larger.* Try n_steps="):
-        eqmdm.TwoClockDiffusion(
-            TURN, DAMP, skew_clock=fast, dissipation_clock=fast, n_steps=2
+        eqmdm.TwoScheduleDiffusion(
+            TURN, DAMP, skew_schedule=fast, dissipation_schedule=fast, n_steps=2
         )
     with pytest.raises(ValueError, match="`n_steps` must be larger"):
         eqmdm.TimeVaryingDiffusion(
@@ -130,19 +133,19 @@ def test_diffusions_refuse_too_few_steps_for_their_drift():
 
 
 def test_the_number_of_steps_that_is_suggested_is_taken():
-    fast = eqmdm.ConstantClock(200.0)
-    options = dict(skew_clock=fast, dissipation_clock=fast)
+    fast = eqmdm.ConstantSchedule(200.0)
+    options = dict(skew_schedule=fast, dissipation_schedule=fast)
     with pytest.raises(ValueError, match="n_steps=") as caught:
-        eqmdm.TwoClockDiffusion(TURN, DAMP, **options, n_steps=2)
+        eqmdm.TwoScheduleDiffusion(TURN, DAMP, **options, n_steps=2)
     suggested = int(str(caught.value).rsplit("n_steps=", 1)[1].rstrip("."))
-    eqmdm.TwoClockDiffusion(TURN, DAMP, **options, n_steps=suggested)
+    eqmdm.TwoScheduleDiffusion(TURN, DAMP, **options, n_steps=suggested)
 
 
 def test_diffusions_refuse_noise_that_never_reaches_a_variable():
-    clock = eqmdm.ConstantClock(1.0)
+    clock = eqmdm.ConstantSchedule(1.0)
     with pytest.raises(ValueError, match=r"does not reach the data \(variable 0\)"):
-        eqmdm.TwoClockDiffusion(
-            np.zeros((2, 2)), DAMP, skew_clock=clock, dissipation_clock=clock
+        eqmdm.TwoScheduleDiffusion(
+            np.zeros((2, 2)), DAMP, skew_schedule=clock, dissipation_schedule=clock
         )
     with pytest.raises(ValueError, match="not reach auxiliary variable 1"):
         eqmdm.TimeVaryingDiffusion(

@@ -7,8 +7,8 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 
 import eqmdm
-from eqmdm._decoder import log_normal_mass
-from eqmdm._score import Point
+from eqmdm._bound.decoders import log_normal_mass
+from eqmdm._model.score import Point
 from helpers import tree_allclose
 
 
@@ -129,8 +129,8 @@ def test_discrete_decoder_has_derivatives_in_the_noise_for_every_level(key):
     x, _ = levels.encode(jnp.arange(17), key=key)
 
     def log_masses(rate):
-        clock = eqmdm.ConstantClock(rate)
-        diffusion = eqmdm.LinearDiffusion([[0.0]], [[0.5]], clock=clock)
+        clock = eqmdm.ConstantSchedule(rate)
+        diffusion = eqmdm.LinearDiffusion([[0.0]], [[0.5]], schedule=clock)
         score = eqmdm.DenoiserScore(lambda l, z: jnp.tanh(z), diffusion)
 
         t, noise = jnp.asarray(0.01), jnp.array([0.4])

@@ -18,8 +18,8 @@ import pytest
 import references
 
 import eqmdm
-from eqmdm import _solver_kind
-from eqmdm._sample import _least_levy_area
+from eqmdm._model import diffrax_solvers
+from eqmdm._sampling.sample import _least_levy_area
 from helpers import slow
 
 
@@ -146,8 +146,8 @@ def test_kinds_of_solvers_are_told_apart(name):
     solver = SOLVERS[name]()
     # Stratonovich in Diffrax's own words, but see `UNDAMPED`.
     marked = name in SDE_SOLVERS or name == "ReversibleHeun"
-    assert _solver_kind.takes_noise(solver) == marked
-    assert _solver_kind.takes_no_noise(solver) == (name in ODE_SOLVERS)
+    assert diffrax_solvers.takes_noise(solver) == marked
+    assert diffrax_solvers.takes_no_noise(solver) == (name in ODE_SOLVERS)
 
 
 def mixture_score(diffusion):
@@ -186,7 +186,7 @@ N_PATHS = 400
 
 @functools.cache
 def paths_and_ends():
-    diffusion = eqmdm.VPSDE(log_snr_range=SMOOTH)
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*SMOOTH))
     keys = jr.split(jr.key(1), N_PATHS)
     return diffusion, keys, end_on_path(dfx.ShARK(), diffusion, keys, jnp.asarray(1e3))
 
@@ -281,7 +281,7 @@ def end_of_flow(solver, diffusion, starts, controller, n_steps):
 
 @functools.cache
 def flow_starts_and_ends():
-    diffusion = eqmdm.VPSDE(log_snr_range=SMOOTH)
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*SMOOTH))
     starts = jr.normal(jr.key(3), (1, 8))
     tight = dfx.PIDController(rtol=1e-13, atol=1e-13)
     ends = end_of_flow(dfx.Dopri8(), diffusion, starts, tight, None)
@@ -336,4 +336,4 @@ def test_evaluations_are_counted(name):
     ).block_until_ready()
     jax.effects_barrier()
     # The last is for the posterior mean at the cut.
-    assert len(calls) == _solver_kind.n_evaluations(solver, 3) + 1
+    assert len(calls) == diffrax_solvers.n_evaluations(solver, 3) + 1

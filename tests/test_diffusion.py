@@ -37,12 +37,12 @@ def learned(n_vars, **options):
 
 
 def two_clock(**ends):
-    return eqmdm.TwoClockDiffusion(
+    return eqmdm.TwoScheduleDiffusion(
         [[0.0, -1.0], [1.0, 0.0]],
         [[0.0, 0.0], [0.0, 2.0]],
-        skew_clock=eqmdm.LinearClock(0.5, 4.0),
-        dissipation_clock=eqmdm.LinearClock(),
-        **({"t_range": (1e-3, 1.5)} | ends),
+        skew_schedule=eqmdm.LinearSchedule(0.5, 4.0),
+        dissipation_schedule=eqmdm.LinearSchedule(),
+        **({"interval": eqmdm.TimeInterval(1e-3, 1.5)} | ends),
     )
 
 
@@ -61,7 +61,7 @@ def time_varying(**ends):
         time_varying_drift,
         time_varying_noise,
         prior_covariance=np.eye(2),
-        **({"t_range": (1e-3, 1.5)} | ends),
+        **({"interval": eqmdm.TimeInterval(1e-3, 1.5)} | ends),
     )
 
 
@@ -76,11 +76,11 @@ MAKERS = {
     "LinearDiffusion": made_up,
     "LearnedDiffusion": lambda **ends: learned(2, **ends),
     "LearnedDiffusion-all": lambda **ends: learned(
-        3, learn_stationary=True, learn_start=True, learn_clock=True, **ends
+        3, learn_stationary=True, learn_start=True, learn_schedule=True, **ends
     ),
     "VESDE": eqmdm.VESDE,
     "SubVPSDE": eqmdm.SubVPSDE,
-    "TwoClockDiffusion": two_clock,
+    "TwoScheduleDiffusion": two_clock,
     "TimeVaryingDiffusion": time_varying,
 }
 STATIONARY = [
@@ -101,7 +101,7 @@ KINDS = [
     "LinearDiffusion",
     "VESDE",
     "SubVPSDE",
-    "TwoClockDiffusion",
+    "TwoScheduleDiffusion",
     "TimeVaryingDiffusion",
 ]
 every_kind = pytest.mark.parametrize("name", KINDS)
@@ -179,12 +179,12 @@ def test_stationary_covariance_is_stationary(name):
     assert jnp.max(jnp.abs(balance)) <= 1e-14 * scale
 
 
-@pytest.mark.parametrize("name", [n for n in STATIONARY if n != "TwoClockDiffusion"])
+@pytest.mark.parametrize("name", [n for n in STATIONARY if n != "TwoScheduleDiffusion"])
 def test_matrices_are_those_of_the_recipe(name):
     diffusion = make(name)
     Q, D = diffusion.skew_matrix, diffusion.dissipation_matrix
     S, t = diffusion.stationary_covariance, jnp.asarray(0.3)
-    rate = diffusion.clock.rate(t)
+    rate = diffusion.schedule.rate(t)
     F = -rate * np.linalg.solve(S, (Q + D).T).T
     assert tree_allclose(Q, -Q.T, rtol=0, atol=0)
     assert tree_allclose(diffusion.drift_matrix(t), F, rtol=1e-13, atol=1e-13)
@@ -262,7 +262,9 @@ def test_transition_over_no_time_is_the_identity(name):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cld_of_unit_mass_has_its_closed_form(dtype):
-    diffusion = eqmdm.CLD(clock=eqmdm.ConstantClock(1.0), t_range=(1e-5, 5.0))
+    diffusion = eqmdm.CLD(
+        schedule=eqmdm.ConstantSchedule(1.0), interval=eqmdm.TimeInterval(1e-5, 5.0)
+    )
     tau = jnp.asarray([1e-5, 1e-2, 0.3, 1.0, 5.0], dtype)
     transition = lambda t: diffusion.transition(jnp.zeros_like(t), t)
     psi = optimised_jit(jax.vmap(transition))(tau).mean_map
@@ -276,8 +278,10 @@ def test_cld_of_unit_mass_has_its_closed_form(dtype):
 
 
 def test_psld_without_friction_on_the_data_is_cld():
-    psld = eqmdm.PSLD(mass=0.25, data_friction=0.0, clock=eqmdm.ConstantClock(8.0))
-    cld = eqmdm.CLD(mass=0.25, clock=eqmdm.ConstantClock(4.0))
+    psld = eqmdm.PSLD(
+        mass=0.25, data_friction=0.0, schedule=eqmdm.ConstantSchedule(8.0)
+    )
+    cld = eqmdm.CLD(mass=0.25, schedule=eqmdm.ConstantSchedule(4.0))
     s, t = jnp.asarray(0.05), jnp.asarray(0.6)
     # The same matrices, up to a factor of two that is exact.
     actual, expected = jax.jit(
@@ -287,7 +291,7 @@ def test_psld_without_friction_on_the_data_is_cld():
 
 
 def test_critical_third_order_drift_has_a_triple_eigenvalue():
-    F = eqmdm.CriticalThirdOrder(clock=eqmdm.ConstantClock(1.0)).drift_matrix(
+    F = eqmdm.CriticalThirdOrder(schedule=eqmdm.ConstantSchedule(1.0)).drift_matrix(
         jnp.asarray(0.5)
     )
     # A triple eigenvalue is ill-conditioned; its characteristic polynomial is not.
@@ -301,11 +305,11 @@ def test_critical_third_order_drift_has_a_triple_eigenvalue():
 
 @pytest.mark.parametrize("name", ["PSLD", "CLD", "CLD-light"])
 def test_default_frictions_are_critical(name):
-    clock = eqmdm.ConstantClock(1.0)
+    clock = eqmdm.ConstantSchedule(1.0)
     diffusion = {
-        "PSLD": lambda: eqmdm.PSLD(mass=0.3, data_friction=0.2, clock=clock),
-        "CLD": lambda: eqmdm.CLD(clock=clock),
-        "CLD-light": lambda: eqmdm.CLD(mass=0.3, clock=clock),
+        "PSLD": lambda: eqmdm.PSLD(mass=0.3, data_friction=0.2, schedule=clock),
+        "CLD": lambda: eqmdm.CLD(schedule=clock),
+        "CLD-light": lambda: eqmdm.CLD(mass=0.3, schedule=clock),
     }[name]()
     F = diffusion.drift_matrix(jnp.asarray(0.5))
     # A double eigenvalue: the discriminant of the characteristic polynomial is zero.
@@ -370,7 +374,7 @@ def test_settings_of_the_papers():
         )
         expected = np.asarray(Q, float), np.diag(np.float64(D)), np.diag(np.float64(S))
         assert tree_allclose(matrices, (*expected, start), rtol=1e-15, atol=1e-17)
-    rates = [eqmdm.PSLD().clock.rate(jnp.asarray(t)) for t in (0.0, 1.0)]
+    rates = [eqmdm.PSLD().schedule.rate(jnp.asarray(t)) for t in (0.0, 1.0)]
     assert rates == [8.0, 8.0]
 
 
@@ -384,7 +388,7 @@ def test_log_snr_decreases_and_its_rate_is_its_derivative(name):
     # It stands still where G^T Sigma^-1 a crosses zero, so up to rounding.
     assert jnp.all(jnp.diff(found["log_snr"]) <= 1e-11)
     # The derivative of the composed transitions has the error of the expansion.
-    composed = name in ("TwoClockDiffusion", "TimeVaryingDiffusion")
+    composed = name in ("TwoScheduleDiffusion", "TimeVaryingDiffusion")
     rtol = 1e-5 if composed else 1e-8
     scale = float(jnp.max(jnp.abs(found["rate"]) * grid(diffusion)))
     assert jnp.all(found["rate"] <= 0)
@@ -437,7 +441,7 @@ def test_time_at_log_snr_is_the_inverse_in_float32(name):
 @pytest.mark.parametrize("log_snr", [24.0, 27.0, 29.0])
 def test_time_at_log_snr_reaches_the_earliest_times(log_snr):
     rate = 0.1
-    t = eqmdm.VPSDE(clock=eqmdm.ConstantClock(rate)).time_at_log_snr(
+    t = eqmdm.VPSDE(schedule=eqmdm.ConstantSchedule(rate)).time_at_log_snr(
         jnp.asarray(log_snr)
     )
     # A variance of 1 - exp(-rate t) against a squared mean of exp(-rate t).
@@ -475,7 +479,9 @@ def test_time_at_log_snr_has_derivatives_in_the_parameters():
 @every_kind
 def test_ends_in_log_snr_are_hit_and_leave_the_clock_alone(name):
     ends = (-4.5, 9.5)
-    diffusion = MAKERS[name](log_snr_range=ends, **RESETS.get(name, {}))
+    diffusion = MAKERS[name](
+        interval=eqmdm.LogSNRInterval(*ends), **RESETS.get(name, {})
+    )
 
     @jax.jit
     def compute():
@@ -493,14 +499,14 @@ def test_ends_in_log_snr_are_hit_and_leave_the_clock_alone(name):
 
 # These makers choose a horizon themselves.
 RESETS = {
-    name: {"t_range": None, "t_limit": 4.0, "n_steps": 128}
-    for name in ("TwoClockDiffusion", "TimeVaryingDiffusion")
+    name: {"t_limit": 4.0, "n_steps": 128}
+    for name in ("TwoScheduleDiffusion", "TimeVaryingDiffusion")
 }
 
 
 @every_diffusion
 def test_ends_in_time_are_kept(name):
-    diffusion = MAKERS[name](t_range=(0.01, 0.5))
+    diffusion = MAKERS[name](interval=eqmdm.TimeInterval(0.01, 0.5))
     ends = jnp.stack([diffusion.t0, diffusion.t1])
     assert tree_allclose(ends, jnp.asarray([0.01, 0.5]), rtol=1e-15, atol=0)
 
@@ -517,7 +523,7 @@ def test_fixed_diffusions_have_nothing_to_train(name):
 
 @pytest.mark.parametrize("n_vars", [1, 3])
 @pytest.mark.parametrize(
-    "switch", [None, "diagonal", "learn_stationary", "learn_start", "learn_clock"]
+    "switch", [None, "diagonal", "learn_stationary", "learn_start", "learn_schedule"]
 )
 def test_switches_of_the_learned_diffusion_give_the_stated_parameters(switch, n_vars):
     diffusion = learned(n_vars, **({} if switch is None else {switch: True}))
@@ -530,8 +536,8 @@ def test_switches_of_the_learned_diffusion_give_the_stated_parameters(switch, n_
         expected += [("stationary_parameter", (n_vars, n_vars))]
     if switch == "learn_start" and n_vars > 1:
         expected += [("start_parameter", (n_vars - 1,))]
-    if switch == "learn_clock":
-        expected += [("clock_parameter", (2,))]
+    if switch == "learn_schedule":
+        expected += [("schedule_parameter", (2,))]
     leaves = jax.tree_util.tree_leaves_with_path(
         eqx.filter(diffusion, eqx.is_inexact_array)
     )
@@ -552,7 +558,7 @@ def test_switches_of_the_learned_diffusion_give_the_stated_parameters(switch, n_
 @pytest.mark.parametrize("options", [{}, {"diagonal": True}], ids=["full", "diagonal"])
 def test_every_value_of_the_parameters_is_a_diffusion(options, key):
     options = options | {"learn_stationary": True, "learn_start": True}
-    diffusion = learned(2, learn_clock=True, **options).with_doublings(24)
+    diffusion = learned(2, learn_schedule=True, **options).with_doublings(24)
     parameters, rest = eqx.partition(diffusion, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(parameters)
     keys = list(jr.split(key, len(leaves)))
@@ -649,7 +655,7 @@ def test_diffusions_are_built_inside_jit_as_outside(name):
 
 
 def test_log_snr_range_is_resolved_inside_jit():
-    build = lambda: eqmdm.VPSDE(log_snr_range=(-5.0, 8.0))
+    build = lambda: eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-5.0, 8.0))
     ends = jax.jit(lambda: (build().t0, build().t1))()
     assert tree_allclose(ends, (build().t0, build().t1), rtol=1e-12, atol=0)
 
@@ -661,7 +667,7 @@ def from_parameters(q, B, ends):
 @pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.SubVPSDE])
 def test_a_clock_of_traced_rates_serves_matrices_that_are_known(cls):
     def log_snr(rate):
-        diffusion = cls(clock=eqmdm.ConstantClock(rate))
+        diffusion = cls(schedule=eqmdm.ConstantSchedule(rate))
         return diffusion.compute_kernel(jnp.asarray(0.5)).log_snr
 
     rate = 3.0
@@ -677,7 +683,10 @@ def test_a_clock_of_traced_rates_serves_matrices_that_are_known(cls):
 
 @pytest.mark.parametrize(
     "ends",
-    [{"t_range": (1e-3, 1.0)}, slow({"log_snr_range": (-4.0, 9.0)})],
+    [
+        {"interval": eqmdm.TimeInterval(1e-3, 1.0)},
+        slow({"interval": eqmdm.LogSNRInterval(-4.0, 9.0)}),
+    ],
     ids=["t", "snr"],
 )
 def test_diffusions_are_built_inside_grad_and_vmap(ends, key):
@@ -695,7 +704,7 @@ def test_diffusions_are_built_inside_grad_and_vmap(ends, key):
     assert tree_allclose(along, (high - low) / (2 * h), rtol=1e-6, atol=1e-7)
     # Known values give it as many doublings as they need, traced ones twelve.
     expected = from_parameters(q, B, ends)
-    if "t_range" in ends:
+    if isinstance(ends["interval"], eqmdm.TimeInterval):
         value = jax.jit(lambda: expected.compute_kernel(0.9 * expected.t1).log_snr)()
         assert tree_allclose(middle, value, rtol=1e-10, atol=1e-10)
 
@@ -722,8 +731,8 @@ def test_gradients_of_the_kernel_are_finite_differences_of_the_exact_one(n_vars)
             Q,
             D,
             start_covariance=S0,
-            clock=eqmdm.ConstantClock(1.0),
-            t_range=(1e-4, 5.0),
+            schedule=eqmdm.ConstantSchedule(1.0),
+            interval=eqmdm.TimeInterval(1e-4, 5.0),
             n_doublings=9,
         )
         kernel = diffusion.perturbation_kernel(tau)
@@ -789,7 +798,7 @@ def test_gradients_reach_noise_that_enters_at_the_end_of_a_chain():
         diffusion = eqmdm.LinearDiffusion(
             coupling * chain,
             dissipation_root=jnp.sqrt(friction) * last,
-            clock=eqmdm.ConstantClock(1.0),
+            schedule=eqmdm.ConstantSchedule(1.0),
             n_doublings=4,
         )
         return diffusion.transition(jnp.zeros(()), jnp.asarray(tau)).root
@@ -926,30 +935,30 @@ def test_parameters_of_named_diffusions_are_checked():
 def test_learned_diffusion_refuses_what_it_cannot_learn():
     with pytest.raises(ValueError, match="`n_vars` must be at least 1"):
         learned(0)
-    with pytest.raises(ValueError, match="`clock` must be a `LinearClock`"):
-        learned(2, learn_clock=True, clock=eqmdm.ConstantClock(1.0))
+    with pytest.raises(ValueError, match="`schedule` must be a `LinearSchedule`"):
+        learned(2, learn_schedule=True, schedule=eqmdm.ConstantSchedule(1.0))
 
 
 @pytest.mark.usefixtures("unchecked")
 @every_diffusion
 def test_ends_that_are_none_are_refused(name):
     for bad in ((0.0, 1.0), (0.5, 0.5), (0.5, 0.1), (1e-3, np.inf)):
-        with pytest.raises(ValueError, match="`t_range` must be finite times"):
-            MAKERS[name](t_range=bad)
+        with pytest.raises(ValueError, match="`interval` must have finite times"):
+            MAKERS[name](interval=eqmdm.TimeInterval(*bad))
     for bad in ((3.0, 3.0), (5.0, -5.0), (-np.inf, 5.0)):
-        with pytest.raises(ValueError, match="`log_snr_range` must be finite log"):
-            MAKERS[name](log_snr_range=bad, **RESETS.get(name, {}))
-    with pytest.raises(
-        ValueError, match="Exactly one of `t_range` and `log_snr_range`"
-    ):
-        MAKERS[name](t_range=(1e-3, 1.0), log_snr_range=(-5.0, 5.0))
-    with pytest.raises(ValueError, match=r"`t_range` must be a pair"):
-        MAKERS[name](t_range=(1e-3, 0.5, 1.0))
+        with pytest.raises(ValueError, match="`interval` must have finite log"):
+            MAKERS[name](interval=eqmdm.LogSNRInterval(*bad), **RESETS.get(name, {}))
+    with pytest.raises(TypeError, match="`interval` must be an `eqmdm.TimeInterval`"):
+        MAKERS[name](interval=(1e-3, 1.0))
 
 
 def test_a_horizon_beyond_the_clock_is_refused():
-    with pytest.raises(ValueError, match="`t_range` must end before the clock does"):
-        eqmdm.CLD(clock=eqmdm.CosineClock(), t_range=(1e-3, 2.0))
+    with pytest.raises(
+        ValueError, match="`interval` must end before the schedule does"
+    ):
+        eqmdm.CLD(
+            schedule=eqmdm.CosineSchedule(), interval=eqmdm.TimeInterval(1e-3, 2.0)
+        )
 
 
 def test_times_that_are_out_of_range_are_refused():
@@ -994,21 +1003,21 @@ def test_times_must_be_floating_point_scalars():
 def test_ends_in_log_snr_that_are_never_reached_are_refused():
     for name, reset in RESETS.items():
         with pytest.raises(ValueError, match="`log_snr` must be reached"):
-            MAKERS[name](log_snr_range=(-40.0, 5.0), **reset)
+            MAKERS[name](interval=eqmdm.LogSNRInterval(-40.0, 5.0), **reset)
     # The noise of a variance-exploding diffusion grows for ever; that of a rate that
     # stops does not, nor does a clock's that ends.
-    clock = eqmdm.CosineClock(1.0)
+    clock = eqmdm.CosineSchedule(1.0)
     with pytest.raises(ValueError, match="`log_snr` must be reached"):
-        eqmdm.VPSDE(clock=clock, log_snr_range=(-60.0, 5.0))
+        eqmdm.VPSDE(schedule=clock, interval=eqmdm.LogSNRInterval(-60.0, 5.0))
     with pytest.raises(ValueError, match="`log_snr` must be reached"):
-        eqmdm.VESDE(log_snr_range=(-500.0, 5.0))
+        eqmdm.VESDE(interval=eqmdm.LogSNRInterval(-500.0, 5.0))
 
 
 def test_ends_in_log_snr_may_be_traced(unchecked):
     clock = lambda rate: eqmdm.VPSDE(
-        clock=eqmdm.ConstantClock(rate), log_snr_range=(-3.0, 9.0)
+        schedule=eqmdm.ConstantSchedule(rate), interval=eqmdm.LogSNRInterval(-3.0, 9.0)
     )
-    upper = lambda kind: lambda top: kind(log_snr_range=(-3.0, top))
+    upper = lambda kind: lambda top: kind(interval=eqmdm.LogSNRInterval(-3.0, top))
     cases = [(clock, 1.0, "t1"), (upper(eqmdm.VPSDE), 9.0, "t0")]
     for make, value, end in [*cases, (upper(eqmdm.VESDE), 6.0, "t0")]:
         read = lambda x, make=make, end=end: getattr(make(x), end)
@@ -1046,10 +1055,16 @@ def test_too_few_doublings_are_refused_and_a_parameter_has_headroom():
 def test_numpy_numbers_are_constants():
     one = np.float64(1.0)
     diffusions = [
-        eqmdm.VPSDE(clock=eqmdm.ConstantClock(one), t_range=(1e-3 * one, one)),
-        eqmdm.VPSDE(clock=eqmdm.LinearClock(one, 2 * one)),
-        eqmdm.SubVPSDE(clock=eqmdm.CosineClock(one), t_range=(1e-3 * one, one)),
-        eqmdm.CLD(mass=one, log_snr_range=(-5 * one, 9 * one)),
+        eqmdm.VPSDE(
+            schedule=eqmdm.ConstantSchedule(one),
+            interval=eqmdm.TimeInterval(1e-3 * one, one),
+        ),
+        eqmdm.VPSDE(schedule=eqmdm.LinearSchedule(one, 2 * one)),
+        eqmdm.SubVPSDE(
+            schedule=eqmdm.CosineSchedule(one),
+            interval=eqmdm.TimeInterval(1e-3 * one, one),
+        ),
+        eqmdm.CLD(mass=one, interval=eqmdm.LogSNRInterval(-5 * one, 9 * one)),
     ]
     for diffusion in diffusions:
         assert not eqmdm.parameters(diffusion)
@@ -1075,13 +1090,13 @@ def test_named_diffusions_refuse_what_looks_like_a_parameter(make, unchecked):
 
 @pytest.mark.parametrize("rates", [(0.0, 10.0), (5.0, 5.0)])
 def test_a_clock_on_the_edge_of_what_is_learned_is_refused(rates):
-    with pytest.raises(ValueError, match="`clock` must have 0 < rate0 < rate1"):
-        learned(1, learn_clock=True, clock=eqmdm.LinearClock(*rates))
+    with pytest.raises(ValueError, match="`schedule` must have 0 < rate0 < rate1"):
+        learned(1, learn_schedule=True, schedule=eqmdm.LinearSchedule(*rates))
 
 
 def test_a_horizon_beyond_the_kernels_is_refused():
-    with pytest.raises(ValueError, match="`t_range` must end where kernels are still"):
-        eqmdm.VESDE(t_range=(1e-3, 10.0))
+    with pytest.raises(ValueError, match="`interval` must end where kernels are still"):
+        eqmdm.VESDE(interval=eqmdm.TimeInterval(1e-3, 10.0))
 
 
 def test_functions_of_another_shape_than_the_prior_are_refused():
@@ -1109,8 +1124,8 @@ class _Own(eqmdm.AbstractLinearDiffusion):
         return 2
 
     @property
-    def ends(self):
-        return eqmdm.Ends(t_range=(1e-3, 1.0))
+    def interval(self):
+        return eqmdm.TimeInterval(1e-3, 1.0)
 
     @property
     def t_limit(self):
@@ -1139,7 +1154,7 @@ class _Own(eqmdm.AbstractLinearDiffusion):
 
 def test_a_class_of_the_users_own_is_the_diffusion_that_it_says():
     own = _Own(jnp.asarray(2.0))
-    same = eqmdm.CLD(clock=eqmdm.ConstantClock(4.0))
+    same = eqmdm.CLD(schedule=eqmdm.ConstantSchedule(4.0))
     t = jnp.asarray(0.3)
     # Sixteen steps of a series against one doubled, both exact for constant matrices.
     np.testing.assert_allclose(_own_log_snr(own, t), same.log_snr(t), rtol=1e-10)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import eqmdm
-from eqmdm._score import Point
+from eqmdm._model.score import Point
 from helpers import tree_allclose, within_standard_errors
 
 

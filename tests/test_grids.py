@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 import eqmdm
-from eqmdm._grids import CustomGrid, LogSNRGrid, QuadraticGrid, RhoGrid, UniformGrid
+from eqmdm._sampling.grids import (
+    CustomGrid,
+    LogSNRGrid,
+    QuadraticGrid,
+    RhoGrid,
+    UniformGrid,
+)
 from helpers import tree_allclose
 
 
@@ -19,7 +25,7 @@ DIFFUSIONS = {
     "VPSDE": eqmdm.VPSDE(),
     "CLD": eqmdm.CLD(),
     # Its log-SNR is stationary at two times before this end, and its cut is at 48.
-    "ALDA": eqmdm.ALDA(t_range=(1e-3, 1.1)),
+    "ALDA": eqmdm.ALDA(interval=eqmdm.TimeInterval(1e-3, 1.1)),
     "VESDE": eqmdm.VESDE(),
 }
 N_STEPS = 40
@@ -100,7 +106,7 @@ def test_grids_are_made_under_jit():
 
 
 def test_custom_grid_has_the_times_given():
-    diffusion = eqmdm.VPSDE(t_range=(0.01, 1.0))
+    diffusion = eqmdm.VPSDE(interval=eqmdm.TimeInterval(0.01, 1.0))
     for times in ([1.0, 0.3, 0.01], jnp.asarray([1.0, 0.3, 0.01], jnp.float32)):
         found = CustomGrid(times)(diffusion, 2, jnp.float64)
         assert tree_allclose(found, jnp.asarray([1.0, 0.3, 0.01]), rtol=1e-7, atol=0)

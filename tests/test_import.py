@@ -60,7 +60,7 @@ USES = """
     import eqmdm
 
     key = jr.key(0)
-    diffusion = eqmdm.CLD(t_range=(0.01, 1.0))
+    diffusion = eqmdm.CLD(interval=eqmdm.TimeInterval(0.01, 1.0))
     score = eqmdm.DenoiserScore(
         lambda log_snr, z: z / (1 + jnp.exp(-log_snr)), diffusion
     )

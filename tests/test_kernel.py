@@ -16,7 +16,10 @@ import eqmdm
 from helpers import OPTIMISED
 
 
-OPTIONS = {"clock": eqmdm.ConstantClock(1.0), "t_range": (1e-6, 20.0)}
+OPTIONS = {
+    "schedule": eqmdm.ConstantSchedule(1.0),
+    "interval": eqmdm.TimeInterval(1e-6, 20.0),
+}
 # The accuracy that the design asks for: of the root, of the mean map up to tau = 5, and
 # of the mean map at 20.
 BARS = {"float32": (5e-6, 2e-5, 1e-3), "float64": (1e-12, 1e-12, 1e-11)}

@@ -139,7 +139,9 @@ def rms(error):
 
 def check_mixture(names, route, key):
     """The results, in both precisions, by each diffusion."""
-    diffusions = [getattr(eqmdm, name)(log_snr_range=WIDE) for name in names]
+    diffusions = [
+        getattr(eqmdm, name)(interval=eqmdm.LogSNRInterval(*WIDE)) for name in names
+    ]
     x, closed, tight = mixture_case()
     for dtype in (jnp.float32, jnp.float64):
         batch = x.astype(dtype)
@@ -234,7 +236,7 @@ def test_evaluations_are_counted(solver):
     ids=["VPSDE", "CLD", "MALDA", "augmented"],
 )
 def test_likelihood_of_normal_data_includes_the_mismatch_of_the_prior(name, route, key):
-    diffusion = getattr(eqmdm, name)(t_range=(2e-3, 0.4))
+    diffusion = getattr(eqmdm, name)(interval=eqmdm.TimeInterval(2e-3, 0.4))
     x = jnp.linspace(-3, 3, 12).reshape(2, 3, 1, 2)
     result = compute(normal_denoiser, diffusion, x, key, route=route, tolerance=TIGHT)
     *log_snrs, prior_variance = ends(diffusion)
@@ -251,7 +253,7 @@ def test_likelihood_of_normal_data_includes_the_mismatch_of_the_prior(name, rout
 
 @pytest.mark.slow
 def test_augmented_likelihood_of_normal_data_is_the_closed_form_for_any_score(key):
-    diffusion = eqmdm.MALDA(log_snr_range=WIDE)
+    diffusion = eqmdm.MALDA(interval=eqmdm.LogSNRInterval(*WIDE))
     exact = eqmdm.DenoiserScore(normal_denoiser, diffusion)
     score = lambda t, y: exact(t, y)
     controller = dfx.PIDController(rtol=TIGHT, atol=TIGHT)
@@ -273,7 +275,7 @@ def test_augmented_likelihood_of_normal_data_is_the_closed_form_for_any_score(ke
 
 @pytest.mark.slow
 def test_clock_of_the_augmented_route_changes_its_steps_alone(key):
-    diffusion = eqmdm.CLD(log_snr_range=(-8.0, 6.0))
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-8.0, 6.0))
     x = jnp.linspace(-2, 2, 4)
     # Draws of one key: the same auxiliaries.
     in_time, in_log_snr = (
@@ -324,7 +326,7 @@ def test_preconditioned_denoiser_keeps_its_digits_at_high_log_snr(key):
         return -z * jnp.sqrt(noise) * gap / (data_std * (std**2 + noise))
 
     denoiser = eqmdm.PreconditionedDenoiser(network, data_std, (low, high))
-    diffusion = eqmdm.VPSDE(log_snr_range=(-13.3, high - 0.01))
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-13.3, high - 0.01))
     x = jnp.linspace(-0.6, 0.6, 7)
     x = x.astype(jnp.float32)
     result = compute(denoiser, diffusion, x, key)
@@ -350,7 +352,7 @@ def test_mixture_in_two_dimensions_is_exact(route, key):
     x = means[jr.randint(key_mode, (128,), 0, 4)] + STD * jr.normal(key_noise, (128, 2))
     components = jnp.sum(norm.logpdf(x[:, None], means[None], STD), axis=2)
     expected = jax.nn.logsumexp(components, axis=1) - math.log(4)
-    diffusion = eqmdm.VPSDE(log_snr_range=WIDE)
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*WIDE))
     result = compute(denoiser, diffusion, x, key, route=route)
     # The bar of one dimension, a dimension.
     assert rms(result.log_likelihood - expected) < 1e-3
@@ -375,7 +377,7 @@ def correlated_problem(key):
 @pytest.mark.parametrize("route", [CollapsedRoute(), AugmentedRoute()])
 def test_probes_are_unbiased_and_their_standard_error_is_right(route, key):
     denoiser, log_density = correlated_problem(key)
-    diffusion = eqmdm.VPSDE(log_snr_range=WIDE)
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*WIDE))
     x = jnp.linspace(-1, 1, 6)
     expected = log_density(x, math.exp(-WIDE[1]))
     exact = compute(denoiser, diffusion, x[None], key, route=route)
@@ -399,7 +401,7 @@ def test_probes_are_unbiased_and_their_standard_error_is_right(route, key):
 
 def test_probes_are_fixed_within_a_solve(key):
     denoiser, _ = correlated_problem(key)
-    diffusion = eqmdm.VPSDE(log_snr_range=WIDE)
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*WIDE))
     x = jnp.broadcast_to(jnp.linspace(-1, 1, 6), (8, 6))
     results = [
         compute(
@@ -456,7 +458,7 @@ def normal_model(diffusion):
 def test_importance_weights_tighten_the_bound_up_to_the_closed_form(key):
     # An early end, so that the prior does not fit and draws differ; not so early that
     # the weights would have no fourth moment.
-    diffusion = eqmdm.CLD(t_range=(5e-3, 0.26))
+    diffusion = eqmdm.CLD(interval=eqmdm.TimeInterval(5e-3, 0.26))
     model, a, kernel_covariance = normal_model(diffusion)
     x = jnp.asarray(0.9)
     weights = jnp.linalg.solve(kernel_covariance, a)

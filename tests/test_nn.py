@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eqmdm import nn
-from eqmdm._train import parameters
+from eqmdm._training.train import parameters
 from eqmdm.nn._mlp import TimeEmbedding
 from eqmdm.nn._unet import _Attention, _Conv, _GroupNorm, _ResidualBlock, _upsample
 from helpers import tree_allclose, within_standard_errors

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import eqmdm
-from eqmdm._noise_clock import make_timing
+from eqmdm._model.time_change import make_timing
 from helpers import tree_allclose
 
 
@@ -48,7 +48,7 @@ def _there_and_back(diffusion, clock, times):
     ids=["VPSDE", "CLD"],
 )
 def test_time_is_found_from_the_reading(name, clock):
-    diffusion = getattr(eqmdm, name)(log_snr_range=(-13.3, 13.3))
+    diffusion = getattr(eqmdm, name)(interval=eqmdm.LogSNRInterval(-13.3, 13.3))
     times = jnp.geomspace(diffusion.t0, diffusion.t1, 60)
     found, rates, readings, speeds, start, end = _there_and_back(
         diffusion, clock, times
@@ -63,7 +63,7 @@ def test_time_is_found_from_the_reading(name, clock):
 
 
 def test_time_is_found_in_single_precision():
-    diffusion = eqmdm.CLD(log_snr_range=(-13.3, 13.3))
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-13.3, 13.3))
     times = jnp.geomspace(diffusion.t0, diffusion.t1, 60)
     args = diffusion, eqmdm.LogSNRClock()
     found, rates, *_ = _there_and_back(*args, times.astype(jnp.float32))

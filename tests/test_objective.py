@@ -9,8 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import eqmdm
-from eqmdm._objective import compute_elbo, compute_shared_elbo
-from eqmdm._score import Point
+from eqmdm._bound.elbo import compute_elbo, compute_shared_elbo
+from eqmdm._model.score import Point
 from helpers import slow, tree_allclose, within_standard_errors
 
 
@@ -167,7 +167,7 @@ SCORES = {
 
 @pytest.mark.parametrize("kind", SCORES)
 def test_all_forms_have_one_expectation_for_a_wrong_score(kind, monkeypatch):
-    diffusion = random_diffusion(2, t_range=(0.05, 0.8))
+    diffusion = random_diffusion(2, interval=eqmdm.TimeInterval(0.05, 0.8))
     score = SCORES[kind](diffusion)
     bounds = expected_bounds(monkeypatch, score, diffusion, list(FORMS))
     for group in (DATA, START):
@@ -247,7 +247,7 @@ def test_bound_of_mixture_data_is_below_their_log_density(name, key):
 @pytest.mark.parametrize("n_vars", [1, 2, 3, slow(4)])
 def test_bound_between_equal_log_snr_ends_is_that_of_every_diffusion(n_vars, key):
     low, high = -8.0, 10.0
-    diffusion = random_diffusion(n_vars, log_snr_range=(low, high))
+    diffusion = random_diffusion(n_vars, interval=eqmdm.LogSNRInterval(low, high))
     score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
     u, _ = gauss_legendre(16)
     # The terms are equal at each log-SNR, each datum and each noise of z, and so are
@@ -413,8 +413,8 @@ def test_forms_given_the_start_refuse_a_decoder_of_the_data(form, key):
 
 @pytest.mark.parametrize(
     "ends",
-    [{}, slow({"log_snr_range": (-4.0, 6.0)})],
-    ids=["t_range", "log_snr_range"],
+    [{}, slow({"interval": eqmdm.LogSNRInterval(-4.0, 6.0)})],
+    ids=["t", "log_snr"],
 )
 def test_gradient_of_elbo_in_the_diffusion_is_that_of_differences(ends, key):
     key_diffusion, key_bound = jr.split(key)
@@ -445,7 +445,9 @@ def test_gradient_of_elbo_in_the_diffusion_is_that_of_differences(ends, key):
 def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
     # With a denoiser the bound but for its prior term depends on these ends alone:
     # its expected gradient is 0, if the moving limits of the integral are in it.
-    diffusion = eqmdm.LearnedDiffusion(2, key=jr.key(0), log_snr_range=(-4.0, 6.0))
+    diffusion = eqmdm.LearnedDiffusion(
+        2, key=jr.key(0), interval=eqmdm.LogSNRInterval(-4.0, 6.0)
+    )
     trainable, fixed = eqx.partition(diffusion, eqx.is_inexact_array)
     trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trainable)
     u, weights = gauss_legendre(32)

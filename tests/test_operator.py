@@ -6,7 +6,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from eqmdm._operator import VarsOperator
+from eqmdm._core.operator import VarsOperator
 from helpers import tree_allclose
 
 

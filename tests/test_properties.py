@@ -57,20 +57,20 @@ def recipes(draw, n_vars=N_VARS):
 def clocks(draw):
     kind = draw(st.sampled_from(["constant", "linear", "cosine"]))
     if kind == "constant":
-        return eqmdm.ConstantClock(jnp.asarray(draw(rates)))
+        return eqmdm.ConstantSchedule(jnp.asarray(draw(rates)))
     if kind == "linear":
         low, high = sorted([draw(rates | st.just(0.0)), draw(rates)])
-        return eqmdm.LinearClock(jnp.asarray(low), jnp.asarray(high))
-    return eqmdm.CosineClock(jnp.asarray(draw(st.floats(2.0**-10, 160, width=32))))
+        return eqmdm.LinearSchedule(jnp.asarray(low), jnp.asarray(high))
+    return eqmdm.CosineSchedule(jnp.asarray(draw(st.floats(2.0**-10, 160, width=32))))
 
 
 def exact_clock(clock):
     """The rate, the integral from 0 and its inverse, in many digits."""
     values = [mp.mpf(float(leaf)) for leaf in jax.tree.leaves(clock)]
-    if isinstance(clock, eqmdm.ConstantClock):
+    if isinstance(clock, eqmdm.ConstantSchedule):
         (rate,) = values
         return lambda t: rate, lambda t: rate * t, lambda b: b / rate
-    if isinstance(clock, eqmdm.LinearClock):
+    if isinstance(clock, eqmdm.LinearSchedule):
         low, slope = values[0], values[1] - values[0]
         invert = lambda b: 2 * b / (low + mp.sqrt(low**2 + 2 * slope * b)) if b else b
         return lambda t: low + slope * t, lambda t: t * (low + slope * t / 2), invert
@@ -144,10 +144,10 @@ def test_clock_refuses_any_time_outside_its_domain(clock, t, dtype):
 @given(st.sampled_from(["value", "rate0", "rate1", "end"]), st.floats())
 def test_clock_is_built_of_positive_finite_rates_alone(name, number):
     make = {
-        "value": eqmdm.ConstantClock,
-        "rate0": lambda x: eqmdm.LinearClock(x, max(x, 1.0)),
-        "rate1": lambda x: eqmdm.LinearClock(0.0, x),
-        "end": eqmdm.CosineClock,
+        "value": eqmdm.ConstantSchedule,
+        "rate0": lambda x: eqmdm.LinearSchedule(x, max(x, 1.0)),
+        "rate1": lambda x: eqmdm.LinearSchedule(0.0, x),
+        "end": eqmdm.CosineSchedule,
     }[name]
     largest = 170 if name == "end" else sys.float_info.max
     if 0 < number <= largest or (name == "rate0" and number == 0):
@@ -183,7 +183,7 @@ def test_kernel_of_any_recipe_is_that_of_many_digits(recipe, tau, dtype):
         diffusion = eqmdm.LinearDiffusion(
             jnp.asarray(skew),
             dissipation_root=jnp.asarray(noise),
-            clock=eqmdm.ConstantClock(1.0),
+            schedule=eqmdm.ConstantSchedule(1.0),
             n_doublings=12,
         )
     except ValueError as error:
@@ -249,7 +249,7 @@ def test_matrix_that_is_none_of_its_kind_is_refused_by_name(recipe, which, data)
         eqmdm.LinearDiffusion(
             arguments["skew"],
             start_covariance=arguments["start"],
-            clock=eqmdm.ConstantClock(),
+            schedule=eqmdm.ConstantSchedule(),
             n_doublings=4,
             **{"dissipation" + "_root" * (chosen == "root"): arguments[chosen]},
         )
@@ -263,16 +263,18 @@ def diffusions():
     """One of each kind, with ends of its own."""
     coupled = [[0.0, -1.0], [1.0, 0.0]]
     return {
-        "VPSDE": eqmdm.VPSDE(clock=eqmdm.CosineClock(), t_range=(1e-4, 1.0)),
-        "CLD": eqmdm.CLD(t_range=(1e-3, 0.5)),
-        "ALDA": eqmdm.ALDA(t_range=(1e-2, 2.0)),
+        "VPSDE": eqmdm.VPSDE(
+            schedule=eqmdm.CosineSchedule(), interval=eqmdm.TimeInterval(1e-4, 1.0)
+        ),
+        "CLD": eqmdm.CLD(interval=eqmdm.TimeInterval(1e-3, 0.5)),
+        "ALDA": eqmdm.ALDA(interval=eqmdm.TimeInterval(1e-2, 2.0)),
         "VESDE": eqmdm.VESDE(),
         "SubVPSDE": eqmdm.SubVPSDE(),
-        "two clocks": eqmdm.TwoClockDiffusion(
+        "two clocks": eqmdm.TwoScheduleDiffusion(
             coupled,
             np.eye(2),
-            skew_clock=eqmdm.ConstantClock(),
-            dissipation_clock=eqmdm.LinearClock(0.5, 1.0),
+            skew_schedule=eqmdm.ConstantSchedule(),
+            dissipation_schedule=eqmdm.LinearSchedule(0.5, 1.0),
         ),
     }
 
@@ -357,14 +359,14 @@ def test_time_at_a_log_snr_that_there_is_not_is_refused(log_snr):
 
 
 @some
-@given(st.sampled_from(["t_range", "log_snr_range"]), st.floats(), st.floats())
+@given(st.sampled_from(["TimeInterval", "LogSNRInterval"]), st.floats(), st.floats())
 def test_ends_are_a_range_or_are_refused_by_name(name, low, high):
     # Of a clock that does not end, so that every horizon is one.
     usable = low < high and math.isfinite(low) and math.isfinite(high)
-    if usable and (name == "log_snr_range" or low > 0):
+    if usable and (name == "LogSNRInterval" or low > 0):
         return  # Whether they are reached is the test above.
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
-        eqmdm.CLD(**{name: (low, high)})
+    with pytest.raises(ValueError, match="`interval` must have finite"):
+        getattr(eqmdm, name)(low, high)
 
 
 # --- Data ----------------------------------------------------------------------------
@@ -415,9 +417,9 @@ def _varying(drift=1.0, noise=1.0, **options):
 
 
 def _two_clocks(**options):
-    clock = eqmdm.ConstantClock()
-    return eqmdm.TwoClockDiffusion(
-        [[0.0]], [[0.5]], skew_clock=clock, dissipation_clock=clock, **options
+    clock = eqmdm.ConstantSchedule()
+    return eqmdm.TwoScheduleDiffusion(
+        [[0.0]], [[0.5]], skew_schedule=clock, dissipation_schedule=clock, **options
     )
 
 

@@ -108,17 +108,17 @@ class Recipe(NamedTuple):
         """The diffusion, of arrays."""
         low, high = (jnp.asarray(rate) for rate in self.rates)
         clock = {
-            "constant": lambda: eqmdm.ConstantClock(low),
-            "linear": lambda: eqmdm.LinearClock(low, high),
-            "cosine": lambda: eqmdm.CosineClock(high),
+            "constant": lambda: eqmdm.ConstantSchedule(low),
+            "linear": lambda: eqmdm.LinearSchedule(low, high),
+            "cosine": lambda: eqmdm.CosineSchedule(high),
         }[self.clock]()
         return eqmdm.LinearDiffusion(
             jnp.asarray(self.skew),
             dissipation_root=jnp.asarray(self.noise),
             stationary_covariance=jnp.asarray(self.covariance),
             start_covariance=jnp.asarray(self.start @ self.start.T),
-            clock=clock,
-            t_range=(jnp.asarray(self.t0), jnp.asarray(self.t1)),
+            schedule=clock,
+            interval=eqmdm.TimeInterval(jnp.asarray(self.t0), jnp.asarray(self.t1)),
             n_doublings=12,
         )
 

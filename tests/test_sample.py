@@ -46,7 +46,7 @@ def test_samples_with_the_exact_denoiser_have_the_moments_of_the_data(
     cls, options, key
 ):
     # To where nothing of the data is left.
-    diffusion = cls(t_range=(1e-3, 1.3))
+    diffusion = cls(interval=eqmdm.TimeInterval(1e-3, 1.3))
     x = sample(diffusion, (4,), key=key, n_samples=400, **options).reshape(-1)
     offsets = MEANS - jnp.mean(MEANS)
     first, second, fourth = (jnp.mean(offsets**power) for power in (1, 2, 4))
@@ -162,7 +162,7 @@ def test_any_callable_serves_as_a_score(key):
     )
     assert within_standard_errors(x.reshape(-1), 0.0)
     # What is returned is the posterior mean at the cut, which varies a little less.
-    expected = jnp.exp(-diffusion.clock.integrated_rate(jnp.zeros(()), diffusion.t0))
+    expected = jnp.exp(-diffusion.schedule.integrated_rate(jnp.zeros(()), diffusion.t0))
     assert within_standard_errors(x.reshape(-1) ** 2, expected)
 
 

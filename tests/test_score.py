@@ -9,7 +9,7 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 
 import eqmdm
-from eqmdm._score import Point
+from eqmdm._model.score import Point
 from helpers import tree_allclose
 
 
@@ -230,7 +230,7 @@ def test_diffusion_that_ends_below_the_range_of_its_denoiser_is_refused(key):
             function(jnp.zeros(2))
 
     def bound_of(rate):
-        diffusion = eqmdm.VPSDE(clock=eqmdm.ConstantClock(rate))
+        diffusion = eqmdm.VPSDE(schedule=eqmdm.ConstantSchedule(rate))
         score = eqmdm.DenoiserScore(preconditioned(low, 20.0), diffusion)
         return eqmdm.elbo(score, diffusion, jnp.zeros(2), key=key).total
 
@@ -286,7 +286,9 @@ def _sum(c, y):
 def test_a_denoisers_score_becomes_that_of_the_diffusion_asked_about(key):
     # Exact for normal data of standard deviation 0.1, whatever the diffusion.
     denoiser = lambda log_snr, z: z * 0.01 / (0.01 + jnp.exp(-log_snr))
-    other = eqmdm.DenoiserScore(denoiser, eqmdm.VPSDE(clock=eqmdm.ConstantClock(1.0)))
+    other = eqmdm.DenoiserScore(
+        denoiser, eqmdm.VPSDE(schedule=eqmdm.ConstantSchedule(1.0))
+    )
     diffusion = eqmdm.VPSDE()
     own = eqmdm.DenoiserScore(denoiser, diffusion)
     draw = lambda score: eqmdm.sample(
@@ -304,7 +306,7 @@ def test_a_free_score_of_another_process_is_refused(key):
             with pytest.raises(ValueError, match="`score` must be of `diffusion`, "):
                 function(x)
     # Between other ends it is the same process.
-    shorter = eqmdm.CLD(t_range=(1e-2, 0.5))
+    shorter = eqmdm.CLD(interval=eqmdm.TimeInterval(1e-2, 0.5))
     assert jnp.isfinite(eqmdm.elbo(score, shorter, x, key=key).total)
 
 

@@ -24,7 +24,7 @@ from eqmdm import (
     QuadraticGrid,
     UniformGrid,
 )
-from eqmdm._solvers.base import part
+from eqmdm._sampling.base import part
 from helpers import slow, tree_allclose, within_standard_errors
 
 
@@ -111,7 +111,7 @@ def few_times(diffusion):
     "sampler", [name for name in WITHOUT_NOISE if name != "collapsed-heun"]
 )
 def test_samplers_without_noise_are_exact_for_one_data_point(sampler, name, key):
-    diffusion = DIFFUSIONS[name](t_range=(0.05, 1.0))
+    diffusion = DIFFUSIONS[name](interval=eqmdm.TimeInterval(0.05, 1.0))
     times = few_times(diffusion)
     y = prior_states(diffusion, 5, key)
     found = states_at_the_cut(SAMPLERS[sampler], diffusion, y, times, key)
@@ -141,7 +141,7 @@ def test_samplers_without_noise_are_exact_for_one_data_point(sampler, name, key)
     "sampler", ["ancestral", "langevin-ancestral", "langevin-collapsed"]
 )
 def test_samplers_with_noise_are_exact_for_one_data_point(sampler, name, key):
-    diffusion = DIFFUSIONS[name](t_range=(0.05, 1.0))
+    diffusion = DIFFUSIONS[name](interval=eqmdm.TimeInterval(0.05, 1.0))
     times = few_times(diffusion)
     key_start, key_noise = jr.split(key)
     first, last = (
@@ -161,7 +161,7 @@ def test_samplers_with_noise_are_exact_for_one_data_point(sampler, name, key):
 
 @pytest.mark.parametrize("name", ["CLD", "PSLD", "ALDA"])
 def test_ancestral_steps_are_the_conditionals_of_the_joint_law(name):
-    diffusion = DIFFUSIONS[name](t_range=(0.05, 1.0))
+    diffusion = DIFFUSIONS[name](interval=eqmdm.TimeInterval(0.05, 1.0))
     times = UniformGrid()(diffusion, 4, jnp.float64)
     sampler = AncestralSampler()
 
@@ -201,7 +201,7 @@ def fitted_order(n_steps, errors):
 
 # From a log-SNR so low that the first steps, of lower order, err below all others: the
 # estimate hardly moves there.
-SMOOTH_ENDS = {"log_snr_range": (-8.0, 2.0)}
+SMOOTH_ENDS = {"interval": eqmdm.LogSNRInterval(-8.0, 2.0)}
 ORDERS = {
     "collapsed-1": (Collapsed(order=1), "VPSDE", 1),
     "collapsed-2": (Collapsed(), "VPSDE", 2),
@@ -240,7 +240,7 @@ def test_samplers_without_noise_converge_at_their_order(case, key):
 
 @pytest.mark.parametrize("name", ["VPSDE", "MALDA"])
 def test_aligned_root_moves_the_statistic_as_the_collapsed_sampler_does(name, key):
-    diffusion = DIFFUSIONS[name](t_range=(0.01, 1.0))
+    diffusion = DIFFUSIONS[name](interval=eqmdm.TimeInterval(0.01, 1.0))
     times = UniformGrid()(diffusion, 12, jnp.float64)
     y = prior_states(diffusion, 20, key, (2,))
     of_state, of_statistic = (
@@ -299,7 +299,7 @@ def splitting_errors(diffusions, grids):
 def test_splitting_is_of_first_order_and_close_at_a_hundred_steps(n_vars):
     names = [name for name, count in N_VARS.items() if count == n_vars]
     t_range, counts = (1e-3, 1.0), (100, 200, 400, 800)
-    named = [DIFFUSIONS[name](t_range=t_range) for name in names]
+    named = [DIFFUSIONS[name](interval=eqmdm.TimeInterval(*t_range)) for name in names]
     grids = [QuadraticGrid()(named[0], n, jnp.float64) for n in counts]
     # Steps of no length at the end, so that one compilation serves all counts.
     longest = max(counts) + 1
@@ -362,7 +362,7 @@ def test_all_samplers_give_the_moments_of_the_data_in_float32(sampler, n_vars, k
     grid, n_steps = GRIDS[sampler]
     # From where nothing of the data is left; ALDA's cut is at a log-SNR of 48.
     t_range = 1e-3, 1.5
-    named = [DIFFUSIONS[name](t_range=t_range) for name in names]
+    named = [DIFFUSIONS[name](interval=eqmdm.TimeInterval(*t_range)) for name in names]
     times = jnp.stack([grid(d, n_steps, jnp.float32) for d in named])
     diffusions = references.stacked(named)
     x = run_all(SAMPLERS[sampler], diffusions, times, key, 10_000)
@@ -420,7 +420,7 @@ SCORES = {
 
 
 def test_all_kinds_of_scores_lead_to_the_same_samples(key):
-    diffusion = eqmdm.CLD(t_range=(0.05, 1.0))
+    diffusion = eqmdm.CLD(interval=eqmdm.TimeInterval(0.05, 1.0))
     times = QuadraticGrid()(diffusion, 6, jnp.float64)
     y = diffusion.prior.sample((3, 2), key=key)
     denoiser = lambda d: eqmdm.DenoiserScore(mixture_denoiser, d)
@@ -482,7 +482,7 @@ def test_clipping_bounds_the_estimates(key):
 def test_stationary_points_of_log_snr_cost_no_accuracy(key):
     # ALDA's log-SNR stands still within these times; in float32 some of these steps
     # gain nothing of it.
-    diffusion = eqmdm.ALDA(t_range=(0.5, 1.2))
+    diffusion = eqmdm.ALDA(interval=eqmdm.TimeInterval(0.5, 1.2))
     y = prior_states(diffusion, 50, key)
     found = []
     for dtype in (jnp.float32, jnp.float64):
@@ -521,7 +521,7 @@ def test_splitting_refuses_diffusions_without_a_stationary_law(cls, key):
 
 @pytest.mark.parametrize("cls", [eqmdm.VESDE, eqmdm.SubVPSDE], ids=lambda c: c.__name__)
 def test_samplers_serve_diffusions_without_a_stationary_law(cls, key):
-    diffusion = cls(t_range=(0.05, 1.0))
+    diffusion = cls(interval=eqmdm.TimeInterval(0.05, 1.0))
     times = few_times(diffusion)
     first, last = (
         jax.jit(diffusion.compute_kernel)(t) for t in times[jnp.array([0, -1])]
@@ -585,7 +585,7 @@ def test_few_evaluations_suffice_for_the_mixture(n_vars, key):
     grids, diffusions = {n: [] for n in BARS}, []
     for make in named.values():
         t0 = float(make().time_at_log_snr(jnp.asarray(13.3)))
-        diffusion = make(t_range=(t0, 1.0))
+        diffusion = make(interval=eqmdm.TimeInterval(t0, 1.0))
         for n in BARS:
             grids[n].append(LogSNRGrid()(diffusion, n - 1, jnp.float32))
         diffusions.append(diffusion)

@@ -13,8 +13,8 @@ import pytest
 
 import eqmdm
 from eqmdm import nn
-from eqmdm._structure import describe, rebuild
-from eqmdm._train import parameters
+from eqmdm._training.structure import describe, rebuild
+from eqmdm._training.train import parameters
 from helpers import tree_allclose
 
 
@@ -30,17 +30,17 @@ MODELS = {
     "vpsde": lambda: eqmdm.VPSDE(),
     "subvpsde": lambda: eqmdm.SubVPSDE(),
     "vesde": lambda: eqmdm.VESDE(),
-    "cld": lambda: eqmdm.CLD(t_range=(0.01, 2.0)),
+    "cld": lambda: eqmdm.CLD(interval=eqmdm.TimeInterval(0.01, 2.0)),
     "alda": lambda: eqmdm.ALDA(),
-    "malda": lambda: eqmdm.MALDA(clock=eqmdm.ConstantClock(4.0)),
+    "malda": lambda: eqmdm.MALDA(schedule=eqmdm.ConstantSchedule(4.0)),
     "psld": lambda: eqmdm.PSLD(),
-    "critical3": lambda: eqmdm.CriticalThirdOrder(clock=eqmdm.CosineClock(8.0)),
+    "critical3": lambda: eqmdm.CriticalThirdOrder(schedule=eqmdm.CosineSchedule(8.0)),
     "linear": lambda: eqmdm.LinearDiffusion(
         [[0.0, -1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]
     ),
     "learned": _learned,
     "learned_all": lambda: _learned(
-        learn_stationary=True, learn_start=True, learn_clock=True
+        learn_stationary=True, learn_start=True, learn_schedule=True
     ),
 }
 
@@ -161,12 +161,12 @@ def test_class_that_is_not_a_final_module_is_refused(name):
 
 @pytest.mark.parametrize("change", ["missing", "additional"])
 def test_wrong_fields_are_refused(change):
-    described = describe(eqmdm.ConstantClock(2.0))
+    described = describe(eqmdm.ConstantSchedule(2.0))
     if change == "missing":
         del described["fields"]["value"]
     else:
         described["fields"]["__class__"] = "anything"
-    with pytest.raises(ValueError, match="must give eqmdm.ConstantClock the fields"):
+    with pytest.raises(ValueError, match="must give eqmdm.ConstantSchedule the fields"):
         rebuild(described, {})
 
 
@@ -178,7 +178,7 @@ def test_field_that_came_later_than_the_description_has_its_default():
 
 
 def test_values_that_the_class_refuses_are_refused():
-    described = describe(eqmdm.ConstantClock(2.0))
+    described = describe(eqmdm.ConstantSchedule(2.0))
     described["fields"]["value"] = -1.0
     with pytest.raises(ValueError, match="must be positive"):
         rebuild(described, {})

@@ -44,7 +44,7 @@ def solve(problem, solver, n_steps, key):
 
 @pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD], ids=["VPSDE", "CLD"])
 def test_forward_sde_reaches_the_moments_of_the_kernel(cls, key):
-    diffusion = cls(t_range=(1e-3, 0.5))
+    diffusion = cls(interval=eqmdm.TimeInterval(1e-3, 0.5))
     x = jnp.linspace(-2, 2, 8)
 
     def draw(key):
@@ -98,7 +98,7 @@ def test_reverse_sde_takes_a_path_of_the_users(key):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_clocks_of_all_problems_increase(dtype, key):
-    diffusion = eqmdm.CLD(t_range=(0.01, 0.8))
+    diffusion = eqmdm.CLD(interval=eqmdm.TimeInterval(0.01, 0.8))
     score = lambda t, y: -y
     x = jnp.zeros((3,), dtype)
     forward = eqmdm.forward_sde(diffusion, x, key=key)
@@ -138,7 +138,7 @@ def test_reverse_drift_is_that_of_anderson(key):
 
 @pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD], ids=["VPSDE", "CLD"])
 def test_probability_flow_maps_the_marginal_at_the_end_to_that_at_the_cut(cls):
-    diffusion = cls(t_range=(0.01, 1.0))
+    diffusion = cls(interval=eqmdm.TimeInterval(0.01, 1.0))
     score = gaussian_score(diffusion)
     problem = eqmdm.probability_flow(score, diffusion, (diffusion.n_vars,))
 
@@ -193,7 +193,7 @@ def test_time_reversed_flow_undoes_the_forward_one(key):
     ids=["forward", "reverse", "flow"],
 )
 def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls, key):
-    diffusion = cls(t_range=(0.01, 0.8))
+    diffusion = cls(interval=eqmdm.TimeInterval(0.01, 0.8))
     score = lambda t, y: -y / (1 + t)
     x, y = jnp.linspace(-1, 1, 3), jr.normal(key, (diffusion.n_vars, 3))
 
@@ -228,7 +228,7 @@ def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls
 
 
 def test_a_cut_that_is_lost_in_counting_down_to_it_is_refused(key):
-    diffusion = eqmdm.VPSDE(log_snr_range=(-5.0, 20.0))
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-5.0, 20.0))
     score = gaussian_score(diffusion)
     message = "`diffusion` must have a cut that float32 resolves beside its horizon"
     options = {"key": key, "dtype": jnp.float32}

@@ -18,7 +18,7 @@ DIFFUSIONS = {
     # Its log-SNR is stationary within the horizon.
     "ALDA": eqmdm.ALDA,
     "decayed": lambda: decayed_diffusion(),
-    "log_snr_ends": lambda: eqmdm.VPSDE(log_snr_range=(-4.0, 8.0)),
+    "log_snr_ends": lambda: eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-4.0, 8.0)),
 }
 
 
@@ -110,7 +110,7 @@ def test_log_snr_time_is_uniform_in_log_snr(name):
 
 
 @pytest.mark.parametrize(
-    "ends", [{}, {"log_snr_range": (-4.0, 8.0)}], ids=["t_range", "log_snr_range"]
+    "ends", [{}, {"interval": eqmdm.LogSNRInterval(-4.0, 8.0)}], ids=["t", "log_snr"]
 )
 def test_times_are_constants_to_the_parameters_of_a_diffusion(ends):
     diffusion = eqmdm.LearnedDiffusion(2, key=jr.key(0), **ends)

@@ -8,8 +8,8 @@ import pytest
 
 import eqmdm
 from eqmdm import nn
-from eqmdm._evaluate import Objective, batch_loss, evaluate, make_score
-from eqmdm._train import (
+from eqmdm._training.evaluate import Objective, batch_loss, evaluate, make_score
+from eqmdm._training.train import (
     TrainState,
     make_optimiser,
     parameters,
@@ -156,7 +156,7 @@ def test_denoiser_leaves_the_solution_for_normal_data():
     rings = eqmdm.data.load("rings")
     data, test = jnp.asarray(rings.train), rings.test[:2000]
     variance = float(jnp.mean(data**2))
-    diffusion = eqmdm.VPSDE(log_snr_range=(-9.0, 13.3))
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
     network = eqmdm.PreconditionedDenoiser(
         nn.MLP((2,), 1, width=64, depth=3, key=jr.key(0)),
         data_std=variance**0.5,
@@ -242,7 +242,7 @@ def test_ema_follows_its_recursion_with_a_warm_up():
 
 
 def test_flip_reflects_about_half_of_the_images(key):
-    from eqmdm._train import _draw_batch
+    from eqmdm._training.train import _draw_batch
 
     image = jnp.arange(2 * 4, dtype=jnp.uint8).reshape(1, 2, 4, 1)
     images = jnp.broadcast_to(image, (400, 2, 4, 1))
@@ -257,7 +257,7 @@ def test_flip_reflects_about_half_of_the_images(key):
 
 
 def test_batches_go_through_all_examples_once_an_epoch():
-    from eqmdm._train import _shuffled
+    from eqmdm._training.train import _shuffled
 
     state, _ = _state()
     data = jnp.arange(24, dtype=jnp.uint8).reshape(24, 1)

@@ -13,8 +13,10 @@ import eqmdm
 
 
 def diffusion() -> eqmdm.VPSDE:
-    clock = eqmdm.LinearClock(*problems.RATES)
-    return eqmdm.VPSDE(clock=clock, t_range=problems.T_RANGE)
+    schedule = eqmdm.LinearSchedule(*problems.RATES)
+    return eqmdm.VPSDE(
+        schedule=schedule, interval=eqmdm.TimeInterval(*problems.T_RANGE)
+    )
 
 
 def model(network, score: str):

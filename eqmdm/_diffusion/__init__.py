@@ -3,14 +3,14 @@
 from .base import (
     AbstractDiffusion as AbstractDiffusion,
     AbstractLinearDiffusion as AbstractLinearDiffusion,
-    Ends as Ends,
     Laws as Laws,
 )
 from .composed import (
     TimeVaryingDiffusion as TimeVaryingDiffusion,
-    TwoClockDiffusion as TwoClockDiffusion,
+    TwoScheduleDiffusion as TwoScheduleDiffusion,
     composed_transition as composed_transition,
 )
+from .interval import LogSNRInterval as LogSNRInterval, TimeInterval as TimeInterval
 from .learned import LearnedDiffusion as LearnedDiffusion
 from .named import (
     ALDA as ALDA,

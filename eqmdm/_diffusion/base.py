@@ -1,7 +1,6 @@
 """The interface that every diffusion implements."""
 
 import abc
-import math
 from collections.abc import Callable
 from typing import Any, final
 
@@ -10,11 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import check_precision
-from .._clock import AbstractClock, as_number, concrete
-from .._custom_types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
-from .._draw import draw_normal
-from .._gaussian import (
+from .._core.checks import check_precision, concrete
+from .._core.gaussian import (
     Gaussian,
     PerturbationKernel,
     Transition,
@@ -23,81 +19,28 @@ from .._gaussian import (
     matmul,
     solve_lower,
 )
-from .._operator import VarsOperator
+from .._core.operator import VarsOperator
+from .._core.random import draw_normal
+from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
+from .interval import Interval, LogSNRInterval, TimeInterval
+from .schedule import AbstractSchedule
 
 
 # The search for a log-SNR starts at this time, where float32 still resolves kernels.
 _EARLIEST_TIME = 1e-12
-DEFAULT_T_RANGE = (1e-3, 1.0)
 
 
-def _as_pair(values: Any) -> Any:
-    # What is no pair is refused by name later.
-    if values is None or len(values) != 2:
-        return values
-    return tuple(as_number(value) for value in values)
-
-
-@final
-class Ends(eqx.Module):
-    """Where a diffusion starts to be used and where it stops, in time or in log-SNR.
-
-    **Arguments:** one of
-
-    - `t_range`: the cut and the horizon, as times.
-    - `log_snr_range`: the log signal-to-noise ratios at the horizon and at the cut.
-    """
-
-    t_range: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None = (
-        eqx.field(default=None, converter=_as_pair)
-    )
-    log_snr_range: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None = (
-        eqx.field(default=None, converter=_as_pair)
-    )
-
-    def __check_init__(self):
-        if (self.t_range is None) == (self.log_snr_range is None):
-            raise ValueError(
-                "Exactly one of `t_range` and `log_snr_range` must be given; got "
-                f"t_range={self.t_range} and log_snr_range={self.log_snr_range}."
-            )
-        name, values = (
-            ("t_range", self.t_range)
-            if self.log_snr_range is None
-            else ("log_snr_range", self.log_snr_range)
-        )
-        if values is None or len(values) != 2:
-            raise ValueError(f"`{name}` must be a pair (low, high); got {values}.")
-        low, high = concrete(values[0]), concrete(values[1])
-        if low is None or high is None:
-            return
-        finite = math.isfinite(low) and math.isfinite(high)
-        if not (finite and low < high and (name == "log_snr_range" or low > 0)):
-            what = (
-                "finite times with 0 < t0 < t1; at t = 0 the kernel is a point mass"
-                if name == "t_range"
-                else "finite log signal-to-noise ratios, the lower one first"
-            )
-            raise ValueError(f"`{name}` must be {what}; got ({low}, {high}).")
-
-
-def make_ends(t_range: tuple | None, log_snr_range: tuple | None) -> Ends:
-    """The ends as given, or the default ones where neither is."""
-    if t_range is None and log_snr_range is None:
-        t_range = DEFAULT_T_RANGE
-    return Ends(t_range, log_snr_range)
-
-
-def check_clock_reaches(clock: AbstractClock, ends: Ends) -> None:
-    """Refuses a horizon at which the clock has ended, where both are known."""
-    t1 = None if ends.t_range is None else concrete(ends.t_range[1])
-    if t1 is None or t1 < clock.t_limit:
+def check_schedule_reaches(schedule: AbstractSchedule, interval: Interval) -> None:
+    """**Raises:** `ValueError` if the interval ends after the schedule, where both are
+    known."""
+    t1 = concrete(interval.t1) if isinstance(interval, TimeInterval) else None
+    if t1 is None or t1 < schedule.t_limit:
         return
-    # Of a traced clock the limit is not known.
-    if concrete(clock.rate(jnp.zeros((), jnp.result_type(float)))) is not None:
+    # Of a traced schedule the limit is not known.
+    if concrete(schedule.rate(jnp.zeros((), jnp.result_type(float)))) is not None:
         raise ValueError(
-            "`t_range` must end before the clock does, at "
-            f"t = {clock.t_limit}; got t1 = {t1}."
+            "`interval` must end before the schedule does, at "
+            f"t = {schedule.t_limit}; got t1 = {t1}."
         )
 
 
@@ -159,15 +102,15 @@ class AbstractLinearDiffusion(AbstractDiffusion):
     Gaussian stationary law, or of [`eqmdm.TimeVaryingDiffusion`][]. To write a class,
     subclass this with `drift_matrix`, `diffusion_matrix`, `compute_transition` (for
     which [`eqmdm.composed_transition`][] serves), `start_root`, `prior`, `n_vars`,
-    `t_limit` and `ends`, an [`eqmdm.Ends`][].
+    `t_limit` and `interval`.
 
     All times are arrays, and results have their dtype.
     """
 
     @property
     @abc.abstractmethod
-    def ends(self) -> Ends:
-        """The ends, from which `t0` and `t1` follow."""
+    def interval(self) -> Interval:
+        """The interval that it is used on, from which `t0` and `t1` follow."""
 
     @property
     @abc.abstractmethod
@@ -196,18 +139,16 @@ class AbstractLinearDiffusion(AbstractDiffusion):
 
     @property
     def t0(self) -> Scalar:
-        if self.ends.t_range is not None:
-            return jnp.asarray(self.ends.t_range[0], jnp.result_type(float))
-        assert self.ends.log_snr_range is not None
-        high = jnp.asarray(self.ends.log_snr_range[1], jnp.result_type(float))
+        if isinstance(self.interval, TimeInterval):
+            return jnp.asarray(self.interval.t0, jnp.result_type(float))
+        high = jnp.asarray(self.interval.high, jnp.result_type(float))
         return self._solve_log_snr(high)
 
     @property
     def t1(self) -> Scalar:
-        if self.ends.t_range is not None:
-            return jnp.asarray(self.ends.t_range[1], jnp.result_type(float))
-        assert self.ends.log_snr_range is not None
-        low = jnp.asarray(self.ends.log_snr_range[0], jnp.result_type(float))
+        if isinstance(self.interval, TimeInterval):
+            return jnp.asarray(self.interval.t1, jnp.result_type(float))
+        low = jnp.asarray(self.interval.low, jnp.result_type(float))
         return self._solve_log_snr(low)
 
     def drift(self, t: Time, y: State, args: Any = None) -> State:
@@ -326,7 +267,7 @@ class AbstractLinearDiffusion(AbstractDiffusion):
             beyond,
             "`log_snr` must be reached by this diffusion before its kernels end "
             f"at t = {concrete(limit)}. Lengthen the horizon by a wider "
-            "`t_range` or `log_snr_range`",
+            "`interval`",
             log_snr,
         )
 
@@ -384,52 +325,53 @@ def _bisect(excess: Callable[[Scalar], Scalar], log_limit: Scalar) -> Scalar:
     return 0.5 * (low + high)
 
 
-def find_ends(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | None:
-    """The times of ends given in log-SNR, or `None` where they are traced.
+def find_times(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | None:
+    """The times of an interval given in log-SNR, or `None` where they are traced.
 
     **Raises:**
 
     `ValueError` if the diffusion does not reach the lower one by `t_limit`, or the
     upper one is before its kernels can be computed.
     """
-    assert diffusion.ends.log_snr_range is not None
+    interval = diffusion.interval
+    assert isinstance(interval, LogSNRInterval)
     with jax.ensure_compile_time_eval():
         log_limit = diffusion._log_limit(jnp.result_type(float))
         diffusion_ = _without_floats(diffusion, log_limit.dtype)
-        t0, t1, found = _find_ends(diffusion_, log_limit)
+        t0, t1, found = _find_times(diffusion_, log_limit)
         if concrete(t0) is None or concrete(t1) is None:
             return None
-        low, high = (jnp.asarray(e, t1.dtype) for e in diffusion.ends.log_snr_range)
+        low, high = (jnp.asarray(e, t1.dtype) for e in (interval.low, interval.high))
         t1 = diffusion._check_reached(t1, low)
         t0 = _check_resolved(t0, found, high)
     return float(t0), float(t1)
 
 
-def ends_in_time(diffusion: AbstractLinearDiffusion) -> Ends:
+def interval_in_time(diffusion: AbstractLinearDiffusion) -> Interval:
     """The ends, refused unless reached, and found once where they cannot move."""
-    if diffusion.ends.log_snr_range is None:
-        assert diffusion.ends.t_range is not None
-        t1, limit = concrete(diffusion.ends.t_range[1]), concrete(diffusion.t_limit)
+    interval = diffusion.interval
+    if isinstance(interval, TimeInterval):
+        t1, limit = concrete(interval.t1), concrete(diffusion.t_limit)
         if t1 is not None and limit is not None and t1 > limit * (1 + 1e-6):
             raise ValueError(
-                f"`t_range` must end where kernels are still numbers, by t = {limit}; "
+                f"`interval` must end where kernels are still numbers, by t = {limit}; "
                 f"got t1 = {t1}."
             )
-        return diffusion.ends
-    times = find_ends(diffusion)
+        return interval
+    times = find_times(diffusion)
     if times is None or jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
-        return diffusion.ends
-    return Ends(times, None)
+        return interval
+    return TimeInterval(*times)
 
 
 @eqx.filter_jit
-def _find_ends(
+def _find_times(
     diffusion: AbstractLinearDiffusion, log_limit: Scalar
 ) -> tuple[Scalar, Scalar, Scalar]:
     """The times of the ends, and the log-SNR that the first of them has."""
-    assert diffusion.ends.log_snr_range is not None
-    dtype = log_limit.dtype
-    log_snrs = jnp.stack([jnp.asarray(e, dtype) for e in diffusion.ends.log_snr_range])
+    interval, dtype = diffusion.interval, log_limit.dtype
+    assert isinstance(interval, LogSNRInterval)
+    log_snrs = jnp.stack([jnp.asarray(e, dtype) for e in (interval.low, interval.high)])
     find = lambda log_snr: jnp.exp(_bisect(diffusion._excess(log_snr), log_limit))
     t1, t0 = jax.vmap(find)(log_snrs)
     return t0, t1, diffusion.compute_kernel(t0).log_snr

@@ -10,16 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._clock import AbstractClock, concrete
-from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
-from .._gaussian import Gaussian, Transition, lq_root, matmul
+from .._core.checks import concrete
+from .._core.gaussian import Gaussian, Transition, lq_root, matmul
+from .._core.types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .base import (
     AbstractLinearDiffusion,
-    Ends,
-    check_clock_reaches,
-    ends_in_time,
-    make_ends,
+    check_schedule_reaches,
+    interval_in_time,
 )
+from .interval import Interval, TimeInterval, as_interval
 from .kernel import (
     SHORT_STEP,
     exponential_deviation,
@@ -35,6 +34,7 @@ from .matrices import (
     make_start_root,
     positive_root,
 )
+from .schedule import AbstractSchedule
 from .stationary import Recipe, make_recipe, times_inverse
 
 
@@ -123,19 +123,20 @@ def _magnus(drift_matrix: MatrixFunction, start: Scalar, h: Scalar) -> VarsMatri
     return jnp.eye(len(F1), dtype=h.dtype) + exponential_deviation(exponent, one)
 
 
-def _as_limit(t_limit: float | None, ends: Ends) -> float:
+def _as_limit(t_limit: float | None, interval: Interval) -> float:
     """`t_limit`, refused unless the kernels reach the ends; or its default."""
-    end = None if ends.t_range is None else concrete(ends.t_range[1])
-    if ends.t_range is not None and end is None and t_limit is None:
+    in_time = isinstance(interval, TimeInterval)
+    end = concrete(interval.t1) if in_time else None
+    if in_time and end is None and t_limit is None:
         raise TypeError(
-            "`t_limit` must be given, a number, where the end of `t_range` is traced."
+            "`t_limit` must be given, a number, where the end of `interval` is traced."
         )
     if t_limit is None:
         return 2.0 if end is None else end
     if not (math.isfinite(t_limit) and t_limit > 0 and t_limit >= (end or 0)):
         raise ValueError(
             "`t_limit` must be finite and positive, and not before the end of "
-            f"`t_range`, {end}; got {t_limit}."
+            f"`interval`, {end}; got {t_limit}."
         )
     return t_limit
 
@@ -188,7 +189,7 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
     _diffusion_matrix: MatrixFunction
     _prior_root: Matrix
     _start_root: Matrix
-    _ends: Ends
+    _interval: Interval
     _t_limit: float
     n_steps: int = eqx.field(static=True)
 
@@ -199,8 +200,7 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
         *,
         prior_covariance: MatrixLike,
         start_covariance: MatrixLike | None = None,
-        t_range: tuple | None = None,
-        log_snr_range: tuple | None = None,
+        interval: Interval | None = None,
         t_limit: float | None = None,
         n_steps: int = 32,
     ):
@@ -210,10 +210,10 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
             time that return `vars x vars` and `vars x rank` in the time's dtype.
         - `prior_covariance`: of the prior $\mathcal{N}(0, \cdot)$ at the horizon,
             positive definite; it also fixes the number of variables.
-        - `start_covariance`, `t_range`, `log_snr_range`: as for
+        - `start_covariance`, `interval`: as for
             [`eqmdm.LinearDiffusion`][].
         - `t_limit`: the latest time at which the functions may be called; the end of
-            `t_range` by default, or 2 with a `log_snr_range`, whose lower end must be
+            `interval` by default, or 2 for one in log-SNR, whose lower end must be
             reached by then.
         - `n_steps`: of a composed transition, a power of two.
 
@@ -228,19 +228,19 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
         self._diffusion_matrix = diffusion_matrix
         self._prior_root = positive_root("prior_covariance", prior, n_vars)
         self._start_root = make_start_root(start_covariance, n_vars)
-        self._ends = make_ends(t_range, log_snr_range)
-        self._t_limit = _as_limit(t_limit, self._ends)
+        self._interval = as_interval(interval)
+        self._t_limit = _as_limit(t_limit, self._interval)
         self.n_steps = n_steps
         _check_steps(self, n_steps)
-        self._ends = ends_in_time(self)
+        self._interval = interval_in_time(self)
 
     @property
     def n_vars(self) -> int:
         return len(self._prior_root)
 
     @property
-    def ends(self) -> Ends:
-        return self._ends
+    def interval(self) -> Interval:
+        return self._interval
 
     @property
     def t_limit(self) -> Scalar:
@@ -268,17 +268,17 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
 
 
 @final
-class TwoClockDiffusion(AbstractLinearDiffusion):
-    r"""The (Q, D) recipe with a clock of its own for each of the two.
+class TwoScheduleDiffusion(AbstractLinearDiffusion):
+    r"""The (Q, D) recipe with a schedule of its own for each of the two.
 
     $$F(t) = -(\beta_Q(t) Q + \beta_D(t) D) S^{-1}, \qquad G G^\top = 2 \beta_D(t) D$$
 
-    $\mathcal{N}(0, S)$ is stationary whatever the clocks.
+    $\mathcal{N}(0, S)$ is stationary whatever the schedules.
     """
 
     _recipe: Recipe
-    skew_clock: AbstractClock
-    dissipation_clock: AbstractClock
+    skew_schedule: AbstractSchedule
+    dissipation_schedule: AbstractSchedule
     _t_limit: float
     n_steps: int = eqx.field(static=True)
 
@@ -287,20 +287,19 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
         skew: MatrixLike,
         dissipation: MatrixLike,
         *,
-        skew_clock: AbstractClock,
-        dissipation_clock: AbstractClock,
+        skew_schedule: AbstractSchedule,
+        dissipation_schedule: AbstractSchedule,
         stationary_covariance: MatrixLike | None = None,
         start_covariance: MatrixLike | None = None,
-        t_range: tuple | None = None,
-        log_snr_range: tuple | None = None,
+        interval: Interval | None = None,
         t_limit: float | None = None,
         n_steps: int = 32,
     ):
         r"""**Arguments:**
 
-        - `skew_clock`, `dissipation_clock`: the rates $\beta_Q$ and $\beta_D$.
+        - `skew_schedule`, `dissipation_schedule`: the rates $\beta_Q$ and $\beta_D$.
         - `t_limit`: the latest time at which kernels can be computed; the end of
-            `t_range` by default, or 2 with a `log_snr_range`, whose lower end must be
+            `interval` by default, or 2 for one in log-SNR, whose lower end must be
             reached by then.
         - `n_steps`: of a composed transition, a power of two.
         - the rest: as for [`eqmdm.LinearDiffusion`][].
@@ -313,28 +312,29 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
             dissipation=dissipation,
             stationary_covariance=stationary_covariance,
             start_covariance=start_covariance,
-            clock=dissipation_clock,
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=dissipation_schedule,
+            interval=interval,
             n_doublings=0,
         )
-        self.skew_clock = skew_clock
-        self.dissipation_clock = dissipation_clock
-        for clock in (skew_clock, dissipation_clock):
-            check_clock_reaches(clock, self.ends)
-        clock_end = min(skew_clock.t_limit, dissipation_clock.t_limit)
-        self._t_limit = min(_as_limit(t_limit, self.ends), clock_end * (1 - 1e-6))
+        self.skew_schedule = skew_schedule
+        self.dissipation_schedule = dissipation_schedule
+        for schedule in (skew_schedule, dissipation_schedule):
+            check_schedule_reaches(schedule, self.interval)
+        schedule_end = min(skew_schedule.t_limit, dissipation_schedule.t_limit)
+        self._t_limit = min(
+            _as_limit(t_limit, self.interval), schedule_end * (1 - 1e-6)
+        )
         self.n_steps = n_steps
         _check_steps(self, n_steps)
-        self._recipe = self._recipe.with_ends(ends_in_time(self))
+        self._recipe = self._recipe.with_interval(interval_in_time(self))
 
     @property
     def n_vars(self) -> int:
         return len(self._recipe.skew)
 
     @property
-    def ends(self) -> Ends:
-        return self._recipe.ends
+    def interval(self) -> Interval:
+        return self._recipe.interval
 
     @property
     def t_limit(self) -> Scalar:
@@ -354,11 +354,11 @@ class TwoClockDiffusion(AbstractLinearDiffusion):
         R = as_array(self._recipe.dissipation_root, t.dtype)
         Q = as_array(self._recipe.skew, t.dtype)
         D = matmul(R, R.T)
-        QD = self.skew_clock.rate(t) * Q + self.dissipation_clock.rate(t) * D
+        QD = self.skew_schedule.rate(t) * Q + self.dissipation_schedule.rate(t) * D
         return -times_inverse(QD, as_array(self._recipe.stationary_root, t.dtype))
 
     def diffusion_matrix(self, t: Scalar) -> RankMatrix:
-        rate = jnp.sqrt(self.dissipation_clock.rate(t))
+        rate = jnp.sqrt(self.dissipation_schedule.rate(t))
         return rate * self._recipe.diffusion_matrix(t.dtype)
 
     def compute_transition(self, s: Scalar, t: Scalar) -> Transition:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._custom_types import RankMatrix, Scalar, VarsMatrix
-from .._gaussian import Transition, lq_root, matmul
+from .._core.gaussian import Transition, lq_root, matmul
+from .._core.types import RankMatrix, Scalar, VarsMatrix
 
 
 # A step with ||F h|| at most this is short: its series converges in a few terms.

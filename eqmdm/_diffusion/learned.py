@@ -11,11 +11,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count
-from .._clock import AbstractClock, LinearClock
-from .._custom_types import PRNGKey
-from .base import Ends, make_ends
+from .._core.checks import check_count
+from .._core.types import PRNGKey
+from .interval import Interval, as_interval
 from .matrices import as_matrix
+from .schedule import AbstractSchedule, LinearSchedule
 from .stationary import (
     HEADROOM,
     AbstractStationaryDiffusion,
@@ -36,7 +36,7 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
     $Q = q - q^\top$ and $D = B B^\top$, or $D$ diagonal with entries
     $\mathrm{softplus}$ of a parameter: every value of the parameters is a diffusion.
     By switch, the stationary covariance $S = L L^\top$, the variances of the
-    auxiliaries at time 0, and a linear clock's rates are parameters too.
+    auxiliaries at time 0, and a linear schedule's rates are parameters too.
 
     **Source:** Singhal et al. (2023), section 4.3.
     """
@@ -45,10 +45,10 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
     dissipation_parameter: Float[Array, "vars vars"] | Float[Array, " vars"]  # B
     stationary_parameter: Float[Array, "vars vars"] | None
     start_parameter: Float[Array, " aux"] | None
-    clock_parameter: Float[Array, "2"] | None
+    schedule_parameter: Float[Array, "2"] | None
     start_variance: float
-    fixed_clock: AbstractClock | None
-    _ends: Ends
+    fixed_schedule: AbstractSchedule | None
+    _interval: Interval
     _n_doublings: int = eqx.field(static=True)
 
     def __init__(
@@ -59,11 +59,10 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
         diagonal: bool = False,
         learn_stationary: bool = False,
         learn_start: bool = False,
-        learn_clock: bool = False,
+        learn_schedule: bool = False,
         start_variance: float = 0.01,
-        clock: AbstractClock | None = None,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
     ):
         r"""**Arguments:**
 
@@ -71,11 +70,11 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
         - `key`: draws the start: the couplings and the factor of $D$ are those of a
             chain with damping 1, plus normal noise of standard deviation 0.1.
         - `diagonal`: a diagonal $D$ instead of a full one.
-        - `learn_stationary`, `learn_start`, `learn_clock`: what else is a parameter;
-            the clock must then be linear.
-        - `start_variance`, `clock`, `t_range`, `log_snr_range`: as for the other
-            diffusions. With a `log_snr_range` the ends stay at their log-SNR, and their
-            times move with the parameters.
+        - `learn_stationary`, `learn_start`, `learn_schedule`: what else is a parameter;
+            the schedule must then be linear.
+        - `start_variance`, `schedule`, `interval`: as for the other
+            diffusions. With a [`eqmdm.LogSNRInterval`][] the ends stay at their
+            log-SNR, and their times move with the parameters.
         """
         hint = " 1, the data, learns a rate alone; 2 adds a velocity."
         check_count("n_vars", n_vars, hint=hint)
@@ -83,22 +82,25 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             raise ValueError(
                 f"`start_variance` must be positive and finite; got {start_variance}."
             )
-        clock = LinearClock() if clock is None else clock
-        self.clock_parameter, self.fixed_clock = None, clock
-        if learn_clock and isinstance(clock, LinearClock):
-            rates = [float(clock.rate0), float(clock.rate1) - float(clock.rate0)]
+        schedule = LinearSchedule() if schedule is None else schedule
+        self.schedule_parameter, self.fixed_schedule = None, schedule
+        if learn_schedule and isinstance(schedule, LinearSchedule):
+            rates = [
+                float(schedule.rate0),
+                float(schedule.rate1) - float(schedule.rate0),
+            ]
             if min(rates) <= 0:
                 raise ValueError(
-                    "`clock` must have 0 < rate0 < rate1 where `learn_clock` is set, "
-                    "for what is learned are the logarithms of the first rate and of "
-                    f"the rise; got {clock.rate0} and {clock.rate1}."
+                    "`schedule` must have 0 < rate0 < rate1 where `learn_schedule` is "
+                    "set, for what is learned are the logarithms of the first rate "
+                    f"and of the rise; got {schedule.rate0} and {schedule.rate1}."
                 )
-            self.clock_parameter = jnp.stack([_softplus_inverse(r) for r in rates])
-            self.fixed_clock = None
-        elif learn_clock:
+            self.schedule_parameter = jnp.stack([_softplus_inverse(r) for r in rates])
+            self.fixed_schedule = None
+        elif learn_schedule:
             raise ValueError(
-                "`clock` must be a `LinearClock` where `learn_clock` is set; got "
-                f"{type(clock).__name__}."
+                "`schedule` must be a `LinearSchedule` where `learn_schedule` is set; "
+                f"got {type(schedule).__name__}."
             )
         key_skew, key_dissipation = jr.split(key)
         chain = np.tril(np.ones((n_vars, n_vars)), -1)
@@ -122,14 +124,13 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             else None
         )
         self.start_variance = start_variance
-        self._ends = make_ends(t_range, log_snr_range)
+        self._interval = as_interval(interval)
         self._n_doublings = make_recipe(
             self._skew(),
             dissipation_root=self._dissipation_root(),
             start_covariance=start_variance * np.diag([0.0] + [1.0] * (n_vars - 1)),
-            clock=self._clock(),
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=self._schedule(),
+            interval=interval,
             headroom=HEADROOM,
         ).n_doublings
 
@@ -141,12 +142,12 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             return jnp.diag(jnp.sqrt(jax.nn.softplus(self.dissipation_parameter)))
         return self.dissipation_parameter
 
-    def _clock(self) -> AbstractClock:
-        if self.clock_parameter is None:
-            assert self.fixed_clock is not None
-            return self.fixed_clock
-        rate0, slope = jax.nn.softplus(self.clock_parameter)
-        return LinearClock(rate0, rate0 + slope)
+    def _schedule(self) -> AbstractSchedule:
+        if self.schedule_parameter is None:
+            assert self.fixed_schedule is not None
+            return self.fixed_schedule
+        rate0, slope = jax.nn.softplus(self.schedule_parameter)
+        return LinearSchedule(rate0, rate0 + slope)
 
     @property
     def recipe(self) -> Recipe:
@@ -172,8 +173,8 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             self._dissipation_root(),
             stationary,
             start,
-            self._clock(),
-            self._ends,
+            self._schedule(),
+            self._interval,
             self._n_doublings,
         )
 

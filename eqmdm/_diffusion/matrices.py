@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._custom_types import MatrixLike
+from .._core.types import MatrixLike
 
 
 # A constant is held as nested tuples of Python floats: Equinox counts every array,

@@ -5,8 +5,9 @@ from typing import final
 
 import numpy as np
 
-from .._clock import AbstractClock, ConstantClock
+from .interval import Interval
 from .matrices import check_constant
+from .schedule import AbstractSchedule, ConstantSchedule
 from .stationary import AbstractStationaryDiffusion, Recipe, make_recipe
 
 
@@ -37,16 +38,14 @@ class VPSDE(AbstractStationaryDiffusion):
     def __init__(
         self,
         *,
-        clock: AbstractClock | None = None,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
     ):
         self._recipe = make_recipe(
             [[0.0]],
             dissipation=[[0.5]],
-            clock=clock,
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=schedule,
+            interval=interval,
         )
 
     @property
@@ -60,17 +59,17 @@ class CLD(AbstractStationaryDiffusion):
     and noise on the velocity alone.
 
     $Q$ couples the two with unit strength, $D = \mathrm{diag}(0, \Gamma)$ and
-    $S = \mathrm{diag}(1, M)$. Here $M = 1$ and the shared clock, as in Singhal et al.;
-    the paper of its authors has `mass=0.25`, `friction=1`, `ConstantClock(4)`.
+    $S = \mathrm{diag}(1, M)$. Here $M = 1$ and the shared schedule, as in Singhal et
+    al.; the paper of its authors has `mass=0.25`, `friction=1`, `ConstantSchedule(4)`.
 
     **Arguments:**
 
     - `mass`: $M$.
     - `friction`: $\Gamma$; $2 \sqrt M$ by default, which is critical.
     - `start_variance`: the variance of the velocity at time 0.
-    - `clock`, `t_range`, `log_snr_range`: as for [`eqmdm.LinearDiffusion`][].
+    - `schedule`, `interval`: as for [`eqmdm.LinearDiffusion`][].
 
-    **Source:** Dockhorn, Vahdat & Kreis (2022), equation 5, $\beta$ per unit of clock.
+    **Source:** Dockhorn, Vahdat & Kreis (2022), equation 5, per unit of $\beta$.
     """
 
     _recipe: Recipe
@@ -81,9 +80,8 @@ class CLD(AbstractStationaryDiffusion):
         mass: float = 1.0,
         friction: float | None = None,
         start_variance: float = 0.01,
-        clock: AbstractClock | None = None,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
     ):
         _check_positive(mass=mass)
         friction = 2 * math.sqrt(mass) if friction is None else friction
@@ -93,9 +91,8 @@ class CLD(AbstractStationaryDiffusion):
             dissipation=np.diag([0.0, friction]),
             stationary_covariance=np.diag([1.0, mass]),
             start_covariance=_start(2, start_variance),
-            clock=clock,
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=schedule,
+            interval=interval,
         )
 
     @property
@@ -121,18 +118,16 @@ class ALDA(AbstractStationaryDiffusion):
         coupling: float = 1.0,
         friction: float = 1.0,
         start_variance: float = 0.01,
-        clock: AbstractClock | None = None,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
     ):
         _check_positive(coupling=coupling, friction=friction)
         self._recipe = make_recipe(
             [[0.0, -1.0, 0.0], [1.0, 0.0, -coupling], [0.0, coupling, 0.0]],
             dissipation=np.diag([0.0, 0.0, friction]),
             start_covariance=_start(3, start_variance),
-            clock=clock,
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=schedule,
+            interval=interval,
         )
 
     @property
@@ -158,18 +153,16 @@ class MALDA(AbstractStationaryDiffusion):
         *,
         friction: float = 2.0,
         start_variance: float = 0.01,
-        clock: AbstractClock | None = None,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
     ):
         _check_positive(friction=friction)
         self._recipe = make_recipe(
             np.tril(np.ones((3, 3)), -1) - np.triu(np.ones((3, 3)), 1),
             dissipation=np.diag([0.0, friction, friction]),
             start_covariance=_start(3, start_variance),
-            clock=clock,
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=schedule,
+            interval=interval,
         )
 
     @property
@@ -183,7 +176,7 @@ class PSLD(AbstractStationaryDiffusion):
 
     $Q$ couples with strength 1/2, $D = \frac12 \mathrm{diag}(\Gamma, M \nu)$ and
     $S = \mathrm{diag}(1, M)$; $\nu = \Gamma + 2 / \sqrt M$ unless given, which is
-    critical. The authors' constant rate 8 is the default clock. $\Gamma = 0$ is CLD.
+    critical. The authors' constant rate 8 is the default schedule. $\Gamma = 0$ is CLD.
 
     **Source:** Pandey & Mandt (2023), section 3.2.
     """
@@ -197,9 +190,8 @@ class PSLD(AbstractStationaryDiffusion):
         data_friction: float = 0.01,
         velocity_friction: float | None = None,
         start_variance: float = 0.01,
-        clock: AbstractClock | None = None,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
     ):
         _check_positive(mass=mass)
         if velocity_friction is None:
@@ -216,9 +208,8 @@ class PSLD(AbstractStationaryDiffusion):
             dissipation=np.diag([0.5 * data_friction, 0.5 * mass * velocity_friction]),
             stationary_covariance=np.diag([1.0, mass]),
             start_covariance=_start(2, start_variance),
-            clock=ConstantClock(8.0) if clock is None else clock,
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=ConstantSchedule(8.0) if schedule is None else schedule,
+            interval=interval,
         )
 
     @property
@@ -240,18 +231,16 @@ class CriticalThirdOrder(AbstractStationaryDiffusion):
         self,
         *,
         start_variance: float = 0.01,
-        clock: AbstractClock | None = None,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
     ):
         coupling = 2 * math.sqrt(2)
         self._recipe = make_recipe(
             [[0.0, -1.0, 0.0], [1.0, 0.0, -coupling], [0.0, coupling, 0.0]],
             dissipation=np.diag([0.0, 0.0, 3 * math.sqrt(3)]),
             start_covariance=_start(3, start_variance),
-            clock=clock,
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=schedule,
+            interval=interval,
         )
 
     @property

@@ -7,17 +7,16 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._clock import AbstractClock, LinearClock
-from .._custom_types import RankMatrix, Scalar, VarsMatrix
-from .._gaussian import Gaussian, Transition
+from .._core.gaussian import Gaussian, Transition
+from .._core.types import RankMatrix, Scalar, VarsMatrix
 from .base import (
     AbstractLinearDiffusion,
-    Ends,
-    check_clock_reaches,
-    ends_in_time,
-    make_ends,
+    check_schedule_reaches,
+    interval_in_time,
 )
+from .interval import Interval, as_interval
 from .matrices import check_constant
+from .schedule import AbstractSchedule, LinearSchedule
 
 
 # Kernels of VE and sub-VP are closed forms; these only bound the search for a time, by
@@ -41,22 +40,21 @@ class VESDE(AbstractLinearDiffusion):
     **Arguments:**
 
     - `sigma0`, `sigma1`: the noise level at time 0 and at time 1, in units of the data.
-    - `t_range`, `log_snr_range`: as for [`eqmdm.LinearDiffusion`][].
+    - `interval`: as for [`eqmdm.LinearDiffusion`][].
 
     **Source:** Song et al. (2021), equation 9.
     """
 
     sigma0: float = eqx.field(static=True)
     sigma1: float = eqx.field(static=True)
-    _ends: Ends
+    _interval: Interval
 
     def __init__(
         self,
         sigma0: float = 0.01,
         sigma1: float = 50.0,
         *,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        interval: Interval | None = None,
     ):
         check_constant("sigma0", sigma0)
         check_constant("sigma1", sigma1)
@@ -66,8 +64,8 @@ class VESDE(AbstractLinearDiffusion):
                 f"sigma0={sigma0} and sigma1={sigma1}."
             )
         self.sigma0, self.sigma1 = sigma0, sigma1
-        self._ends = make_ends(t_range, log_snr_range)
-        self._ends = ends_in_time(self)
+        self._interval = as_interval(interval)
+        self._interval = interval_in_time(self)
 
     @property
     def _log_growth(self) -> float:
@@ -78,8 +76,8 @@ class VESDE(AbstractLinearDiffusion):
         return 1
 
     @property
-    def ends(self) -> Ends:
-        return self._ends
+    def interval(self) -> Interval:
+        return self._interval
 
     @property
     def t_limit(self) -> Scalar:
@@ -119,60 +117,59 @@ class SubVPSDE(AbstractLinearDiffusion):
 
     **Arguments:**
 
-    - `clock`, `t_range`, `log_snr_range`: as for [`eqmdm.LinearDiffusion`][].
+    - `schedule`, `interval`: as for [`eqmdm.LinearDiffusion`][].
 
     **Source:** Song et al. (2021), equation 12.
     """
 
-    clock: AbstractClock
-    _ends: Ends
+    schedule: AbstractSchedule
+    _interval: Interval
 
     def __init__(
         self,
         *,
-        clock: AbstractClock | None = None,
-        t_range: tuple[float, float] | None = None,
-        log_snr_range: tuple[float, float] | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
     ):
-        self.clock = LinearClock() if clock is None else clock
-        self._ends = make_ends(t_range, log_snr_range)
-        check_clock_reaches(self.clock, self._ends)
-        self._ends = ends_in_time(self)
+        self.schedule = LinearSchedule() if schedule is None else schedule
+        self._interval = as_interval(interval)
+        check_schedule_reaches(self.schedule, self._interval)
+        self._interval = interval_in_time(self)
 
     @property
     def n_vars(self) -> int:
         return 1
 
     @property
-    def ends(self) -> Ends:
-        return self._ends
+    def interval(self) -> Interval:
+        return self._interval
 
     @property
     def t_limit(self) -> Scalar:
         integral = jnp.asarray(_LARGEST_INTEGRAL, jnp.result_type(float))
-        clock_end = self.clock.t_limit * (1 - 1e-6)
-        return jnp.minimum(self.clock.inverse(integral), clock_end)
+        schedule_end = self.schedule.t_limit * (1 - 1e-6)
+        return jnp.minimum(self.schedule.inverse(integral), schedule_end)
 
     @property
     def prior(self) -> Gaussian:
         return Gaussian(jnp.ones((1, 1), jnp.result_type(float)))
 
     def _integral(self, t: Scalar) -> Scalar:
-        return self.clock.integrated_rate(jnp.zeros_like(t), t)
+        return self.schedule.integrated_rate(jnp.zeros_like(t), t)
 
     def start_root(self, dtype: jnp.dtype) -> Float[Array, "vars columns"]:
         return jnp.zeros((1, 0), dtype)
 
     def drift_matrix(self, t: Scalar) -> VarsMatrix:
-        return _one_by_one(-0.5 * self.clock.rate(t))
+        return _one_by_one(-0.5 * self.schedule.rate(t))
 
     def diffusion_matrix(self, t: Scalar) -> RankMatrix:
-        variance_rate = -self.clock.rate(t) * jnp.expm1(-2 * self._integral(t))
+        variance_rate = -self.schedule.rate(t) * jnp.expm1(-2 * self._integral(t))
         return _one_by_one(jnp.sqrt(variance_rate))
 
     def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
         # sigma(t)^2 - Psi^2 sigma(s)^2, factored so that nothing cancels.
-        step = self.clock.integrated_rate(s, t)
+        step = self.schedule.integrated_rate(s, t)
         total = self._integral(s) + self._integral(t)
         variance = jnp.expm1(-step) * jnp.expm1(-total)
         return Transition(

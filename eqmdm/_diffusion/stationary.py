@@ -10,17 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count
-from .._clock import AbstractClock, LinearClock, concrete
-from .._custom_types import MatrixLike, RankMatrix, Scalar, VarsMatrix
-from .._gaussian import Gaussian, Transition, matmul, solve_lower
+from .._core.checks import check_count, concrete
+from .._core.gaussian import Gaussian, Transition, matmul, solve_lower
+from .._core.types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .base import (
     AbstractLinearDiffusion,
-    Ends,
-    check_clock_reaches,
-    find_ends,
-    make_ends,
+    check_schedule_reaches,
+    find_times,
 )
+from .interval import Interval, TimeInterval, as_interval
 from .kernel import (
     SHORT_STEP,
     constant_transition,
@@ -39,6 +37,7 @@ from .matrices import (
     positive_root,
     semidefinite_root,
 )
+from .schedule import AbstractSchedule, LinearSchedule
 
 
 # Doublings where the matrices are traced and their norm is unknown: ||F|| tau <= 2048.
@@ -57,7 +56,7 @@ def times_inverse(matrix: VarsMatrix, root: VarsMatrix) -> VarsMatrix:
 
 @final
 class Recipe(eqx.Module):
-    r"""What defines a stationary diffusion, per unit of its clock.
+    r"""What defines a stationary diffusion, per unit of its schedule.
 
     $F = -(Q + D) S^{-1}$ and $G G^\top = 2 D$, so that $\mathcal{N}(0, S)$ is
     stationary: $F S + S F^\top + G G^\top = 0$.
@@ -67,8 +66,8 @@ class Recipe(eqx.Module):
     dissipation_root: Matrix  # R with R R^T = D
     stationary_root: Matrix  # of S, lower triangular
     start_root: Matrix  # of the covariance of y(0) given x
-    clock: AbstractClock
-    ends: Ends
+    schedule: AbstractSchedule
+    interval: Interval
     n_doublings: int = eqx.field(static=True)
 
     def drift_matrix(self, dtype: jnp.dtype) -> VarsMatrix:
@@ -95,25 +94,25 @@ class Recipe(eqx.Module):
         return math.sqrt(np.linalg.norm(F, 1) * np.linalg.norm(F, np.inf))
 
     def with_doublings(self, n_doublings: int) -> "Recipe":
-        return self._with(self.ends, n_doublings)
+        return self._with(self.interval, n_doublings)
 
-    def with_ends(self, ends: Ends) -> "Recipe":
-        return self._with(ends, self.n_doublings)
+    def with_interval(self, interval: Interval) -> "Recipe":
+        return self._with(interval, self.n_doublings)
 
-    def _with(self, ends: Ends, n_doublings: int) -> "Recipe":
+    def _with(self, interval: Interval, n_doublings: int) -> "Recipe":
         return Recipe(
             self.skew,
             self.dissipation_root,
             self.stationary_root,
             self.start_root,
-            self.clock,
-            ends,
+            self.schedule,
+            interval,
             n_doublings,
         )
 
 
 class AbstractStationaryDiffusion(AbstractLinearDiffusion):
-    r"""A linear diffusion with stationary law $\mathcal{N}(0, S)$ and one clock.
+    r"""A linear diffusion with stationary law $\mathcal{N}(0, S)$ and one schedule.
 
     $$F(t) = -\beta(t) (Q + D) S^{-1}, \qquad G G^\top = 2 \beta(t) D$$
 
@@ -126,19 +125,19 @@ class AbstractStationaryDiffusion(AbstractLinearDiffusion):
     @property
     @abc.abstractmethod
     def recipe(self) -> Recipe:
-        """The matrices, the clock and the ends."""
+        """The matrices, the schedule and the ends."""
 
     @property
     def n_vars(self) -> int:
         return len(self.recipe.skew)
 
     @property
-    def clock(self) -> AbstractClock:
-        return self.recipe.clock
+    def schedule(self) -> AbstractSchedule:
+        return self.recipe.schedule
 
     @property
-    def ends(self) -> Ends:
-        return self.recipe.ends
+    def interval(self) -> Interval:
+        return self.recipe.interval
 
     @property
     def n_doublings(self) -> int:
@@ -147,12 +146,12 @@ class AbstractStationaryDiffusion(AbstractLinearDiffusion):
 
     @property
     def skew_matrix(self) -> VarsMatrix:
-        """$Q$, per unit of the clock."""
+        """$Q$, per unit of the schedule."""
         return as_array(self.recipe.skew, jnp.result_type(float))
 
     @property
     def dissipation_matrix(self) -> VarsMatrix:
-        """$D$, per unit of the clock."""
+        """$D$, per unit of the schedule."""
         R = as_array(self.recipe.dissipation_root, jnp.result_type(float))
         return matmul(R, R.T)
 
@@ -177,9 +176,9 @@ class AbstractStationaryDiffusion(AbstractLinearDiffusion):
         dtype = jnp.result_type(float)
         F = self.recipe.drift_matrix(dtype)
         reach = SHORT_STEP * 2.0**self.n_doublings / operator_norm_bound(F)
-        # The clock itself may end, and its integral diverge, a little later.
-        clock_end = self.clock.t_limit * (1 - 1e-6)
-        return jnp.minimum(self.clock.inverse(reach), clock_end)
+        # The schedule itself may end, and its integral diverge, a little later.
+        schedule_end = self.schedule.t_limit * (1 - 1e-6)
+        return jnp.minimum(self.schedule.inverse(reach), schedule_end)
 
     def start_root(self, dtype: jnp.dtype) -> Float[Array, "vars columns"]:
         if self.n_vars == 1:
@@ -187,16 +186,16 @@ class AbstractStationaryDiffusion(AbstractLinearDiffusion):
         return as_array(self.recipe.start_root, dtype)
 
     def drift_matrix(self, t: Scalar) -> VarsMatrix:
-        return self.clock.rate(t) * self.recipe.drift_matrix(t.dtype)
+        return self.schedule.rate(t) * self.recipe.drift_matrix(t.dtype)
 
     def diffusion_matrix(self, t: Scalar) -> RankMatrix:
-        return jnp.sqrt(self.clock.rate(t)) * self.recipe.diffusion_matrix(t.dtype)
+        return jnp.sqrt(self.schedule.rate(t)) * self.recipe.diffusion_matrix(t.dtype)
 
     def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
         return constant_transition(
             self.recipe.drift_matrix(t.dtype),
             self.recipe.diffusion_matrix(t.dtype),
-            self.clock.integrated_rate(s, t),
+            self.schedule.integrated_rate(s, t),
             self.n_doublings,
         )
 
@@ -207,7 +206,7 @@ class AbstractStationaryDiffusion(AbstractLinearDiffusion):
         between steps and rebuilds the diffusion with `with_doublings`.
         """
         norm, t1 = self.recipe.norm(), self.t1
-        tau = concrete(self.clock.integrated_rate(jnp.zeros_like(t1), t1))
+        tau = concrete(self.schedule.integrated_rate(jnp.zeros_like(t1), t1))
         if norm is None or tau is None:
             raise TypeError("`doublings_needed` must be called outside JAX transforms.")
         return doublings_needed(norm, tau)
@@ -220,9 +219,8 @@ def make_recipe(
     dissipation_root: MatrixLike | None = None,
     stationary_covariance: MatrixLike | None = None,
     start_covariance: MatrixLike | None = None,
-    clock: AbstractClock | None = None,
-    t_range: tuple | None = None,
-    log_snr_range: tuple | None = None,
+    schedule: AbstractSchedule | None = None,
+    interval: Interval | None = None,
     n_doublings: int | None = None,
     headroom: int = 0,
 ) -> Recipe:
@@ -260,8 +258,8 @@ def make_recipe(
         root,
         stationary_root,
         start_root,
-        LinearClock() if clock is None else clock,
-        make_ends(t_range, log_snr_range),
+        LinearSchedule() if schedule is None else schedule,
+        as_interval(interval),
         _SEARCH_DOUBLINGS if n_doublings is None else n_doublings,
     )
     check_controllable(recipe)
@@ -270,7 +268,7 @@ def make_recipe(
 
 @final
 class LinearDiffusion(AbstractStationaryDiffusion):
-    r"""The linear diffusion with given $Q$, $D$, stationary law and clock."""
+    r"""The linear diffusion with given $Q$, $D$, stationary law and schedule."""
 
     _recipe: Recipe
 
@@ -282,14 +280,13 @@ class LinearDiffusion(AbstractStationaryDiffusion):
         dissipation_root: MatrixLike | None = None,
         stationary_covariance: MatrixLike | None = None,
         start_covariance: MatrixLike | None = None,
-        clock: AbstractClock | None = None,
-        t_range: tuple | None = None,
-        log_snr_range: tuple | None = None,
+        schedule: AbstractSchedule | None = None,
+        interval: Interval | None = None,
         n_doublings: int | None = None,
     ):
         r"""**Arguments:**
 
-        - `skew`: $Q$, skew-symmetric, `vars x vars`, per unit of the clock.
+        - `skew`: $Q$, skew-symmetric, `vars x vars`, per unit of the schedule.
         - `dissipation`: $D$, positive semidefinite. Its rank is fixed here: gradients
             move it within the matrices of that rank.
         - `dissipation_root`: instead of `dissipation`, an $R$ with $R R^\top = D$ and
@@ -297,10 +294,10 @@ class LinearDiffusion(AbstractStationaryDiffusion):
         - `stationary_covariance`: $S$, positive definite; the identity by default.
         - `start_covariance`: of $y(0)$ given the data, with a zero first row and
             column; by default 0.01 for every auxiliary variable.
-        - `clock`: by default `LinearClock()`, from 0.1 to 10.
-        - `t_range`: the cut and the horizon $(t_0, t_1)$; by default (1e-3, 1).
-        - `log_snr_range`: instead of `t_range`, the log signal-to-noise ratios
-            (natural logarithm) at the horizon and at the cut, the lower one first.
+        - `schedule`: by default `LinearSchedule()`, from 0.1 to 10.
+        - `interval`: the times $[t_0, t_1]$, an [`eqmdm.TimeInterval`][], by default
+            (1e-3, 1); or the log signal-to-noise ratios at $t_1$ and at $t_0$, an
+            [`eqmdm.LogSNRInterval`][].
         - `n_doublings`: a bound on the doublings of a kernel. Chosen from the values,
             where they are known, with headroom for a drift 16 times as large where one
             is a parameter; 12 where they are traced, which serves for a norm of the
@@ -324,9 +321,8 @@ class LinearDiffusion(AbstractStationaryDiffusion):
             dissipation_root=dissipation_root,
             stationary_covariance=stationary_covariance,
             start_covariance=start_covariance,
-            clock=clock,
-            t_range=t_range,
-            log_snr_range=log_snr_range,
+            schedule=schedule,
+            interval=interval,
             headroom=HEADROOM if learned else 0,
         )
         if n_doublings is not None:
@@ -356,23 +352,22 @@ def _fit_doublings(recipe: Recipe, headroom: int) -> Recipe:
     norm = recipe.norm()
     if norm is None:
         return recipe.with_doublings(_TRACED_DOUBLINGS)
-    if recipe.ends.log_snr_range is not None:
-        times = find_ends(_Resolver(recipe))
-    else:
-        assert recipe.ends.t_range is not None
-        t0, t1 = (concrete(end) for end in recipe.ends.t_range)
+    if isinstance(recipe.interval, TimeInterval):
+        t0, t1 = concrete(recipe.interval.t0), concrete(recipe.interval.t1)
         times = None if t0 is None or t1 is None else (t0, t1)
+    else:
+        times = find_times(_Resolver(recipe))
     if times is None:
         return recipe.with_doublings(_TRACED_DOUBLINGS)
     with jax.ensure_compile_time_eval():
-        check_clock_reaches(recipe.clock, Ends(times, None))
-        tau = _reach(recipe.clock, times[1])
+        check_schedule_reaches(recipe.schedule, TimeInterval(*times))
+        tau = _reach(recipe.schedule, times[1])
     if tau is None:
         return recipe.with_doublings(_TRACED_DOUBLINGS)
     needed = doublings_needed(norm, tau)
     if not jax.tree.leaves(eqx.filter(recipe, eqx.is_array)):
         # Nothing can move: solve for the ends once.
-        recipe = recipe.with_ends(Ends(times, None))
+        recipe = recipe.with_interval(TimeInterval(*times))
     return recipe.with_doublings(needed + headroom)
 
 
@@ -392,13 +387,13 @@ def _with_given_doublings(recipe: Recipe, n_doublings: int) -> Recipe:
     return given
 
 
-def _reach(clock: AbstractClock, t1: float) -> float | None:
-    """The clock's integral up to the horizon, or `None` where its rate is traced."""
+def _reach(schedule: AbstractSchedule, t1: float) -> float | None:
+    """The schedule's integral up to the horizon, or `None` where its rate is traced."""
     end = jnp.asarray(t1, jnp.result_type(float))
-    tau = concrete(clock.integrated_rate(jnp.zeros_like(end), end))
+    tau = concrete(schedule.integrated_rate(jnp.zeros_like(end), end))
     if tau is not None and not math.isfinite(tau):
         raise ValueError(
-            "`t_range` must end where the integral of the clock's rate is still a "
+            "`interval` must end where the integral of the schedule's rate is still a "
             f"number; got t1 = {t1} and {tau}."
         )
     return tau

@@ -1,7 +1,7 @@
 """Data sets behind one function, and what a training step does with their examples."""
 
-from .._flip import random_flip as random_flip
-from .._shuffle import shuffled_indices as shuffled_indices
+from ._augment import random_flip as random_flip
 from ._dataset import Dataset as Dataset, Labels as Labels
 from ._files import ImageFiles as ImageFiles
 from ._load import NAMES as NAMES, load as load
+from ._shuffle import shuffled_indices as shuffled_indices

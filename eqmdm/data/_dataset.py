@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int64, UInt8
 
-from .._checks import check_finite
+from .._core.checks import check_finite
 from ._files import ImageFiles
 
 

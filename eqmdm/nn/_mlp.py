@@ -11,8 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Inexact, Int, Real
 
-from .._checks import check_count
-from .._custom_types import PRNGKey
+from .._core.checks import check_count
+from .._core.types import PRNGKey
 
 
 def variance_scaling(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, DTypeLike, Float, Inexact, Real
 
-from .._checks import check_count
-from .._custom_types import PRNGKey
+from .._core.checks import check_count
+from .._core.types import PRNGKey
 from ._mlp import (
     Linear,
     TimeEmbedding,

@@ -1,0 +1,205 @@
+"""Samplers of the times at which a bound's integrand is estimated."""
+
+import abc
+import functools
+from collections.abc import Callable
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import jaxpr_as_fun
+from jaxtyping import Array, Float
+
+from .._core.checks import check_count
+from .._core.gaussian import log_det
+from .._core.types import PRNGKey, Scalar
+from .._diffusion import AbstractLinearDiffusion
+
+
+def low_discrepancy(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
+    """`n` quantiles, each uniform on [0, 1), evenly spaced with one random shift.
+
+    **Source:** Kingma et al. (2021), appendix I.1.
+    """
+    check_count("n", n)
+    dtype = jnp.result_type(float)
+    spaced = jnp.arange(n, dtype=dtype) / n
+    return (jr.uniform(key, (), dtype) + spaced) % 1
+
+
+def antithetic(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
+    """`n` quantiles, each uniform on [0, 1), in pairs that add to 1."""
+    check_count("n", n)
+    half = jr.uniform(key, ((n + 1) // 2,), jnp.result_type(float))
+    return jnp.concatenate([half, 1 - half])[:n] % 1
+
+
+class AbstractTimeSampler(eqx.Module):
+    """A density of times between the ends of a diffusion."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, diffusion: AbstractLinearDiffusion, u: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        """The time at the quantile `u`, and the density of times there.
+
+        Constants to differentiation, both: where the density follows the parameters
+        of the diffusion, it must not be trained through.
+        """
+
+
+@final
+class UniformTime(AbstractTimeSampler):
+    """Times uniform between the ends."""
+
+    def __call__(
+        self, diffusion: AbstractLinearDiffusion, u: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        t0, t1 = (
+            jax.lax.stop_gradient(end).astype(u.dtype)
+            for end in (diffusion.t0, diffusion.t1)
+        )
+        return t0 + u * (t1 - t0), 1 / (t1 - t0)
+
+
+@final
+class ImportanceTime(AbstractTimeSampler):
+    r"""Times by the expected size of the bound's integrand, $\mathrm{tr}(G^\top
+    \Sigma^{-1} G)$: for VPSDE $\beta / \sigma^2$, and so for any diffusion.
+
+    Its integral is $\log \det \Sigma - 2 \log |\det \Psi|$, and $\log |\det \Psi|$ that
+    of $\mathrm{tr} F$. Its quantiles are tabulated on a grid that is geometric in time
+    and interpolated linearly; the density returned is that of the interpolant, so the
+    weights are exact.
+
+    **Arguments:**
+
+    - `n_grid`: the cells of the table.
+
+    **Source:** Song et al. (2021b), section 5.1, for VPSDE.
+    """
+
+    n_grid: int = 256
+
+    def __call__(
+        self, diffusion: AbstractLinearDiffusion, u: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        return _tabulated(diffusion, _integrand_rises, u, self.n_grid)
+
+
+@final
+class LogSNRTime(AbstractTimeSampler):
+    r"""Times uniform in log-SNR between the ends.
+
+    The natural choice for a denoiser, whose part of the bound is an integral over
+    log-SNR. Where log-SNR is stationary in time (ALDA, some learned diffusions) times
+    are rare and their weights large: choose another sampler there for a free score.
+    Tabulated like [`eqmdm.ImportanceTime`][], with exact weights.
+
+    **Arguments:**
+
+    - `n_grid`: the cells of the table.
+    """
+
+    n_grid: int = 256
+
+    def __call__(
+        self, diffusion: AbstractLinearDiffusion, u: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        return _tabulated(diffusion, _log_snr_falls, u, self.n_grid)
+
+
+def _integrand_rises(
+    diffusion: AbstractLinearDiffusion, times: Float[Array, " edges"]
+) -> Float[Array, " cells"]:
+    # log |det Psi| by Liouville's formula, the trace of the drift by Simpson's rule: of
+    # a Psi that has decayed, rounding leaves no determinant.
+    volume = jax.vmap(lambda t: log_det(diffusion.compute_kernel(t).root))(times)
+    trace = jax.vmap(lambda t: jnp.trace(diffusion.drift_matrix(t)))
+    at_edges, at_middles = trace(times), trace(0.5 * (times[:-1] + times[1:]))
+    mean = (at_edges[:-1] + 4 * at_middles + at_edges[1:]) / 6
+    return 2 * (jnp.diff(volume) - jnp.diff(times) * mean)
+
+
+def _log_snr_falls(
+    diffusion: AbstractLinearDiffusion, times: Float[Array, " edges"]
+) -> Float[Array, " cells"]:
+    return -jnp.diff(jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr)(times))
+
+
+def _tabulated(
+    diffusion: AbstractLinearDiffusion,
+    rises: Callable[[AbstractLinearDiffusion, Array], Array],
+    u: Scalar,
+    n_grid: int,
+) -> tuple[Scalar, Scalar]:
+    diffusion = jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf,
+        diffusion,
+    )
+    try:
+        if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
+            raise _NotConstant
+        wide = jnp.result_type(float)
+        table = _constant_table(diffusion, rises, n_grid, jnp.dtype(u.dtype), wide)
+    except _NotConstant:
+        # It does not depend on `u`, so that under `jax.vmap` it is made once.
+        table = jax.lax.stop_gradient(_table(diffusion, rises, n_grid, u.dtype))
+    times, share, cumulative = (jnp.asarray(part) for part in table)
+    cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, n_grid - 1)
+    width = times[cell + 1] - times[cell]
+    within = jnp.clip((u - cumulative[cell]) / share[cell], 0, 1)
+    return times[cell] + within * width, share[cell] / width
+
+
+def _table(
+    diffusion: AbstractLinearDiffusion,
+    rises: Callable[[AbstractLinearDiffusion, Array], Array],
+    n_grid: int,
+    dtype: jnp.dtype,
+) -> tuple[Float[Array, " edges"], Float[Array, " cells"], Float[Array, " edges"]]:
+    """Edges of cells in time, the share of each cell, and their running sums."""
+    log_t = jnp.linspace(jnp.log(diffusion.t0), jnp.log(diffusion.t1), n_grid + 1)
+    times = jnp.exp(log_t).astype(dtype)
+    rise = rises(diffusion, times)
+    # A density of zero over a cell would leave it out of the bound; rounding, or a
+    # stationary point, must not do that.
+    rise = jnp.maximum(rise, jnp.sum(jnp.abs(rise)) * (1e-4 / n_grid))
+    share = rise / jnp.sum(rise)
+    cumulative = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(share)])
+    return times, share, cumulative
+
+
+class _NotConstant(Exception):
+    """A diffusion with parameters, its own or those its functions close over."""
+
+
+@functools.lru_cache(maxsize=64)
+def _constant_table(
+    diffusion: AbstractLinearDiffusion,
+    rises: Callable[[AbstractLinearDiffusion, Array], Array],
+    n_grid: int,
+    dtype: jnp.dtype,
+    wide: jnp.dtype,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The values of `_table`, inside a trace too.
+
+    From one program: `jax.ensure_compile_time_eval` would compile every operation by
+    itself, which takes as long as the network of a small training step.
+    """
+    # In the key because the ends of a diffusion have this dtype.
+    del wide
+    traced = jax.make_jaxpr(lambda: _table(diffusion, rises, n_grid, dtype))()
+    if any(isinstance(value, Tracer) for value in traced.consts):
+        raise _NotConstant
+    table = jax.jit(jaxpr_as_fun(traced))
+    # It runs once, so that optimising it is lost time.
+    options: dict[str, str | bool] = {}
+    if jax.default_backend() == "cpu":
+        options["xla_backend_optimization_level"] = "0"
+    times, share, cumulative = table.lower().compile(options)()
+    return np.asarray(times), np.asarray(share), np.asarray(cumulative)

@@ -1,0 +1,84 @@
+"""The interval that a diffusion is used on, in time or in log-SNR."""
+
+import math
+from typing import TypeAlias, final
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from .._core.checks import as_number, concrete
+
+
+@final
+class TimeInterval(eqx.Module):
+    """The interval of diffusion times [t0, t1].
+
+    **Arguments:**
+
+    - `t0`: the start time, down to which is sampled and from which bounds begin.
+    - `t1`: the final time, at which the prior takes over.
+
+    **Raises:**
+
+    `ValueError` unless 0 < t0 < t1, both finite, where they are known.
+    """
+
+    t0: float | Float[Array, ""] = eqx.field(default=1e-3, converter=as_number)
+    t1: float | Float[Array, ""] = eqx.field(default=1.0, converter=as_number)
+
+    def __check_init__(self):
+        t0, t1 = concrete(self.t0), concrete(self.t1)
+        if t0 is None or t1 is None:
+            return
+        if not 0 < t0 < t1 < math.inf:
+            raise ValueError(
+                "`interval` must have finite times with 0 < t0 < t1; at t = 0 the "
+                f"kernel is a point mass. Got t0 = {t0} and t1 = {t1}."
+            )
+
+
+@final
+class LogSNRInterval(eqx.Module):
+    """The interval of times between two log signal-to-noise ratios, natural logarithm.
+
+    **Arguments:**
+
+    - `low`: the log-SNR at the final time t1.
+    - `high`: the log-SNR at the start time t0. About 13.3 resolves one of 256 grey
+        levels of data scaled to [-1, 1].
+
+    **Raises:**
+
+    `ValueError` unless low < high, both finite, where they are known.
+    """
+
+    low: float | Float[Array, ""] = eqx.field(converter=as_number)
+    high: float | Float[Array, ""] = eqx.field(converter=as_number)
+
+    def __check_init__(self):
+        low, high = concrete(self.low), concrete(self.high)
+        if low is None or high is None:
+            return
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(
+                "`interval` must have finite log signal-to-noise ratios with low < "
+                f"high; got low = {low} and high = {high}."
+            )
+
+
+Interval: TypeAlias = TimeInterval | LogSNRInterval
+
+
+def as_interval(interval: Interval | None) -> Interval:
+    """The interval as given; `TimeInterval()` by default.
+
+    **Raises:** `TypeError` for anything that is no interval.
+    """
+    if interval is None:
+        return TimeInterval()
+    if isinstance(interval, TimeInterval | LogSNRInterval):
+        return interval
+    raise TypeError(
+        "`interval` must be an `eqmdm.TimeInterval` or an `eqmdm.LogSNRInterval`; got "
+        f"{interval!r}. Write, for instance, `interval=eqmdm.TimeInterval(1e-3, 1.0)`."
+    )

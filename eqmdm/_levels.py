@@ -1,0 +1,425 @@
+"""Grey levels as continuous data: transforms, dequantisation and bits per dimension."""
+
+import abc
+import math
+import weakref
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, DTypeLike, Float, Int, Shaped
+
+from ._core.checks import check_count, check_finite, check_precision
+from ._core.random import draw_uniform
+from ._core.sharding import on_host
+from ._core.types import Data, PRNGKey, Scalar
+
+
+class AbstractTransform(eqx.Module):
+    """An increasing map of each coordinate from $[0, 1]$ to the units of the data."""
+
+    @abc.abstractmethod
+    def forward(self, p: Data) -> Data:
+        """$x(p)$, for `p` in $[0, 1]$."""
+
+    @abc.abstractmethod
+    def inverse(self, x: Data) -> Data:
+        """$p(x)$, which is outside $[0, 1]$ where `x` is outside the image of it."""
+
+    @abc.abstractmethod
+    def log_jacobian(self, p: Data) -> Scalar:
+        r"""$\log \lvert \det \mathrm{d}x / \mathrm{d}p \rvert$, in nats."""
+
+
+@final
+class Scale(AbstractTransform):
+    """$x = 2 p - 1$."""
+
+    def forward(self, p: Data) -> Data:
+        return 2 * p - 1
+
+    def inverse(self, x: Data) -> Data:
+        return (x + 1) / 2
+
+    def log_jacobian(self, p: Data) -> Scalar:
+        return jnp.asarray(p.size * math.log(2), p.dtype)
+
+
+@final
+class Logit(AbstractTransform):
+    r"""$x = \log(s / (1 - s))$ with $s = \alpha + (1 - 2 \alpha) p$.
+
+    It maps $[0, 1]$ onto an interval, symmetric about 0, that `alpha` keeps bounded.
+
+    **Arguments:**
+
+    - `alpha`: the distance that is kept from 0 and 1; in $(0, 1/2)$.
+
+    **Raises:**
+
+    `ValueError` if `alpha` is outside $(0, 1/2)$.
+
+    **Source:** Dinh, Sohl-Dickstein & Bengio (2017), section 4.1, where `alpha` is 0.05
+    and only the end at 0 is kept away from.
+    """
+
+    alpha: float = eqx.field(default=0.05, static=True)
+
+    def __check_init__(self):
+        if not 0 < self.alpha < 0.5:
+            raise ValueError(
+                "`alpha` must be between 0 and 1/2, neither included; got "
+                f"{self.alpha}. 0.05 is usual."
+            )
+
+    def _shares(self, p: Data) -> tuple[Data, Data]:
+        # `s` and `1 - s`. The second by symmetry, because subtracting from 1 loses the
+        # digits of a small `1 - s`.
+        slope = 1 - 2 * self.alpha
+        return self.alpha + slope * p, self.alpha + slope * (1 - p)
+
+    def forward(self, p: Data) -> Data:
+        s, rest = self._shares(p)
+        return jnp.log(s) - jnp.log(rest)
+
+    def inverse(self, x: Data) -> Data:
+        return (jax.nn.sigmoid(x) - self.alpha) / (1 - 2 * self.alpha)
+
+    def log_jacobian(self, p: Data) -> Scalar:
+        s, rest = self._shares(p)
+        log_slope = math.log1p(-2 * self.alpha)
+        return jnp.sum(log_slope - jnp.log(s) - jnp.log(rest))
+
+
+class AbstractDequantiser(eqx.Module):
+    r"""How a level's place within its own interval is chosen.
+
+    A random offset with the density $q$ turns a log-density into a bound on a log-mass,
+
+    $$\log P(k) \geq \mathbb{E}_{o \sim q}[\log p(k + o) - \log q(o)]$$
+
+    for levels $k$ in units of one level.
+    """
+
+    @property
+    @abc.abstractmethod
+    def gives_density(self) -> bool:
+        """Whether the offset has a density, so that the bound above applies."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, levels: Int[Array, "*data"], *, key: PRNGKey, dtype: DTypeLike
+    ) -> tuple[Data, Scalar]:
+        r"""**Arguments:**
+
+        - `levels`: the grey levels of one example.
+        - `key`: the key of the draw.
+        - `dtype`: the dtype of what is returned.
+
+        **Returns:**
+
+        The offset of each level, in $[0, 1)$, and $\log q$ of them all, in nats.
+        """
+
+
+@final
+class UniformDequantiser(AbstractDequantiser):
+    """Offsets uniform on $[0, 1)$.
+
+    **Source:** Theis, van den Oord & Bethge (2016), section 3.1.
+    """
+
+    @property
+    def gives_density(self) -> bool:
+        return True
+
+    def __call__(
+        self, levels: Int[Array, "*data"], *, key: PRNGKey, dtype: DTypeLike
+    ) -> tuple[Data, Scalar]:
+        return draw_uniform(key, levels.shape, dtype), jnp.zeros((), dtype)
+
+
+@final
+class TruncatedNormalDequantiser(AbstractDequantiser):
+    r"""Offsets normal about the middle of the level, truncated to $[0, 1)$.
+
+    $$q(o) = \frac{e^{-(o - 1/2)^2 / 2 \sigma^2}}
+    {\sigma \sqrt{2 \pi} \operatorname{erf}(1 / (2 \sqrt{2} \sigma))}$$
+
+    Its data look like a level's middle with noise on it, which is what a model of data
+    with noise has learned; the bound is tighter than the uniform one for such a model.
+
+    **Arguments:**
+
+    - `std`: $\sigma$, before truncation, in units of one level; positive.
+
+    **Raises:**
+
+    `ValueError` if `std` is not positive and finite.
+
+    **Source:** Zheng, Lu, Chen & Zhu (2023), there with the noise that the diffusion
+    has at its start for $\sigma$.
+    """
+
+    std: float = eqx.field(static=True)
+
+    @property
+    def gives_density(self) -> bool:
+        return True
+
+    def __check_init__(self):
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise ValueError(
+                f"`std` must be positive and finite; got {self.std}. It is in units of "
+                "one grey level; for offsets all at the middle use `LevelCentres()`, "
+                "for uniform ones `UniformDequantiser()`."
+            )
+
+    def log_density(self, offset: Data) -> Scalar:
+        r"""$\log q$ of offsets within $[0, 1)$, summed over them."""
+        probability = math.erf(0.5 / (math.sqrt(2) * self.std))
+        normaliser = self.std * math.sqrt(2 * math.pi) * probability
+        z = (offset - 0.5) / self.std
+        return jnp.sum(-0.5 * z**2 - math.log(normaliser))
+
+    def __call__(
+        self, levels: Int[Array, "*data"], *, key: PRNGKey, dtype: DTypeLike
+    ) -> tuple[Data, Scalar]:
+        limit = jnp.asarray(0.5 / self.std, dtype)
+        z = jr.truncated_normal(key, -limit, limit, (levels.size,), dtype)
+        # Rounding may reach 1, which belongs to the next level.
+        below_one = 1 - float(jnp.finfo(dtype).epsneg)
+        offset = jnp.clip(0.5 + self.std * z, 0, below_one).reshape(levels.shape)
+        return offset, self.log_density(offset)
+
+
+@final
+class LevelCentres(AbstractDequantiser):
+    """Offsets all 1/2, for a bound whose decoder gives the levels' log-mass itself.
+
+    There is nothing to correct then, so `GreyLevels.encode` returns a correction of 0.
+    """
+
+    @property
+    def gives_density(self) -> bool:
+        return False
+
+    def __call__(
+        self, levels: Int[Array, "*data"], *, key: PRNGKey, dtype: DTypeLike
+    ) -> tuple[Data, Scalar]:
+        del key
+        return jnp.full(levels.shape, 0.5, dtype), jnp.zeros((), dtype)
+
+
+@final
+class GreyLevels(eqx.Module):
+    r"""Data of `n_levels` grey levels, and the way to continuous data and back.
+
+    Level $k$ is the interval $[k, k + 1) / n$ of $p$, and $x$ is the transform of $p$.
+
+    **Arguments:**
+
+    - `n_levels`: the number of levels; 256 for 8-bit images. At least 2.
+    - `transform`: from $p$ to $x$.
+    - `dequantiser`: where in its interval a level is put.
+
+    **Raises:**
+
+    `ValueError` if `n_levels` is less than 2.
+    """
+
+    n_levels: int = eqx.field(static=True)
+    transform: AbstractTransform = Scale()
+    dequantiser: AbstractDequantiser = UniformDequantiser()
+
+    def __check_init__(self):
+        hint = " 8-bit images have 256."
+        check_count("n_levels", self.n_levels, least=2, hint=hint)
+
+    @property
+    def gives_density(self) -> bool:
+        """Whether encoded levels have a density; their centres have none."""
+        return self.dequantiser.gives_density
+
+    def check(
+        self, levels: Shaped[Array | np.ndarray, "..."]
+    ) -> Shaped[Array | np.ndarray, "..."]:
+        """`levels` as they are, refused unless from 0 to `n_levels - 1`.
+
+        Under a trace the check becomes a part of the program, which then calls back to
+        Python: a GPU waits for that, and XLA keeps no such program from one process to
+        the next. So check a whole data set before, and `encode` its examples with
+        `check=False`. A JAX array, which cannot change, is looked at only once.
+
+        **Arguments:**
+
+        - `levels`: integers, of any number of examples.
+
+        **Raises:**
+
+        `TypeError` if `levels` are not integers; `ValueError`, or
+        `equinox.EquinoxRuntimeError` where they are traced, if any is out of range.
+        """
+        last = self.n_levels - 1
+        _check_integers(levels, last)
+        limits = jnp.iinfo(levels.dtype)
+        if (limits.min >= 0 and limits.max <= last) or levels.size == 0:
+            return levels
+        must = f"`levels` must be from 0 to {last}"
+        advice = "Is `n_levels` right for these data?"
+        if isinstance(levels, Tracer):
+            wide = _widened(levels)
+            wrong = jnp.any((wide < 0) | (wide > last))
+            return eqx.error_if(levels, wrong, f"{must}. {advice}")
+        place = id(levels), last
+        if _checked.get(place) is not levels:
+            values = on_host(levels)
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high > last:
+                raise ValueError(f"{must}; got {low} to {high}. {advice}")
+            if isinstance(levels, jax.Array):
+                _checked[place] = levels
+        return levels
+
+    def encode(
+        self,
+        levels: Shaped[Array | np.ndarray, "*data"],
+        *,
+        key: PRNGKey,
+        dtype: DTypeLike = float,
+        check: bool = True,
+    ) -> tuple[Data, Scalar]:
+        r"""Continuous data for one example, and what bounds on it have to add.
+
+        $$\log P(\text{levels}) \geq \mathbb{E}[\log p(x) + \text{correction}], \qquad
+        \text{correction} = \log \left\lvert \det \frac{\mathrm{d}x}{\mathrm{d}p}
+        \right\rvert - d \log n - \log q$$
+
+        **Arguments:**
+
+        - `levels`: integers from 0 to `n_levels - 1`.
+        - `key`: the key of the offsets.
+        - `dtype`: the dtype of what is returned; by default JAX's own for floats. It
+            has to resolve the levels: float32 does up to 8192 of them.
+        - `check`: false where `check` has seen these levels already.
+
+        **Returns:**
+
+        The data, and the correction in nats: 0 for a dequantiser without a density.
+
+        **Raises:**
+
+        As `check`; at trace time `ValueError` if `dtype` cannot resolve the levels.
+        """
+        if check:
+            levels = self.check(levels)
+        else:
+            _check_integers(levels, self.n_levels - 1)
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        # Rounding in the transform and its inverse may carry a point that is closer
+        # than this to an edge, in units of a level, across it.
+        margin = 16 * self.n_levels * float(jnp.finfo(dtype).eps)
+        if margin > 1 / 64:
+            raise ValueError(
+                f"`dtype` must resolve {self.n_levels} levels; {dtype} cannot. Encode "
+                "in float32 or float64."
+            )
+        wide = _widened(levels)
+        offset, log_q = self.dequantiser(wide, key=key, dtype=dtype)
+        # A bias of the margin squared, so `decode` can promise to undo `encode`.
+        offset = jnp.clip(offset, margin, 1 - margin)
+        p = (wide.astype(dtype) + offset) / self.n_levels
+        x = self.transform.forward(p)
+        if not self.dequantiser.gives_density:
+            return x, jnp.zeros((), dtype)
+        log_levels = levels.size * math.log(self.n_levels)
+        return x, self.transform.log_jacobian(p) - log_levels - log_q
+
+    def log_jacobian(self, x: Data) -> Scalar:
+        r"""The part $\log \lvert \det \mathrm{d}x / \mathrm{d}p \rvert$ of the
+        correction of `encode`, in nats; 0 where that is 0."""
+        if not self.dequantiser.gives_density:
+            return jnp.zeros((), x.dtype)
+        return self.transform.log_jacobian(self.transform.inverse(x))
+
+    def decode(self, x: Data) -> Int[Array, "*data"]:
+        """The levels that `x` lie in; beyond the end levels, the end levels."""
+        scaled = jnp.floor(self.transform.inverse(x) * self.n_levels)
+        return jnp.clip(scaled, 0, self.n_levels - 1).astype(jnp.int32)
+
+    def edges(self, x: Data) -> tuple[Data, Data]:
+        """The lower and the upper edge, in the units of `x`, of the level `x` lies in.
+
+        The end levels reach to minus and plus infinity.
+        """
+        levels = self.decode(x)
+        lower = levels.astype(x.dtype) / self.n_levels
+        upper = (levels + 1).astype(x.dtype) / self.n_levels
+        low = jnp.where(levels == 0, -jnp.inf, self.transform.forward(lower))
+        last = levels == self.n_levels - 1
+        high = jnp.where(last, jnp.inf, self.transform.forward(upper))
+        return low, high
+
+
+# What `check` has found in order, by identity and last level, as long as it lives.
+_checked: weakref.WeakValueDictionary[tuple[int, int], jax.Array]
+_checked = weakref.WeakValueDictionary()
+
+
+def _check_integers(levels: Array | np.ndarray, last: int) -> None:
+    if not jnp.issubdtype(levels.dtype, jnp.integer):
+        raise TypeError(
+            f"`levels` must be integers, from 0 to {last}; got {levels.dtype}. Data "
+            "that are continuous already need no encoding."
+        )
+
+
+def _widened(levels: Array | np.ndarray) -> Array:
+    # A comparison with 256 would overflow uint8.
+    levels = jnp.asarray(levels)
+    return levels if levels.dtype.itemsize >= 4 else levels.astype(jnp.int32)
+
+
+def as_dequantised(x: Shaped[Array, "*data"], figure: str) -> Data:
+    """`x` as it is, or the error for integers, which names the figure asked for, and
+    for values that are not finite."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"`x` must be floating-point data; got {x.dtype}. Integers have no "
+            "density: dequantise them with `eqmdm.GreyLevels(...).encode`, and add the "
+            f"correction that it returns to the {figure}."
+        )
+    check_precision("x", x.dtype)
+    check_finite("x", x)
+    return x
+
+
+def bits_per_dim(
+    log_likelihood: Float[Array, "*batch"], *, n_dims: int
+) -> Float[Array, "*batch"]:
+    r"""Bits per dimension of discrete data.
+
+    $$\mathrm{bpd} = -\frac{\log P}{d \log 2}$$
+
+    **Arguments:**
+
+    - `log_likelihood`: $\log P$, or a lower bound on it, in nats, summed over every
+        dimension of an example. For dequantised data it is the log-density with the
+        correction of `GreyLevels.encode` added.
+    - `n_dims`: $d$, the number of data dimensions. Auxiliary variables do not count.
+
+    **Returns:**
+
+    Bits per dimension. Lower is better.
+
+    **Raises:**
+
+    `ValueError` if `n_dims` is less than 1.
+    """
+    check_count("n_dims", n_dims)
+    return -log_likelihood / (n_dims * math.log(2))

@@ -1,0 +1,270 @@
+"""Diffusions and their reversals as Diffrax terms, on clocks that increase."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, final
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from .._core.checks import check_finite, check_precision, check_shape, concrete
+from .._core.gaussian import apply_to_vars
+from .._core.operator import VarsOperator
+from .._core.types import PRNGKey, Scalar, State, Time
+from .._diffusion import AbstractLinearDiffusion
+from .score import ScoreFunction, as_score
+from .time_change import AbstractNoiseClock, AbstractTiming, make_timing
+
+
+PathFunction: TypeAlias = Callable[..., dfx.AbstractBrownianPath]
+
+
+@final
+class Problem(eqx.Module):
+    """Terms with the interval and the start that they are to be solved from.
+
+        diffrax.diffeqsolve(
+            problem.terms, solver, problem.t0, problem.t1, dt0, problem.initial(key=key)
+        )
+
+    The clock of the terms increases from `t0` to `t1` whatever the direction of the
+    process; `time` gives the diffusion's own time, and `reading` the clock's.
+    """
+
+    terms: dfx.AbstractTerm
+    t0: Scalar
+    t1: Scalar
+    _initial: Callable[[PRNGKey], State]
+    _timing: AbstractTiming
+    _reversed: bool
+
+    def initial(self, *, key: PRNGKey) -> State:
+        """A state to start from: the prior's, or the data with drawn auxiliaries."""
+        return self._initial(key)
+
+    def time(self, s: Scalar) -> Scalar:
+        """The diffusion's time at the clock's reading `s`."""
+        reading = self._timing.end - s if self._reversed else s
+        return self._timing.time(reading)[0]
+
+    def reading(self, t: Scalar) -> Scalar:
+        """The clock's reading at the diffusion's time `t`."""
+        reading = self._timing.reading(t)
+        return self._timing.end - reading if self._reversed else reading
+
+
+def _tree_path(
+    t0: Scalar, t1: Scalar, shape: jax.ShapeDtypeStruct, key: PRNGKey
+) -> dfx.AbstractBrownianPath:
+    # The resolution only bounds how small an adaptive step may get.
+    return dfx.VirtualBrownianTree(
+        t0,
+        t1,
+        tol=(t1 - t0) * 2.0**-14,
+        shape=shape,
+        key=key,
+        levy_area=dfx.SpaceTimeLevyArea,
+    )
+
+
+def _noise_structure(
+    diffusion: AbstractLinearDiffusion, shape: tuple[int, ...], dtype: jnp.dtype
+) -> jax.ShapeDtypeStruct:
+    rank = diffusion.diffusion_matrix(diffusion.t1).shape[1]
+    return jax.ShapeDtypeStruct((rank, *shape), dtype)
+
+
+def forward_sde(
+    diffusion: AbstractLinearDiffusion,
+    x: Float[Array, "*data"],
+    *,
+    key: PRNGKey,
+    clock: AbstractNoiseClock | None = None,
+    path: PathFunction = _tree_path,
+) -> Problem:
+    r"""The noising process $\mathrm{d}y = F y \mathrm{d}t + G \mathrm{d}w$ from data
+    `x`, up to the horizon.
+
+    **Arguments:**
+
+    - `x`: one example, where `initial` starts the data row.
+    - `key`: of the Brownian path.
+    - `clock`: `None` for the diffusion's own time, which starts at 0; or a clock of
+        the noise, [`eqmdm.LogSNRClock`][] say, on which `initial` draws the state at
+        the cut: at time 0 its reading is infinite.
+    - `path`: a function `(t0, t1, structure, key)` that returns a Diffrax Brownian
+        path; a `VirtualBrownianTree` with space-time Levy area by default, which serves
+        every solver and step controller. On fixed steps `UnsafeBrownianPath` costs
+        less.
+
+    **Raises:**
+
+    `ValueError` for an `x` that is not finite, or a `clock` of the noise where log-SNR
+    stands still at a time between the ends, which is named;
+    `equinox.EquinoxRuntimeError` where that is traced.
+    """
+    check_precision("x", x.dtype)
+    check_finite("x", x)
+    timing = make_timing(diffusion, clock, x.dtype, from_zero=True)
+    structure = _noise_structure(diffusion, x.shape, x.dtype)
+
+    def drift(s: Time, y: State, args: Any) -> State:
+        t, rate = timing.time(jnp.asarray(s, x.dtype))
+        return rate * diffusion.drift(t, y, args)
+
+    def coefficient(s: Time, y: State, args: Any) -> VarsOperator:
+        t, rate = timing.time(jnp.asarray(s, x.dtype))
+        return _scaled(diffusion.diffusion_coefficient(t, y, args), jnp.sqrt(rate))
+
+    def initial(key: PRNGKey) -> State:
+        if clock is None:
+            return diffusion.draw_start(x, key=key)
+        return diffusion.compute_kernel(diffusion.t0.astype(x.dtype)).sample(x, key=key)
+
+    noise = dfx.ControlTerm(coefficient, path(timing.start, timing.end, structure, key))
+    terms = dfx.MultiTerm(dfx.ODETerm(drift), noise)
+    return Problem(terms, timing.start, timing.end, initial, timing, False)
+
+
+def reverse_sde(
+    score: ScoreFunction,
+    diffusion: AbstractLinearDiffusion,
+    shape: tuple[int, ...],
+    *,
+    key: PRNGKey,
+    dtype: DTypeLike | None = None,
+    clock: AbstractNoiseClock | None = None,
+    path: PathFunction = _tree_path,
+) -> Problem:
+    r"""The reverse-time process, on the clock $s = t_1 - t$, from the prior to the cut.
+
+    $$\mathrm{d}y = (-F y + G G^\top s_\theta) \mathrm{d}s + G \mathrm{d}w$$
+
+    The clock increases: solved with decreasing time, Diffrax's solvers that use Levy
+    areas return a wrong variance without an error.
+
+    **Arguments:**
+
+    - `score`: a callable `(t, y) -> score` on one example, in the diffusion's time.
+    - `shape`: of one example of data.
+    - `key`: of the Brownian path.
+    - `dtype`: of states and times; JAX's default by default.
+    - `clock`: whose readings $s$ counts down; as for [`eqmdm.forward_sde`][], with its
+        errors, but that it starts from the horizon.
+    - `path`: as for [`eqmdm.forward_sde`][].
+
+    **Source:** Anderson (1982); Song et al. (2021), equation 6.
+    """
+    reverse = _Reverse.of(score, diffusion, shape, dtype, clock)
+
+    def drift(s: Time, y: State, args: Any) -> State:
+        pull, push, rate = reverse.parts(s, y, args)
+        return rate * (push - pull)
+
+    def coefficient(s: Time, y: State, args: Any) -> VarsOperator:
+        t, rate = reverse.time(s)
+        return _scaled(diffusion.diffusion_coefficient(t, y, args), jnp.sqrt(rate))
+
+    start, length = reverse.interval
+    structure = _noise_structure(diffusion, shape, length.dtype)
+    noise = dfx.ControlTerm(coefficient, path(start, length, structure, key))
+    return reverse.problem(dfx.MultiTerm(dfx.ODETerm(drift), noise))
+
+
+def probability_flow(
+    score: ScoreFunction,
+    diffusion: AbstractLinearDiffusion,
+    shape: tuple[int, ...],
+    *,
+    dtype: DTypeLike | None = None,
+    clock: AbstractNoiseClock | None = None,
+) -> Problem:
+    r"""The probability-flow ODE, on the clock $s = t_1 - t$, from the prior to the cut.
+
+    $$\mathrm{d}y / \mathrm{d}s = -F y + \tfrac12 G G^\top s_\theta$$
+
+    **Arguments:** as for [`eqmdm.reverse_sde`][].
+
+    **Source:** Song et al. (2021), equation 13.
+    """
+    reverse = _Reverse.of(score, diffusion, shape, dtype, clock)
+
+    def drift(s: Time, y: State, args: Any) -> State:
+        pull, push, rate = reverse.parts(s, y, args)
+        return rate * (0.5 * push - pull)
+
+    return reverse.problem(dfx.ODETerm(drift))
+
+
+@final
+class _Reverse(eqx.Module):
+    """What the processes from the prior to the cut share."""
+
+    score: ScoreFunction
+    diffusion: AbstractLinearDiffusion
+    timing: AbstractTiming
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(
+        cls,
+        score: ScoreFunction,
+        diffusion: AbstractLinearDiffusion,
+        shape: tuple[int, ...],
+        dtype: DTypeLike | None,
+        clock: AbstractNoiseClock | None,
+    ) -> "_Reverse":
+        dtype = jnp.result_type(float) if dtype is None else dtype
+        dtype, shape = check_precision("dtype", dtype), check_shape(shape)
+        score = as_score(score, diffusion)
+        timing = make_timing(diffusion, clock, dtype)
+        check_countdown(timing)
+        return cls(score, diffusion, timing, shape)
+
+    @property
+    def interval(self) -> tuple[Scalar, Scalar]:
+        length = self.timing.end - self.timing.start
+        return jnp.zeros_like(length), length
+
+    def time(self, s: Time) -> tuple[Scalar, Scalar]:
+        """The diffusion's time, and how fast it falls."""
+        end = self.timing.end
+        return self.timing.time(end - jnp.asarray(s, end.dtype))
+
+    def parts(self, s: Time, y: State, args: Any) -> tuple[State, State, Scalar]:
+        r"""$F y$, $G G^\top s_\theta$, and how fast time falls."""
+        t, rate = self.time(s)
+        G = self.diffusion.diffusion_matrix(t)
+        push = apply_to_vars(G, apply_to_vars(G.T, self.score(t, y)))
+        return self.diffusion.drift(t, y, args), push, rate
+
+    def problem(self, terms: dfx.AbstractTerm) -> Problem:
+        def initial(key: PRNGKey) -> State:
+            prior = self.diffusion.prior
+            return prior.sample(self.shape, key=key).astype(self.timing.end.dtype)
+
+        start, length = self.interval
+        return Problem(terms, start, length, initial, self.timing, True)
+
+
+def check_countdown(timing: AbstractTiming) -> None:
+    """Refuses a cut that is lost in the rounding of a clock that counts down to it."""
+    start, end = concrete(timing.start), concrete(timing.end)
+    if start is None or end is None:
+        return
+    reached = concrete(timing.end - (timing.end - timing.start))
+    assert reached is not None
+    if abs(reached - start) > 0.01 * abs(start):
+        raise ValueError(
+            f"`diffusion` must have a cut that {timing.end.dtype} resolves beside its "
+            f"horizon: it is {start}, and counted down to from {end} it becomes "
+            f"{reached}. Run on `clock=eqmdm.LogSNRClock()`, lower the upper end of "
+            "`log_snr_range`, or take float64."
+        )
+
+
+def _scaled(operator: VarsOperator, factor: Scalar) -> VarsOperator:
+    return VarsOperator(factor * operator.matrix, operator.data_shape)
