@@ -39,7 +39,8 @@ import _build  # noqa: E402
 from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
-from eqmdm import _sharding, _train  # noqa: E402
+from eqmdm._core import sharding as placement  # noqa: E402
+from eqmdm._training import train as training  # noqa: E402
 
 
 DOCUMENT = Path(__file__).parent / "SCALING.md"
@@ -185,12 +186,12 @@ def compiled_step(
 ) -> Any:
     """The program that XLA makes of one `eqmdm.train_step`."""
     # As `train_step` calls it: where arrays lie is not known of traced ones.
-    where = _sharding.shardings(state)
-    check = isinstance(data, _train.Batches)
-    mesh = _sharding.mesh_of(state)
+    where = placement.shardings(state)
+    check = isinstance(data, training.Batches)
+    mesh = placement.mesh_of(state)
     settings = (batch_size, 1, max(1, batch_size // 16), check, mesh, where)
     constants = data, objective, optimiser, jnp.float32(0.999), settings
-    return cast(Any, _train._train_steps).lower(constants, state).compile().compiled
+    return cast(Any, training._train_steps).lower(constants, state).compile().compiled
 
 
 def moved(*, shard_parameters: bool) -> dict[str, float]:

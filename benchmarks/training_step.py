@@ -53,8 +53,8 @@ import _build  # noqa: E402
 from _options import Options, ResolvedOptions  # noqa: E402
 
 import eqmdm  # noqa: E402
-from eqmdm import _train  # noqa: E402
 from eqmdm._bound.elbo import compute_shared_elbo  # noqa: E402
+from eqmdm._training import train as training  # noqa: E402
 from eqmdm._training.train import with_parameters  # noqa: E402
 
 
@@ -245,8 +245,8 @@ def make_parts(
 
     def data(step, state, examples):
         state = eqx.tree_at(lambda state: state.step, state, step)
-        examples = _train._shuffled(state, examples, options.batch_size)
-        batch = _train._draw_batch(state, examples, objective, n_path)
+        examples = training._shuffled(state, examples, options.batch_size)
+        batch = training._draw_batch(state, examples, objective, n_path)
         key_encode, keys = jnp.moveaxis(jax.vmap(jr.split)(batch.keys), 1, 0)
 
         def encode(example, key):

@@ -10,7 +10,8 @@ import jax.random as jr
 import numpy as np
 
 import eqmdm
-from eqmdm import _train, nn
+from eqmdm import nn
+from eqmdm._training import train as training
 
 
 jax.config.update("jax_enable_x64", True)
@@ -64,10 +65,10 @@ def train_streamed(state):
 def operations(state, data):
     """Floating-point operations of one step on each device, as XLA counts them."""
     # What `train_step` calls, which alone can be lowered.
-    compiled, calls = _train._train_steps, []
-    _train._train_steps = lambda *arguments: calls.append(arguments)
+    compiled, calls = training._train_steps, []
+    training._train_steps = lambda *arguments: calls.append(arguments)
     eqmdm.train_step(state, data, objective, optimiser, batch_size=16)
-    _train._train_steps = compiled
+    training._train_steps = compiled
     return compiled.lower(*calls[0]).compile().compiled.cost_analysis()["flops"]
 
 
