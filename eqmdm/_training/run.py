@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from .._core.files import to_json, write_json
 from .._core.sharding import on_host
 from .._diffusion import LearnedDiffusion
 from .evaluate import make_score
@@ -146,7 +147,7 @@ class Run:
         `ValueError`, naming the first field that differs and both its values.
         """
         stored = self.read_options()["options"]
-        given = json.loads(json.dumps(options))
+        given = json.loads(to_json(options))
         for field in dict.fromkeys([*stored, *given]):
             old, new = stored.get(field), given.get(field)
             if old != new and field not in may_differ:
@@ -345,13 +346,6 @@ def restored_model(restored: Restored, *, ema: bool = False, like: Any = None) -
             "a pair (network or denoiser, diffusion) of the structure that was trained."
         )
     return rebuild(restored.structure, arrays)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file all at once, so that a reader never sees half of one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def _not_options(path: Path, reason: str) -> str:
