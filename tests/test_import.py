@@ -141,6 +141,25 @@ def test_import_starts_no_backend():
     _run(textwrap.dedent(program), {})
 
 
+def test_import_leaves_data_and_checkpoint_libraries_until_they_are_used():
+    # Orbax alone takes a third as long as JAX, and `datasets` longer than it.
+    program = """
+        import sys
+        import jax, equinox, diffrax, lineax, optax
+
+        before = set(sys.modules)
+        import eqmdm, eqmdm.data, eqmdm.nn
+
+        late = {
+            "datasets", "filelock", "huggingface_hub", "matplotlib", "orbax", "pandas",
+            "PIL", "pyarrow", "scipy", "sklearn", "tqdm", "tyro",
+        }
+        imported = late & (set(sys.modules) - before)
+        assert not imported, imported
+    """
+    _run(textwrap.dedent(program), {})
+
+
 @pytest.mark.slow
 def test_use_works_with_every_setting_and_leaves_it():
     _run(_watched(USES), CHOSEN)

@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from .._core.files import to_json, write_json
 from .._core.sharding import on_host
@@ -58,8 +55,9 @@ class Run:
         """
         self.run_dir = Path(run_dir).absolute()
         self._n_latest = n_latest
-        self._open_manager: ocp.CheckpointManager | None = None
-        self._held: filelock.FileLock | None = None
+        # An Orbax `CheckpointManager` and a `filelock.FileLock` once they are in use.
+        self._open_manager: Any = None
+        self._held: Any = None
 
     @property
     def exists(self) -> bool:
@@ -79,6 +77,8 @@ class Run:
         `ValueError` if another process holds it; `OSError` if the directory cannot be
         written to.
         """
+        import filelock
+
         lock = filelock.FileLock(self.run_dir / _LOCK, blocking=False)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -169,6 +169,8 @@ class Run:
 
         `OSError` if the checkpoint cannot be written; those before it are intact.
         """
+        import orbax.checkpoint as ocp
+
         step, arrays = int(state.step), named_arrays(state)
         diffusion = state.model[1]
         learned = isinstance(diffusion, LearnedDiffusion)
@@ -248,7 +250,12 @@ class Run:
             self._held = None
 
     @property
-    def _manager(self) -> ocp.CheckpointManager:
+    def _manager(self) -> Any:
+        # Orbax is imported where it is used: it takes a third as long as JAX, and most
+        # programs that import this package save and load nothing.
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
         if self._open_manager is None:
             policy = checkpoint_managers.AnyPreservationPolicy(
                 [
@@ -271,6 +278,8 @@ class Run:
         return self._open_manager
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
         directory = self.run_dir / _CHECKPOINTS / str(step)
         # Not `StandardRestore`, which wants the devices that the arrays were saved on.
         handler = ocp.CompositeCheckpointHandler(
