@@ -1,8 +1,10 @@
 """What several test files share."""
 
 import ast
+import contextlib
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -19,6 +21,12 @@ OPTIMISED = {
 }
 if jax.__version__.startswith("0.10."):
     OPTIMISED["xla_cpu_use_fusion_emitters"] = True
+
+_EVENTS = {
+    "/jax/core/compile/jaxpr_trace_duration": "traced",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowered",
+    "/jax/core/compile/backend_compile_duration": "compiled",
+}
 
 
 def slow(parameter):
@@ -125,6 +133,23 @@ def estimate_within_standard_errors(estimate, expected, standard_error, *, n=5.0
         f"{outside.size} entries outside"
     )
     return False
+
+
+@contextlib.contextmanager
+def counted():
+    """The numbers of programs traced, lowered and compiled within the context."""
+    n_programs = {name: 0 for name in _EVENTS.values()}
+
+    def count(event, duration, **details):
+        del duration, details
+        if event in _EVENTS:
+            n_programs[_EVENTS[event]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        yield n_programs
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
 
 
 def imported_names(file, *, package):

@@ -1,44 +1,20 @@
 """Nothing is traced or compiled anew for shapes that it has been compiled for."""
 
-import contextlib
-
 import diffrax as dfx
 import equinox as eqx
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
 import eqmdm
 from eqmdm import nn
+from helpers import counted
 
 
-_EVENTS = {
-    "/jax/core/compile/jaxpr_trace_duration": "traced",
-    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowered",
-    "/jax/core/compile/backend_compile_duration": "compiled",
-}
 _OPTIMISER = eqmdm.make_optimiser(1e-3)
 _OBJECTIVE = eqmdm.Objective()
 _SHAPE = (2,)
-
-
-@contextlib.contextmanager
-def counted():
-    """The programs that are traced, lowered and compiled meanwhile."""
-    found = {name: 0 for name in _EVENTS.values()}
-
-    def count(event, duration, **details):
-        del duration, details
-        if event in _EVENTS:
-            found[_EVENTS[event]] += 1
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
 
 
 def _model(score, seed):

@@ -11,9 +11,16 @@ import pytest
 
 from eqmdm import nn
 from eqmdm._training.train import parameters
-from eqmdm.nn._mlp import TimeEmbedding
-from eqmdm.nn._unet import _Attention, _Conv, _GroupNorm, _ResidualBlock, _upsample
-from helpers import tree_allclose, within_standard_errors
+from eqmdm.nn._image_layers import (
+    Attention,
+    Conv,
+    GroupNorm,
+    ResidualBlock,
+    upsample,
+)
+from eqmdm.nn._initialiser import Initialiser
+from eqmdm.nn._layers import TimeEmbedding
+from helpers import counted, tree_allclose, within_standard_errors
 
 
 def _leaves(cls, tree):
@@ -84,7 +91,7 @@ def test_unet_attends_where_the_side_is_16_and_in_the_middle(
     network = eqx.filter_eval_shape(
         lambda: nn.UNet(shape, 1, width=4, multipliers=multipliers, key=jr.key(0))
     )
-    assert len(_leaves(_Attention, network)) == n_attentions
+    assert len(_leaves(Attention, network)) == n_attentions
 
 
 def _equations(jaxpr):
@@ -107,7 +114,7 @@ def test_vmapped_unet_has_ordinary_batched_convolutions(key):
         for equation in _equations(jaxpr.jaxpr)
         if equation.primitive.name == "conv_general_dilated"
     ]
-    assert len(convolutions) == len(_leaves(_Conv, network))
+    assert len(convolutions) == len(_leaves(Conv, network))
     for equation in convolutions:
         batch, channels, *_ = equation.params["dimension_numbers"].lhs_spec
         image, weight = (variable.aval for variable in equation.invars)
@@ -261,7 +268,7 @@ def test_reverse_mode_keeps_the_inside_of_blocks_unless_it_is_rematerialised(
     n_images = sum(
         sizes(eqx.filter_eval_shape(kept, network), (side, side, 32)) for side in (8, 4)
     )
-    n_blocks = len(_leaves(_ResidualBlock, network)) + len(_leaves(_Attention, network))
+    n_blocks = len(_leaves(ResidualBlock, network)) + len(_leaves(Attention, network))
     assert (n_images > 2 * n_blocks) != remat
 
 
@@ -270,7 +277,7 @@ def test_reverse_mode_keeps_the_inside_of_blocks_unless_it_is_rematerialised(
 )
 def test_group_norm_gives_each_group_mean_0_and_variance_1(n_channels, n_groups, key):
     key_x, key_scale, key_shift = jr.split(key, 3)
-    norm = _GroupNorm(n_channels, dtype=jnp.float64)
+    norm = GroupNorm(n_channels, init=Initialiser(key, jnp.float64))
     scale = np.asarray(jr.normal(key_scale, n_channels))
     shift = np.asarray(jr.normal(key_shift, n_channels))
     norm = eqx.tree_at(
@@ -290,7 +297,7 @@ def test_group_norm_gives_each_group_mean_0_and_variance_1(n_channels, n_groups,
 def test_group_norm_of_bfloat16_has_statistics_in_float32(key):
     # 4096 positions: a sum of ones in bfloat16 would stop at 256.
     x = (3 + jr.normal(key, (64, 64, 32))).astype(jnp.bfloat16)
-    out = _GroupNorm(32, dtype=jnp.float32)(x)
+    out = GroupNorm(32, init=Initialiser(key, jnp.float32))(x)
     assert out.dtype == jnp.bfloat16
     groups = np.asarray(x, np.float64).reshape(64, 64, 16, 2)
     mean = groups.mean((0, 1, 3), keepdims=True)
@@ -302,17 +309,17 @@ def test_group_norm_of_bfloat16_has_statistics_in_float32(key):
     assert tree_allclose(out, expected, rtol=2**-8 * 1.001, atol=2e-5)
 
 
-def test_group_norm_of_a_constant_is_the_shift():
+def test_group_norm_of_a_constant_is_the_shift(key):
     # In float32 a variance by difference may round below zero.
     x = jnp.full((7, 7, 8), 1000.1, jnp.float32)
-    out = _GroupNorm(8, dtype=jnp.float32)(x)
+    out = GroupNorm(8, init=Initialiser(key, jnp.float32))(x)
     assert jnp.all(jnp.isfinite(out))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution_is_a_sum_over_shifted_images(stride, key):
     key_conv, key_x = jr.split(key)
-    conv = _Conv(3, 5, stride=stride, dtype=jnp.float64, key=key_conv)
+    conv = Conv(3, 5, stride=stride, init=Initialiser(key_conv, jnp.float64))
     x = np.asarray(jr.normal(key_x, (6, 4, 3)))
     before = 1 if stride == 1 else 0
     padded = np.pad(x, ((before, 1), (before, 1), (0, 0)))
@@ -328,12 +335,12 @@ def test_convolution_is_a_sum_over_shifted_images(stride, key):
 def test_upsampling_repeats_each_pixel(key):
     x = jr.normal(key, (3, 4, 2))
     expected = jax.image.resize(x, (6, 8, 2), "nearest")
-    assert jnp.array_equal(_upsample(x), expected)
+    assert jnp.array_equal(upsample(x), expected)
 
 
 def test_attention_is_a_weighted_mean_of_the_values(key):
     key_attention, key_noise, key_x = jr.split(key, 3)
-    attention = _Attention(4, dtype=jnp.float64, key=key_attention)
+    attention = Attention(4, init=Initialiser(key_attention, jnp.float64))
     attention = _perturbed(attention, key_noise)
     x = jr.normal(key_x, (2, 3, 4))
     normed = np.asarray(attention.norm(x))
@@ -356,7 +363,7 @@ def test_attention_is_a_weighted_mean_of_the_values(key):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_time_embedding_has_sinusoids_of_a_thousand_times_the_time(dtype, key):
-    embedding = TimeEmbedding(6, dtype=jnp.float64, key=key)
+    embedding = TimeEmbedding(6, init=Initialiser(key, jnp.float64))
     t = 0.7
     angles = 700.0 * 10_000.0 ** -np.array([0.0, 0.5, 1.0])
     sinusoids = np.concatenate([np.sin(angles), np.cos(angles)])
@@ -372,7 +379,7 @@ def test_time_embedding_has_sinusoids_of_a_thousand_times_the_time(dtype, key):
 
 
 def test_initial_weights_have_the_variance_of_the_average_fan(key):
-    conv = _Conv(64, 32, dtype=jnp.float64, key=key)
+    conv = Conv(64, 32, init=Initialiser(key, jnp.float64))
     weights = np.ravel(conv.weight)
     assert within_standard_errors(weights, 0.0)
     assert within_standard_errors(weights**2, 2 / (9 * 64 + 9 * 32))
@@ -386,17 +393,53 @@ def test_coordinates_enter_the_mlp_with_the_variance_that_they_have(key):
     assert within_standard_errors(weights**2, 1 / 2)
 
 
+# Of the wider one a layer takes several blocks of draws.
 @pytest.mark.parametrize("width", [8, 200])
 def test_network_built_under_jit_is_the_one_built_outside(width, key):
-    # Of the wider one a layer takes several blocks of draws.
     build = lambda key: nn.MLP((3,), 2, width=width, key=key)
-    assert tree_allclose(eqx.filter_jit(build)(key), build(key), rtol=0, atol=0)
+    network = build(key)
+    assert tree_allclose(eqx.filter_jit(build)(key), network, rtol=0, atol=0)
+    closed_over = eqx.filter_jit(lambda: build(key))
+    assert tree_allclose(closed_over(), network, rtol=0, atol=0)
+
+
+def test_networks_built_under_vmap_are_those_built_one_by_one(key):
+    build = lambda key: nn.MLP((3,), 2, width=8, key=key)
+    keys = jr.split(key)
+    ensemble = eqx.filter_vmap(build)(keys)
+    for i in range(2):
+        member = jax.tree.map(lambda x, i=i: x[i], ensemble)
+        assert tree_allclose(member, build(keys[i]), rtol=0, atol=0)
+
+
+def test_arrays_and_blocks_of_an_initialiser_share_no_draws(key):
+    init = Initialiser(key, jnp.float32)
+    size = 4 * 2**14
+    first, second = (
+        np.asarray(init.weight((size,), fan_in=3, fan_out=3)) for _ in range(2)
+    )
+    blocks = [*np.split(first, 4), *np.split(second, 4)]
+    for i, block in enumerate(blocks):
+        for other in blocks[:i]:
+            # Of 2**14 pairs of 24 random bits hardly any are equal.
+            assert np.count_nonzero(block == other) < 5
+
+
+@pytest.mark.parametrize("make, shape", NETWORKS)
+def test_networks_are_built_by_one_program_whatever_their_sizes(make, shape, key):
+    other = jr.fold_in(key, 1)
+    make(key)
+    with counted() as n_programs:
+        make(other, dtype=jnp.float64)
+        nn.UNet((12, 8, 3), 3, width=6, multipliers=(1, 3), key=key)
+        nn.MLP((5,), 1, width=22, key=key)
+    assert n_programs["compiled"] == 0
 
 
 def test_static_fields_of_a_network_are_plain(key):
     network = _small_unet(key, compute_dtype=jnp.bfloat16)
     plain = (int, str, tuple, type(None))
-    for module in _leaves(_Conv, network) + [network, network.time_embedding]:
+    for module in _leaves(Conv, network) + [network, network.time_embedding]:
         for name, value in vars(module).items():
             if module.__dataclass_fields__[name].metadata.get("static", False):
                 assert isinstance(value, plain)

@@ -5,189 +5,23 @@ from typing import final
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, DTypeLike, Float, Inexact, Real
 
 from .._core.checks import check_count
 from .._core.types import PRNGKey
-from ._mlp import (
-    Linear,
-    TimeEmbedding,
-    add_bias,
-    at_least_float32,
-    check_arguments,
-    variance_scaling,
-)
-
-
-@final
-class _Conv(eqx.Module):
-    """A 3x3 convolution of one channels-last image, padded to keep its size.
-
-    With a stride of 2 an even side is padded at its end only.
-    """
-
-    weight: Float[Array, "3 3 in out"]
-    bias: Float[Array, " out"]
-    stride: int = eqx.field(static=True)
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        *,
-        stride: int = 1,
-        zero: bool = False,
-        dtype: DTypeLike,
-        key: PRNGKey,
-    ):
-        shape = (3, 3, n_in, n_out)
-        if zero:
-            self.weight = jnp.zeros(shape, dtype)
-        else:
-            self.weight = variance_scaling(key, shape, 9 * n_in, 9 * n_out, dtype)
-        self.bias = jnp.zeros(n_out, dtype)
-        self.stride = stride
-
-    def __call__(
-        self, x: Inexact[Array, "height width in"]
-    ) -> Inexact[Array, "height_out width_out out"]:
-        # The batch of one is what `jax.vmap` enlarges: the batched network then has
-        # ordinary convolutions, not grouped ones.
-        [out] = lax.conv_general_dilated(
-            x[None],
-            self.weight.astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return add_bias(out, self.bias)
-
-
-@final
-class _GroupNorm(eqx.Module):
-    """Group normalisation, with a scale and a shift for each channel.
-
-    There are 32 groups, as in Ho et al., or where the channels do not divide into 32
-    groups of at least two, the largest number below that they do divide into. A group
-    of one channel would subtract the very shift that tells a residual block the time.
-    """
-
-    scale: Float[Array, " channels"]
-    shift: Float[Array, " channels"]
-
-    def __init__(self, n_channels: int, *, dtype: DTypeLike):
-        self.scale = jnp.ones(n_channels, dtype)
-        self.shift = jnp.zeros(n_channels, dtype)
-
-    def __call__(
-        self, x: Inexact[Array, "height width channels"]
-    ) -> Inexact[Array, "height width channels"]:
-        height, width, n_channels = x.shape
-        n_groups = _n_groups(n_channels)
-        n_each = n_channels // n_groups
-        dtype = at_least_float32(x.dtype)
-        wide = x.astype(dtype)
-        # Sums of the values and of their squares over the positions, then over the few
-        # channels of a group: on a CPU 1.2 times faster for the whole network's
-        # gradient than reductions of a five-dimensional array.
-        count = height * width * n_each
-        total = jnp.sum(wide, axis=(0, 1)).reshape(n_groups, n_each).sum(axis=1)
-        square = jnp.sum(wide**2, axis=(0, 1)).reshape(n_groups, n_each).sum(axis=1)
-        mean = total / count
-        # The difference may round below zero where a group is constant.
-        variance = jnp.maximum(square / count - mean**2, 0)
-        factor = jnp.repeat(lax.rsqrt(variance + 1e-6), n_each)
-        factor = factor * self.scale.astype(dtype)
-        offset = self.shift.astype(dtype) - jnp.repeat(mean, n_each) * factor
-        return (wide * factor[None, None] + offset[None, None]).astype(x.dtype)
-
-
-def _n_groups(n_channels: int) -> int:
-    most = min(32, n_channels // 2)
-    return max(n for n in range(1, most + 1) if n_channels % n == 0)
-
-
-@final
-class _ResidualBlock(eqx.Module):
-    norm1: _GroupNorm
-    conv1: _Conv
-    linear_time: Linear
-    norm2: _GroupNorm
-    conv2: _Conv
-    shortcut: Linear | None
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        n_features: int,
-        *,
-        dtype: DTypeLike,
-        key: PRNGKey,
-    ):
-        key1, key_time, key2, key_shortcut = jr.split(key, 4)
-        self.norm1 = _GroupNorm(n_in, dtype=dtype)
-        self.conv1 = _Conv(n_in, n_out, dtype=dtype, key=key1)
-        self.linear_time = Linear(n_features, n_out, dtype=dtype, key=key_time)
-        self.norm2 = _GroupNorm(n_out, dtype=dtype)
-        self.conv2 = _Conv(n_out, n_out, zero=True, dtype=dtype, key=key2)
-        if n_in == n_out:
-            self.shortcut = None
-        else:
-            # A 1x1 convolution is an affine map of the channels.
-            self.shortcut = Linear(n_in, n_out, dtype=dtype, key=key_shortcut)
-
-    def __call__(
-        self,
-        x: Inexact[Array, "height width in"],
-        time: Inexact[Array, " features"],
-    ) -> Inexact[Array, "height width out"]:
-        hidden = self.conv1(jax.nn.silu(self.norm1(x)))
-        hidden = hidden + self.linear_time(time)[None, None]
-        hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
-        return hidden + (x if self.shortcut is None else self.shortcut(x))
-
-
-@final
-class _Attention(eqx.Module):
-    """Self-attention with one head over the positions of an image."""
-
-    norm: _GroupNorm
-    query: Linear
-    key: Linear
-    value: Linear
-    out: Linear
-
-    def __init__(self, n_channels: int, *, dtype: DTypeLike, key: PRNGKey):
-        key_query, key_key, key_value, key_out = jr.split(key, 4)
-        n = n_channels
-        self.norm = _GroupNorm(n, dtype=dtype)
-        self.query = Linear(n, n, dtype=dtype, key=key_query)
-        self.key = Linear(n, n, dtype=dtype, key=key_key)
-        self.value = Linear(n, n, dtype=dtype, key=key_value)
-        self.out = Linear(n, n, zero=True, dtype=dtype, key=key_out)
-
-    def __call__(
-        self, x: Inexact[Array, "height width channels"]
-    ) -> Inexact[Array, "height width channels"]:
-        n_channels = x.shape[-1]
-        normed = self.norm(x).reshape(-1, n_channels)
-        query, key, value = self.query(normed), self.key(normed), self.value(normed)
-        logits = (query @ key.T).astype(at_least_float32(x.dtype))
-        weights = jax.nn.softmax(logits / math.sqrt(n_channels)).astype(x.dtype)
-        return x + self.out(weights @ value).reshape(x.shape)
+from ._image_layers import Attention, Conv, GroupNorm, ResidualBlock, upsample
+from ._initialiser import Initialiser
+from ._layers import TimeEmbedding, check_arguments
 
 
 @final
 class _Level(eqx.Module):
     """The blocks at one resolution, and the convolution to the next one if any."""
 
-    blocks: tuple[_ResidualBlock, ...]
-    attentions: tuple[_Attention, ...] | None
-    resample: _Conv | None
+    blocks: tuple[ResidualBlock, ...]
+    attentions: tuple[Attention, ...] | None
+    resample: Conv | None
 
     def __init__(
         self,
@@ -197,26 +31,17 @@ class _Level(eqx.Module):
         *,
         attend: bool,
         resample_stride: int | None,
-        dtype: DTypeLike,
-        key: PRNGKey,
+        init: Initialiser,
     ):
-        key_blocks, key_attentions, key_resample = jr.split(key, 3)
-        n_blocks = len(n_in)
         self.blocks = tuple(
-            _ResidualBlock(n, n_out, n_features, dtype=dtype, key=k)
-            for n, k in zip(n_in, jr.split(key_blocks, n_blocks), strict=True)
+            ResidualBlock(n, n_out, n_features, init=init) for n in n_in
         )
+        self.attentions = None
         if attend:
-            keys = jr.split(key_attentions, n_blocks)
-            self.attentions = tuple(_Attention(n_out, dtype=dtype, key=k) for k in keys)
-        else:
-            self.attentions = None
-        if resample_stride is None:
-            self.resample = None
-        else:
-            self.resample = _Conv(
-                n_out, n_out, stride=resample_stride, dtype=dtype, key=key_resample
-            )
+            self.attentions = tuple(Attention(n_out, init=init) for _ in n_in)
+        self.resample = None
+        if resample_stride is not None:
+            self.resample = Conv(n_out, n_out, stride=resample_stride, init=init)
 
     def block(
         self,
@@ -229,15 +54,6 @@ class _Level(eqx.Module):
             x = jnp.concatenate([x, skip], axis=-1)
         x = self.blocks[index](x, time)
         return x if self.attentions is None else self.attentions[index](x)
-
-
-def _upsample(
-    x: Inexact[Array, "height width channels"],
-) -> Inexact[Array, "2*height 2*width channels"]:
-    """Each pixel repeated in a square of four."""
-    height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, None, :, None], (height, 2, width, 2, channels))
-    return x.reshape(2 * height, 2 * width, channels)
 
 
 @final
@@ -266,14 +82,14 @@ class UNet(eqx.Module):
     n_vars: int = eqx.field(static=True)
     compute_dtype: str | None = eqx.field(static=True)
     time_embedding: TimeEmbedding
-    conv_in: _Conv
+    conv_in: Conv
     down: tuple[_Level, ...]
-    middle1: _ResidualBlock
-    middle_attention: _Attention
-    middle2: _ResidualBlock
+    middle1: ResidualBlock
+    middle_attention: Attention
+    middle2: ResidualBlock
     up: tuple[_Level, ...]
-    norm_out: _GroupNorm
-    conv_out: _Conv
+    norm_out: GroupNorm
+    conv_out: Conv
     remat: bool = eqx.field(static=True, default=False)
 
     def __init__(
@@ -316,69 +132,43 @@ class UNet(eqx.Module):
         _check_sizes(shape, multipliers)
         check_count("n_vars", n_vars)
         check_count("n_blocks", n_blocks)
-        if compute_dtype is not None:
-            if not jnp.issubdtype(compute_dtype, jnp.floating):
-                raise TypeError(
-                    "`compute_dtype` must be a floating-point dtype, such as "
-                    f"`jnp.bfloat16`, or `None`; got {compute_dtype!r}."
-                )
-            compute_dtype = jnp.dtype(compute_dtype).name
         height, breadth, channels = shape
-        n_levels = len(multipliers)
-        n_features = 4 * width
-        keys = iter(jr.split(key, 6 + 2 * n_levels))
+        last = len(multipliers) - 1
+        init = Initialiser(key, dtype)
 
-        self.shape = shape
-        self.n_vars = n_vars
-        self.compute_dtype = compute_dtype
-        self.remat = remat
-        self.time_embedding = TimeEmbedding(width, dtype=dtype, key=next(keys))
-        self.conv_in = _Conv(n_vars * channels, width, dtype=dtype, key=next(keys))
-
-        def level(index, n_in, resample_stride):
+        def level(index: int, n_in: tuple[int, ...], resample_stride: int | None):
+            sides = height >> index, breadth >> index
             return _Level(
                 n_in,
                 width * multipliers[index],
-                n_features,
-                attend=all(s >> index in attention_sides for s in (height, breadth)),
+                4 * width,
+                attend=all(side in attention_sides for side in sides),
                 resample_stride=resample_stride,
-                dtype=dtype,
-                key=next(keys),
+                init=init,
             )
 
-        # The channels of every activation that is kept for the way up.
-        skips = [width]
-        down = []
-        for index, multiplier in enumerate(multipliers):
-            n_out = width * multiplier
-            n_in = (skips[-1], *[n_out] * (n_blocks - 1))
-            last = index == n_levels - 1
-            down.append(level(index, n_in, None if last else 2))
-            skips.extend([n_out] * (n_blocks if last else n_blocks + 1))
-        self.down = tuple(down)
-
-        n_middle = skips[-1]
-        self.middle1, self.middle2 = (
-            _ResidualBlock(n_middle, n_middle, n_features, dtype=dtype, key=next(keys))
-            for _ in range(2)
+        self.shape = shape
+        self.n_vars = n_vars
+        self.compute_dtype = _dtype_name(compute_dtype)
+        self.remat = remat
+        self.time_embedding = TimeEmbedding(width, init=init)
+        self.conv_in = Conv(n_vars * channels, width, init=init)
+        down, up = _block_inputs(width, multipliers, n_blocks)
+        self.down = tuple(
+            level(index, n_in, None if index == last else 2)
+            for index, n_in in enumerate(down)
         )
-        self.middle_attention = _Attention(n_middle, dtype=dtype, key=next(keys))
-
-        up = []
-        n_above = n_middle
-        for index in reversed(range(n_levels)):
-            n_out = width * multipliers[index]
-            n_in = tuple(
-                skips.pop() + (n_above if block == 0 else n_out)
-                for block in range(n_blocks + 1)
-            )
-            up.append(level(index, n_in, None if index == 0 else 1))
-            n_above = n_out
-        self.up = tuple(up)
-        self.norm_out = _GroupNorm(n_above, dtype=dtype)
-        self.conv_out = _Conv(
-            n_above, n_vars * channels, zero=True, dtype=dtype, key=next(keys)
+        n_middle = width * multipliers[last]
+        self.middle1 = ResidualBlock(n_middle, n_middle, 4 * width, init=init)
+        self.middle_attention = Attention(n_middle, init=init)
+        self.middle2 = ResidualBlock(n_middle, n_middle, 4 * width, init=init)
+        self.up = tuple(
+            level(index, n_in, None if index == 0 else 1)
+            for index, n_in in zip(reversed(range(last + 1)), up, strict=True)
         )
+        n_out = width * multipliers[0]
+        self.norm_out = GroupNorm(n_out, init=init)
+        self.conv_out = Conv(n_out, n_vars * channels, zero=True, init=init)
 
     def __call__(
         self, t: Real[Array, ""], y: Float[Array, "vars height width channels"]
@@ -405,7 +195,8 @@ class UNet(eqx.Module):
         # Every block has this activation before its own dense layer: once is enough.
         time = jax.nn.silu(self.time_embedding(t, dtype))
 
-        # With its input from across, so that the two joined are not kept beside them.
+        # The skip connection is concatenated within the checkpoint, so that the result
+        # is not stored beside its parts.
         in_block = eqx.filter_checkpoint if self.remat else lambda function: function
 
         x = self.conv_in(x)
@@ -424,10 +215,43 @@ class UNet(eqx.Module):
             for index in range(len(level.blocks)):
                 x = in_block(level.block)(index, x, skips.pop(), time)
             if level.resample is not None:
-                x = level.resample(_upsample(x))
+                x = level.resample(upsample(x))
         x = self.conv_out(jax.nn.silu(self.norm_out(x)))
         x = x.reshape(height, width, self.n_vars, channels)
         return jnp.moveaxis(x, 2, 0).astype(y.dtype)
+
+
+def _block_inputs(
+    width: int, multipliers: tuple[int, ...], n_blocks: int
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The channels that enter each block: of the levels on the way down, and up."""
+    widths = [width * multiplier for multiplier in multipliers]
+    last = len(widths) - 1
+    # The channels of every activation that is kept for the way up.
+    skips = [width]
+    down = []
+    for index, n_out in enumerate(widths):
+        down.append((skips[-1], *[n_out] * (n_blocks - 1)))
+        # The convolution to the next level is kept too.
+        skips.extend([n_out] * (n_blocks + (index != last)))
+    up = []
+    n_above = widths[-1]
+    for n_out in reversed(widths):
+        before = (n_above, *[n_out] * n_blocks)
+        up.append(tuple(skips.pop() + n for n in before))
+        n_above = n_out
+    return down, up
+
+
+def _dtype_name(compute_dtype: DTypeLike | None) -> str | None:
+    if compute_dtype is None:
+        return None
+    if not jnp.issubdtype(compute_dtype, jnp.floating):
+        raise TypeError(
+            "`compute_dtype` must be a floating-point dtype, such as `jnp.bfloat16`, "
+            f"or `None`; got {compute_dtype!r}."
+        )
+    return jnp.dtype(compute_dtype).name
 
 
 def _check_sizes(shape: tuple[int, ...], multipliers: tuple[int, ...]) -> None:
