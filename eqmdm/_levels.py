@@ -2,8 +2,7 @@
 
 import abc
 import math
-import weakref
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -13,9 +12,16 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
-from ._core.checks import check_count, check_finite, check_precision
+from ._core.checks import (
+    as_array,
+    check_count,
+    check_finite,
+    check_integers,
+    check_levels,
+    check_precision,
+    levels_fit,
+)
 from ._core.random import draw_uniform
-from ._core.sharding import on_host
 from ._core.types import Data, PRNGKey, Scalar
 
 
@@ -248,12 +254,12 @@ class GreyLevels(eqx.Module):
     def check(
         self, levels: Shaped[Array | np.ndarray, "..."]
     ) -> Shaped[Array | np.ndarray, "..."]:
-        """`levels` as they are, refused unless from 0 to `n_levels - 1`.
+        """`levels`, as an array.
 
         Under a trace the check becomes a part of the program, which then calls back to
         Python: a GPU waits for that, and XLA keeps no such program from one process to
-        the next. So check a whole data set before, and `encode` its examples with
-        `check=False`. A JAX array, which cannot change, is looked at only once.
+        the next. So check a whole data set first, and `encode` its examples with
+        `check=False`.
 
         **Arguments:**
 
@@ -262,28 +268,20 @@ class GreyLevels(eqx.Module):
         **Raises:**
 
         `TypeError` if `levels` are not integers; `ValueError`, or
-        `equinox.EquinoxRuntimeError` where they are traced, if any is out of range.
+        `equinox.EquinoxRuntimeError` where they are traced, if any is not from 0 to
+        `n_levels - 1`.
         """
-        last = self.n_levels - 1
-        _check_integers(levels, last)
-        limits = jnp.iinfo(levels.dtype)
-        if (limits.min >= 0 and limits.max <= last) or levels.size == 0:
+        levels = as_array("levels", levels)
+        check_levels("levels", levels, self.n_levels)
+        if not isinstance(levels, Tracer) or levels_fit(levels, self.n_levels):
             return levels
-        must = f"`levels` must be from 0 to {last}"
-        advice = "Is `n_levels` right for these data?"
-        if isinstance(levels, Tracer):
-            wide = _widened(levels)
-            wrong = jnp.any((wide < 0) | (wide > last))
-            return eqx.error_if(levels, wrong, f"{must}. {advice}")
-        place = id(levels), last
-        if _checked.get(place) is not levels:
-            values = on_host(levels)
-            low, high = int(values.min()), int(values.max())
-            if low < 0 or high > last:
-                raise ValueError(f"{must}; got {low} to {high}. {advice}")
-            if isinstance(levels, jax.Array):
-                _checked[place] = levels
-        return levels
+        last = self.n_levels - 1
+        wide = _widened(levels)
+        return eqx.error_if(
+            levels,
+            jnp.any((wide < 0) | (wide > last)),
+            f"`levels` must be from 0 to {last}. Is `n_levels` right for these data?",
+        )
 
     def encode(
         self,
@@ -318,7 +316,8 @@ class GreyLevels(eqx.Module):
         if check:
             levels = self.check(levels)
         else:
-            _check_integers(levels, self.n_levels - 1)
+            levels = as_array("levels", levels)
+            check_integers("levels", levels, self.n_levels)
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         # Rounding in the transform and its inverse may carry a point that is closer
         # than this to an edge, in units of a level, across it.
@@ -365,29 +364,19 @@ class GreyLevels(eqx.Module):
         return low, high
 
 
-# What `check` has found in order, by identity and last level, as long as it lives.
-_checked: weakref.WeakValueDictionary[tuple[int, int], jax.Array]
-_checked = weakref.WeakValueDictionary()
-
-
-def _check_integers(levels: Array | np.ndarray, last: int) -> None:
-    if not jnp.issubdtype(levels.dtype, jnp.integer):
-        raise TypeError(
-            f"`levels` must be integers, from 0 to {last}; got {levels.dtype}. Data "
-            "that are continuous already need no encoding."
-        )
-
-
 def _widened(levels: Array | np.ndarray) -> Array:
     # A comparison with 256 would overflow uint8.
     levels = jnp.asarray(levels)
     return levels if levels.dtype.itemsize >= 4 else levels.astype(jnp.int32)
 
 
-def as_dequantised(x: Shaped[Array, "*data"], figure: str) -> Data:
-    """`x` as it is, or the error for integers, which names the figure asked for, and
-    for values that are not finite."""
-    x = jnp.asarray(x)
+def as_dequantised(x: Any, figure: str) -> Data:
+    """`x` as a JAX array of continuous data.
+
+    **Raises:** `TypeError` unless it is of real numbers in float32 or float64, with
+    `figure` in the message for integers; `ValueError` if known values are not finite.
+    """
+    x = as_array("x", x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"`x` must be floating-point data; got {x.dtype}. Integers have no "
@@ -396,7 +385,8 @@ def as_dequantised(x: Shaped[Array, "*data"], figure: str) -> Data:
         )
     check_precision("x", x.dtype)
     check_finite("x", x)
-    return x
+    # `jnp.asarray` would compile a program for each shape.
+    return x if isinstance(x, jax.Array) else jax.device_put(x)
 
 
 def bits_per_dim(

@@ -1,7 +1,6 @@
-"""What public functions check of counts and arrays where they enter."""
+"""Validation of counts and arrays where they enter public functions."""
 
 import operator
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,9 +24,9 @@ def check_count(name: str, value: Any, *, least: int = 1, hint: str = "") -> Non
 
 
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
-    """The shape of one example, refused unless every size is an integer of at least 1.
+    """The shape of one example, as a tuple.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError` unless every size is an integer of at least 1.
     """
     shape = tuple(shape)
     if not all(isinstance(size, int | np.integer) and size >= 1 for size in shape):
@@ -39,19 +38,19 @@ def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def check_precision(name: str, dtype: DTypeLike) -> np.dtype:
-    """The dtype, refused unless kernels, bounds and solvers keep their digits in it.
+    """`dtype` as a NumPy dtype.
 
-    In 16 bits a kernel has two or three, its roots underflow near the data, and a
-    "bound" was found 4 nats above the likelihood.
+    A kernel in 16 bits has two or three digits and its roots underflow near the data:
+    bounds computed with it can be 4 nats above the likelihood.
 
     **Raises:** `TypeError` unless it is float32 or float64.
     """
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
-            f"`{name}` must be float32 or float64, for kernels and solvers lose their "
-            f"digits in less; got {dtype}. A network may compute in less: see the "
-            "`compute_dtype` of `eqmdm.nn.UNet`."
+            f"`{name}` must be float32 or float64, because kernels and solvers are "
+            f"inaccurate in lower precision; got {dtype}. A network may compute in "
+            "lower precision: see `compute_dtype` of `eqmdm.nn.UNet`."
         )
     return dtype
 
@@ -72,27 +71,148 @@ def as_number(value: float | Array | np.ndarray | np.generic) -> float | Array:
     return value if isinstance(value, jax.Array) else float(value)
 
 
-# What `check_finite` has found in order, by identity, as long as it lives.
-_finite: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
+def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
+    """`value` as an array of real numbers in this machine's byte order.
+
+    JAX arrays, traced ones included, and NumPy arrays in native order are returned as
+    they are. Lists of numbers, data frames and anything else with `__array__` become
+    NumPy arrays, and foreign byte order, as FITS files have, is converted: XLA would
+    read its bytes as other numbers.
+
+    **Raises:** `TypeError`, which names the argument, for anything else.
+    """
+    array = value if isinstance(value, jax.Array) else _converted(name, value)
+    if not _is_real(array.dtype):
+        # JAX's dtype of random keys has no kind.
+        remedy = _REMEDIES.get(getattr(array.dtype, "kind", ""), _REMEDY)
+        raise TypeError(
+            f"`{name}` must be an array of real numbers; got type "
+            f"{type(value).__name__} of dtype {array.dtype}. {remedy}"
+        )
+    if isinstance(array, np.ndarray) and not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def as_examples(name: str, value: Any) -> jax.Array | np.ndarray:
+    """`value` as an array whose first axis counts examples; conversion as `as_array`.
+
+    **Raises:** `TypeError` as `as_array`; `ValueError` if there is no example.
+    """
+    examples = as_array(name, value)
+    if examples.ndim == 0 or len(examples) == 0:
+        raise ValueError(
+            f"`{name}` must hold one example or more along its first axis; got shape "
+            f"{examples.shape}."
+        )
+    return examples
 
 
 def check_finite(name: str, array: jax.Array | np.ndarray) -> None:
-    """Refuses floats that are NaN or infinite, where they are known.
+    """**Raises:** `ValueError` if known floats are NaN, or infinite as JAX holds them.
 
-    A JAX array, which cannot change, is looked at only once; traced ones give NaN.
+    Traced arrays are not looked at: their NaN shows in the result. The whole array is
+    read, so this belongs where data enter and not into every step.
     """
     if isinstance(array, Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
         return
-    if _finite.get(id(array)) is array:
-        return
-    library = jnp if isinstance(array, jax.Array) else np
-    # What a traced function closes over is known, and looked at while it is traced.
-    with jax.ensure_compile_time_eval():
-        is_finite = bool(library.isfinite(array).all())
+    if isinstance(array, np.ndarray) or _in_host_memory(array):
+        # By NumPy, so that no program is compiled. JAX makes float32 of float64 unless
+        # told otherwise. NaN is not below anything.
+        largest = jnp.finfo(jax.dtypes.canonicalize_dtype(array.dtype)).max
+        is_finite = bool((np.abs(np.asarray(array)) <= largest).all())
+    else:
+        # A traced function may close over the array, which is known all the same.
+        with jax.ensure_compile_time_eval():
+            is_finite = bool(_all_finite(array))
     if not is_finite:
         raise ValueError(
-            f"`{name}` must be finite; some of its values are NaN or infinite. Look "
-            "for them where the data are read or transformed."
+            f"`{name}` must be finite; some of its values are NaN, infinite or too "
+            "large for the dtype. Look for them where the data are read or transformed."
         )
-    if isinstance(array, jax.Array):
-        _finite[id(array)] = array
+
+
+def check_integers(name: str, array: jax.Array | np.ndarray, n_levels: int) -> None:
+    """**Raises:** `TypeError` unless the dtype is one of integers."""
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(
+            f"`{name}` must be integers, from 0 to {n_levels - 1}; got {array.dtype}. "
+            "Data that are continuous already need no encoding."
+        )
+
+
+def check_levels(name: str, array: jax.Array | np.ndarray, n_levels: int) -> None:
+    """**Raises:** `TypeError` unless `array` holds integers; `ValueError` unless they
+    are from 0 to `n_levels - 1`, as far as they are known.
+
+    The whole array is read unless its dtype has no other integers.
+    """
+    check_integers(name, array, n_levels)
+    if isinstance(array, Tracer) or levels_fit(array, n_levels):
+        return
+    if isinstance(array, np.ndarray) or _in_host_memory(array):
+        values = np.asarray(array)
+        low, high = int(values.min()), int(values.max())
+    else:
+        with jax.ensure_compile_time_eval():
+            low, high = (int(value) for value in _extremes(array))
+    if low < 0 or high >= n_levels:
+        raise ValueError(
+            f"`{name}` must be from 0 to {n_levels - 1}; got {low} to {high}. Is "
+            "`n_levels` right for these data?"
+        )
+
+
+def levels_fit(array: jax.Array | np.ndarray, n_levels: int) -> bool:
+    """Whether all integers of the dtype are from 0 to `n_levels - 1`."""
+    limits = jnp.iinfo(array.dtype)
+    return (limits.min >= 0 and limits.max < n_levels) or array.size == 0
+
+
+_REMEDY = "Pass an array of floats, or of integers for grey levels."
+_REMEDIES = {
+    "c": "Pass the real and imaginary parts as separate coordinates.",
+    "O": "Give its entries one numeric type, for instance by `to_numpy(float)` on the "
+    "numeric columns of a data frame.",
+}
+
+
+def _converted(name: str, value: Any) -> jax.Array | np.ndarray:
+    if np.ma.is_masked(value):
+        raise TypeError(
+            f"`{name}` must be an array of real numbers, all of them known; got one "
+            "with masked values. Fill them in, or leave out the examples that have any."
+        )
+    # Scalars of a list may be traced.
+    entries = jax.tree.leaves(value) if isinstance(value, list | tuple) else []
+    library = jnp if any(isinstance(entry, jax.Array) for entry in entries) else np
+    try:
+        return library.asarray(value)
+    # For nested lists whose lengths differ, and from the `__array__` of other classes.
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` must be an array of real numbers; got type "
+            f"{type(value).__name__}, which cannot be converted ({error}). {_REMEDY}"
+        ) from error
+
+
+def _is_real(dtype: Any) -> bool:
+    # JAX's own test, which knows bfloat16 and its kin.
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def _in_host_memory(array: jax.Array) -> bool:
+    # NumPy then reads it without a copy.
+    [*devices] = array.devices()
+    return len(devices) == 1 and devices[0].platform == "cpu"
+
+
+@jax.jit
+def _all_finite(array: Array) -> Array:
+    return jnp.isfinite(array).all()
+
+
+@jax.jit
+def _extremes(array: Array) -> tuple[Array, Array]:
+    return array.min(), array.max()
