@@ -29,6 +29,7 @@ from ._bound.times import (
     antithetic as antithetic,
     low_discrepancy as low_discrepancy,
 )
+from ._core.estimate import Estimate as Estimate
 from ._core.gaussian import (
     Gaussian as Gaussian,
     PerturbationKernel as PerturbationKernel,
@@ -69,10 +70,10 @@ from ._diffusion.schedule import (
 from ._levels import (
     AbstractDequantiser as AbstractDequantiser,
     AbstractTransform as AbstractTransform,
+    CentreDequantiser as CentreDequantiser,
     GreyLevels as GreyLevels,
-    LevelCentres as LevelCentres,
-    Logit as Logit,
-    Scale as Scale,
+    LogitTransform as LogitTransform,
+    ScaleTransform as ScaleTransform,
     TruncatedNormalDequantiser as TruncatedNormalDequantiser,
     UniformDequantiser as UniformDequantiser,
     bits_per_dim as bits_per_dim,
@@ -85,7 +86,6 @@ from ._likelihood.routes import (
     Likelihood as Likelihood,
 )
 from ._metrics import (
-    Distance as Distance,
     frechet_distance as frechet_distance,
     maximum_mean_discrepancy as maximum_mean_discrepancy,
     sliced_wasserstein as sliced_wasserstein,

@@ -42,7 +42,7 @@ class AbstractTransform(eqx.Module):
 
 
 @final
-class Scale(AbstractTransform):
+class ScaleTransform(AbstractTransform):
     """$x = 2 p - 1$."""
 
     def forward(self, p: Data) -> Data:
@@ -56,7 +56,7 @@ class Scale(AbstractTransform):
 
 
 @final
-class Logit(AbstractTransform):
+class LogitTransform(AbstractTransform):
     r"""$x = \log(s / (1 - s))$ with $s = \alpha + (1 - 2 \alpha) p$.
 
     It maps $[0, 1]$ onto an interval, symmetric about 0, that `alpha` keeps bounded.
@@ -181,8 +181,8 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
         if not (math.isfinite(self.std) and self.std > 0):
             raise ValueError(
                 f"`std` must be positive and finite; got {self.std}. It is in units of "
-                "one grey level; for offsets all at the middle use `LevelCentres()`, "
-                "for uniform ones `UniformDequantiser()`."
+                "one grey level; use `CentreDequantiser()` for offsets all at the "
+                "middle and `UniformDequantiser()` for uniform ones."
             )
 
     def log_density(self, offset: Data) -> Scalar:
@@ -204,7 +204,7 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
 
 
 @final
-class LevelCentres(AbstractDequantiser):
+class CentreDequantiser(AbstractDequantiser):
     """Offsets all 1/2, for a bound whose decoder gives the levels' log-mass itself.
 
     There is nothing to correct then, so `GreyLevels.encode` returns a correction of 0.
@@ -239,7 +239,7 @@ class GreyLevels(eqx.Module):
     """
 
     n_levels: int = eqx.field(static=True)
-    transform: AbstractTransform = Scale()
+    transform: AbstractTransform = ScaleTransform()
     dequantiser: AbstractDequantiser = UniformDequantiser()
 
     def __check_init__(self):

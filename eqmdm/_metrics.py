@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float64, Shaped
 
-from ._core.checks import check_count
+from ._core.checks import as_array, as_examples, check_count
+from ._core.estimate import Estimate
 from ._core.types import PRNGKey
 
 
@@ -25,13 +26,6 @@ _N_MEDIAN = 1000
 _MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-class Distance(NamedTuple):
-    """A distance between two laws, estimated from samples of both."""
-
-    value: float
-    standard_error: float
-
-
 def sliced_wasserstein(
     x: Samples,
     y: Samples,
@@ -40,7 +34,7 @@ def sliced_wasserstein(
     order: int = 2,
     n_projections: int = 512,
     n_groups: int = 20,
-) -> Distance:
+) -> Estimate:
     r"""The sliced Wasserstein distance between two sets of samples.
 
     $$\left( \mathbb{E}_\theta \int_0^1 \lvert F_{\theta \cdot x}^{-1}(u) -
@@ -68,8 +62,9 @@ def sliced_wasserstein(
 
     **Raises:**
 
-    `ValueError` if shapes differ, samples are not finite or fewer than twice
-    `n_groups`, or a number is out of its range.
+    `TypeError` unless both are arrays of real numbers; `ValueError` if shapes differ,
+    samples are not finite or fewer than twice `n_groups`, or a number is out of its
+    range.
 
     **Source:** Bonneel, Rabin, Peyre & Pfister (2015), section 3; Efron & Stein (1981)
     for the jackknife.
@@ -89,7 +84,7 @@ def sliced_wasserstein(
         part = directions[start : start + chunk]
         totals += _projected(rows_x, rows_y, part, order, n_groups)
     value, *left_out = (totals / n_projections) ** (1 / order)
-    return Distance(float(value), _jackknife(np.asarray(left_out)))
+    return Estimate(float(value), _jackknife(np.asarray(left_out)))
 
 
 def _projected(
@@ -130,7 +125,7 @@ def _between_quantiles(
 
 def maximum_mean_discrepancy(
     x: Samples, y: Samples, *, bandwidths: Sequence[float] | None = None
-) -> Distance:
+) -> Estimate:
     r"""The squared maximum mean discrepancy with Gaussian kernels, without bias.
 
     $$\frac{1}{n (n - 1)} \sum_{i \neq j} k(x_i, x_j) + \frac{1}{m (m - 1)} \sum_{i
@@ -156,15 +151,15 @@ def maximum_mean_discrepancy(
 
     **Raises:**
 
-    `ValueError` if shapes differ, samples are not finite or too few, or a bandwidth is
-    not positive.
+    `TypeError` unless both are arrays of real numbers; `ValueError` if shapes differ,
+    samples are not finite or too few, or a bandwidth is not positive.
 
     **Source:** Gretton et al. (2012), lemma 6; Arvesen (1969) for the jackknife.
     """
     rows_x, rows_y = _rows(x, y, at_least=3)
     if bandwidths is None:
         bandwidths = [multiple * _median_distance(rows_y) for multiple in _MULTIPLES]
-    lengths = np.asarray(bandwidths, np.float64)
+    lengths = np.asarray(as_array("bandwidths", bandwidths), np.float64)
     usable = np.isfinite(lengths) & (lengths > 0)
     if lengths.ndim != 1 or not len(lengths) or not np.all(usable):
         raise ValueError(
@@ -187,7 +182,7 @@ def maximum_mean_discrepancy(
     without_y = without_y - 2 * (cross - of_y) / (n * (m - 1))
     value = mean_x + mean_y - 2 * cross / (n * m)
     error = math.hypot(_jackknife(without_x), _jackknife(without_y))
-    return Distance(float(value), error)
+    return Estimate(float(value), error)
 
 
 def _kernel_sums(
@@ -220,7 +215,7 @@ def _median_distance(y: Rows) -> float:
     return float(np.median(distances))
 
 
-def frechet_distance(x: Samples, y: Samples, *, n_groups: int = 20) -> Distance:
+def frechet_distance(x: Samples, y: Samples, *, n_groups: int = 20) -> Estimate:
     r"""The squared Fréchet distance between normals of the samples' moments.
 
     $$\lVert m_x - m_y \rVert^2 + \operatorname{tr} \left( C_x + C_y - 2 (C_x^{1/2} C_y
@@ -248,8 +243,8 @@ def frechet_distance(x: Samples, y: Samples, *, n_groups: int = 20) -> Distance:
 
     **Raises:**
 
-    `ValueError` if shapes differ, or samples are not finite or fewer than twice
-    `n_groups`.
+    `TypeError` unless both are arrays of real numbers; `ValueError` if shapes differ,
+    or samples are not finite or fewer than twice `n_groups`.
 
     **Source:** Dowson & Landau (1982); Heusel et al. (2017), equation 6.
     """
@@ -262,7 +257,7 @@ def frechet_distance(x: Samples, y: Samples, *, n_groups: int = 20) -> Distance:
         for group in range(n_groups)
     ]
     value = _between_normals(rows_x, rows_y)
-    return Distance(value, _jackknife(np.asarray(left_out)))
+    return Estimate(value, _jackknife(np.asarray(left_out)))
 
 
 def _between_normals(x: Rows, y: Rows) -> float:
@@ -292,6 +287,7 @@ def _check_groups(n_groups: int) -> None:
 
 def _rows(x: Samples, y: Samples, *, at_least: int) -> tuple[Rows, Rows]:
     """Both sets as matrices in float64, a row each sample."""
+    x, y = as_examples("x", x), as_examples("y", y)
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"`x` and `y` must hold samples of one shape; got {x.shape[1:]} and "

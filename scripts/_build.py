@@ -146,7 +146,7 @@ def build_grey_levels(options: Options, dataset: Any) -> Any:
         "truncated_normal": lambda: eqmdm.TruncatedNormalDequantiser(
             std=options.dequantisation_std
         ),
-        "discrete": eqmdm.LevelCentres,
+        "discrete": eqmdm.CentreDequantiser,
     }[options.dequantisation]()
     return eqmdm.GreyLevels(
         dataset.n_levels, transform=_transform(options), dequantiser=dequantiser
@@ -233,4 +233,8 @@ def purpose_key(seed: int, purpose: int) -> jax.Array:
 
 
 def _transform(options: Options) -> Any:
-    return eqmdm.Scale() if options.transform == "scale" else eqmdm.Logit()
+    return (
+        eqmdm.ScaleTransform()
+        if options.transform == "scale"
+        else eqmdm.LogitTransform()
+    )

@@ -92,7 +92,7 @@ def test_start_decoder_is_the_dense_normal_law_of_theorem_3(kind, n_vars, key):
 def test_discrete_decoder_gives_every_level_its_mass(log_snr, key):
     n_levels = 17
     diffusion = eqmdm.VPSDE()
-    levels = eqmdm.GreyLevels(n_levels, dequantiser=eqmdm.LevelCentres())
+    levels = eqmdm.GreyLevels(n_levels, dequantiser=eqmdm.CentreDequantiser())
     decoder = eqmdm.DiscreteDecoder(levels)
     x, _ = levels.encode(jnp.arange(n_levels), key=key)
     t = jax.jit(diffusion.time_at_log_snr)(jnp.asarray(log_snr))
@@ -124,7 +124,7 @@ def test_discrete_decoder_gives_every_level_its_mass(log_snr, key):
 
 def test_discrete_decoder_has_derivatives_in_the_noise_for_every_level(key):
     # That of a learned diffusion at its cut depends on its parameters.
-    levels = eqmdm.GreyLevels(17, dequantiser=eqmdm.LevelCentres())
+    levels = eqmdm.GreyLevels(17, dequantiser=eqmdm.CentreDequantiser())
     decoder = eqmdm.DiscreteDecoder(levels)
     x, _ = levels.encode(jnp.arange(17), key=key)
 

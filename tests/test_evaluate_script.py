@@ -143,7 +143,7 @@ def _keys(number, draw):
 def _expected(number, draw):
     """The terms that the stand-in gives for a digit, by the library alone."""
     key_encode, key_solve = _keys(number, draw)
-    transform = eqmdm.Logit()
+    transform = eqmdm.LogitTransform()
     dequantiser = eqmdm.TruncatedNormalDequantiser(0.3)
     grey_levels = eqmdm.GreyLevels(17, transform, dequantiser)
     example = eqmdm.data.load("digits").test[number]

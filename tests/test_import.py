@@ -74,7 +74,7 @@ USES = """
     levels = eqmdm.GreyLevels(256)
     objective = eqmdm.Objective(
         decoder=eqmdm.DiscreteDecoder(levels),
-        grey_levels=eqmdm.GreyLevels(256, dequantiser=eqmdm.LevelCentres()),
+        grey_levels=eqmdm.GreyLevels(256, dequantiser=eqmdm.CentreDequantiser()),
     )
     network = eqmdm.nn.MLP((3,), 2, width=4, depth=1, key=key)
     learned = eqmdm.LearnedDiffusion(2, key=key)

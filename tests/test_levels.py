@@ -11,10 +11,10 @@ import pytest
 
 from eqmdm._levels import (
     AbstractDequantiser,
+    CentreDequantiser,
     GreyLevels,
-    LevelCentres,
-    Logit,
-    Scale,
+    LogitTransform,
+    ScaleTransform,
     TruncatedNormalDequantiser,
     UniformDequantiser,
     bits_per_dim,
@@ -23,16 +23,16 @@ from helpers import tree_allclose, within_standard_errors
 
 
 TRANSFORMS = [
-    pytest.param(Scale(), id="scale"),
-    pytest.param(Logit(), id="logit"),
-    pytest.param(Logit(alpha=1e-6), id="logit_1e-6"),
-    pytest.param(Logit(alpha=0.4), id="logit_0.4"),
+    pytest.param(ScaleTransform(), id="scale"),
+    pytest.param(LogitTransform(), id="logit"),
+    pytest.param(LogitTransform(alpha=1e-6), id="logit_1e-6"),
+    pytest.param(LogitTransform(alpha=0.4), id="logit_0.4"),
 ]
 DEQUANTISERS = [
     pytest.param(UniformDequantiser(), id="uniform"),
     pytest.param(TruncatedNormalDequantiser(0.3), id="truncated_normal"),
     pytest.param(TruncatedNormalDequantiser(20.0), id="wide_truncated_normal"),
-    pytest.param(LevelCentres(), id="centres"),
+    pytest.param(CentreDequantiser(), id="centres"),
 ]
 # Of the other byte order than this machine's.
 _FOREIGN_INT = np.dtype(np.int32).newbyteorder()
@@ -85,7 +85,7 @@ def test_transform_keeps_its_digits_at_the_ends_in_float32(transform, end):
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -0.1, 1.0, math.nan])
 def test_logit_refuses_alpha_out_of_range(alpha):
     with pytest.raises(ValueError, match="`alpha` must be between 0 and 1/2"):
-        Logit(alpha=alpha)
+        LogitTransform(alpha=alpha)
 
 
 @pytest.mark.parametrize("dequantiser", DEQUANTISERS)
@@ -145,7 +145,7 @@ def test_truncated_normal_refuses_std_that_is_not_positive(std):
 
 
 def test_level_centres_are_the_middles_and_need_no_correction(key):
-    grey_levels = GreyLevels(4, dequantiser=LevelCentres())
+    grey_levels = GreyLevels(4, dequantiser=CentreDequantiser())
     x, correction = grey_levels.encode(jnp.arange(4), key=key)
     assert jnp.array_equal(x, jnp.array([-0.75, -0.25, 0.25, 0.75]))
     assert correction == 0
@@ -218,7 +218,7 @@ def test_correction_is_the_jacobian_and_the_width_of_a_level(transform, key):
 
 
 def test_levels_without_a_density_have_no_jacobian(key):
-    grey_levels = GreyLevels(17, Logit(), LevelCentres())
+    grey_levels = GreyLevels(17, LogitTransform(), CentreDequantiser())
     x, correction = grey_levels.encode(jnp.array([0, 16]), key=key)
     assert correction == grey_levels.log_jacobian(x) == 0
 

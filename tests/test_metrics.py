@@ -295,3 +295,17 @@ def test_data_of_equal_samples_have_no_default_bandwidth():
     x, y = _normal(0, 10, 2), np.zeros((10, 2))
     with pytest.raises(ValueError, match="`bandwidths` must be positive"):
         eqmdm.maximum_mean_discrepancy(x, y)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_samples_of_any_kind_of_array_have_the_same_distance(distance, unchecked):
+    x, y = _normal(0, 50, 3), _normal(1, 50, 3) + 0.5
+    expected = distance(x, y)
+    assert distance(x.astype(x.dtype.newbyteorder()), y.tolist()) == expected
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_samples_that_are_no_real_numbers_raise_by_name(distance, unchecked):
+    x = _normal(0, 50, 3)
+    with pytest.raises(TypeError, match="`y` must be an array of real numbers"):
+        distance(x, 1j * x)

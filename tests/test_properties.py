@@ -450,7 +450,7 @@ ENTRANCES = {
     "s": lambda bad: eqmdm.composed_transition(
         _ones, _ones, jnp.asarray(bad), jnp.asarray(1.0)
     ),
-    "alpha": eqmdm.Logit,
+    "alpha": eqmdm.LogitTransform,
     "std": eqmdm.TruncatedNormalDequantiser,
     "rho": eqmdm.RhoGrid,
     "times": lambda bad: eqmdm.CustomGrid([1.0, bad, 1e-3]),

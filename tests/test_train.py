@@ -518,7 +518,7 @@ def test_a_state_that_cannot_be_evaluated_is_refused():
         TrainState.create(_model(), _OPTIMISER, key=jr.key(0, impl="rbg"))
 
 
-CENTRES = eqmdm.GreyLevels(17, dequantiser=eqmdm.LevelCentres())
+CENTRES = eqmdm.GreyLevels(17, dequantiser=eqmdm.CentreDequantiser())
 
 
 def test_objective_has_the_decoder_that_its_data_ask_for():

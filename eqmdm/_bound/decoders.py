@@ -88,8 +88,8 @@ class DiscreteDecoder(AbstractDecoder):
     of each pixel, the end levels with their tails.
 
     With it a bound is one of the log-mass of the quantised image, without
-    dequantisation: pass the centres of the levels, as `GreyLevels` with `LevelCentres`
-    encodes them.
+    dequantisation: pass the centres of the levels, as `GreyLevels` with
+    `CentreDequantiser` encodes them.
 
     **Arguments:**
 

@@ -183,7 +183,7 @@ def _check_levels(decoder: AbstractDecoder, grey_levels: GreyLevels | None) -> N
         how = "dequantised" if grey_levels is not None else "points"
         raise ValueError(
             "`decoder` must be a `DiscreteDecoder` for grey levels at their centres "
-            "(`LevelCentres`), which have no density, and for these alone; got "
+            "(`CentreDequantiser`), which have no density, and for these alone; got "
             f"{type(decoder).__name__} for data that are "
             f"{'level centres' if at_centres else how}."
         )
