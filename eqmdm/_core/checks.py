@@ -132,6 +132,17 @@ def check_finite(name: str, array: jax.Array | np.ndarray) -> None:
         )
 
 
+def check_points(name: str, array: jax.Array | np.ndarray, levels: str) -> None:
+    """**Raises:** `TypeError` unless the dtype is one of floats; `levels` names the
+    argument that would say that they are grey levels."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` must be floating-point data where there are no `{levels}`; got "
+            f"{array.dtype}. Integers have no density: give `{levels}` to dequantise "
+            "them."
+        )
+
+
 def check_integers(name: str, array: jax.Array | np.ndarray, n_levels: int) -> None:
     """**Raises:** `TypeError` unless the dtype is one of integers."""
     if not jnp.issubdtype(array.dtype, jnp.integer):

@@ -1,19 +1,28 @@
-"""What every data set is loaded as."""
+"""The data set that every loader returns."""
 
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int64, UInt8
+from jaxtyping import Array, Float, Int64, Real
 
-from .._core.checks import check_finite
+from .._core.checks import (
+    as_array,
+    as_examples,
+    check_count,
+    check_finite,
+    check_levels,
+    check_points,
+)
 from ._files import ImageFiles
 
 
-Examples = UInt8[np.ndarray, "_ height width channels"] | Float32[np.ndarray, "_ dim"]
+Examples = Real[np.ndarray, "_ *shape"]
+
+_SPLITS = ("train", "validation", "test")
 
 
 class Labels(NamedTuple):
@@ -25,23 +34,27 @@ class Labels(NamedTuple):
 
 
 # Compared by identity: arrays have no truth value. Compare fingerprints instead.
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Training, validation and test examples.
 
     **Arguments:**
 
     - `name`: the name it is loaded by.
-    - `train`, `validation`, `test`: images as grey levels, or points. Arrays are made
-        read-only; training images may be in files instead.
-    - `n_levels`: the number of grey levels of an image; `None` for points.
+    - `train`, `validation`, `test`: grey levels, or points, along the first axis; of
+        one shape. Training images may be in files instead. Arrays that can be written
+        to are copied, so that `fingerprint` stays true; read-only ones are not.
+    - `n_levels`: the number of grey levels; `None` for points.
     - `flip`: whether a mirrored image is as likely as the image itself.
     - `log_density`: the exact log density of one point in nats, where it is known.
     - `labels`: the classes of the examples, where they are known.
 
     **Raises:**
 
-    `ValueError` if some of a split's points are not finite.
+    `TypeError` unless each split is an array of integers, or for points of floats;
+    `ValueError` if a split is empty, has another shape than `train`, levels that are
+    not from 0 to `n_levels - 1` or points that are not finite, if `flip` is asked of
+    what is no image, or if labels do not go with the examples.
     """
 
     name: str
@@ -54,13 +67,62 @@ class Dataset:
     labels: Labels | None = None
 
     def __post_init__(self):
-        for name in ("train", "validation", "test"):
-            examples = getattr(self, name)
-            if isinstance(examples, np.ndarray):
-                check_finite(name, examples)
-        for array in (self.train, self.validation, self.test, *(self.labels or ())):
-            if isinstance(array, np.ndarray):
-                array.setflags(write=False)
+        if self.n_levels is not None:
+            check_count("n_levels", self.n_levels, least=2)
+        for split in _SPLITS:
+            examples = getattr(self, split)
+            if not isinstance(examples, ImageFiles):
+                examples = freeze(np.asarray(as_examples(split, examples)))
+            # The class is frozen for everyone else.
+            object.__setattr__(self, split, examples)
+            self._check_split(split, examples)
+        if self.flip and len(self.shape) != 3:
+            raise ValueError(
+                "`flip` must be false unless examples are images of (height, width, "
+                f"channels); their shape is {self.shape}."
+            )
+        if self.labels is not None:
+            labels = [self._checked_labels(split) for split in _SPLITS]
+            object.__setattr__(self, "labels", Labels(*labels))
+
+    def _check_split(self, split: str, examples: Examples | ImageFiles) -> None:
+        if examples.shape[1:] != self.shape:
+            raise ValueError(
+                f"`{split}` must hold examples of the shape of those of `train`, "
+                f"{self.shape}; got {examples.shape[1:]}."
+            )
+        if isinstance(examples, ImageFiles):
+            if self.n_levels != 256:
+                raise ValueError(
+                    f"`n_levels` must be 256 for images in files; got {self.n_levels}."
+                )
+        elif self.n_levels is not None:
+            check_levels(split, examples, self.n_levels)
+        else:
+            check_points(split, examples, "n_levels")
+            check_finite(split, examples)
+
+    def _checked_labels(self, split: str) -> Int64[np.ndarray, " _"]:
+        n = len(getattr(self, split))
+        labels = np.asarray(as_array(f"labels.{split}", getattr(self.labels, split)))
+        usable = labels.shape == (n,) and np.issubdtype(labels.dtype, np.integer)
+        if not usable or labels.min() < 0:
+            raise ValueError(
+                f"`labels.{split}` must be {n:,} integers, one of at least 0 for each "
+                f"example of `{split}`; got {labels.dtype} of shape {labels.shape}"
+                + (f", the least {labels.min()}." if usable else ".")
+            )
+        return freeze(labels.astype(np.int64, copy=False))
+
+    def __repr__(self) -> str:
+        sizes = " + ".join(f"{len(getattr(self, split)):,}" for split in _SPLITS)
+        parts = [repr(self.name), f"{sizes} examples of {self.shape}"]
+        if self.n_levels is not None:
+            parts.append(f"{self.n_levels} levels")
+        # Of files it would be read from the disk.
+        if not isinstance(self.train, ImageFiles):
+            parts.append(f"fingerprint {self.fingerprint[:12]}")
+        return f"Dataset({', '.join(parts)})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,7 +137,8 @@ class Dataset:
         labels are not part of it. For images in files it is of the files instead.
         """
         digest = hashlib.sha256()
-        for examples in (self.train, self.validation, self.test):
+        for split in _SPLITS:
+            examples = getattr(self, split)
             if isinstance(examples, ImageFiles):
                 digest.update(examples.fingerprint.encode())
                 continue
@@ -85,3 +148,29 @@ class Dataset:
             digest.update(f"{little_endian.dtype.str} {examples.shape}".encode())
             digest.update(np.ascontiguousarray(little_endian).data)
         return digest.hexdigest()
+
+
+def freeze(array: np.ndarray, *, own: bool = False) -> np.ndarray:
+    """The array read-only: a copy if anyone might still write to it.
+
+    Switching the given array to read-only would not do: views that were made before,
+    and the array that it is a view of, could still be written to.
+
+    **Arguments:**
+
+    - `own`: whether nothing else refers to the array, so that no copy is needed; images
+        in memory can take half of it.
+    """
+    if not own and _is_writeable(array):
+        array = array.copy()
+    array.setflags(write=False)
+    return array
+
+
+def _is_writeable(array: np.ndarray) -> bool:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return True
+        base = base.base
+    return False

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from ._dataset import Dataset, Examples, Labels
+from ._dataset import Dataset, Examples, Labels, freeze
 from ._files import ImageFiles
 from ._parquet import find_split, read_images, read_labels
 
@@ -77,9 +77,13 @@ def load_images(
         labels = Labels(*split_off(labels, n_validation), test_labels)
     else:
         labels = None
+    if isinstance(images, ImageFiles):
+        train = images.take(rows)
+    else:
+        train = freeze(images[rows], own=True)
     return Dataset(
         name=name,
-        train=images.take(rows) if isinstance(images, ImageFiles) else images[rows],
+        train=train,
         validation=images[validation_rows],
         test=test,
         n_levels=256,
