@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from ._core.checks import (
@@ -19,7 +18,6 @@ from ._core.checks import (
     check_integers,
     check_levels,
     check_precision,
-    levels_fit,
 )
 from ._core.random import draw_uniform
 from ._core.types import Data, PRNGKey, Scalar
@@ -34,7 +32,7 @@ class AbstractTransform(eqx.Module):
 
     @abc.abstractmethod
     def inverse(self, x: Data) -> Data:
-        """$p(x)$, which is outside $[0, 1]$ where `x` is outside the image of it."""
+        """$p(x)$, outside $[0, 1]$ where `x` is outside the image of this interval."""
 
     @abc.abstractmethod
     def log_jacobian(self, p: Data) -> Scalar:
@@ -70,7 +68,7 @@ class LogitTransform(AbstractTransform):
     `ValueError` if `alpha` is outside $(0, 1/2)$.
 
     **Source:** Dinh, Sohl-Dickstein & Bengio (2017), section 4.1, where `alpha` is 0.05
-    and only the end at 0 is kept away from.
+    and only 0 is kept away from.
     """
 
     alpha: float = eqx.field(default=0.05, static=True)
@@ -102,7 +100,7 @@ class LogitTransform(AbstractTransform):
 
 
 class AbstractDequantiser(eqx.Module):
-    r"""How a level's place within its own interval is chosen.
+    r"""The choice of a point within the interval of each level.
 
     A random offset with the density $q$ turns a log-density into a bound on a log-mass,
 
@@ -156,8 +154,8 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
     $$q(o) = \frac{e^{-(o - 1/2)^2 / 2 \sigma^2}}
     {\sigma \sqrt{2 \pi} \operatorname{erf}(1 / (2 \sqrt{2} \sigma))}$$
 
-    Its data look like a level's middle with noise on it, which is what a model of data
-    with noise has learned; the bound is tighter than the uniform one for such a model.
+    The data look like the middle of a level with noise added, which a diffusion model
+    has learned to denoise: the bound is tighter than with uniform offsets.
 
     **Arguments:**
 
@@ -205,9 +203,9 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
 
 @final
 class CentreDequantiser(AbstractDequantiser):
-    """Offsets all 1/2, for a bound whose decoder gives the levels' log-mass itself.
+    """Offsets of 1/2, for a bound whose decoder gives the log-mass of the levels.
 
-    There is nothing to correct then, so `GreyLevels.encode` returns a correction of 0.
+    It needs no correction: that of `GreyLevels.encode` is 0.
     """
 
     @property
@@ -223,7 +221,7 @@ class CentreDequantiser(AbstractDequantiser):
 
 @final
 class GreyLevels(eqx.Module):
-    r"""Data of `n_levels` grey levels, and the way to continuous data and back.
+    r"""Encoding of `n_levels` grey levels as continuous data, and decoding.
 
     Level $k$ is the interval $[k, k + 1) / n$ of $p$, and $x$ is the transform of $p$.
 
@@ -231,7 +229,7 @@ class GreyLevels(eqx.Module):
 
     - `n_levels`: the number of levels; 256 for 8-bit images. At least 2.
     - `transform`: from $p$ to $x$.
-    - `dequantiser`: where in its interval a level is put.
+    - `dequantiser`: chooses the point within the interval of a level.
 
     **Raises:**
 
@@ -254,12 +252,11 @@ class GreyLevels(eqx.Module):
     def check(
         self, levels: Shaped[Array | np.ndarray, "..."]
     ) -> Shaped[Array | np.ndarray, "..."]:
-        """`levels`, as an array.
+        """`levels` as an array.
 
         Under a trace the check becomes a part of the program, which then calls back to
-        Python: a GPU waits for that, and XLA keeps no such program from one process to
-        the next. So check a whole data set first, and `encode` its examples with
-        `check=False`.
+        Python: a GPU waits for that, and XLA caches no such program. So check a whole
+        data set first, and `encode` its examples with `check=False`.
 
         **Arguments:**
 
@@ -267,21 +264,11 @@ class GreyLevels(eqx.Module):
 
         **Raises:**
 
-        `TypeError` if `levels` are not integers; `ValueError`, or
-        `equinox.EquinoxRuntimeError` where they are traced, if any is not from 0 to
+        `TypeError` unless `levels` are integers; `ValueError`, or
+        `equinox.EquinoxRuntimeError` where they are traced, unless all are from 0 to
         `n_levels - 1`.
         """
-        levels = as_array("levels", levels)
-        check_levels("levels", levels, self.n_levels)
-        if not isinstance(levels, Tracer) or levels_fit(levels, self.n_levels):
-            return levels
-        last = self.n_levels - 1
-        wide = _widened(levels)
-        return eqx.error_if(
-            levels,
-            jnp.any((wide < 0) | (wide > last)),
-            f"`levels` must be from 0 to {last}. Is `n_levels` right for these data?",
-        )
+        return check_levels("levels", as_array("levels", levels), self.n_levels)
 
     def encode(
         self,
@@ -291,7 +278,8 @@ class GreyLevels(eqx.Module):
         dtype: DTypeLike = float,
         check: bool = True,
     ) -> tuple[Data, Scalar]:
-        r"""Continuous data for one example, and what bounds on it have to add.
+        r"""Continuous data for one example, and the correction that makes a bound on
+        them one on the levels.
 
         $$\log P(\text{levels}) \geq \mathbb{E}[\log p(x) + \text{correction}], \qquad
         \text{correction} = \log \left\lvert \det \frac{\mathrm{d}x}{\mathrm{d}p}
@@ -301,9 +289,9 @@ class GreyLevels(eqx.Module):
 
         - `levels`: integers from 0 to `n_levels - 1`.
         - `key`: the key of the offsets.
-        - `dtype`: the dtype of what is returned; by default JAX's own for floats. It
-            has to resolve the levels: float32 does up to 8192 of them.
-        - `check`: false where `check` has seen these levels already.
+        - `dtype`: the dtype of the result; by default JAX's own for floats. It has to
+            resolve the levels: float32 does up to 8192 of them.
+        - `check`: whether to check the range; false where `check` has already.
 
         **Returns:**
 
@@ -327,7 +315,8 @@ class GreyLevels(eqx.Module):
                 f"`dtype` must resolve {self.n_levels} levels; {dtype} cannot. Encode "
                 "in float32 or float64."
             )
-        wide = _widened(levels)
+        # Users' dequantisers need not mind arithmetic in uint8.
+        wide = jnp.asarray(levels).astype(jnp.int32)
         offset, log_q = self.dequantiser(wide, key=key, dtype=dtype)
         # A bias of the margin squared, so `decode` can promise to undo `encode`.
         offset = jnp.clip(offset, margin, 1 - margin)
@@ -346,14 +335,14 @@ class GreyLevels(eqx.Module):
         return self.transform.log_jacobian(self.transform.inverse(x))
 
     def decode(self, x: Data) -> Int[Array, "*data"]:
-        """The levels that `x` lie in; beyond the end levels, the end levels."""
+        """The levels that contain `x`; the nearest one for `x` outside all of them."""
         scaled = jnp.floor(self.transform.inverse(x) * self.n_levels)
         return jnp.clip(scaled, 0, self.n_levels - 1).astype(jnp.int32)
 
     def edges(self, x: Data) -> tuple[Data, Data]:
-        """The lower and the upper edge, in the units of `x`, of the level `x` lies in.
+        """The lower and upper edges, in units of `x`, of the levels that contain it.
 
-        The end levels reach to minus and plus infinity.
+        The first and last levels extend to minus and plus infinity.
         """
         levels = self.decode(x)
         lower = levels.astype(x.dtype) / self.n_levels
@@ -362,12 +351,6 @@ class GreyLevels(eqx.Module):
         last = levels == self.n_levels - 1
         high = jnp.where(last, jnp.inf, self.transform.forward(upper))
         return low, high
-
-
-def _widened(levels: Array | np.ndarray) -> Array:
-    # A comparison with 256 would overflow uint8.
-    levels = jnp.asarray(levels)
-    return levels if levels.dtype.itemsize >= 4 else levels.astype(jnp.int32)
 
 
 def as_dequantised(x: Any, figure: str) -> Data:

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,15 +153,28 @@ def check_integers(name: str, array: jax.Array | np.ndarray, n_levels: int) -> N
         )
 
 
-def check_levels(name: str, array: jax.Array | np.ndarray, n_levels: int) -> None:
-    """**Raises:** `TypeError` unless `array` holds integers; `ValueError` unless they
-    are from 0 to `n_levels - 1`, as far as they are known.
+def check_levels(
+    name: str, array: jax.Array | np.ndarray, n_levels: int
+) -> jax.Array | np.ndarray:
+    """`array`, whose integers are from 0 to `n_levels - 1`.
 
-    The whole array is read unless its dtype has no other integers.
+    It is read as a whole, unless its dtype holds no other integers. Where it is traced
+    the check is a part of the program, and so is in use only where the result is.
+
+    **Raises:** `TypeError` unless the dtype is one of integers; `ValueError`, or
+    `equinox.EquinoxRuntimeError` where they are traced, if any is out of range.
     """
     check_integers(name, array, n_levels)
-    if isinstance(array, Tracer) or levels_fit(array, n_levels):
-        return
+    limits = jnp.iinfo(array.dtype)
+    if (limits.min >= 0 and limits.max < n_levels) or array.size == 0:
+        return array
+    must = f"`{name}` must be from 0 to {n_levels - 1}"
+    advice = "Is `n_levels` right for these data?"
+    if isinstance(array, Tracer):
+        # A comparison with 256 would overflow uint8.
+        wide = array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+        wrong = jnp.any((wide < 0) | (wide >= n_levels))
+        return eqx.error_if(array, wrong, f"{must}. {advice}")
     if isinstance(array, np.ndarray) or _in_host_memory(array):
         values = np.asarray(array)
         low, high = int(values.min()), int(values.max())
@@ -168,16 +182,8 @@ def check_levels(name: str, array: jax.Array | np.ndarray, n_levels: int) -> Non
         with jax.ensure_compile_time_eval():
             low, high = (int(value) for value in _extremes(array))
     if low < 0 or high >= n_levels:
-        raise ValueError(
-            f"`{name}` must be from 0 to {n_levels - 1}; got {low} to {high}. Is "
-            "`n_levels` right for these data?"
-        )
-
-
-def levels_fit(array: jax.Array | np.ndarray, n_levels: int) -> bool:
-    """Whether all integers of the dtype are from 0 to `n_levels - 1`."""
-    limits = jnp.iinfo(array.dtype)
-    return (limits.min >= 0 and limits.max < n_levels) or array.size == 0
+        raise ValueError(f"{must}; got {low} to {high}. {advice}")
+    return array
 
 
 _REMEDY = "Pass an array of floats, or of integers for grey levels."
