@@ -336,6 +336,7 @@ class GreyLevels(eqx.Module):
 
     def decode(self, x: Data) -> Int[Array, "*data"]:
         """The levels that contain `x`; the nearest one for `x` outside all of them."""
+        x = jnp.asarray(as_array("x", x))
         scaled = jnp.floor(self.transform.inverse(x) * self.n_levels)
         return jnp.clip(scaled, 0, self.n_levels - 1).astype(jnp.int32)
 
@@ -373,8 +374,8 @@ def as_dequantised(x: Any, figure: str) -> Data:
 
 
 def bits_per_dim(
-    log_likelihood: Float[Array, "*batch"], *, n_dims: int
-) -> Float[Array, "*batch"]:
+    log_likelihood: Float[Array | np.ndarray, "*batch"], *, n_dims: int
+) -> Float[Array | np.ndarray, "*batch"]:
     r"""Bits per dimension of discrete data.
 
     $$\mathrm{bpd} = -\frac{\log P}{d \log 2}$$
@@ -395,4 +396,4 @@ def bits_per_dim(
     `ValueError` if `n_dims` is less than 1.
     """
     check_count("n_dims", n_dims)
-    return -log_likelihood / (n_dims * math.log(2))
+    return -as_array("log_likelihood", log_likelihood) / (n_dims * math.log(2))

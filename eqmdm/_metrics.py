@@ -19,7 +19,7 @@ Samples: TypeAlias = Shaped[Array | np.ndarray, "_ ..."]
 # numbers they are differences of, at sizes where sampling costs far more.
 Rows: TypeAlias = Float64[np.ndarray, "_ dim"]
 
-# Entries of a matrix of kernels, and of projected samples, held at once.
+# The largest number of kernels, or of projected samples, that is held in memory.
 _CHUNK = 2**22
 # Of the examples that a median distance is taken over.
 _N_MEDIAN = 1000
@@ -100,7 +100,7 @@ def _projected(
     (values_x, groups_x), (values_y, groups_y) = ordered
     totals = [_between_quantiles(values_x, values_y, order)]
     for group in range(n_groups):
-        # What is left of a row is in order already, and all rows lose as many.
+        # The rest of a sorted row is sorted, and every row loses as many.
         kept_x = values_x[groups_x != group].reshape(len(directions), -1)
         kept_y = values_y[groups_y != group].reshape(len(directions), -1)
         totals.append(_between_quantiles(kept_x, kept_y, order))
@@ -114,7 +114,7 @@ def _between_quantiles(
     n, m = x.shape[1], y.shape[1]
     if n == m:
         return float(np.sum(np.abs(x - y) ** order) / n)
-    # Where either function steps, in units of 1 / (n m), which are whole numbers.
+    # The quantiles at which either function steps, as integers in units of 1 / (n m).
     steps_x = np.arange(1, n + 1) * m
     steps_y = np.arange(1, m + 1) * n
     steps = np.union1d(steps_x, steps_y)
@@ -169,17 +169,17 @@ def maximum_mean_discrepancy(
         )
     within_x, _ = _kernel_sums(rows_x, rows_x, lengths)
     within_y, _ = _kernel_sums(rows_y, rows_y, lengths)
-    of_x, of_y = _kernel_sums(rows_x, rows_y, lengths)
+    cross_x, cross_y = _kernel_sums(rows_x, rows_y, lengths)
     n, m = len(rows_x), len(rows_y)
     # A sample's kernel with itself is 1.
     within_x, within_y = within_x - 1, within_y - 1
     mean_x = within_x.sum() / (n * (n - 1))
     mean_y = within_y.sum() / (m * (m - 1))
-    cross = of_x.sum()
+    cross = cross_x.sum()
     without_x = (within_x.sum() - 2 * within_x) / ((n - 1) * (n - 2))
-    without_x = without_x - 2 * (cross - of_x) / ((n - 1) * m)
+    without_x = without_x - 2 * (cross - cross_x) / ((n - 1) * m)
     without_y = (within_y.sum() - 2 * within_y) / ((m - 1) * (m - 2))
-    without_y = without_y - 2 * (cross - of_y) / (n * (m - 1))
+    without_y = without_y - 2 * (cross - cross_y) / (n * (m - 1))
     value = mean_x + mean_y - 2 * cross / (n * m)
     error = math.hypot(_jackknife(without_x), _jackknife(without_y))
     return Estimate(float(value), error)

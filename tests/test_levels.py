@@ -330,3 +330,10 @@ def test_levels_are_checked_only_where_they_may_be_out_of_range(
     assert ("callback" in jaxpr) == checked
     unchecked = functools.partial(encode, check=False)
     assert "callback" not in str(jax.make_jaxpr(unchecked)(jnp.zeros(3, dtype)))
+
+
+def test_decode_and_bits_take_lists(unchecked):
+    assert np.array_equal(GreyLevels(5).decode([-7.0, 0.0, 7.0]), [0, 2, 4])
+    log_mass = [-math.log(2), -math.log(4)]
+    # Two roundings.
+    np.testing.assert_allclose(bits_per_dim(log_mass, n_dims=1), [1, 2], rtol=1e-15)

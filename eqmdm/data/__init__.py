@@ -1,4 +1,4 @@
-"""Data sets behind one function, and what a training step does with their examples."""
+"""Data sets behind one function, and the shuffling and augmentation of examples."""
 
 from ._augment import random_flip as random_flip
 from ._dataset import Dataset as Dataset, Labels as Labels

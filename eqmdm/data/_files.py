@@ -1,4 +1,4 @@
-"""Images that stay in their files until they are asked for."""
+"""Images that are decoded from their files on access."""
 
 import copy
 import functools
@@ -14,11 +14,11 @@ from ._parquet import check_schema, decode, escaped
 
 @final
 class ImageFiles:
-    """The images of Parquet files, to be indexed by an array of integers or a slice.
+    """The images of Parquet files, indexed by an array of integers or a slice.
 
     `datasets` copies the encoded images once into its cache, from where they are mapped
-    into memory, so that any of them is found at once; they are decoded anew whenever
-    they are asked for. Threads may do so at the same time.
+    into memory for random access. They are decoded on every access, which several
+    threads may do at the same time.
 
     **Arguments:**
 
@@ -28,8 +28,8 @@ class ImageFiles:
 
     **Raises:**
 
-    `ValueError` if a file cannot be read or has no such column; when an image is asked
-    for that is of another size or mode, too. `OSError` if they cannot be copied.
+    `ValueError` if a file cannot be read or has no such column and, on access, if an
+    image has another size or mode. `OSError` if the images cannot be copied.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ImageFiles:
         self._table = _map_into_memory(files, column)
 
     def take(self, rows: Int64[np.ndarray, " n"]) -> "ImageFiles":
-        """Those of some of the rows, which stay in the files too."""
+        """The images of some of the rows, in the same files."""
         taken = copy.copy(self)
         taken.__dict__.pop("fingerprint", None)
         taken._rows = self._rows[rows]

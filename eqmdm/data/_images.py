@@ -13,7 +13,7 @@ from ._parquet import find_split, read_images, read_labels
 
 
 class _Source(NamedTuple):
-    """Where a data set is on the Hub, and what its files look like there."""
+    """The place of a data set on the Hub, and the format of its files there."""
 
     repository: str
     folder: str
@@ -109,8 +109,8 @@ def _download(name: str, source: _Source) -> Path:
 
     patterns = [f"*{split}-*.parquet" for split in ("train", source.test_splits[0])]
     try:
-        # Only what is not in the cache yet. With the Hub out of reach it fails at once,
-        # or serves the cache; `datasets.load_dataset` tries for 23 seconds first.
+        # Fetches only what is not in the cache yet. If the Hub cannot be reached it
+        # fails immediately; `datasets.load_dataset` retries for 23 seconds first.
         root = huggingface_hub.snapshot_download(
             source.repository, repo_type="dataset", allow_patterns=patterns
         )

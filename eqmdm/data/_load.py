@@ -47,8 +47,8 @@ def load(
         (`imagenet32`: `validation-*.parquet`, or test) in the Hub's schema, or one with
         such a folder of the data set's name. Then the network is not used. `None` to
         get images from the Hub, or from what was fetched from there before.
-    - `in_memory`: whether the training images are decoded into memory, rather than each
-        time they are asked for; see [`eqmdm.data.ImageFiles`][] and
+    - `in_memory`: whether the training images are decoded into memory, rather than on
+        every access; see [`eqmdm.data.ImageFiles`][] and
         [`eqmdm.BatchStream`][]. The bundled data sets, and all validation and test
         examples, are in memory always.
 
@@ -57,8 +57,8 @@ def load(
     `ValueError` if there is no such data set, if `data_dir` is given for one that is
     not loaded from files, or if a file is truncated or has another schema.
     `FileNotFoundError` if `data_dir` or a split in it is missing. `ConnectionError` if
-    the Hub cannot be reached, or refuses. `OSError` if images that are not to be in
-    memory cannot be copied to the cache of `datasets`.
+    the Hub cannot be reached or denies access. `OSError` if images that are not to be
+    in memory cannot be copied to the cache of `datasets`.
     """
     if name not in NAMES:
         nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)

@@ -99,10 +99,10 @@ def check_schema(file: Path, column: str) -> int:
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(file, error) from error
     if column not in schema.names:
-        found = ", ".join(f"`{name}`" for name in schema.names)
+        columns = ", ".join(f"`{name}`" for name in schema.names)
         raise ValueError(
             f"`{file}` must have the column `{column}`, as on the Hugging Face Hub; it "
-            f"has {found}. Is it the file of another data set?"
+            f"has {columns}. Is it the file of another data set?"
         )
     kind = schema.field(column).type
     names = {kind.field(i).name for i in range(kind.num_fields)}

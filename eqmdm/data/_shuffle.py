@@ -1,4 +1,4 @@
-"""An endless shuffled stream of examples, any part of which is found on its own."""
+"""An endless shuffled stream of examples, with random access."""
 
 import math
 
@@ -26,10 +26,11 @@ def shuffled_indices(
     $$\pi_e(k - e n)$$
 
     with $\pi_e$ a permutation of the `n` examples that depends on `key` and $e$ alone.
-    So each epoch goes through every example once, in an order of its own; a batch may
-    straddle epochs; and what is drawn at a step follows from the key and the step.
+    So each epoch visits every example once, in an order of its own; a batch may
+    straddle epochs; and the batch of a step follows from the key and the step alone, so
+    that a resumed run needs no state of the stream.
 
-    A permutation is never written out. It is a Feistel network on pairs in
+    Permutations are not stored. Each is a Feistel network on pairs in
     $\mathbb{Z}_a \times \mathbb{Z}_b$, with $a b$ the least such product that is at
     least $n$ for $a = \lceil \sqrt{n} \rceil$, walked along its cycles until it is
     below $n$: the cost does not grow with $n$. Integers are 32-bit in either mode of

@@ -33,11 +33,11 @@ class _ResidualLayer(eqx.Module):
 
 @final
 class MLP(eqx.Module):
-    """A residual multilayer perceptron for points, told the time by sinusoids.
+    """A residual multilayer perceptron for points, with sinusoidal time embedding.
 
-    It takes one example and is batched with `jax.vmap`. The variables and the
-    coordinates enter flattened. The last layer starts at zero, so that an untrained
-    network returns zero.
+    It takes one example and is batched with `jax.vmap`. Variables and coordinates are
+    flattened. The last layer is initialised to zero, so an untrained network returns
+    zero.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -82,9 +82,9 @@ class MLP(eqx.Module):
         self.shape = shape
         self.n_vars = n_vars
         self.time_embedding = TimeEmbedding(width, init=init)
-        # Few coordinates enter many units. Weights for the average of both fans would
-        # shrink them until what follows is as good as linear in them, and so is the
-        # solution for normal data, where a denoiser's training starts.
+        # Few coordinates enter many units. Weights scaled to the average of both fans
+        # would make these so small that the rest of the network is nearly linear in
+        # them, and training a denoiser would start from the solution for normal data.
         self.linear_in = Linear(n_vars * dim, width, fan_in_only=True, init=init)
         self.layers = tuple(_ResidualLayer(width, init=init) for _ in range(depth))
         self.linear_out = Linear(width, n_vars * dim, zero=True, init=init)

@@ -61,15 +61,15 @@ class UNet(eqx.Module):
     """The U-Net of Ho et al. (2020), on images.
 
     Each level has `n_blocks` residual blocks on the way down and one more on the way
-    up, each told the time; levels are joined by strided convolutions down, by nearest
-    neighbours and a convolution up, and by skip connections across. One-head
-    self-attention follows each residual block where the height and the width are both
-    in `attention_sides`, and stands between two residual blocks in the middle.
+    up, all with time embedding; strided convolutions lead down, nearest-neighbour
+    upsampling with a convolution leads up, and skip connections lead across. One-head
+    self-attention follows each residual block where height and width are both in
+    `attention_sides`, and lies between the two residual blocks in the middle.
     Normalisation is by groups, 32 of them or fewer so that each has two channels or
     more. There is no dropout.
 
-    The last convolution of each residual block, the output of each attention and the
-    last convolution of all start at zero, so that an untrained network returns zero.
+    The last convolution of each residual block, the output layer of each attention and
+    the last convolution are initialised to zero, so an untrained network returns zero.
 
     It takes one example and is batched with `jax.vmap`, which makes its convolutions
     ordinary batched ones. The variables are folded into channels.
@@ -192,7 +192,7 @@ class UNet(eqx.Module):
         height, width, channels = self.shape
         dtype = y.dtype if self.compute_dtype is None else self.compute_dtype
         x = jnp.moveaxis(y, 0, 2).reshape(height, width, -1).astype(dtype)
-        # Every block has this activation before its own dense layer: once is enough.
+        # Every block applies this activation before its own dense layer.
         time = jax.nn.silu(self.time_embedding(t, dtype))
 
         # The skip connection is concatenated within the checkpoint, so that the result
