@@ -160,13 +160,17 @@ def test_no_examples_raise_by_name(value):
 
 
 @pytest.mark.parametrize("library", [np, jnp])
-@pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_raise_by_name(library, wrong):
-    check_finite("x", library.asarray([1.0, 2.0]))
-    check_finite("x", library.asarray([1, 2]))
-    with pytest.raises(ValueError, match="`x` must be finite"):
-        check_finite("x", library.asarray([1.0, wrong]))
-    check_finite("x", library.asarray([], float))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_raise_by_name(library, dtype, wrong):
+    array = library.asarray([1.0, -2.0, 3.0], jnp.dtype(dtype))
+    check_finite("x", array)
+    check_finite("x", array[:0])
+    check_finite("x", array.astype(int))
+    for place in range(3):
+        numbers = [wrong if i == place else 1.0 for i in range(3)]
+        with pytest.raises(ValueError, match="`x` must be finite"):
+            check_finite("x", library.asarray(numbers, jnp.dtype(dtype)))
 
 
 def test_numbers_that_overflow_on_the_way_to_jax_raise_by_name():

@@ -118,10 +118,7 @@ def check_finite(name: str, array: jax.Array | np.ndarray) -> None:
     if isinstance(array, Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
         return
     if isinstance(array, np.ndarray) or _in_host_memory(array):
-        # By NumPy, so that no program is compiled. JAX makes float32 of float64 unless
-        # told otherwise. NaN is not below anything.
-        largest = jnp.finfo(jax.dtypes.canonicalize_dtype(array.dtype)).max
-        is_finite = bool((np.abs(np.asarray(array)) <= largest).all())
+        is_finite = _fits(np.asarray(array))
     else:
         # A traced function may close over the array, which is known all the same.
         with jax.ensure_compile_time_eval():
@@ -217,6 +214,17 @@ def _is_real(dtype: Any) -> bool:
     # JAX's own test, which knows bfloat16 and its kin.
     kinds = jnp.floating, jnp.integer, jnp.bool_
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def _fits(array: np.ndarray) -> bool:
+    # By NumPy, so that no program is compiled, and by reductions, so that no array of
+    # the same size is made. NaN wins both, and compares as false. JAX makes float32 of
+    # float64 unless told otherwise.
+    largest = float(jnp.finfo(jax.dtypes.canonicalize_dtype(array.dtype)).max)
+    with np.errstate(invalid="ignore"):
+        return array.size == 0 or bool(
+            -largest <= float(array.min()) and float(array.max()) <= largest
+        )
 
 
 def _in_host_memory(array: jax.Array) -> bool:
