@@ -84,12 +84,10 @@ def train(objective, data, settings, seed):
     key_model, key_train = jr.split(jr.key(seed))
     state = eqmdm.TrainState.create(new_model(key_model), optimiser, key=key_train)
     metrics = {}
-    for step in range(settings.steps):
+    for _ in range(settings.steps):
         state, metrics = eqmdm.train_step(
             state, data, objective, optimiser, batch_size=settings.batch_size
         )
-        if step % 500 == 499:
-            state, _ = eqmdm.with_enough_doublings(state)
     finite = bool(jnp.isfinite(metrics["loss"]).all())
     return state.ema_model if finite else None
 

@@ -108,9 +108,9 @@ def cases(settings: Settings):
             (
                 # Parameters, so that one compilation serves them all.
                 eqmdm.LinearDiffusion(
-                    jnp.asarray(Q),
-                    dissipation_root=jnp.asarray(B),
-                    n_doublings=11,
+                    Q,
+                    dissipation_root=B,
+                    learn=("skew", "dissipation"),
                     **_ENDS,
                 ),
                 (Q, B, np.eye(n_vars), start),

@@ -48,13 +48,13 @@ from ._diffusion import (
     PSLD as PSLD,
     VESDE as VESDE,
     VPSDE as VPSDE,
-    AbstractDiffusion as AbstractDiffusion,
     AbstractLinearDiffusion as AbstractLinearDiffusion,
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
     CriticalThirdOrder as CriticalThirdOrder,
     LearnedDiffusion as LearnedDiffusion,
     LinearDiffusion as LinearDiffusion,
     LogSNRInterval as LogSNRInterval,
+    Recipe as Recipe,
     SubVPSDE as SubVPSDE,
     TimeInterval as TimeInterval,
     TimeVaryingDiffusion as TimeVaryingDiffusion,
@@ -150,7 +150,6 @@ from ._training.train import (
     parameters as parameters,
     steps_per_call as steps_per_call,
     train_step as train_step,
-    with_enough_doublings as with_enough_doublings,
 )
 
 

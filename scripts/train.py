@@ -138,14 +138,6 @@ def main(given: Options, on_exit: contextlib.ExitStack) -> None:
         record = {name: float(value.mean()) for name, value in values.items()}
         record["steps_averaged"] = len(values["loss"])
         window = []
-        # Only where a run that is never stopped would look too.
-        if on_time:
-            state, n_doublings = eqmdm.with_enough_doublings(state)
-            if n_doublings is not None:
-                bar.write(
-                    f"step {step}: the learned diffusion is faster now; its kernels "
-                    f"take {n_doublings} doublings, and the step is compiled again"
-                )
         if options.diffusion == "learned":
             record |= _records.learned(state.model[1])
         bar.set_description("training")

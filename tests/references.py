@@ -98,14 +98,14 @@ def mixture_denoiser(log_snr, z):
     return jnp.sum(weights * (z[..., None] - gap * (noise / total)), axis=-1)
 
 
-_DOUBLINGS = 12
+# All that a linear diffusion can learn.
+LEARNED = "skew", "dissipation", "stationary_covariance", "start_covariance", "schedule"
 
 
 def as_parameters(diffusion):
     """A named diffusion with arrays for its numbers, so that all of as many variables
     share what they compile."""
     recipe, n_vars = diffusion.recipe, diffusion.n_vars
-    assert recipe.n_doublings <= _DOUBLINGS
     root = np.asarray(recipe.dissipation_root)
     # Of the rank of all of them: a column of zeros is no noise.
     root = np.pad(root, ((0, 0), (0, n_vars - root.shape[1])))
@@ -113,15 +113,21 @@ def as_parameters(diffusion):
         diffusion.schedule.rate(jnp.asarray(0.0)),
         diffusion.schedule.rate(jnp.asarray(1.0)),
     )
-    return eqmdm.LinearDiffusion(
-        jnp.asarray(recipe.skew),
-        dissipation_root=jnp.asarray(root),
+    new = eqmdm.LinearDiffusion(
+        np.asarray(recipe.skew),
+        dissipation_root=root,
         stationary_covariance=diffusion.stationary_covariance,
         start_covariance=diffusion.start_covariance,
         schedule=eqmdm.LinearSchedule(*rates),
         interval=eqmdm.TimeInterval(diffusion.t0, diffusion.t1),
-        n_doublings=_DOUBLINGS,
+        learn=LEARNED,
     )
+    return as_arrays(new)
+
+
+def as_arrays(tree):
+    """The same with arrays for its floats, which Equinox would compile anew for."""
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def stacked(diffusions):

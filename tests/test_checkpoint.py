@@ -72,15 +72,6 @@ def test_checkpoint_comes_back_to_the_bit(tmp_path):
     assert tree_allclose(state, _state(3), rtol=0, atol=0)
 
 
-def test_checkpoint_covers_the_doublings_of_a_learned_diffusion(tmp_path):
-    network, diffusion = _model()
-    more = diffusion.n_doublings + 3
-    run = _saved(tmp_path, 1, model=(network, diffusion.with_doublings(more)))
-    assert resumed_state(_state(), run.restore()).model[1].n_doublings == more
-    _, loaded = eqmdm.load(tmp_path)
-    assert loaded.n_doublings == more
-
-
 def test_newest_checkpoints_and_the_best_are_kept(tmp_path):
     run = Run(tmp_path, n_latest=2)
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, 2.7)):

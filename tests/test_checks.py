@@ -61,7 +61,6 @@ COUNTS = {
         SCORE, CLD, jnp.ones(2), key=KEY, max_steps=n
     ),
     "n_vars": lambda n: eqmdm.LearnedDiffusion(n, key=KEY),
-    "n_doublings": lambda n: eqmdm.LinearDiffusion([[0.0]], [[1.0]], n_doublings=n),
     "n_levels": eqmdm.GreyLevels,
     "n_probes": eqmdm.HutchinsonDivergence,
     "n_draws": eqmdm.AugmentedRoute,

@@ -20,11 +20,10 @@ _SHAPE = (2,)
 def _model(score, seed):
     """A pair whose parameters, the diffusion's included, are those of a seed."""
     key_network, key_diffusion = jr.split(jr.key(seed))
-    clock = eqmdm.LinearSchedule(
-        jnp.asarray(0.1 + 0.01 * seed, jnp.float32),
-        jnp.asarray(10.0 - 0.1 * seed, jnp.float32),
+    schedule = eqmdm.LinearSchedule(0.1 + 0.01 * seed, 10.0 - 0.1 * seed)
+    diffusion = eqmdm.LearnedDiffusion(
+        2, schedule=schedule, learn_schedule=True, key=key_diffusion
     )
-    diffusion = eqmdm.LearnedDiffusion(2, schedule=clock, key=key_diffusion)
     n_vars = 1 if score == "denoiser" else 2
     network = nn.MLP(_SHAPE, n_vars, width=8, depth=1, key=key_network)
     if score == "denoiser":
@@ -135,9 +134,6 @@ def _read(seed):
     diffusion = eqmdm.LearnedDiffusion(
         2, interval=eqmdm.LogSNRInterval(-9.0, 13.3), key=jr.key(seed)
     )
-    # The number of doublings is static.
-    diffusion = diffusion.with_doublings(9)
-    assert diffusion.doublings_needed() <= 9
     times = diffusion.t0, diffusion.t1, diffusion.time_at_log_snr(jnp.asarray(0.0))
     assert abs(diffusion.log_snr(diffusion.t1) + 9) < 1e-3
     return [float(t) for t in times]

@@ -63,18 +63,18 @@ def test_composed_transition_converges_at_fourth_order_where_they_do_not():
     assert float(jnp.max(jnp.abs(fine[0] - exact[0]))) > 1e-12
 
 
-def test_two_clocks_that_agree_are_one():
-    clock = eqmdm.LinearSchedule()
+def test_two_schedules_that_agree_are_one():
+    schedule = eqmdm.LinearSchedule()
     two = eqmdm.TwoScheduleDiffusion(
-        TURN, DAMP, skew_schedule=clock, dissipation_schedule=clock, n_steps=16
+        TURN, DAMP, skew_schedule=schedule, dissipation_schedule=schedule, n_steps=16
     )
-    one = eqmdm.LinearDiffusion(TURN, DAMP, schedule=clock)
+    one = eqmdm.LinearDiffusion(TURN, DAMP, schedule=schedule)
     t = jnp.asarray([1e-3, 0.3, 1.0])
     kernel = lambda diffusion: jax.jit(jax.vmap(diffusion.compute_kernel))(t)
     assert tree_allclose(kernel(two), kernel(one), rtol=1e-11, atol=1e-12)
 
 
-def test_two_clocks_keep_the_stationary_law():
+def test_two_schedules_keep_the_stationary_law():
     S = jnp.asarray([[1.0, 0.3], [0.3, 0.5]])
     diffusion = eqmdm.TwoScheduleDiffusion(
         TURN,
@@ -89,6 +89,7 @@ def test_two_clocks_keep_the_stationary_law():
     assert tree_allclose(psi @ S @ psi.T + root @ root.T, S, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:The law of this diffusion")
 def test_time_varying_diffusion_of_constant_matrices_is_the_linear_one():
     # At unit rate: F = -(Q + D), G G^T = 2 D.
     linear = eqmdm.LinearDiffusion(
@@ -142,10 +143,13 @@ def test_the_number_of_steps_that_is_suggested_is_taken():
 
 
 def test_diffusions_refuse_noise_that_never_reaches_a_variable():
-    clock = eqmdm.ConstantSchedule(1.0)
+    schedule = eqmdm.ConstantSchedule(1.0)
     with pytest.raises(ValueError, match=r"does not reach the data \(variable 0\)"):
         eqmdm.TwoScheduleDiffusion(
-            np.zeros((2, 2)), DAMP, skew_schedule=clock, dissipation_schedule=clock
+            np.zeros((2, 2)),
+            DAMP,
+            skew_schedule=schedule,
+            dissipation_schedule=schedule,
         )
     with pytest.raises(ValueError, match="not reach auxiliary variable 1"):
         eqmdm.TimeVaryingDiffusion(

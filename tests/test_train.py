@@ -15,8 +15,6 @@ from eqmdm._training.train import (
     parameters,
     steps_per_call,
     train_step,
-    with_doublings,
-    with_enough_doublings,
     with_parameters,
 )
 from helpers import estimate_within_standard_errors, tree_allclose
@@ -558,49 +556,6 @@ def test_score_is_a_view_of_the_kind_of_the_network():
     assert isinstance(make_score(network, diffusion), eqmdm.FreeScore)
     denoiser, diffusion = _model("denoiser")
     assert isinstance(make_score(denoiser, diffusion), eqmdm.DenoiserScore)
-
-
-# --- Learned diffusions --------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_doublings_are_raised_where_the_diffusion_outgrows_them():
-    state, optimiser = _state(_model())
-    same, n_doublings = with_enough_doublings(state)
-    assert n_doublings is None and same is state
-
-    q = state.model[1].skew_half
-    faster = eqx.tree_at(lambda s: s.model[1].skew_half, state, 100 * q)
-    raised, n_doublings = with_enough_doublings(faster)
-    assert n_doublings is not None and n_doublings > state.model[1].n_doublings
-    assert raised.model[1].n_doublings == n_doublings
-    assert tree_allclose(
-        parameters(raised.model), parameters(faster.model), rtol=0, atol=0
-    )
-    # The raised state trains on.
-    raised, losses = _run(raised, optimiser, 1)
-    assert np.isfinite(losses).all()
-
-
-def test_doublings_are_raised_for_any_diffusion_with_parameters():
-    skew, dissipation = jnp.asarray([[0.0, -1.0], [1.0, 0.0]]), np.diag([0.0, 2.0])
-    state, _ = _state(_model(diffusion=eqmdm.LinearDiffusion(skew, dissipation)))
-    faster = eqx.tree_at(lambda s: s.model[1].recipe.skew, state, 100 * skew)
-    raised, n_doublings = with_enough_doublings(faster)
-    assert n_doublings is not None and n_doublings > state.model[1].n_doublings
-    assert raised.model[1].n_doublings == n_doublings
-
-
-def test_fixed_diffusion_needs_no_more_doublings():
-    state, _ = _state(_model(diffusion=eqmdm.CLD()))
-    assert with_enough_doublings(state) == (state, None)
-
-
-def test_doublings_change_no_parameter():
-    state, _ = _state(_model())
-    more = with_doublings(state, 20)
-    assert more.model[1].n_doublings == 20
-    assert tree_allclose(more.arrays(), state.arrays(), rtol=0, atol=0)
 
 
 _BAD_LEVELS = np.array([[0, 3], [17, 1], [2, 2]], np.uint8)

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 import equinox as eqx
@@ -64,12 +65,28 @@ def concrete(value: float | Array | np.ndarray) -> float | None:
         return None
 
 
-def as_number(value: float | Array | np.ndarray | np.generic) -> float | Array:
-    """A JAX array, which is a parameter, as it is; any other number as a float.
+def as_number(value: int | float | Array | np.ndarray | np.generic) -> float | Array:
+    """A traced number as it is; any other, a constant, as a float.
 
-    Equinox would count a NumPy scalar as something to train.
+    Equinox would count an array, NumPy's too, as something to train.
     """
-    return value if isinstance(value, jax.Array) else float(value)
+    return value if isinstance(value, Tracer) else float(value)
+
+
+def as_scalar(value: float | Array, dtype: DTypeLike) -> Array:
+    """A number as a JAX array; of a known one nothing is compiled."""
+    # Of a Python float JAX would compile the conversion.
+    known = value if isinstance(value, jax.Array) else np.asarray(value, dtype)
+    return jnp.asarray(known, dtype)
+
+
+def namespace(*values: Any) -> ModuleType:
+    """`jax.numpy` where any of the values is a JAX array; `numpy` otherwise.
+
+    Formulas written with it serve known constants on the host, where nothing is
+    compiled, and traced numbers alike.
+    """
+    return jnp if any(isinstance(value, jax.Array) for value in values) else np
 
 
 def as_array(name: str, value: Any) -> jax.Array | np.ndarray:

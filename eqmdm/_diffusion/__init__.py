@@ -1,17 +1,16 @@
 """Linear diffusions: the interface, the (Q, D) recipe and the named ones."""
 
 from .base import (
-    AbstractDiffusion as AbstractDiffusion,
     AbstractLinearDiffusion as AbstractLinearDiffusion,
     Laws as Laws,
 )
 from .composed import (
     TimeVaryingDiffusion as TimeVaryingDiffusion,
     TwoScheduleDiffusion as TwoScheduleDiffusion,
-    composed_transition as composed_transition,
 )
 from .interval import LogSNRInterval as LogSNRInterval, TimeInterval as TimeInterval
 from .learned import LearnedDiffusion as LearnedDiffusion
+from .magnus import composed_transition as composed_transition
 from .named import (
     ALDA as ALDA,
     CLD as CLD,
@@ -20,6 +19,7 @@ from .named import (
     VPSDE as VPSDE,
     CriticalThirdOrder as CriticalThirdOrder,
 )
+from .recipe import Recipe as Recipe
 from .scalar import VESDE as VESDE, SubVPSDE as SubVPSDE
 from .stationary import (
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,

@@ -1,4 +1,4 @@
-"""The interface that every diffusion implements."""
+"""The interface of linear diffusions, and what follows from it for all of them."""
 
 import abc
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._core.checks import check_precision, concrete
+from .._core.checks import as_scalar, concrete
 from .._core.gaussian import (
     Gaussian,
     PerturbationKernel,
@@ -22,26 +22,8 @@ from .._core.gaussian import (
 from .._core.operator import VarsOperator
 from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
-from .interval import Interval, LogSNRInterval, TimeInterval
-from .schedule import AbstractSchedule
-
-
-# The search for a log-SNR starts at this time, where float32 still resolves kernels.
-_EARLIEST_TIME = 1e-12
-
-
-def check_schedule_reaches(schedule: AbstractSchedule, interval: Interval) -> None:
-    """**Raises:** `ValueError` if the interval ends after the schedule, where both are
-    known."""
-    t1 = concrete(interval.t1) if isinstance(interval, TimeInterval) else None
-    if t1 is None or t1 < schedule.t_limit:
-        return
-    # Of a traced schedule the limit is not known.
-    if concrete(schedule.rate(jnp.zeros((), jnp.result_type(float)))) is not None:
-        raise ValueError(
-            "`interval` must end before the schedule does, at "
-            f"t = {schedule.t_limit}; got t1 = {t1}."
-        )
+from .interval import Interval, LogSNRInterval, known_times
+from .search import as_time, check_reached, check_resolved, check_value, find_root
 
 
 @final
@@ -52,12 +34,22 @@ class Laws(eqx.Module):
     kernel: PerturbationKernel
 
 
-class AbstractDiffusion(eqx.Module):
-    r"""An Itô process $\mathrm{d}y = f(t, y) \mathrm{d}t + g(t) \mathrm{d}w$ on states.
+class AbstractLinearDiffusion(eqx.Module):
+    r"""$\mathrm{d}y = F(t) y \,\mathrm{d}t + G(t) \,\mathrm{d}w$ with Gaussian kernels.
 
     A state has shape `(vars, *data)`: row 0 is the data, further rows are auxiliary
-    variables. `drift` and `diffusion_coefficient` take `(t, y, args)`, as the terms of
-    Diffrax call them. Methods act on one example.
+    variables. $F$ and $G$ mix the `vars` axis and act alike on every data coordinate.
+    Given the data $x$, the state starts with its data row at $x$ and its auxiliaries at
+    a normal law of covariance `start_root @ start_root.T`, independent of $x$.
+
+    Most new ones are a call of [`eqmdm.LinearDiffusion`][], where the diffusion has a
+    Gaussian stationary law, or of [`eqmdm.TimeVaryingDiffusion`][]. To write a class,
+    subclass this with `drift_matrix`, `diffusion_matrix`, `compute_transition` (for
+    which [`eqmdm.composed_transition`][] serves), `start_root`, `prior`, `n_vars`,
+    `t_limit` and `interval`.
+
+    Methods act on one example. Times are arrays, and results have their dtype; `drift`
+    and `diffusion_coefficient` take `(t, y, args)`, as the terms of Diffrax call them.
     """
 
     @property
@@ -69,43 +61,6 @@ class AbstractDiffusion(eqx.Module):
     @abc.abstractmethod
     def prior(self) -> Gaussian:
         """The law that stands for $y(t_1)$ when sampling and in bounds."""
-
-    @property
-    @abc.abstractmethod
-    def t0(self) -> Scalar:
-        """The cut: the earliest time that is trained on or sampled down to."""
-
-    @property
-    @abc.abstractmethod
-    def t1(self) -> Scalar:
-        """The horizon: the time at which the prior takes over."""
-
-    @abc.abstractmethod
-    def drift(self, t: Time, y: State, args: Any = None) -> State:
-        """$f(t, y)$."""
-
-    @abc.abstractmethod
-    def diffusion_coefficient(
-        self, t: Time, y: State, args: Any = None
-    ) -> VarsOperator:
-        """$g(t)$, a Lineax operator from noise `(rank, *data)` to states."""
-
-
-class AbstractLinearDiffusion(AbstractDiffusion):
-    r"""$\mathrm{d}y = F(t) y \,\mathrm{d}t + G(t) \,\mathrm{d}w$ with Gaussian kernels.
-
-    $F$ and $G$ mix the `vars` axis and act alike on every data coordinate. Given the
-    data $x$, the state starts with its data row at $x$ and its auxiliaries at a normal
-    law of covariance `start_root @ start_root.T`, independent of $x$.
-
-    Most new ones are a call of [`eqmdm.LinearDiffusion`][], where the diffusion has a
-    Gaussian stationary law, or of [`eqmdm.TimeVaryingDiffusion`][]. To write a class,
-    subclass this with `drift_matrix`, `diffusion_matrix`, `compute_transition` (for
-    which [`eqmdm.composed_transition`][] serves), `start_root`, `prior`, `n_vars`,
-    `t_limit` and `interval`.
-
-    All times are arrays, and results have their dtype.
-    """
 
     @property
     @abc.abstractmethod
@@ -139,25 +94,31 @@ class AbstractLinearDiffusion(AbstractDiffusion):
 
     @property
     def t0(self) -> Scalar:
-        if isinstance(self.interval, TimeInterval):
-            return jnp.asarray(self.interval.t0, jnp.result_type(float))
-        high = jnp.asarray(self.interval.high, jnp.result_type(float))
-        return self._solve_log_snr(high)
+        """The start time: the earliest that is trained on or sampled down to."""
+        interval = self.interval
+        if (times := known_times(interval)) is not None:
+            return as_scalar(times.t0, jnp.result_type(float))
+        assert isinstance(interval, LogSNRInterval)
+        return self._solve_log_snr(interval.high)
 
     @property
     def t1(self) -> Scalar:
-        if isinstance(self.interval, TimeInterval):
-            return jnp.asarray(self.interval.t1, jnp.result_type(float))
-        low = jnp.asarray(self.interval.low, jnp.result_type(float))
-        return self._solve_log_snr(low)
+        """The final time, at which the prior takes over."""
+        interval = self.interval
+        if (times := known_times(interval)) is not None:
+            return as_scalar(times.t1, jnp.result_type(float))
+        assert isinstance(interval, LogSNRInterval)
+        return self._solve_log_snr(interval.low)
 
     def drift(self, t: Time, y: State, args: Any = None) -> State:
+        """$F(t) y$."""
         del args
         return apply_to_vars(self.drift_matrix(jnp.asarray(t, y.dtype)), y)
 
     def diffusion_coefficient(
         self, t: Time, y: State, args: Any = None
     ) -> VarsOperator:
+        """$G(t)$, a Lineax operator from noise `(rank, *data)` to states."""
         del args
         matrix = self.diffusion_matrix(jnp.asarray(t, y.dtype))
         return VarsOperator(matrix, y.shape[1:])
@@ -201,12 +162,12 @@ class AbstractLinearDiffusion(AbstractDiffusion):
 
         **Raises:**
 
-        `ValueError` for times that are out of order or outside the horizon;
+        `ValueError` for times that are out of order or after $t_1$;
         `equinox.EquinoxRuntimeError` where the times are traced.
         """
-        s, t = _as_time("s", s), _as_time("t", t)
-        s = _check(s, (s < 0) | ~(s <= t), "`s` must lie between 0 and `t`", s)
-        return self.compute_transition(s, self._check_horizon(t))
+        s, t = as_time("s", s), as_time("t", t)
+        s = check_value(s, (s < 0) | ~(s <= t), "`s` must lie between 0 and `t`", s)
+        return self.compute_transition(s, self._check_within(t))
 
     def perturbation_kernel(self, t: Scalar) -> PerturbationKernel:
         r"""The law of $y(t)$ given the data $x$, auxiliaries integrated out.
@@ -216,15 +177,15 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         `ValueError`, or `equinox.EquinoxRuntimeError` where `t` is traced, unless
         $0 < t \le t_1$.
         """
-        t = _as_time("t", t)
-        t = _check(
+        t = as_time("t", t)
+        t = check_value(
             t,
             ~(t > 0),
             "`t` must be positive: at t = 0 the kernel is a point mass. Raise the "
             "lower limit of the times",
             t,
         )
-        return self.compute_kernel(self._check_horizon(t))
+        return self.compute_kernel(self._check_within(t))
 
     def log_snr(self, t: Scalar) -> Scalar:
         r"""$\log a^\top \Sigma^{-1} a$ at time `t`, natural logarithm.
@@ -237,6 +198,8 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         r"""$\mathrm{d} \log \mathrm{SNR} / \mathrm{d}t = -\|G^\top \Sigma^{-1} a\|^2 /
         \mathrm{SNR}$."""
         b = kernel.whitened_mean_map
+        # Its square is the ratio itself, which float32 does not hold above e^88.
+        b = b / jax.lax.stop_gradient(jnp.max(jnp.abs(b)))
         b = b / jnp.linalg.norm(b)
         noise = solve_lower(kernel.root, self.diffusion_matrix(t))
         return -jnp.sum(jnp.sum(noise * b[:, None], axis=0) ** 2)
@@ -244,8 +207,8 @@ class AbstractLinearDiffusion(AbstractDiffusion):
     def time_at_log_snr(self, log_snr: Scalar) -> Scalar:
         """The time at which the log signal-to-noise ratio has a given value.
 
-        Found by bisection in the logarithm of time; differentiable, by the implicit
-        function theorem, in `log_snr` and in the parameters of the diffusion.
+        By bisection in the logarithm of time; differentiable, by the implicit function
+        theorem, in `log_snr` and in the parameters of the diffusion.
 
         **Raises:**
 
@@ -253,33 +216,24 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         the diffusion does not reach it by `t_limit`, or has fallen below it before
         the first time at which kernels resolve it.
         """
-        log_snr = _as_time("log_snr", log_snr)
-        t = self._check_reached(self._solve_log_snr(log_snr), log_snr)
-        found = self.compute_kernel(jax.lax.stop_gradient(t)).log_snr
-        return _check_resolved(t, found, log_snr)
+        log_snr = as_time("log_snr", log_snr)
+        t = check_reached(self._solve_log_snr(log_snr), log_snr, self.t_limit)
+        actual = self.compute_kernel(jax.lax.stop_gradient(t)).log_snr
+        return check_resolved(t, actual, log_snr)
 
-    def _check_reached(self, t: Scalar, log_snr: Scalar) -> Scalar:
-        limit = jax.lax.stop_gradient(self.t_limit).astype(t.dtype)
-        # The search ends there where the value is not reached.
-        beyond = ~(t < limit * (1 - 8 * jnp.finfo(t.dtype).eps))
-        return _check(
-            t,
-            beyond,
-            "`log_snr` must be reached by this diffusion before its kernels end "
-            f"at t = {concrete(limit)}. Lengthen the horizon by a wider "
-            "`interval`",
-            log_snr,
+    def _check_within(self, t: Scalar) -> Scalar:
+        t1 = jax.lax.stop_gradient(self.t1).astype(t.dtype)
+        # A time may come from t1 by a few roundings.
+        beyond = ~(t <= t1 * (1 + 8 * jnp.finfo(t.dtype).eps))
+        message = f"`t` must lie within the interval, which ends at t1 = {concrete(t1)}"
+        return check_value(
+            t, beyond, message + ". Build the diffusion with a later t1", t
         )
 
-    def _check_horizon(self, t: Scalar) -> Scalar:
-        t1 = jax.lax.stop_gradient(self.t1).astype(t.dtype)
-        # A time may come from the horizon by a few roundings.
-        beyond = ~(t <= t1 * (1 + 8 * jnp.finfo(t.dtype).eps))
-        what = f"`t` must lie within the horizon t1 = {concrete(t1)}"
-        return _check(t, beyond, what + ". Build the diffusion with a later end", t)
-
-    def _solve_log_snr(self, log_snr: Scalar) -> Scalar:
-        return _solve_log_snr(_without_floats(self, log_snr.dtype), log_snr)
+    def _solve_log_snr(self, log_snr: float | Scalar) -> Scalar:
+        if not isinstance(log_snr, jax.Array):
+            log_snr = as_scalar(log_snr, jnp.result_type(float))
+        return _solve_log_snr(without_floats(self, log_snr.dtype), log_snr)
 
     def _excess(self, log_snr: Scalar) -> Callable[[Scalar], Scalar]:
         return lambda log_t: self.compute_kernel(jnp.exp(log_t)).log_snr - log_snr
@@ -288,7 +242,7 @@ class AbstractLinearDiffusion(AbstractDiffusion):
         return jnp.log(jax.lax.stop_gradient(self.t_limit)).astype(dtype)
 
 
-def _without_floats(
+def without_floats(
     diffusion: AbstractLinearDiffusion, dtype: jnp.dtype
 ) -> AbstractLinearDiffusion:
     """With arrays for floats, so that all diffusions of a kind share a compilation."""
@@ -300,112 +254,5 @@ def _without_floats(
 # at every call, and what was compiled before kept.
 @eqx.filter_jit
 def _solve_log_snr(diffusion: AbstractLinearDiffusion, log_snr: Scalar) -> Scalar:
-    def tangent_solve(linear, value):
-        return value / linear(jnp.ones_like(value))
-
-    excess, log_limit = diffusion._excess(log_snr), diffusion._log_limit(log_snr.dtype)
-    return jnp.exp(jax.lax.custom_root(excess, log_limit, _bisect, tangent_solve))
-
-
-def _bisect(excess: Callable[[Scalar], Scalar], log_limit: Scalar) -> Scalar:
-    """The logarithm of the time at which a falling function crosses 0, or `log_limit`
-    if it does not by then."""
-
-    def halve(step, bracket):
-        low, high = bracket
-        middle = jnp.where(step == 0, high, 0.5 * (low + high))
-        # Where the kernel underflows the ratio is not a number: too early.
-        below = excess(middle) < 0
-        return jnp.where(below, low, middle), jnp.where(below, middle, high)
-
-    # 30 nats of bracket down to the spacing of the dtype.
-    n_steps = jnp.finfo(log_limit.dtype).nmant + 7
-    earliest = jnp.log(jnp.asarray(_EARLIEST_TIME, log_limit.dtype))
-    low, high = jax.lax.fori_loop(0, n_steps, halve, (earliest, log_limit))
-    return 0.5 * (low + high)
-
-
-def find_times(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | None:
-    """The times of an interval given in log-SNR, or `None` where they are traced.
-
-    **Raises:**
-
-    `ValueError` if the diffusion does not reach the lower one by `t_limit`, or the
-    upper one is before its kernels can be computed.
-    """
-    interval = diffusion.interval
-    assert isinstance(interval, LogSNRInterval)
-    with jax.ensure_compile_time_eval():
-        log_limit = diffusion._log_limit(jnp.result_type(float))
-        diffusion_ = _without_floats(diffusion, log_limit.dtype)
-        t0, t1, found = _find_times(diffusion_, log_limit)
-        if concrete(t0) is None or concrete(t1) is None:
-            return None
-        low, high = (jnp.asarray(e, t1.dtype) for e in (interval.low, interval.high))
-        t1 = diffusion._check_reached(t1, low)
-        t0 = _check_resolved(t0, found, high)
-    return float(t0), float(t1)
-
-
-def interval_in_time(diffusion: AbstractLinearDiffusion) -> Interval:
-    """The ends, refused unless reached, and found once where they cannot move."""
-    interval = diffusion.interval
-    if isinstance(interval, TimeInterval):
-        t1, limit = concrete(interval.t1), concrete(diffusion.t_limit)
-        if t1 is not None and limit is not None and t1 > limit * (1 + 1e-6):
-            raise ValueError(
-                f"`interval` must end where kernels are still numbers, by t = {limit}; "
-                f"got t1 = {t1}."
-            )
-        return interval
-    times = find_times(diffusion)
-    if times is None or jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
-        return interval
-    return TimeInterval(*times)
-
-
-@eqx.filter_jit
-def _find_times(
-    diffusion: AbstractLinearDiffusion, log_limit: Scalar
-) -> tuple[Scalar, Scalar, Scalar]:
-    """The times of the ends, and the log-SNR that the first of them has."""
-    interval, dtype = diffusion.interval, log_limit.dtype
-    assert isinstance(interval, LogSNRInterval)
-    log_snrs = jnp.stack([jnp.asarray(e, dtype) for e in (interval.low, interval.high)])
-    find = lambda log_snr: jnp.exp(_bisect(diffusion._excess(log_snr), log_limit))
-    t1, t0 = jax.vmap(find)(log_snrs)
-    return t0, t1, diffusion.compute_kernel(t0).log_snr
-
-
-def _check_resolved(t: Scalar, found: Scalar, log_snr: Scalar) -> Scalar:
-    # The search may have ended without a crossing, or where the kernel underflows.
-    tolerance = 1e-3 * jnp.maximum(jnp.abs(log_snr), 1)
-    what = f"`log_snr` must be one that this diffusion has where {t.dtype} resolves its"
-    return _check(
-        t,
-        ~((jnp.abs(found - log_snr) <= tolerance) & jnp.isfinite(log_snr)),
-        f"{what} kernels, which begins at t = {concrete(t)}. Ask for a lower one",
-        log_snr,
-    )
-
-
-def _as_time(name: str, value: Any) -> Scalar:
-    value = jnp.asarray(value)
-    if value.ndim != 0 or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(
-            f"`{name}` must be a scalar floating-point array; got shape {value.shape} "
-            f"and dtype {value.dtype}. Batch with `jax.vmap`."
-        )
-    check_precision(name, value.dtype)
-    return value
-
-
-def _check(value: Scalar, wrong: Array, message: str, got: Scalar) -> Scalar:
-    got_value = concrete(got)
-    try:
-        is_wrong = bool(wrong)
-    except jax.errors.ConcretizationTypeError:
-        return eqx.error_if(value, wrong, message + ".")
-    if is_wrong:
-        raise ValueError(f"{message}; got {got_value}.")
-    return value
+    log_limit = diffusion._log_limit(log_snr.dtype)
+    return jnp.exp(find_root(diffusion._excess(log_snr), log_limit))

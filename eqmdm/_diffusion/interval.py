@@ -5,8 +5,10 @@ from typing import TypeAlias, final
 
 import equinox as eqx
 from jaxtyping import Array, Float
+from wadler_lindig import AbstractDoc
 
 from .._core.checks import as_number, concrete
+from .text import call_text
 
 
 @final
@@ -36,6 +38,10 @@ class TimeInterval(eqx.Module):
                 f"kernel is a point mass. Got t0 = {t0} and t1 = {t1}."
             )
 
+    def __pdoc__(self, **options) -> AbstractDoc:
+        del options
+        return call_text(self, self.t0, self.t1)
+
 
 @final
 class LogSNRInterval(eqx.Module):
@@ -54,6 +60,8 @@ class LogSNRInterval(eqx.Module):
 
     low: float | Float[Array, ""] = eqx.field(converter=as_number)
     high: float | Float[Array, ""] = eqx.field(converter=as_number)
+    # Solved once by a diffusion of constants; with parameters the times move.
+    _times: TimeInterval | None = eqx.field(init=False, default=None)
 
     def __check_init__(self):
         low, high = concrete(self.low), concrete(self.high)
@@ -64,6 +72,10 @@ class LogSNRInterval(eqx.Module):
                 "`interval` must have finite log signal-to-noise ratios with low < "
                 f"high; got low = {low} and high = {high}."
             )
+
+    def __pdoc__(self, **options) -> AbstractDoc:
+        del options
+        return call_text(self, self.low, self.high)
 
 
 Interval: TypeAlias = TimeInterval | LogSNRInterval
@@ -76,9 +88,25 @@ def as_interval(interval: Interval | None) -> Interval:
     """
     if interval is None:
         return TimeInterval()
-    if isinstance(interval, TimeInterval | LogSNRInterval):
+    if isinstance(interval, TimeInterval):
         return interval
+    if isinstance(interval, LogSNRInterval):
+        # Without the times that another diffusion has at these ratios.
+        return LogSNRInterval(interval.low, interval.high)
     raise TypeError(
         "`interval` must be an `eqmdm.TimeInterval` or an `eqmdm.LogSNRInterval`; got "
         f"{interval!r}. Write, for instance, `interval=eqmdm.TimeInterval(1e-3, 1.0)`."
     )
+
+
+def with_times(interval: LogSNRInterval, t0: float, t1: float) -> LogSNRInterval:
+    """The interval with the times that a diffusion of constants has at its ends."""
+    new = LogSNRInterval(interval.low, interval.high)
+    # Not an argument, which anyone could give: it belongs to one diffusion alone.
+    object.__setattr__(new, "_times", TimeInterval(t0, t1))
+    return new
+
+
+def known_times(interval: Interval) -> TimeInterval | None:
+    """The interval in time, or `None` where it is to be solved for."""
+    return interval if isinstance(interval, TimeInterval) else interval._times

@@ -1,32 +1,48 @@
 """The diffusion that is learned together with its score."""
 
-import copy
 import math
-from typing import final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .._core.checks import check_count
+from .._core.checks import check_count, namespace
 from .._core.types import PRNGKey
 from .interval import Interval, as_interval
 from .matrices import as_matrix
+from .recipe import Recipe
 from .schedule import AbstractSchedule, LinearSchedule
-from .stationary import (
-    HEADROOM,
-    AbstractStationaryDiffusion,
-    Recipe,
-    make_recipe,
-)
+from .stationary import AbstractStationaryDiffusion
 
 
-def _softplus_inverse(value: float) -> Array:
+# Known ones are NumPy's, with which nothing is compiled; `Array` is what they become.
+if TYPE_CHECKING:
+    Values: TypeAlias = Array
+else:
+    Values = Array | np.ndarray
+
+
+def _softplus_inverse(value: float) -> float:
     # log(exp(value) - 1), which overflows.
-    return jnp.asarray(value + np.log(-np.expm1(-value)), jnp.float32)
+    return value + math.log(-math.expm1(-value))
+
+
+def _parameter(values: Any) -> Array:
+    # With the dtype given, JAX compiles no program for the copy.
+    return jnp.asarray(values, jnp.float32)
+
+
+def _dissipation_root(parameter: Values) -> Values:
+    """The root of D: the parameter itself, or of its softplus where it is diagonal."""
+    xp = namespace(parameter)
+    if parameter.ndim == 2:
+        return parameter
+    return xp.diag(xp.sqrt(xp.logaddexp(parameter, 0)))
 
 
 @final
@@ -49,7 +65,6 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
     start_variance: float
     fixed_schedule: AbstractSchedule | None
     _interval: Interval
-    _n_doublings: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -67,14 +82,14 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
         r"""**Arguments:**
 
         - `n_vars`: $K$, the data included.
-        - `key`: draws the start: the couplings and the factor of $D$ are those of a
-            chain with damping 1, plus normal noise of standard deviation 0.1.
+        - `key`: draws the initial values: the couplings and the factor of $D$ are those
+            of a chain with damping 1, plus normal noise of standard deviation 0.1.
         - `diagonal`: a diagonal $D$ instead of a full one.
         - `learn_stationary`, `learn_start`, `learn_schedule`: what else is a parameter;
             the schedule must then be linear.
-        - `start_variance`, `schedule`, `interval`: as for the other
-            diffusions. With a [`eqmdm.LogSNRInterval`][] the ends stay at their
-            log-SNR, and their times move with the parameters.
+        - `start_variance`, `schedule`, `interval`: as for the other diffusions. With a
+            [`eqmdm.LogSNRInterval`][] the log-SNRs stay, and their times move with the
+            parameters.
         """
         hint = " 1, the data, learns a rate alone; 2 adds a velocity."
         check_count("n_vars", n_vars, hint=hint)
@@ -84,70 +99,37 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             )
         schedule = LinearSchedule() if schedule is None else schedule
         self.schedule_parameter, self.fixed_schedule = None, schedule
-        if learn_schedule and isinstance(schedule, LinearSchedule):
-            rates = [
-                float(schedule.rate0),
-                float(schedule.rate1) - float(schedule.rate0),
-            ]
-            if min(rates) <= 0:
-                raise ValueError(
-                    "`schedule` must have 0 < rate0 < rate1 where `learn_schedule` is "
-                    "set, for what is learned are the logarithms of the first rate "
-                    f"and of the rise; got {schedule.rate0} and {schedule.rate1}."
-                )
-            self.schedule_parameter = jnp.stack([_softplus_inverse(r) for r in rates])
+        if learn_schedule:
+            self.schedule_parameter = _parameter(_schedule_start(schedule))
             self.fixed_schedule = None
-        elif learn_schedule:
-            raise ValueError(
-                "`schedule` must be a `LinearSchedule` where `learn_schedule` is set; "
-                f"got {type(schedule).__name__}."
-            )
-        key_skew, key_dissipation = jr.split(key)
-        chain = np.tril(np.ones((n_vars, n_vars)), -1)
-        chain = chain - np.tril(chain, -2)
-        noise = jr.normal(key_skew, (n_vars, n_vars), jnp.float32)
-        self.skew_half = jnp.asarray(chain, jnp.float32) + 0.1 * noise
-        if diagonal:
-            noise = jr.normal(key_dissipation, (n_vars,), jnp.float32)
-            self.dissipation_parameter = _softplus_inverse(1.0) + 0.1 * noise
-        else:
-            noise = jr.normal(key_dissipation, (n_vars, n_vars), jnp.float32)
-            self.dissipation_parameter = (
-                jnp.eye(n_vars, dtype=jnp.float32) + 0.1 * noise
-            )
+        skew_half, dissipation = _initial_values(n_vars, diagonal, key=key)
+        self.skew_half = _parameter(skew_half)
+        self.dissipation_parameter = _parameter(dissipation)
+        unit, aux = _softplus_inverse(1.0), n_vars - 1
         # A lower-triangular root whose diagonal goes through softplus.
-        root = jnp.eye(n_vars, dtype=jnp.float32) * _softplus_inverse(1.0)
-        self.stationary_parameter = root if learn_stationary else None
-        self.start_parameter = (
-            jnp.full((n_vars - 1,), _softplus_inverse(start_variance))
-            if learn_start and n_vars > 1
-            else None
-        )
+        root = np.eye(n_vars, dtype=np.float32) * np.float32(unit)
+        self.stationary_parameter = _parameter(root) if learn_stationary else None
+        start = np.full(aux, _softplus_inverse(start_variance), np.float32)
+        self.start_parameter = _parameter(start) if learn_start and aux else None
         self.start_variance = start_variance
         self._interval = as_interval(interval)
-        self._n_doublings = make_recipe(
-            self._skew(),
-            dissipation_root=self._dissipation_root(),
-            start_covariance=start_variance * np.diag([0.0] + [1.0] * (n_vars - 1)),
-            schedule=self._schedule(),
+        # Checked as constants: the interval is to be reached from here.
+        Recipe.create(
+            skew_half - skew_half.T,
+            dissipation_root=_dissipation_root(dissipation),
+            start_covariance=start_variance * np.diag([0.0] + [1.0] * aux),
+            schedule=schedule,
             interval=interval,
-            headroom=HEADROOM,
-        ).n_doublings
-
-    def _skew(self) -> Float[Array, "vars vars"]:
-        return self.skew_half - self.skew_half.T
-
-    def _dissipation_root(self) -> Float[Array, "vars vars"]:
-        if self.dissipation_parameter.ndim == 1:
-            return jnp.diag(jnp.sqrt(jax.nn.softplus(self.dissipation_parameter)))
-        return self.dissipation_parameter
+        )
 
     def _schedule(self) -> AbstractSchedule:
         if self.schedule_parameter is None:
             assert self.fixed_schedule is not None
             return self.fixed_schedule
         rate0, slope = jax.nn.softplus(self.schedule_parameter)
-        return LinearSchedule(rate0, rate0 + slope)
+        rates = rate0, rate0 + slope
+        # Not by its constructor, which makes constants of what is known.
+        return eqx.tree_at(lambda s: (s.rate0, s.rate1), LinearSchedule(), rates)
 
     @property
     def recipe(self) -> Recipe:
@@ -169,18 +151,45 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             zero = jnp.zeros((1, n_vars - 1), deviation.dtype)
             start = jnp.concatenate([zero, jnp.diag(deviation)])
         return Recipe(
-            self._skew(),
-            self._dissipation_root(),
+            self.skew_half - self.skew_half.T,
+            _dissipation_root(self.dissipation_parameter),
             stationary,
             start,
             self._schedule(),
             self._interval,
-            self._n_doublings,
         )
 
-    def with_doublings(self, n_doublings: int) -> "LearnedDiffusion":
-        """The same diffusion with another bound on the doublings of its kernels."""
-        # The field is static, so it is no leaf that `eqx.tree_at` could replace.
-        new = copy.copy(self)
-        object.__setattr__(new, "_n_doublings", n_doublings)
-        return new
+
+def _initial_values(
+    n_vars: int, diagonal: bool, *, key: PRNGKey
+) -> tuple[Values, Values]:
+    """The parameters of Q and D of a chain with damping 1, and noise on them."""
+    n_skew, n_dissipation = n_vars**2, n_vars if diagonal else n_vars**2
+    # One draw and the rest on the host, so that one program is compiled.
+    noise: Any = jr.normal(key, (n_skew + n_dissipation,), jnp.float32)
+    if not isinstance(noise, Tracer):
+        noise = np.asarray(noise)
+    noise = np.float32(0.1) * noise
+    chain = np.eye(n_vars, k=-1, dtype=np.float32)
+    skew_half: Any = chain + noise[:n_skew].reshape(n_vars, n_vars)
+    if diagonal:
+        return skew_half, np.float32(_softplus_inverse(1.0)) + noise[n_skew:]
+    identity = np.eye(n_vars, dtype=np.float32)
+    return skew_half, identity + noise[n_skew:].reshape(n_vars, n_vars)
+
+
+def _schedule_start(schedule: AbstractSchedule) -> np.ndarray:
+    """The parameters at which a learned schedule has the rates of a linear one."""
+    if not isinstance(schedule, LinearSchedule):
+        raise ValueError(
+            "`schedule` must be a `LinearSchedule` where `learn_schedule` is set; "
+            f"got {type(schedule).__name__}."
+        )
+    rates = [float(schedule.rate0), float(schedule.rate1) - float(schedule.rate0)]
+    if min(rates) <= 0:
+        raise ValueError(
+            "`schedule` must have 0 < rate0 < rate1 where `learn_schedule` is "
+            "set, for what is learned are the logarithms of the first rate "
+            f"and of the rise; got {schedule.rate0} and {schedule.rate1}."
+        )
+    return np.array([_softplus_inverse(rate) for rate in rates], np.float32)

@@ -1,10 +1,11 @@
-"""Matrices as users give them: constants or parameters, checked where known."""
+"""Matrices as users give them: constants, parameters or traced; checked where known."""
 
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .._core.types import MatrixLike
@@ -18,10 +19,19 @@ Matrix: TypeAlias = Constant | Float[Array, "_ _"]
 DEFAULT_START_VARIANCE = 0.01
 
 
-def as_matrix(name: str, matrix: MatrixLike) -> Matrix:
-    """A parameter where any of it is a JAX array; anything else as a constant."""
-    if any(isinstance(entry, jax.Array) for entry in jax.tree.leaves(matrix)):
+def as_matrix(name: str, matrix: MatrixLike, *, learn: bool = False) -> Matrix:
+    """A traced matrix and one to learn as a JAX array; any other as a constant.
+
+    A constant does not keep its dtype: as floats it is exact in each that it is cast
+    to. A parameter keeps that of a JAX array, or has the default one.
+    """
+    leaves = jax.tree.leaves(matrix)
+    if any(isinstance(entry, Tracer) for entry in leaves):
         array = jnp.asarray(matrix)
+    elif learn:
+        given = matrix if isinstance(matrix, jax.Array) else np.asarray(matrix, float)
+        dtype = given.dtype if isinstance(given, jax.Array) else jnp.result_type(float)
+        array = jnp.asarray(given, dtype)
     else:
         array = np.asarray(matrix, float)
     if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.floating):
@@ -47,12 +57,17 @@ def as_array(matrix: Matrix, dtype: jnp.dtype) -> Float[Array, "_ _"]:
 
 def known(matrix: Matrix) -> np.ndarray | None:
     """The values of a matrix in float64, or `None` where they are traced."""
+    if isinstance(matrix, jax.Array):
+        return known_array(matrix)
     try:
-        if isinstance(matrix, tuple):
-            return _constant(matrix)
-        return np.asarray(matrix, float)
+        return _constant(matrix)
     except jax.errors.TracerArrayConversionError:
         return None
+
+
+def known_array(array: Float[Array, "..."]) -> Float[np.ndarray, "..."] | None:
+    """The values of an array in float64, or `None` where they are traced."""
+    return None if isinstance(array, Tracer) else np.asarray(array, float)
 
 
 def _constant(matrix: Constant) -> np.ndarray:
@@ -90,17 +105,17 @@ def _rounding(values: np.ndarray) -> float:
 
 
 def check_constant(name: str, value: object) -> None:
-    """Refuses a JAX array for a number that is not a parameter."""
+    """**Raises:** `TypeError` for a JAX array in place of a constant."""
     if isinstance(value, jax.Array):
         raise TypeError(
-            f"`{name}` must be a Python or NumPy number: it is a constant, and a JAX "
-            "array would look like a parameter. For a diffusion with parameters give "
-            "`eqmdm.LinearDiffusion` matrices that are JAX arrays."
+            f"`{name}` must be a Python or NumPy number: it is a constant. Of a number "
+            "that is traced or learned make the matrices yourself, and give them to "
+            "`eqmdm.LinearDiffusion`; what it learns is named in its `learn`."
         )
 
 
 def check_entries(name: str, values: np.ndarray) -> None:
-    """Refuses a matrix with an entry that is no finite number."""
+    """**Raises:** `ValueError` for an entry that is no finite number."""
     if not np.all(np.isfinite(values)):
         raise ValueError(f"`{name}` must be finite; got {values.tolist()}.")
 
@@ -120,11 +135,22 @@ def _check_symmetric(name: str, matrix: Matrix, n_vars: int) -> np.ndarray | Non
     return values
 
 
-def semidefinite_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
+def smallest_pivot(matrix: MatrixLike) -> float:
+    """The size, relative to its largest entry, up to which a pivot is rounding.
+
+    What float32 rounds to is 1e-8 in float64, which must not count as a rank.
+    """
+    dtypes = [np.dtype(getattr(x, "dtype", float)) for x in jax.tree.leaves(matrix)]
+    return 1e-13 if all(dtype.itemsize >= 8 for dtype in dtypes) else 1e-6
+
+
+def semidefinite_root(
+    name: str, matrix: Matrix, n_vars: int, *, smallest_pivot: float
+) -> Matrix:
     """R with R R^T the matrix and a column for each unit of its rank.
 
-    From the columns at the pivots of a pivoted Cholesky factorisation, so that the
-    root is a differentiable function of the matrix.
+    From the columns at the pivots of a pivoted Cholesky factorisation, the largest of
+    what is left each time, down to `smallest_pivot` of the largest entry.
     """
     values = _check_symmetric(name, matrix, n_vars)
     if values is None:
@@ -135,20 +161,23 @@ def semidefinite_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
             f"`{name}` must be positive semidefinite and not zero; its smallest "
             f"eigenvalue is {smallest:.3g} and its entries are {values.tolist()}."
         )
-    constant = isinstance(matrix, tuple)
-    tolerance = (1e-7 if constant else 1.0) * _rounding(values)
+    tolerance = smallest_pivot * float(np.abs(values).max())
     pivots, rest = [], values.copy()
     while len(pivots) < n_vars and np.diag(rest).max() > tolerance:
         pivot = int(np.argmax(np.diag(rest)))
         pivots.append(pivot)
         rest = rest - np.outer(rest[:, pivot], rest[pivot]) / rest[pivot, pivot]
     pivots = np.sort(pivots)
-    if isinstance(matrix, tuple):
-        factor = np.linalg.cholesky(values[np.ix_(pivots, pivots)])
-        return as_matrix(name, np.linalg.solve(factor, values[:, pivots].T).T)
-    factor = jnp.linalg.cholesky(matrix[np.ix_(pivots, pivots)])
-    columns = matrix[:, pivots]
-    return jax.scipy.linalg.solve_triangular(factor, columns.T, lower=True).T
+    factor = np.linalg.cholesky(values[np.ix_(pivots, pivots)])
+    root = np.linalg.solve(factor, values[:, pivots].T).T
+    return _like(matrix, root)
+
+
+def _like(matrix: Matrix, values: np.ndarray) -> Matrix:
+    """Values worked out on the host from a matrix, held as the matrix is."""
+    if isinstance(matrix, jax.Array):
+        return jnp.asarray(values, matrix.dtype)
+    return tuple(tuple(float(entry) for entry in row) for row in values)
 
 
 def _traced_root(matrix: Float[Array, "vars vars"]) -> Float[Array, "vars vars"]:
@@ -177,17 +206,19 @@ def positive_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
             f"`{name}` must be positive definite; got {values.tolist()}, whose "
             f"smallest eigenvalue is {smallest:.3g}."
         )
-    if isinstance(matrix, tuple):
-        return as_matrix(name, np.linalg.cholesky(_constant(matrix)))
-    return jnp.linalg.cholesky(matrix)
+    if values is not None:
+        return _like(matrix, np.linalg.cholesky(values))
+    return jnp.linalg.cholesky(as_array(matrix, jnp.result_type(float)))
 
 
-def make_start_root(covariance: MatrixLike | None, n_vars: int) -> Matrix:
+def make_start_root(
+    covariance: MatrixLike | None, n_vars: int, *, learn: bool = False
+) -> Matrix:
     """A root of the start covariance, which is 0.01 for each auxiliary by default."""
     if covariance is None:
         covariance = DEFAULT_START_VARIANCE * np.diag([0.0] + [1.0] * (n_vars - 1))
     name = "start_covariance"
-    matrix = as_matrix(name, covariance)
+    matrix = as_matrix(name, covariance, learn=learn)
     values = _check_symmetric(name, matrix, n_vars)
     if values is not None and np.any(values[0] != 0):
         raise ValueError(
@@ -196,17 +227,17 @@ def make_start_root(covariance: MatrixLike | None, n_vars: int) -> Matrix:
         )
     if n_vars == 1:
         return ((0.0,),)
-    if isinstance(matrix, tuple):
-        inner = as_matrix(name, _constant(matrix)[1:, 1:])
-        root = known(positive_root(name, inner, n_vars - 1))
-        assert root is not None
-        return as_matrix(name, np.pad(root, ((1, 0), (0, 0))))
-    root = as_array(positive_root(name, matrix[1:, 1:], n_vars - 1), matrix.dtype)
+    if values is not None:
+        inner = positive_root(name, _like((), values[1:, 1:]), n_vars - 1)
+        return _like(matrix, np.pad(np.asarray(known(inner)), ((1, 0), (0, 0))))
+    traced = as_array(matrix, jnp.result_type(float))
+    root = as_array(positive_root(name, traced[1:, 1:], n_vars - 1), traced.dtype)
     return jnp.pad(root, ((1, 0), (0, 0)))
 
 
-def check_reached(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Refuses pairs (F, G) whose controllability matrices together miss a variable."""
+def check_controllable(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """**Raises:** `ValueError` where the controllability matrices of pairs (F, G)
+    together miss a variable."""
     n_vars = len(pairs[0][0])
     reach = []
     for F, G in pairs:

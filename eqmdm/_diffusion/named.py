@@ -7,8 +7,9 @@ import numpy as np
 
 from .interval import Interval
 from .matrices import check_constant
+from .recipe import Recipe
 from .schedule import AbstractSchedule, ConstantSchedule
-from .stationary import AbstractStationaryDiffusion, Recipe, make_recipe
+from .stationary import AbstractRecipeDiffusion
 
 
 def _start(n_vars: int, variance: float) -> np.ndarray:
@@ -26,7 +27,7 @@ def _check_positive(**values: float) -> None:
 
 
 @final
-class VPSDE(AbstractStationaryDiffusion):
+class VPSDE(AbstractRecipeDiffusion):
     r"""The variance-preserving diffusion: $\mathrm{d}y = -\frac12 \beta y \mathrm{d}t +
     \sqrt\beta \mathrm{d}w$; one variable.
 
@@ -41,20 +42,16 @@ class VPSDE(AbstractStationaryDiffusion):
         schedule: AbstractSchedule | None = None,
         interval: Interval | None = None,
     ):
-        self._recipe = make_recipe(
+        self._recipe = Recipe.create(
             [[0.0]],
             dissipation=[[0.5]],
             schedule=schedule,
             interval=interval,
         )
 
-    @property
-    def recipe(self) -> Recipe:
-        return self._recipe
-
 
 @final
-class CLD(AbstractStationaryDiffusion):
+class CLD(AbstractRecipeDiffusion):
     r"""Critically damped Langevin diffusion: a velocity for every data coordinate,
     and noise on the velocity alone.
 
@@ -86,7 +83,7 @@ class CLD(AbstractStationaryDiffusion):
         _check_positive(mass=mass)
         friction = 2 * math.sqrt(mass) if friction is None else friction
         _check_positive(friction=friction)
-        self._recipe = make_recipe(
+        self._recipe = Recipe.create(
             [[0.0, -1.0], [1.0, 0.0]],
             dissipation=np.diag([0.0, friction]),
             stationary_covariance=np.diag([1.0, mass]),
@@ -95,13 +92,9 @@ class CLD(AbstractStationaryDiffusion):
             interval=interval,
         )
 
-    @property
-    def recipe(self) -> Recipe:
-        return self._recipe
-
 
 @final
-class ALDA(AbstractStationaryDiffusion):
+class ALDA(AbstractRecipeDiffusion):
     r"""Accelerated Langevin diffusion: data, velocity and acceleration in a chain,
     noise on the last.
 
@@ -122,7 +115,7 @@ class ALDA(AbstractStationaryDiffusion):
         interval: Interval | None = None,
     ):
         _check_positive(coupling=coupling, friction=friction)
-        self._recipe = make_recipe(
+        self._recipe = Recipe.create(
             [[0.0, -1.0, 0.0], [1.0, 0.0, -coupling], [0.0, coupling, 0.0]],
             dissipation=np.diag([0.0, 0.0, friction]),
             start_covariance=_start(3, start_variance),
@@ -130,13 +123,9 @@ class ALDA(AbstractStationaryDiffusion):
             interval=interval,
         )
 
-    @property
-    def recipe(self) -> Recipe:
-        return self._recipe
-
 
 @final
-class MALDA(AbstractStationaryDiffusion):
+class MALDA(AbstractRecipeDiffusion):
     r"""Modified accelerated Langevin diffusion: every pair of three variables coupled,
     noise on both auxiliaries.
 
@@ -157,7 +146,7 @@ class MALDA(AbstractStationaryDiffusion):
         interval: Interval | None = None,
     ):
         _check_positive(friction=friction)
-        self._recipe = make_recipe(
+        self._recipe = Recipe.create(
             np.tril(np.ones((3, 3)), -1) - np.triu(np.ones((3, 3)), 1),
             dissipation=np.diag([0.0, friction, friction]),
             start_covariance=_start(3, start_variance),
@@ -165,13 +154,9 @@ class MALDA(AbstractStationaryDiffusion):
             interval=interval,
         )
 
-    @property
-    def recipe(self) -> Recipe:
-        return self._recipe
-
 
 @final
-class PSLD(AbstractStationaryDiffusion):
+class PSLD(AbstractRecipeDiffusion):
     r"""Phase-space Langevin diffusion: noise on the data and on the velocity.
 
     $Q$ couples with strength 1/2, $D = \frac12 \mathrm{diag}(\Gamma, M \nu)$ and
@@ -203,7 +188,7 @@ class PSLD(AbstractStationaryDiffusion):
                 f"{data_friction}. 0 puts noise on the velocity alone."
             )
         _check_positive(velocity_friction=velocity_friction)
-        self._recipe = make_recipe(
+        self._recipe = Recipe.create(
             [[0.0, -0.5], [0.5, 0.0]],
             dissipation=np.diag([0.5 * data_friction, 0.5 * mass * velocity_friction]),
             stationary_covariance=np.diag([1.0, mass]),
@@ -212,13 +197,9 @@ class PSLD(AbstractStationaryDiffusion):
             interval=interval,
         )
 
-    @property
-    def recipe(self) -> Recipe:
-        return self._recipe
-
 
 @final
-class CriticalThirdOrder(AbstractStationaryDiffusion):
+class CriticalThirdOrder(AbstractRecipeDiffusion):
     r"""The critically damped chain of three variables: data, velocity, acceleration.
 
     Couplings 1 and $2 \sqrt 2$ and friction $3 \sqrt 3$ on the last give the drift the
@@ -235,14 +216,10 @@ class CriticalThirdOrder(AbstractStationaryDiffusion):
         interval: Interval | None = None,
     ):
         coupling = 2 * math.sqrt(2)
-        self._recipe = make_recipe(
+        self._recipe = Recipe.create(
             [[0.0, -1.0, 0.0], [1.0, 0.0, -coupling], [0.0, coupling, 0.0]],
             dissipation=np.diag([0.0, 0.0, 3 * math.sqrt(3)]),
             start_covariance=_start(3, start_variance),
             schedule=schedule,
             interval=interval,
         )
-
-    @property
-    def recipe(self) -> Recipe:
-        return self._recipe

@@ -5,18 +5,20 @@ from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from wadler_lindig import AbstractDoc
 
+from .._core.checks import as_scalar, concrete
 from .._core.gaussian import Gaussian, Transition
 from .._core.types import RankMatrix, Scalar, VarsMatrix
-from .base import (
-    AbstractLinearDiffusion,
-    check_schedule_reaches,
-    interval_in_time,
-)
-from .interval import Interval, as_interval
+from . import host
+from .base import AbstractLinearDiffusion
+from .interval import Interval, as_interval, known_times
 from .matrices import check_constant
-from .schedule import AbstractSchedule, LinearSchedule
+from .schedule import AbstractSchedule, LinearSchedule, end_of, known_inverse
+from .settle import KnownLaws, check_schedule_reaches, scheduled_laws, settled
+from .text import call_text
 
 
 # Kernels of VE and sub-VP are closed forms; these only bound the search for a time, by
@@ -64,8 +66,30 @@ class VESDE(AbstractLinearDiffusion):
                 f"sigma0={sigma0} and sigma1={sigma1}."
             )
         self.sigma0, self.sigma1 = sigma0, sigma1
-        self._interval = as_interval(interval)
-        self._interval = interval_in_time(self)
+        self._interval = settled(as_interval(interval), self._known_laws(), moves=False)
+
+    def _known_laws(self) -> KnownLaws:
+        log_growth = 2 * self._log_growth
+        variance = lambda t: self.sigma0**2 * np.expm1(log_growth * t)
+
+        def divergence(t: float) -> float:
+            root = np.sqrt([[variance(t)]])
+            prior_root = np.array([[self.sigma0 * math.exp(0.5 * log_growth * t)]])
+            return host.prior_divergence(prior_root, host.Laws(np.eye(1), root))
+
+        return KnownLaws(
+            clock=lambda t: t,
+            time=lambda t: t,
+            log_snr=lambda t, dtype: -np.log(variance(t)),
+            divergence=divergence,
+            t_limit=_LARGEST_LOG_GROWTH / self._log_growth,
+        )
+
+    def __pdoc__(self, **options) -> AbstractDoc:
+        del options
+        return call_text(
+            self, sigma0=self.sigma0, sigma1=self.sigma1, interval=self._interval
+        )
 
     @property
     def _log_growth(self) -> float:
@@ -81,13 +105,17 @@ class VESDE(AbstractLinearDiffusion):
 
     @property
     def t_limit(self) -> Scalar:
-        return jnp.asarray(
-            _LARGEST_LOG_GROWTH / self._log_growth, jnp.result_type(float)
-        )
+        limit = _LARGEST_LOG_GROWTH / self._log_growth
+        return as_scalar(limit, jnp.result_type(float))
 
     @property
     def prior(self) -> Gaussian:
-        return Gaussian(_one_by_one(self._sigma(self.t1)))
+        times = known_times(self._interval)
+        t1 = None if times is None else concrete(times.t1)
+        if t1 is None:
+            return Gaussian(_one_by_one(self._sigma(self.t1)))
+        sigma = self.sigma0 * math.exp(self._log_growth * t1)
+        return Gaussian(jnp.asarray(np.array([[sigma]]), jnp.result_type(float)))
 
     def _sigma(self, t: Scalar) -> Scalar:
         return self.sigma0 * jnp.exp(self._log_growth * t)
@@ -134,7 +162,36 @@ class SubVPSDE(AbstractLinearDiffusion):
         self.schedule = LinearSchedule() if schedule is None else schedule
         self._interval = as_interval(interval)
         check_schedule_reaches(self.schedule, self._interval)
-        self._interval = interval_in_time(self)
+        laws = self._known_laws()
+        if laws is not None:
+            self._interval = settled(self._interval, laws, moves=False)
+
+    def _known_t_limit(self) -> float | None:
+        limit = known_inverse(self.schedule, _LARGEST_INTEGRAL)
+        return None if limit is None else min(limit, end_of(self.schedule))
+
+    def _known_laws(self) -> KnownLaws | None:
+        limit = self._known_t_limit()
+        if limit is None:
+            return None
+
+        def divergence(integral: float) -> float:
+            mean_map = np.array([[math.exp(-0.5 * integral)]])
+            root = np.array([[-math.expm1(-integral)]])
+            return host.prior_divergence(np.eye(1), host.Laws(mean_map, root))
+
+        return scheduled_laws(
+            self.schedule,
+            log_snr=lambda integral, dtype: (
+                -integral - 2 * np.log(-np.expm1(-integral))
+            ),
+            divergence=divergence,
+            t_limit=limit,
+        )
+
+    def __pdoc__(self, **options) -> AbstractDoc:
+        del options
+        return call_text(self, schedule=self.schedule, interval=self._interval)
 
     @property
     def n_vars(self) -> int:
@@ -146,13 +203,15 @@ class SubVPSDE(AbstractLinearDiffusion):
 
     @property
     def t_limit(self) -> Scalar:
+        limit = self._known_t_limit()
+        if limit is not None:
+            return as_scalar(limit, jnp.result_type(float))
         integral = jnp.asarray(_LARGEST_INTEGRAL, jnp.result_type(float))
-        schedule_end = self.schedule.t_limit * (1 - 1e-6)
-        return jnp.minimum(self.schedule.inverse(integral), schedule_end)
+        return jnp.minimum(self.schedule.inverse(integral), end_of(self.schedule))
 
     @property
     def prior(self) -> Gaussian:
-        return Gaussian(jnp.ones((1, 1), jnp.result_type(float)))
+        return Gaussian(jnp.asarray(np.ones((1, 1)), jnp.result_type(float)))
 
     def _integral(self, t: Scalar) -> Scalar:
         return self.schedule.integrated_rate(jnp.zeros_like(t), t)

@@ -2,16 +2,27 @@
 
 import abc
 import math
-from typing import final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
+from wadler_lindig import AbstractDoc
 
-from .._core.checks import as_number, concrete
+from .._core.checks import as_number, as_scalar, concrete, namespace
 from .._core.types import Scalar
+from .text import call_text
 
+
+if TYPE_CHECKING:
+    Number: TypeAlias = Array
+else:
+    # The library's schedules take known numbers too, in which diffusions are built.
+    Number = Float[Array | np.ndarray | np.floating, ""] | float
 
 # exp(-end / 2) is then still a normal number in float32.
 _LARGEST_END = 170.0
@@ -29,8 +40,8 @@ def _check_positive(name: str, value: float | Array, *, strict: bool = True) -> 
         )
 
 
-def _check_in_domain(limit: float, **numbers: Scalar) -> None:
-    """Refuses numbers outside [0, limit), where they are known.
+def _check_in_domain(limit: float, **numbers: Number) -> None:
+    """**Raises:** `ValueError` for numbers outside [0, limit), where they are known.
 
     Traced ones are checked where they enter: a schedule is called by vector fields.
     """
@@ -44,11 +55,22 @@ def _check_in_domain(limit: float, **numbers: Scalar) -> None:
             )
 
 
+def _in_dtype_of(number: Number, *parameters: float | Array) -> tuple[Any, ...]:
+    """The namespace for a number and parameters, and the parameters in its dtype."""
+    xp = namespace(number, *parameters)
+    dtype = number.dtype if isinstance(number, jax.Array) else np.result_type(number)
+    if xp is jnp:
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        return jnp, *(jnp.asarray(value, dtype) for value in parameters)
+    return np, *(dtype.type(value) for value in parameters)
+
+
 class AbstractSchedule(eqx.Module):
     r"""A rate $\beta(t) \ge 0$ and its integral $B$; diffusions run in $\tau = B(t)$.
 
     Any schedule serves any (Q, D) diffusion. Times are arrays, and results have their
-    dtype.
+    dtype. To write one, subclass this with the three methods and `t_limit`, in
+    `jax.numpy`. The library's own take NumPy's numbers too, and compile nothing then.
 
     **Raises:**
 
@@ -87,21 +109,25 @@ class ConstantSchedule(AbstractSchedule):
     def __check_init__(self):
         _check_positive("value", self.value)
 
+    def __pdoc__(self, **options) -> AbstractDoc:
+        del options
+        return call_text(self, self.value)
+
     @property
     def t_limit(self) -> float:
         return math.inf
 
-    def rate(self, t: Scalar) -> Scalar:
+    def rate(self, t: Number) -> Number:
         _check_in_domain(self.t_limit, t=t)
-        return jnp.asarray(self.value, t.dtype)
+        return _in_dtype_of(t, self.value)[1]
 
-    def integrated_rate(self, s: Scalar, t: Scalar) -> Scalar:
+    def integrated_rate(self, s: Number, t: Number) -> Number:
         _check_in_domain(self.t_limit, s=s, t=t)
-        return jnp.asarray(self.value, t.dtype) * (t - s)
+        return _in_dtype_of(t, self.value)[1] * (t - s)
 
-    def inverse(self, integral: Scalar) -> Scalar:
+    def inverse(self, integral: Number) -> Number:
         _check_in_domain(math.inf, integral=integral)
-        return integral / jnp.asarray(self.value, integral.dtype)
+        return integral / _in_dtype_of(integral, self.value)[1]
 
 
 @final
@@ -124,35 +150,38 @@ class LinearSchedule(AbstractSchedule):
                 f"some later time; got rate0={rate0} and rate1={rate1}."
             )
 
+    def __pdoc__(self, **options) -> AbstractDoc:
+        del options
+        return call_text(self, self.rate0, self.rate1)
+
     @property
     def t_limit(self) -> float:
         return math.inf
 
-    def _rates(self, dtype) -> tuple[Scalar, Scalar]:
-        rate0 = jnp.asarray(self.rate0, dtype)
-        return rate0, jnp.asarray(self.rate1, dtype) - rate0
-
-    def rate(self, t: Scalar) -> Scalar:
+    def rate(self, t: Number) -> Number:
         _check_in_domain(self.t_limit, t=t)
-        rate0, slope = self._rates(t.dtype)
-        return rate0 + slope * t
+        _, rate0, rate1 = _in_dtype_of(t, self.rate0, self.rate1)
+        return rate0 + (rate1 - rate0) * t
 
-    def integrated_rate(self, s: Scalar, t: Scalar) -> Scalar:
+    def integrated_rate(self, s: Number, t: Number) -> Number:
         _check_in_domain(self.t_limit, s=s, t=t)
-        rate0, slope = self._rates(t.dtype)
-        return (t - s) * (rate0 + slope * (0.5 * (s + t)))
+        _, rate0, rate1 = _in_dtype_of(t, self.rate0, self.rate1)
+        return (t - s) * (rate0 + (rate1 - rate0) * (0.5 * (s + t)))
 
-    def inverse(self, integral: Scalar) -> Scalar:
+    def inverse(self, integral: Number) -> Number:
         _check_in_domain(math.inf, integral=integral)
-        rate0, slope = self._rates(integral.dtype)
+        xp, rate0, rate1 = _in_dtype_of(integral, self.rate0, self.rate1)
+        slope = rate1 - rate0
         # The root of a quadratic, in the form that does not cancel.
         square = rate0**2 + 2 * slope * integral
         at_start = square == 0
-        t = 2 * integral / (rate0 + jnp.sqrt(jnp.where(at_start, 1, square)))
+        t = 2 * integral / (rate0 + xp.sqrt(xp.where(at_start, 1, square)))
         # From a rate of 0 the time is 0 whatever the slope, and its change infinite.
-        slope = jnp.where(at_start, jax.lax.stop_gradient(slope), 1)
-        start = jnp.sqrt(jnp.where(at_start, 2 * integral / slope, 1))
-        return jnp.where(at_start, start, t)
+        fixed = jax.lax.stop_gradient(slope) if xp is jnp else slope
+        start = xp.sqrt(
+            xp.where(at_start, 2 * integral / xp.where(at_start, fixed, 1), 1)
+        )
+        return xp.where(at_start, start, t)
 
 
 @final
@@ -186,20 +215,24 @@ class CosineSchedule(AbstractSchedule):
                 "the data is left in float64."
             )
 
-    def _angles(self, dtype) -> tuple[Scalar, Scalar]:
-        r"""$\theta$ and its complement $\pi / 2 - \theta$."""
-        end = jnp.asarray(self.end, dtype)
-        sine, cosine = jnp.sqrt(-jnp.expm1(-end)), jnp.exp(-0.5 * end)
-        return jnp.arctan2(sine, cosine), jnp.arctan2(cosine, sine)
+    def __pdoc__(self, **options) -> AbstractDoc:
+        del options
+        return call_text(self, self.end)
 
-    def _cosine(self, t: Scalar) -> Scalar:
+    def _angles(self, number: Number) -> tuple[Any, Number, Number]:
+        r"""The namespace, $\theta$ and its complement $\pi / 2 - \theta$."""
+        xp, end = _in_dtype_of(number, self.end)
+        sine, cosine = xp.sqrt(-xp.expm1(-end)), xp.exp(-0.5 * end)
+        return xp, xp.arctan2(sine, cosine), xp.arctan2(cosine, sine)
+
+    def _cosine(self, t: Number) -> Number:
         r"""$\cos(\theta t)$ as the sine of the angle that is left.
 
         Of $\theta t$ itself, one rounding would be a large part of a small cosine.
         """
-        theta, complement = self._angles(t.dtype)
+        xp, theta, complement = self._angles(t)
         left = complement + theta * (1 - t)
-        return jnp.sin(jnp.where(left > 0, left, jnp.nan))
+        return xp.sin(xp.where(left > 0, left, xp.nan))
 
     @property
     def t_limit(self) -> float:
@@ -209,35 +242,72 @@ class CosineSchedule(AbstractSchedule):
         sine, cosine = math.sqrt(-math.expm1(-end)), math.exp(-0.5 * end)
         return 0.5 * math.pi / math.atan2(sine, cosine)
 
-    def rate(self, t: Scalar) -> Scalar:
+    def rate(self, t: Number) -> Number:
         self._check_times(t=t)
-        theta, _ = self._angles(t.dtype)
-        return 2 * theta * jnp.sin(theta * t) / self._cosine(t)
+        xp, theta, _ = self._angles(t)
+        return 2 * theta * xp.sin(theta * t) / self._cosine(t)
 
-    def integrated_rate(self, s: Scalar, t: Scalar) -> Scalar:
+    def integrated_rate(self, s: Number, t: Number) -> Number:
         self._check_times(s=s, t=t)
-        theta, _ = self._angles(t.dtype)
+        xp, theta, _ = self._angles(t)
         start = self._cosine(s)
         # cos(b) - cos(a) = -2 sin((a + b) / 2) sin((b - a) / 2).
-        product = jnp.sin(0.5 * theta * (s + t)) * jnp.sin(0.5 * theta * (t - s))
+        product = xp.sin(0.5 * theta * (s + t)) * xp.sin(0.5 * theta * (t - s))
         change = -2 * product / start
         # Where the cosine has fallen far, 1 + change cancels. From -0.45 to -0.35 XLA's
         # log1p loses two digits in float64 on a CPU.
         far = change < -0.3
-        log_ratio = jnp.where(
+        log_ratio = xp.where(
             far,
-            jnp.log(jnp.where(far, self._cosine(t) / start, 1)),
-            jnp.log1p(jnp.where(far, 0, change)),
+            xp.log(xp.where(far, self._cosine(t) / start, 1)),
+            xp.log1p(xp.where(far, 0, change)),
         )
         return -2 * log_ratio
 
-    def inverse(self, integral: Scalar) -> Scalar:
+    def inverse(self, integral: Number) -> Number:
         _check_in_domain(math.inf, integral=integral)
-        sine = jnp.sqrt(-jnp.expm1(-integral))
-        theta, _ = self._angles(integral.dtype)
-        return jnp.arctan2(sine, jnp.exp(-0.5 * integral)) / theta
+        xp, theta, _ = self._angles(integral)
+        sine = xp.sqrt(-xp.expm1(-integral))
+        return xp.arctan2(sine, xp.exp(-0.5 * integral)) / theta
 
-    def _check_times(self, **times: Scalar) -> None:
+    def _check_times(self, **times: Number) -> None:
         # Of a traced `end` the limit is not known.
         known = concrete(self.end) is not None
         _check_in_domain(self.t_limit if known else math.inf, **times)
+
+
+def as_parameters(schedule: AbstractSchedule) -> AbstractSchedule:
+    """The schedule with JAX arrays for its numbers, to be learned."""
+    dtype = jnp.result_type(float)
+    return jax.tree.map(lambda number: as_scalar(number, dtype), schedule)
+
+
+def end_of(schedule: AbstractSchedule) -> float:
+    """The last time of kernels: a little before the integral may diverge."""
+    return schedule.t_limit * (1 - 1e-6)
+
+
+_TAKES_NUMPY = ConstantSchedule, LinearSchedule, CosineSchedule
+
+
+def known_integral(schedule: AbstractSchedule, t: float) -> float | None:
+    """$B(t)$ at a known time, or `None` where the schedule is traced."""
+    return _known(schedule, schedule.integrated_rate, 0.0, t)
+
+
+def known_inverse(schedule: AbstractSchedule, integral: float) -> float | None:
+    """The time at a known integral, or `None` where the schedule is traced."""
+    return _known(schedule, schedule.inverse, integral)
+
+
+def _known(
+    schedule: AbstractSchedule, method: Callable[..., Any], *numbers: float
+) -> float | None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule)):
+        return None
+    if isinstance(schedule, _TAKES_NUMPY):
+        return concrete(method(*(np.float64(number) for number in numbers)))
+    # A user's own may be written in `jax.numpy` alone.
+    with jax.ensure_compile_time_eval():
+        dtype = jnp.result_type(float)
+        return concrete(method(*(jnp.asarray(number, dtype) for number in numbers)))

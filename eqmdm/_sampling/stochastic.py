@@ -15,7 +15,7 @@ from .._core.random import draw_normal
 from .._core.types import PRNGKey, Scalar, State, VarsMatrix
 from .._diffusion import AbstractLinearDiffusion, AbstractStationaryDiffusion
 from .._diffusion.kernel import constant_transition
-from .._diffusion.stationary import times_inverse
+from .._diffusion.recipe import times_inverse
 from .._model.score import AbstractScore
 from .base import AbstractSampler, Clip, Reading, SamplerState, Times, part, read_state
 
@@ -182,7 +182,7 @@ def _splittings(
 
     def half_step(s: Scalar, t: Scalar) -> Transition:
         tau = schedule.integrated_rate(s, t)
-        return constant_transition(opposite, G, tau, recipe.n_doublings)
+        return constant_transition(opposite, G, tau)
 
     earlier = jnp.stack([middles.t, times[1:]])
     later = jnp.stack([times[:-1], middles.t])

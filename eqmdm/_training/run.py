@@ -12,10 +12,9 @@ import numpy as np
 
 from .._core.files import to_json, write_json
 from .._core.sharding import on_host
-from .._diffusion import LearnedDiffusion
 from .evaluate import make_score
 from .structure import describe, rebuild
-from .train import TrainState, fill, named_arrays, with_doublings
+from .train import TrainState, fill, named_arrays
 
 
 _OPTIONS, _MODEL, _CHECKPOINTS = "options.json", "model.json", "checkpoints"
@@ -31,7 +30,6 @@ class Restored(NamedTuple):
     step: int
     arrays: dict[str, np.ndarray]
     structure: Any
-    n_doublings: int | None
     skipped: dict[int, str]
 
 
@@ -172,10 +170,7 @@ class Run:
         import orbax.checkpoint as ocp
 
         step, arrays = int(state.step), named_arrays(state)
-        diffusion = state.model[1]
-        learned = isinstance(diffusion, LearnedDiffusion)
         meta = {
-            "n_doublings": diffusion.n_doublings if learned else None,
             "structure": _description(state.model),
             "digest": _digest(arrays),
         }
@@ -218,9 +213,7 @@ class Run:
                 reason = str(error).splitlines() or [""]
                 skipped[step] = f"{type(error).__name__}: {reason[0][:200]}"
                 continue
-            return Restored(
-                step, arrays, meta["structure"], meta["n_doublings"], skipped
-            )
+            return Restored(step, arrays, meta["structure"], skipped)
         found = "; ".join(f"step {step}: {why}" for step, why in skipped.items())
         raise ValueError(
             f"`run_dir` must hold a checkpoint that can be read; {self.run_dir} has "
@@ -332,13 +325,7 @@ def load(run_dir: str | os.PathLike, *, ema: bool = True, like: Any = None) -> A
 
 
 def resumed_state(state: TrainState, restored: Restored) -> TrainState:
-    """`state`, fresh from the run's options, with the values of a checkpoint.
-
-    The doublings of a learned diffusion are the checkpoint's too: a run that was never
-    stopped would have them.
-    """
-    if restored.n_doublings is not None:
-        state = with_doublings(state, restored.n_doublings)
+    """`state`, fresh from the run's options, with the values of a checkpoint."""
     return state.with_arrays(restored.arrays)
 
 

@@ -25,7 +25,6 @@ from .._core.sharding import (
     shardings,
 )
 from .._core.types import IntScalar, PRNGKey
-from .._diffusion import LearnedDiffusion, LinearDiffusion
 from .._model.score import check_trained_range
 from ..data._augment import random_flip
 from ..data._shuffle import shuffled_indices
@@ -414,29 +413,3 @@ def _update(
     model = with_parameters(state.model, values)
     state = TrainState(model, ema, opt_state, state.step + 1, state.key)
     return state, metrics | {"grad_norm": optax.tree.norm(gradient)}
-
-
-def with_enough_doublings(state: TrainState) -> tuple[TrainState, int | None]:
-    """The state with a diffusion whose kernels are accurate at its present values.
-
-    A learned diffusion moves, and with it the number of doublings that its kernels
-    need, which is fixed when the step is compiled. Called between steps, on the host.
-
-    **Returns:**
-
-    The state and the new number of doublings; or the same state and `None`.
-    """
-    network, diffusion = state.model
-    if not isinstance(diffusion, LearnedDiffusion | LinearDiffusion):
-        return state, None
-    needed = diffusion.doublings_needed()
-    if needed <= diffusion.n_doublings:
-        return state, None
-    return with_doublings(state, needed), needed
-
-
-def with_doublings(state: TrainState, n_doublings: int) -> TrainState:
-    """The state with `n_doublings` in its diffusion."""
-    network, diffusion = state.model
-    model = (network, diffusion.with_doublings(n_doublings))
-    return TrainState(model, state.ema, state.opt_state, state.step, state.key)

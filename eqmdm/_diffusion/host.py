@@ -1,0 +1,198 @@
+"""Kernels, log-SNRs and prior divergences of known constants, on the host.
+
+NumPy throughout: a diffusion that is built from constants compiles no program. The
+algorithm is that of `kernel.py`, mapped over leading axes.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from .kernel import N_DOUBLINGS, SHORT_STEP, SMALL_DEVIATION, quadrature, series_order
+
+
+Matrices: TypeAlias = Float[np.ndarray, "... _ _"]
+Numbers: TypeAlias = Float[np.ndarray, "..."]
+
+# At their defaults the named diffusions end between 0.00001 (PSLD) and 0.05 (ALDA, the
+# slowest), which their authors use as mixed. Twice the largest of them is reached at a
+# log-SNR of about -1.5, where a tenth of the variance of the state is still the data.
+LARGEST_DIVERGENCE = 0.1
+
+# Points that a round of the search for a log-SNR spreads over its bracket. A NumPy call
+# for all of them costs little more than one for one.
+_N_POINTS = 7
+
+
+class Laws(NamedTuple):
+    """Normal laws, one for each time: of a mean map, and a root of the covariance."""
+
+    mean_map: Matrices
+    root: Matrices
+
+
+def at(laws: Laws, index: int) -> Laws:
+    """The law of one of the times."""
+    return Laws(laws.mean_map[index], laws.root[index])
+
+
+def operator_norm_bound(F: Matrices) -> Numbers:
+    r"""$\sqrt{\|F\|_1 \|F\|_\infty}$, which bounds the spectral norm."""
+    absolute = np.abs(F)
+    columns, rows = (absolute.sum(axis=axis).max(axis=-1) for axis in (-2, -1))
+    # Of one matrix NumPy makes a number.
+    return np.asarray(np.sqrt(columns * rows))
+
+
+def lq_root(rows: Matrices) -> Matrices:
+    """The lower-triangular L, with positive diagonal, of A = L Q."""
+    root = np.swapaxes(np.linalg.qr(np.swapaxes(rows, -1, -2), mode="r"), -1, -2)
+    signs = np.where(np.diagonal(root, axis1=-2, axis2=-1) < 0, -1, 1)
+    return root * signs[..., None, :].astype(root.dtype)
+
+
+def solve_lower(root: Matrices, rhs: Matrices) -> Matrices:
+    """L^-1 b. By substitution: LAPACK would pivot, and mix rows of very different
+    size."""
+    solution = np.zeros(np.broadcast_shapes(root.shape[:-1] + (1,), rhs.shape))
+    solution = solution.astype(root.dtype)
+    for i in range(root.shape[-1]):
+        known = root[..., i, None, :i] @ solution[..., :i, :]
+        rest = rhs[..., i, :] - known[..., 0, :]
+        solution[..., i, :] = rest / root[..., i, i, None]
+    return solution
+
+
+def transition(F: Matrices, G: Matrices, tau: Numbers) -> Laws:
+    """The transitions over `tau` of dy = F y dtau + G dw; see `constant_transition`."""
+    with np.errstate(divide="ignore"):
+        needed = np.log2(operator_norm_bound(F) * tau / SHORT_STEP)
+    count = np.clip(np.ceil(needed), 0, N_DOUBLINGS).astype(int)
+    h = np.ldexp(tau, -count)[..., None, None]
+    identity = np.eye(F.shape[-1], dtype=F.dtype)
+
+    order = series_order(F.dtype)
+    factor = np.zeros_like(F * h)
+    for k in range(order, 1, -1):
+        factor = (F * (h / k)) @ (identity + factor)
+    deviation = (F * h) @ (identity + factor)
+
+    # The last node first: the factorisation wants the larger columns in front.
+    nodes, weights = (
+        np.array(part[::-1], F.dtype)[:, None, None]
+        for part in quadrature(F.shape[-1], F.dtype)
+    )
+    # With an axis for the nodes before those of the matrices.
+    G, F_nodes = G[..., None, :, :], (F * h)[..., None, :, :] * nodes
+    factor = G
+    for k in range(order, 0, -1):
+        factor = G + (F_nodes / k) @ factor
+    columns = np.moveaxis(np.sqrt(h[..., None] * weights) * factor, -3, -2)
+    root = lq_root(columns.reshape(*columns.shape[:-2], -1))
+
+    psi = identity + deviation
+    for index in range(int(count.max())):
+        largest = np.abs(deviation).max(axis=(-2, -1), keepdims=True)
+        short = largest < SMALL_DEVIATION
+        squared = 2 * deviation + deviation @ deviation
+        new_psi = np.where(short, identity + squared, psi @ psi)
+        new_deviation = np.where(short, squared, new_psi - identity)
+        new_root = lq_root(np.concatenate([psi @ root, root], axis=-1))
+        active = (index < count)[..., None, None]
+        deviation = np.where(active, new_deviation, deviation)
+        psi, root = np.where(active, new_psi, psi), np.where(active, new_root, root)
+    return Laws(psi, root)
+
+
+def composed_transition(F: Matrices, G: Matrices, h: Numbers) -> Laws:
+    """The transition over steps in each of which the matrices are constant."""
+    steps = transition(F, G, h)
+    psi, root = steps.mean_map[0], steps.root[0]
+    for step_psi, step_root in zip(steps.mean_map[1:], steps.root[1:], strict=True):
+        root = lq_root(np.concatenate([step_psi @ root, step_root], axis=-1))
+        psi = step_psi @ psi
+    return Laws(psi, root)
+
+
+def kernel_after(step: Laws, start_root: Matrices) -> Laws:
+    """The law given the data alone: a column for the mean map, and the root."""
+    columns = [step.mean_map @ start_root, step.root]
+    root = lq_root(np.concatenate(columns, axis=-1))
+    return Laws(step.mean_map[..., :1], root)
+
+
+def log_snr(kernel: Laws) -> Numbers:
+    """log a^T Sigma^-1 a; not a number where the dtype does not hold the root."""
+    diagonal = np.diagonal(kernel.root, axis1=-2, axis2=-1)
+    held = (diagonal >= np.finfo(diagonal.dtype).tiny).all(axis=-1)
+    with np.errstate(all="ignore"):
+        whitened = solve_lower(kernel.root, kernel.mean_map)[..., 0]
+        scale = np.abs(whitened).max(axis=-1)
+        scale = np.where(scale > 0, scale, 1)
+        square = np.sum((whitened / scale[..., None]) ** 2, axis=-1)
+        return np.where(held, 2 * np.log(scale) + np.log(square), np.nan)
+
+
+def first_below(
+    function: Callable[[Numbers], Numbers], level: float, first: float, last: float
+) -> float:
+    """The point of [first, last], both positive, at which a falling function crosses
+    `level`; `last` if it does not.
+
+    Where the function is not a number it counts as above: the kernels of the earliest
+    times are not resolved.
+    """
+    points = np.log([first, last])
+    values = function(np.exp(points)) - level
+    if not values[-1] < 0:
+        return last
+    # To the spacing of float64 in the logarithm.
+    while points[1] - points[0] > 4e-16 * max(1.0, np.abs(points).max()):
+        inner = _between(points, values)
+        if len(inner) == 0:
+            break
+        points = np.concatenate([points[:1], inner, points[1:]])
+        inner_values = function(np.exp(inner)) - level
+        values = np.concatenate([values[:1], inner_values, values[1:]])
+        index = max(1, int(np.argmax(values < 0)))
+        points, values = (part[index - 1 : index + 1] for part in (points, values))
+    return math.exp(points.mean())
+
+
+def _between(bracket: Numbers, values: Numbers) -> Numbers:
+    """Points at which to look for a root: all over the bracket, and close to where it
+    is by interpolation, so that a smooth function takes a handful of rounds."""
+    low, width = bracket[0], bracket[1] - bracket[0]
+    share = values[0] / (values[0] - values[1]) if np.isfinite(values).all() else 0.5
+    guess = low + width * np.clip(share, 0, 1)
+    near = width * 0.1 ** np.arange(1, 17, 2)
+    spread = np.linspace(low, bracket[1], _N_POINTS + 2)
+    inner = np.unique(np.concatenate([spread, guess - near, [guess], guess + near]))
+    return inner[(inner > low) & (inner < bracket[1])]
+
+
+def prior_divergence(prior_root: Matrices, kernel: Laws) -> float:
+    """KL(q(y_t1 | x) || prior) in nats per dimension, averaged over data of unit
+    variance, as `Gaussian.kl_from` computes it."""
+    M = solve_lower(prior_root, kernel.root)
+    mean = solve_lower(prior_root, kernel.mean_map)
+    gap = np.diag(M) - 1
+    diagonal = np.sum(gap**2 + 2 * (gap - np.log1p(gap)))
+    return float(0.5 * (np.sum(np.tril(M, -1) ** 2) + diagonal + np.sum(mean**2)))
+
+
+def warn_unless_mixed(divergence: float) -> None:
+    """Warns of a diffusion whose law at t1 is not its prior."""
+    if divergence > LARGEST_DIVERGENCE:
+        warnings.warn(
+            "The law of this diffusion at the final time is not its prior: KL(q(y_t1 | "
+            f"x) || prior) is {divergence:.2g} nats per dimension for data of unit "
+            "variance. Bounds lose that much, and samples start from the wrong law. "
+            "Let it run for longer, by `interval=LogSNRInterval(-9, 13.3)` or a "
+            "`TimeInterval` with a later end.",
+            stacklevel=4,
+        )

@@ -1,0 +1,125 @@
+"""The interval of a diffusion as it is built: checked, and solved for constants."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .._core.checks import concrete
+from . import host
+from .interval import Interval, LogSNRInterval, TimeInterval, with_times
+from .schedule import AbstractSchedule, known_integral, known_inverse
+from .search import EARLIEST_TIME, not_reached, not_resolved, tolerance
+
+
+class KnownLaws(NamedTuple):
+    """The laws of a diffusion of known values, as functions of a clock of its own.
+
+    `clock` and `time` lead from time to the clock and back. Of a stationary diffusion
+    the clock is the integral of its rate, so the search for a log-SNR never asks the
+    schedule, which may be a user's.
+    """
+
+    clock: Callable[[float], float | None]
+    time: Callable[[float], float | None]
+    log_snr: Callable[[host.Numbers, np.dtype], host.Numbers]
+    divergence: Callable[[float], float]
+    t_limit: float
+
+
+def scheduled_laws(
+    schedule: AbstractSchedule,
+    log_snr: Callable[[host.Numbers, np.dtype], host.Numbers],
+    divergence: Callable[[float], float],
+    t_limit: float,
+) -> KnownLaws:
+    """The laws of a diffusion that is a function of the integral of its rate."""
+    return KnownLaws(
+        clock=lambda t: known_integral(schedule, t),
+        time=lambda integral: known_inverse(schedule, integral),
+        log_snr=log_snr,
+        divergence=divergence,
+        t_limit=t_limit,
+    )
+
+
+def check_schedule_reaches(schedule: AbstractSchedule, interval: Interval) -> None:
+    """**Raises:** `ValueError` if the interval ends after the schedule, where both are
+    known."""
+    t1 = concrete(interval.t1) if isinstance(interval, TimeInterval) else None
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule))
+    # Of a traced schedule the limit is not known.
+    if t1 is None or traced or t1 < schedule.t_limit:
+        return
+    raise ValueError(
+        "`interval` must end before the schedule does, at "
+        f"t = {schedule.t_limit}; got t1 = {t1}."
+    )
+
+
+def check_end(interval: TimeInterval, t_limit: float) -> None:
+    """**Raises:** `ValueError` if a known interval ends after the kernels."""
+    t1 = concrete(interval.t1)
+    if t1 is not None and t1 > t_limit * (1 + 1e-6):
+        raise ValueError(
+            f"`interval` must end where kernels are still numbers, by t = {t_limit}; "
+            f"got t1 = {t1}."
+        )
+
+
+def settled(interval: Interval, laws: KnownLaws, *, moves: bool) -> Interval:
+    """The interval, with its times where they are solved for once: unless it `moves`.
+
+    Warns if the law at its end is not the prior.
+
+    **Raises:**
+
+    `ValueError` if the interval ends after the kernels, if the diffusion does not reach
+    its lower log-SNR, or if the upper one is before kernels can be computed.
+    """
+    if isinstance(interval, TimeInterval):
+        end = concrete(interval.t1)
+        if end is None:
+            return interval
+        check_end(interval, laws.t_limit)
+        clock = laws.clock(end)
+        if clock is None:
+            return interval
+        if not math.isfinite(clock):
+            raise ValueError(
+                "`interval` must end where the integral of the schedule's rate is "
+                f"still a number; got t1 = {end} and {clock}."
+            )
+        host.warn_unless_mixed(laws.divergence(clock))
+        return interval
+    low, high = concrete(interval.low), concrete(interval.high)
+    first, last = laws.clock(EARLIEST_TIME), laws.clock(laws.t_limit)
+    if low is None or high is None or first is None or last is None:
+        return interval
+    end = _search(laws, low, first, last)
+    host.warn_unless_mixed(laws.divergence(end))
+    t0 = laws.time(_search(laws, high, first, last))
+    t1 = laws.time(end)
+    if moves or t0 is None or t1 is None:
+        return interval
+    assert isinstance(interval, LogSNRInterval)
+    return with_times(interval, t0, t1)
+
+
+def _search(laws: KnownLaws, log_snr: float, first: float, last: float) -> float:
+    """The clock at a log-SNR; a kernel of the default dtype must resolve it there."""
+    exact = lambda clock: laws.log_snr(clock, np.dtype(np.float64))
+    clock = host.first_below(exact, log_snr, first, last)
+    if not clock < last * (1 - 1e-12):
+        raise ValueError(f"{not_reached(laws.t_limit)}; got {log_snr}.")
+    dtype = np.dtype(jnp.result_type(float))
+    actual = laws.log_snr(np.array([clock]), dtype)[0]
+    if not abs(actual - log_snr) <= tolerance(log_snr):
+        rounded = lambda clock: laws.log_snr(clock, dtype)
+        begin = laws.time(host.first_below(rounded, log_snr, first, last))
+        raise ValueError(f"{not_resolved(dtype, begin)}; got {log_snr}.")
+    return clock
