@@ -404,6 +404,28 @@ def test_log_snr_decreases_and_its_rate_is_its_derivative(name):
     assert jnp.max(jnp.abs(relative)) <= rtol * scale
 
 
+@pytest.mark.parametrize("n_vars", [3, 4])
+def test_log_snr_rate_in_float32_is_right_where_the_ratio_overflows(n_vars):
+    skew = np.diag(np.ones(n_vars - 1), -1) - np.diag(np.ones(n_vars - 1), 1)
+    noise = np.diag([0.0] * (n_vars - 1) + [1.0])
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        diffusion = eqmdm.LinearDiffusion(
+            skew, noise, interval=eqmdm.TimeInterval(1e-7, 1.0)
+        )
+
+    def read(t):
+        kernel = diffusion.compute_kernel(t)
+        return kernel.log_snr, diffusion.log_snr_rate(t, kernel)
+
+    log_snr, rate = optimised_jit(read)(jnp.asarray(1e-7, jnp.float32))
+    expected = jax.jit(read)(jnp.asarray(np.float64(np.float32(1e-7))))
+    # exp of it is no float32.
+    assert log_snr > 89
+    assert tree_allclose(float(log_snr), float(expected[0]), rtol=1e-6, atol=0)
+    # Three entries of 5e-6 each.
+    assert tree_allclose(float(rate), float(expected[1]), rtol=3e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     "name", ["VPSDE", slow("MALDA"), slow("LinearDiffusion"), "SubVPSDE"]
 )
@@ -529,6 +551,83 @@ def test_ends_in_time_are_kept(name):
 )
 def test_fixed_diffusions_have_nothing_to_train(name):
     assert not jax.tree.leaves(eqx.filter(make(name), eqx.is_array))
+
+
+PARTS = {
+    "skew": lambda d: d.recipe.skew,
+    "dissipation": lambda d: d.recipe.dissipation_root,
+    "stationary_covariance": lambda d: d.recipe.stationary_root,
+    "start_covariance": lambda d: d.recipe.start_root,
+}
+
+
+def linear(**options):
+    matrices = {
+        "skew": [[0.0, -1.0], [1.0, 0.0]],
+        "dissipation": np.diag([0.5, 2.0]),
+        "stationary_covariance": jnp.diag(jnp.asarray([1.0, 0.5], jnp.float32)),
+        "start_covariance": jnp.diag(jnp.asarray([0.0, 0.2])),
+    }
+    return eqmdm.LinearDiffusion(**matrices, **options)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_is_learned_is_named(name):
+    diffusion, constant = linear(learn=(name,)), linear()
+    (leaf,) = jax.tree.leaves(eqx.filter(diffusion, eqx.is_array))
+    assert leaf is PARTS[name](diffusion)
+    # A parameter keeps the dtype that it is given in; all else is constant, whatever
+    # it is given as.
+    assert leaf.dtype == ("float32" if name == "stationary_covariance" else "float64")
+    assert not jax.tree.leaves(eqx.filter(constant, eqx.is_array))
+    t = jnp.asarray(0.4)
+    kernels = [d.compute_kernel(t) for d in (diffusion, constant)]
+    # A float32 root of S is off by its rounding.
+    assert tree_allclose(*kernels, rtol=1e-6, atol=1e-7)
+
+
+def test_schedules_are_learned_by_name():
+    diffusion = linear(learn=["schedule"], interval=eqmdm.LogSNRInterval(-5.0, 9.0))
+    leaves = jax.tree.leaves(eqx.filter(diffusion, eqx.is_array))
+    assert [float(leaf) for leaf in leaves] == [0.1, 10.0]
+    rates = [diffusion.schedule.rate0, diffusion.schedule.rate1]
+    assert all(leaf is rate for leaf, rate in zip(leaves, rates, strict=True))
+    # The times move with them.
+    double = eqx.tree_at(
+        lambda d: (d.schedule.rate0, d.schedule.rate1),
+        diffusion,
+        (2 * rates[0], 2 * rates[1]),
+    )
+    assert double.t1 < 0.8 * diffusion.t1
+    assert tree_allclose(
+        double.log_snr(double.t1), jnp.asarray(-5.0), rtol=1e-9, atol=0
+    )
+    two = eqmdm.TwoScheduleDiffusion(
+        [[0.0, -1.0], [1.0, 0.0]],
+        [[0.0, 0.0], [0.0, 2.0]],
+        skew_schedule=eqmdm.ConstantSchedule(3.0),
+        dissipation_schedule=eqmdm.LinearSchedule(),
+        learn=("skew_schedule", "dissipation"),
+    )
+    leaves = jax.tree.leaves(eqx.filter(two, eqx.is_array))
+    assert [leaf.shape for leaf in leaves] == [(2, 1), ()]
+
+
+def test_parameter_of_q_moves_within_the_skew_symmetric_matrices(key):
+    diffusion = linear(learn=("skew",))
+    moved = eqx.tree_at(PARTS["skew"], diffusion, jr.normal(key, (2, 2)))
+    Q, t = moved.skew_matrix, jnp.asarray(0.3)
+    assert tree_allclose(Q, -Q.T, rtol=0, atol=0)
+    F, noise = drift_and_noise(moved, t)
+    S = moved.stationary_covariance
+    assert jnp.max(jnp.abs(F @ S + S @ F.T + noise)) < 1e-13
+
+
+def test_names_of_what_is_learned_are_checked():
+    with pytest.raises(ValueError, match="`learn` must name some of skew, .* got 'S'"):
+        linear(learn=("skew", "S"))
+    with pytest.raises(TypeError, match="`learn` must be a sequence of names; got"):
+        linear(learn="skew")
 
 
 @pytest.mark.parametrize("n_vars", [1, 3])

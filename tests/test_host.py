@@ -197,7 +197,7 @@ def test_divergence_is_the_prior_term_of_the_bound(name):
     kernel = diffusion.compute_kernel(jnp.asarray(t1))
     x = jnp.ones(1)
     expected = diffusion.prior.kl_from(kernel.root, kernel.mean(x))
-    actual = laws.divergence(laws.clock(t1))
+    actual = laws.divergence(laws.integral(t1))
     assert abs(actual - float(expected)) < 1e-10 * float(expected) + 1e-14
 
 

@@ -235,6 +235,7 @@ def test_evaluations_are_counted(solver):
     ],
     ids=["VPSDE", "CLD", "MALDA", "augmented"],
 )
+@pytest.mark.filterwarnings("ignore:The law of this diffusion")
 def test_likelihood_of_normal_data_includes_the_mismatch_of_the_prior(name, route, key):
     diffusion = getattr(eqmdm, name)(interval=eqmdm.TimeInterval(2e-3, 0.4))
     x = jnp.linspace(-3, 3, 12).reshape(2, 3, 1, 2)
@@ -455,6 +456,7 @@ def normal_model(diffusion):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The law of this diffusion")
 def test_importance_weights_tighten_the_bound_up_to_the_closed_form(key):
     # An early end, so that the prior does not fit and draws differ; not so early that
     # the weights would have no fourth moment.

@@ -283,6 +283,7 @@ def _sum(c, y):
     return jnp.sum(y)[None]
 
 
+@pytest.mark.filterwarnings("ignore:The law of this diffusion")
 def test_a_denoisers_score_becomes_that_of_the_diffusion_asked_about(key):
     # Exact for normal data of standard deviation 0.1, whatever the diffusion.
     denoiser = lambda log_snr, z: z * 0.01 / (0.01 + jnp.exp(-log_snr))
@@ -297,6 +298,7 @@ def test_a_denoisers_score_becomes_that_of_the_diffusion_asked_about(key):
     assert tree_allclose(draw(other), draw(own), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The law of this diffusion")
 def test_a_free_score_of_another_process_is_refused(key):
     network = lambda t, y: y
     score, x = eqmdm.FreeScore(network, eqmdm.CLD()), jnp.ones(2)

@@ -43,6 +43,7 @@ def solve(problem, solver, n_steps, key):
 
 
 @pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD], ids=["VPSDE", "CLD"])
+@pytest.mark.filterwarnings("ignore:The law of this diffusion")
 def test_forward_sde_reaches_the_moments_of_the_kernel(cls, key):
     diffusion = cls(interval=eqmdm.TimeInterval(1e-3, 0.5))
     x = jnp.linspace(-2, 2, 8)

@@ -191,8 +191,8 @@ def warn_unless_mixed(divergence: float) -> None:
         warnings.warn(
             "The law of this diffusion at the final time is not its prior: KL(q(y_t1 | "
             f"x) || prior) is {divergence:.2g} nats per dimension for data of unit "
-            "variance. Bounds lose that much, and samples start from the wrong law. "
-            "Let it run for longer, by `interval=LogSNRInterval(-9, 13.3)` or a "
-            "`TimeInterval` with a later end.",
-            stacklevel=4,
+            "variance. Bounds lose as much, and samples start from the wrong law. Give "
+            "it `interval=LogSNRInterval(-9, 13.3)` or a `TimeInterval` with a later "
+            "t1, or, if that is late enough, the prior that it does reach.",
+            stacklevel=2,
         )

@@ -1,7 +1,8 @@
 """The diffusions of the literature, by the (Q, D) recipe."""
 
 import math
-from typing import final
+from collections.abc import Sequence
+from typing import TypeAlias, final
 
 import numpy as np
 
@@ -12,11 +13,8 @@ from .schedule import AbstractSchedule, ConstantSchedule
 from .stationary import AbstractRecipeDiffusion
 
 
-def _start(n_vars: int, variance: float) -> np.ndarray:
-    check_constant("start_variance", variance)
-    if not (math.isfinite(variance) and variance > 0):
-        raise ValueError(f"`start_variance` must be positive; got {variance}.")
-    return variance * np.diag([0.0] + [1.0] * (n_vars - 1))
+_Schedule: TypeAlias = AbstractSchedule | None
+_Interval: TypeAlias = Interval | None
 
 
 def _check_positive(**values: float) -> None:
@@ -24,6 +22,32 @@ def _check_positive(**values: float) -> None:
         check_constant(name, value)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"`{name}` must be positive and finite; got {value}.")
+
+
+def _chain(*couplings: float) -> np.ndarray:
+    """Q of a chain, each variable coupled to the next."""
+    return np.diag(couplings, -1) - np.diag(couplings, 1)
+
+
+def _create(
+    skew: np.ndarray,
+    dissipation: Sequence[float],
+    start_variance: float,
+    schedule: _Schedule,
+    interval: _Interval,
+    *,
+    stationary: Sequence[float] | None = None,
+) -> Recipe:
+    """A recipe with the diagonals of D and S, and equal auxiliaries at time 0."""
+    _check_positive(start_variance=start_variance)
+    return Recipe.create(
+        skew,
+        np.diag(dissipation),
+        stationary_covariance=None if stationary is None else np.diag(stationary),
+        start_covariance=start_variance * np.diag([0.0] + [1.0] * (len(skew) - 1)),
+        schedule=schedule,
+        interval=interval,
+    )
 
 
 @final
@@ -36,17 +60,9 @@ class VPSDE(AbstractRecipeDiffusion):
 
     _recipe: Recipe
 
-    def __init__(
-        self,
-        *,
-        schedule: AbstractSchedule | None = None,
-        interval: Interval | None = None,
-    ):
+    def __init__(self, *, schedule: _Schedule = None, interval: _Interval = None):
         self._recipe = Recipe.create(
-            [[0.0]],
-            dissipation=[[0.5]],
-            schedule=schedule,
-            interval=interval,
+            [[0.0]], [[0.5]], schedule=schedule, interval=interval
         )
 
 
@@ -77,19 +93,15 @@ class CLD(AbstractRecipeDiffusion):
         mass: float = 1.0,
         friction: float | None = None,
         start_variance: float = 0.01,
-        schedule: AbstractSchedule | None = None,
-        interval: Interval | None = None,
+        schedule: _Schedule = None,
+        interval: _Interval = None,
     ):
         _check_positive(mass=mass)
         friction = 2 * math.sqrt(mass) if friction is None else friction
         _check_positive(friction=friction)
-        self._recipe = Recipe.create(
-            [[0.0, -1.0], [1.0, 0.0]],
-            dissipation=np.diag([0.0, friction]),
-            stationary_covariance=np.diag([1.0, mass]),
-            start_covariance=_start(2, start_variance),
-            schedule=schedule,
-            interval=interval,
+        D, S = (0.0, friction), (1.0, mass)
+        self._recipe = _create(
+            _chain(1.0), D, start_variance, schedule, interval, stationary=S
         )
 
 
@@ -111,17 +123,12 @@ class ALDA(AbstractRecipeDiffusion):
         coupling: float = 1.0,
         friction: float = 1.0,
         start_variance: float = 0.01,
-        schedule: AbstractSchedule | None = None,
-        interval: Interval | None = None,
+        schedule: _Schedule = None,
+        interval: _Interval = None,
     ):
         _check_positive(coupling=coupling, friction=friction)
-        self._recipe = Recipe.create(
-            [[0.0, -1.0, 0.0], [1.0, 0.0, -coupling], [0.0, coupling, 0.0]],
-            dissipation=np.diag([0.0, 0.0, friction]),
-            start_covariance=_start(3, start_variance),
-            schedule=schedule,
-            interval=interval,
-        )
+        Q, D = _chain(1.0, coupling), (0.0, 0.0, friction)
+        self._recipe = _create(Q, D, start_variance, schedule, interval)
 
 
 @final
@@ -142,17 +149,13 @@ class MALDA(AbstractRecipeDiffusion):
         *,
         friction: float = 2.0,
         start_variance: float = 0.01,
-        schedule: AbstractSchedule | None = None,
-        interval: Interval | None = None,
+        schedule: _Schedule = None,
+        interval: _Interval = None,
     ):
         _check_positive(friction=friction)
-        self._recipe = Recipe.create(
-            np.tril(np.ones((3, 3)), -1) - np.triu(np.ones((3, 3)), 1),
-            dissipation=np.diag([0.0, friction, friction]),
-            start_covariance=_start(3, start_variance),
-            schedule=schedule,
-            interval=interval,
-        )
+        below = np.tril(np.ones((3, 3)), -1)
+        D = (0.0, friction, friction)
+        self._recipe = _create(below - below.T, D, start_variance, schedule, interval)
 
 
 @final
@@ -175,8 +178,8 @@ class PSLD(AbstractRecipeDiffusion):
         data_friction: float = 0.01,
         velocity_friction: float | None = None,
         start_variance: float = 0.01,
-        schedule: AbstractSchedule | None = None,
-        interval: Interval | None = None,
+        schedule: _Schedule = None,
+        interval: _Interval = None,
     ):
         _check_positive(mass=mass)
         if velocity_friction is None:
@@ -188,13 +191,10 @@ class PSLD(AbstractRecipeDiffusion):
                 f"{data_friction}. 0 puts noise on the velocity alone."
             )
         _check_positive(velocity_friction=velocity_friction)
-        self._recipe = Recipe.create(
-            [[0.0, -0.5], [0.5, 0.0]],
-            dissipation=np.diag([0.5 * data_friction, 0.5 * mass * velocity_friction]),
-            stationary_covariance=np.diag([1.0, mass]),
-            start_covariance=_start(2, start_variance),
-            schedule=ConstantSchedule(8.0) if schedule is None else schedule,
-            interval=interval,
+        schedule = ConstantSchedule(8.0) if schedule is None else schedule
+        D, S = (0.5 * data_friction, 0.5 * mass * velocity_friction), (1.0, mass)
+        self._recipe = _create(
+            _chain(0.5), D, start_variance, schedule, interval, stationary=S
         )
 
 
@@ -212,14 +212,8 @@ class CriticalThirdOrder(AbstractRecipeDiffusion):
         self,
         *,
         start_variance: float = 0.01,
-        schedule: AbstractSchedule | None = None,
-        interval: Interval | None = None,
+        schedule: _Schedule = None,
+        interval: _Interval = None,
     ):
-        coupling = 2 * math.sqrt(2)
-        self._recipe = Recipe.create(
-            [[0.0, -1.0, 0.0], [1.0, 0.0, -coupling], [0.0, coupling, 0.0]],
-            dissipation=np.diag([0.0, 0.0, 3 * math.sqrt(3)]),
-            start_covariance=_start(3, start_variance),
-            schedule=schedule,
-            interval=interval,
-        )
+        Q, D = _chain(1.0, 2 * math.sqrt(2)), (0.0, 0.0, 3 * math.sqrt(3))
+        self._recipe = _create(Q, D, start_variance, schedule, interval)

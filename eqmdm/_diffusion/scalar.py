@@ -78,7 +78,7 @@ class VESDE(AbstractLinearDiffusion):
             return host.prior_divergence(prior_root, host.Laws(np.eye(1), root))
 
         return KnownLaws(
-            clock=lambda t: t,
+            integral=lambda t: t,
             time=lambda t: t,
             log_snr=lambda t, dtype: -np.log(variance(t)),
             divergence=divergence,

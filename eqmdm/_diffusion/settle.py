@@ -17,14 +17,14 @@ from .search import EARLIEST_TIME, not_reached, not_resolved, tolerance
 
 
 class KnownLaws(NamedTuple):
-    """The laws of a diffusion of known values, as functions of a clock of its own.
+    """The laws of a diffusion of known values, as functions of the integral of its
+    rate, or of time itself where it has no schedule.
 
-    `clock` and `time` lead from time to the clock and back. Of a stationary diffusion
-    the clock is the integral of its rate, so the search for a log-SNR never asks the
-    schedule, which may be a user's.
+    `integral` and `time` lead from the one to the other, `None` where the schedule is
+    traced. So the search for a log-SNR never asks the schedule, which may be a user's.
     """
 
-    clock: Callable[[float], float | None]
+    integral: Callable[[float], float | None]
     time: Callable[[float], float | None]
     log_snr: Callable[[host.Numbers, np.dtype], host.Numbers]
     divergence: Callable[[float], float]
@@ -39,7 +39,7 @@ def scheduled_laws(
 ) -> KnownLaws:
     """The laws of a diffusion that is a function of the integral of its rate."""
     return KnownLaws(
-        clock=lambda t: known_integral(schedule, t),
+        integral=lambda t: known_integral(schedule, t),
         time=lambda integral: known_inverse(schedule, integral),
         log_snr=log_snr,
         divergence=divergence,
@@ -86,18 +86,18 @@ def settled(interval: Interval, laws: KnownLaws, *, moves: bool) -> Interval:
         if end is None:
             return interval
         check_end(interval, laws.t_limit)
-        clock = laws.clock(end)
-        if clock is None:
+        integral = laws.integral(end)
+        if integral is None:
             return interval
-        if not math.isfinite(clock):
+        if not math.isfinite(integral):
             raise ValueError(
                 "`interval` must end where the integral of the schedule's rate is "
-                f"still a number; got t1 = {end} and {clock}."
+                f"still a number; got t1 = {end} and {integral}."
             )
-        host.warn_unless_mixed(laws.divergence(clock))
+        host.warn_unless_mixed(laws.divergence(integral))
         return interval
     low, high = concrete(interval.low), concrete(interval.high)
-    first, last = laws.clock(EARLIEST_TIME), laws.clock(laws.t_limit)
+    first, last = laws.integral(EARLIEST_TIME), laws.integral(laws.t_limit)
     if low is None or high is None or first is None or last is None:
         return interval
     end = _search(laws, low, first, last)
@@ -111,15 +111,15 @@ def settled(interval: Interval, laws: KnownLaws, *, moves: bool) -> Interval:
 
 
 def _search(laws: KnownLaws, log_snr: float, first: float, last: float) -> float:
-    """The clock at a log-SNR; a kernel of the default dtype must resolve it there."""
-    exact = lambda clock: laws.log_snr(clock, np.dtype(np.float64))
-    clock = host.first_below(exact, log_snr, first, last)
-    if not clock < last * (1 - 1e-12):
+    """The integral at a log-SNR, which a kernel of the default dtype must resolve."""
+    exact = lambda integral: laws.log_snr(integral, np.dtype(np.float64))
+    integral = host.first_below(exact, log_snr, first, last)
+    if not integral < last * (1 - 1e-12):
         raise ValueError(f"{not_reached(laws.t_limit)}; got {log_snr}.")
     dtype = np.dtype(jnp.result_type(float))
-    actual = laws.log_snr(np.array([clock]), dtype)[0]
+    actual = laws.log_snr(np.array([integral]), dtype)[0]
     if not abs(actual - log_snr) <= tolerance(log_snr):
-        rounded = lambda clock: laws.log_snr(clock, dtype)
+        rounded = lambda integral: laws.log_snr(integral, dtype)
         begin = laws.time(host.first_below(rounded, log_snr, first, last))
         raise ValueError(f"{not_resolved(dtype, begin)}; got {log_snr}.")
-    return clock
+    return integral
