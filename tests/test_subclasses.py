@@ -17,7 +17,7 @@ every_interval = pytest.mark.parametrize("interval", INTERVALS, ids=["time", "lo
 class Ramp(eqmdm.AbstractSchedule):
     """A rate that grows as the square root of time, in `jax.numpy` alone."""
 
-    end: float
+    end: float | jax.Array
 
     @property
     def t_limit(self):
@@ -146,6 +146,16 @@ def test_own_schedule_serves_a_diffusion_of_the_library(interval):
         assert_allclose(diffusion.log_snr(diffusion.t0), 9.0, rtol=1e-11)
         assert_allclose(diffusion.log_snr(diffusion.t1), -5.0, rtol=1e-11)
     assert repr(diffusion).startswith("CLD(skew=[[0, -1], [1, 0]]")
+
+
+@pytest.mark.parametrize("cls", [eqmdm.CLD, eqmdm.SubVPSDE])
+def test_times_move_with_the_parameters_of_an_own_schedule(cls):
+    interval = eqmdm.LogSNRInterval(-5.0, 9.0)
+    diffusion = cls(schedule=Ramp(jnp.asarray(5.0)), interval=interval)
+    faster = eqx.tree_at(lambda d: d.schedule.end, diffusion, jnp.asarray(10.0))
+    # The integral at t1 stays, so t1^(3/2) is halved.
+    assert_allclose(faster.t1, diffusion.t1 / 2 ** (2 / 3), rtol=1e-10)
+    assert_allclose(faster.log_snr(faster.t1), -5.0, rtol=1e-10)
 
 
 @pytest.mark.parametrize("interval", INTERVALS, ids=["time", "log-SNR"])

@@ -72,7 +72,7 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
         self._interval = as_interval(interval)
         self._t_limit = as_limit(t_limit, self._interval)
         self.n_steps = n_steps
-        self._interval = settled_composed(self, n_steps)
+        self._interval = settled_composed(self, t_limit=self._t_limit, n_steps=n_steps)
 
     def __pdoc__(self, **options) -> AbstractDoc | None:
         del options
@@ -184,7 +184,7 @@ class TwoScheduleDiffusion(AbstractLinearDiffusion):
         schedule_end = min(skew_schedule.t_limit, dissipation_schedule.t_limit)
         self._t_limit = min(as_limit(t_limit, self.interval), schedule_end * (1 - 1e-6))
         self.n_steps = n_steps
-        interval = settled_composed(self, n_steps)
+        interval = settled_composed(self, t_limit=self._t_limit, n_steps=n_steps)
         self._recipe = self._recipe.with_interval(interval)
 
     def __pdoc__(self, **options) -> AbstractDoc | None:

@@ -18,7 +18,7 @@ from .interval import Interval, LogSNRInterval, TimeInterval, with_times
 from .kernel import SHORT_STEP, quadrature
 from .matrices import check_controllable, known_array
 from .search import bisect, check_reached, check_resolved
-from .settle import check_end
+from .settle import check_end, has_parameters
 
 
 def as_limit(t_limit: float | None, interval: Interval) -> float:
@@ -70,7 +70,9 @@ def _known_matrices(
     return at
 
 
-def settled_composed(diffusion: AbstractLinearDiffusion, n_steps: int) -> Interval:
+def settled_composed(
+    diffusion: AbstractLinearDiffusion, *, t_limit: float, n_steps: int
+) -> Interval:
     """The interval of a diffusion that is built, solved for unless it has parameters.
 
     Warns if the law at its end is not the prior.
@@ -82,16 +84,15 @@ def settled_composed(diffusion: AbstractLinearDiffusion, n_steps: int) -> Interv
     """
     _check_shapes(diffusion)
     matrices = _known_matrices(diffusion)
-    _check_steps(diffusion, matrices, n_steps)
-    interval, limit = diffusion.interval, float(diffusion.t_limit)
+    _check_steps(matrices, diffusion.n_vars, t_limit, n_steps)
+    interval = diffusion.interval
     if isinstance(interval, TimeInterval):
-        check_end(interval, limit)
+        check_end(interval, t_limit)
         end = concrete(interval.t1)
     else:
         times = _find_times(diffusion)
         end = None if times is None else times[1]
-        moves = jax.tree.leaves(eqx.filter(diffusion, eqx.is_array))
-        if times is not None and not moves:
+        if times is not None and not has_parameters(diffusion):
             interval = with_times(interval, *times)
     if end is not None:
         _warn_unless_mixed(diffusion, matrices, end)
@@ -113,11 +114,11 @@ def _check_shapes(diffusion: AbstractLinearDiffusion) -> None:
 
 
 def _check_steps(
-    diffusion: AbstractLinearDiffusion,
     matrices: Callable[[np.ndarray], _KnownMatrices | None],
+    n_vars: int,
+    limit: float,
     n_steps: int,
 ) -> None:
-    limit = float(diffusion.t_limit)
     times = limit * np.linspace(0, 1, _N_TIMES)
     values = matrices(times)
     if values is None:
@@ -131,7 +132,7 @@ def _check_steps(
                     f"{matrix.tolist()}. Stop earlier."
                 )
     check_controllable(list(zip(values.drift, values.diffusion, strict=True)))
-    n_nodes = len(quadrature(diffusion.n_vars, jnp.result_type(float))[0])
+    n_nodes = len(quadrature(n_vars, jnp.result_type(float))[0])
     largest = float(host.operator_norm_bound(values.drift).max())
     # The widest part of a step is up to twice the mean one.
     longest = 2 * largest * limit / (n_steps * (n_nodes + 1))

@@ -33,7 +33,13 @@ from .schedule import (
     end_of,
     known_inverse,
 )
-from .settle import KnownLaws, check_schedule_reaches, scheduled_laws, settled
+from .settle import (
+    KnownLaws,
+    check_schedule_reaches,
+    has_parameters,
+    scheduled_laws,
+    settled,
+)
 from .text import matrix_text
 
 
@@ -61,8 +67,9 @@ class Recipe(eqx.Module):
     stationary: $F S + S F^\top + G G^\top = 0$. Matrices are JAX arrays where they are
     parameters or traced, and nested tuples of floats where they are constants.
 
-    Made by `Recipe.create`, which takes the arguments of [`eqmdm.LinearDiffusion`][]
-    and checks them; by its fields where they are so by construction.
+    Build it with `Recipe.create`, which takes the arguments of
+    [`eqmdm.LinearDiffusion`][] and checks them; or from its fields where these are
+    valid by construction, as those of a learned diffusion are.
     """
 
     skew: Matrix  # Q, of which the skew-symmetric part counts
@@ -99,8 +106,9 @@ class Recipe(eqx.Module):
         check_schedule_reaches(recipe.schedule, recipe.interval)
         laws = recipe.known_laws()
         if laws is not None:
-            settled_interval = settled(recipe.interval, laws, moves=bool(learn))
-            recipe = recipe.with_interval(settled_interval)
+            # A schedule of the user's own may hold parameters unnamed.
+            moves = "schedule" in learn or has_parameters(recipe)
+            recipe = recipe.with_interval(settled(recipe.interval, laws, moves=moves))
         if "schedule" in learn:
             schedule = as_parameters(recipe.schedule)
             recipe = eqx.tree_at(lambda recipe: recipe.schedule, recipe, schedule)

@@ -17,7 +17,13 @@ from .base import AbstractLinearDiffusion
 from .interval import Interval, as_interval, known_times
 from .matrices import check_constant
 from .schedule import AbstractSchedule, LinearSchedule, end_of, known_inverse
-from .settle import KnownLaws, check_schedule_reaches, scheduled_laws, settled
+from .settle import (
+    KnownLaws,
+    check_schedule_reaches,
+    has_parameters,
+    scheduled_laws,
+    settled,
+)
 from .text import call_text
 
 
@@ -164,7 +170,8 @@ class SubVPSDE(AbstractLinearDiffusion):
         check_schedule_reaches(self.schedule, self._interval)
         laws = self._known_laws()
         if laws is not None:
-            self._interval = settled(self._interval, laws, moves=False)
+            moves = has_parameters(self.schedule)
+            self._interval = settled(self._interval, laws, moves=moves)
 
     def _known_t_limit(self) -> float | None:
         limit = known_inverse(self.schedule, _LARGEST_INTEGRAL)

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import PyTree
 
 from .._core.checks import concrete
 from . import host
@@ -45,6 +47,11 @@ def scheduled_laws(
         divergence=divergence,
         t_limit=t_limit,
     )
+
+
+def has_parameters(tree: PyTree) -> bool:
+    """Whether anything of a diffusion moves when it is trained."""
+    return any(eqx.is_array(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def check_schedule_reaches(schedule: AbstractSchedule, interval: Interval) -> None:
