@@ -11,7 +11,6 @@ ratio is the median of the ratios of neighbours.
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +21,9 @@ import numpy as np
 import tyro
 from training_step import make_bare_step, make_full_step, timed
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
+import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 _SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -57,7 +52,7 @@ class Settings:
 def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
     """A row of the results."""
     learned = diffusion_name.startswith("learned")
-    options = Options(
+    options = TrainOptions(
         dataset=name,
         diffusion="learned" if learned else diffusion_name,
         n_vars=int(diffusion_name.removeprefix("learned")) if learned else None,
@@ -76,8 +71,8 @@ def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
     diffusion: Any = None
     for _ in range(settings.repeats):
         key_diffusion, key_network = jr.split(jr.key(settings.seed))
-        diffusion = _build.build_diffusion(options, key_diffusion)
-        network = _build.build_network(options, dataset, diffusion, key_network)
+        diffusion = build.build_diffusion(options, key_diffusion)
+        network = build.build_network(options, dataset, diffusion, key_network)
         bare = network.network if score == "denoiser" else network
         shape = 1 if score == "denoiser" else diffusion.n_vars, *dataset.shape
         calls = {
@@ -106,7 +101,7 @@ def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
 def main(settings: Settings) -> None:
     if settings.quick:
         settings = dataclasses.replace(settings, diffusions=("cld",), repeats=1)
-    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
     facts.pop("command")
     print(json.dumps(facts["versions"]), facts["device"]["kind"])
     print(

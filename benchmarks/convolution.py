@@ -22,7 +22,6 @@ Interleaved in one run: medians, and for the network medians of ratios of neighb
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,15 +35,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
+from training_step import timed
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-from training_step import timed  # noqa: E402
-
-import eqmdm  # noqa: E402
+import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -282,7 +277,7 @@ def main(settings: Settings) -> None:
     if settings.quick:
         settings = dataclasses.replace(settings, batch_size=4, repeats=2)
         layers = _LAYERS[-1:]
-    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
     facts.pop("command")
     print(json.dumps(facts["versions"]), facts["device"]["kind"])
     print("GFLOP/s: forward, to the images, to the kernel")

@@ -20,7 +20,6 @@ these are costs of equal work, not of equal accuracy.
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,20 +28,16 @@ from typing import Any, Literal
 
 os.environ["EQX_ON_ERROR"] = "raise"
 
-import diffrax as dfx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import jax.random as jr  # noqa: E402
-import numpy as np  # noqa: E402
-import tyro  # noqa: E402
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
+import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 Call = Callable[[jax.Array], Any]
@@ -258,7 +253,7 @@ def main(settings: Settings) -> None:
             n_steps=2,
             repeats=2,
         )
-    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
     facts.pop("command")
     print(json.dumps(facts["versions"]), facts["device"]["kind"])
     print(

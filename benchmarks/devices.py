@@ -33,22 +33,18 @@ from typing import Any, cast
 
 os.environ["EQX_ON_ERROR"] = "raise"
 
-import diffrax as dfx  # noqa: E402
-import equinox as eqx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import jax.random as jr  # noqa: E402
-import numpy as np  # noqa: E402
-import tyro  # noqa: E402
-from scaling import DOCUMENT, compiled_step, filled  # noqa: E402
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+from scaling import DOCUMENT, compiled_step, filled
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
+import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 _N_STEPS = 3
@@ -87,23 +83,23 @@ class Settings:
 
 def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, Any]:
     """What is compared, on all the devices there are."""
-    options = Options(
+    options = TrainOptions(
         "digits", batch_size=batch_size, width=16, multipliers=(2,), seed=seed
     ).resolved()
     dataset = eqmdm.data.load("digits")
-    objective = _build.build_objective(options, dataset)
+    objective = build.build_objective(options, dataset)
     optimiser = eqmdm.make_optimiser(1e-3)
-    mesh = _build.build_mesh(batch_size)
+    mesh = build.build_mesh(batch_size)
     state = eqmdm.TrainState.create(
         new_model(options, dataset), optimiser, key=jr.key(seed)
     )
     state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
 
-    batches = _build.batches(options, state, dataset.train, 1)
+    batches = build.batches(options, state, dataset.train, 1)
     program = compiled_step(
         state, next(batches), objective, optimiser, batch_size=batch_size
     )
-    batches = _build.batches(options, state, dataset.train, 1)
+    batches = build.batches(options, state, dataset.train, 1)
     logged = []
     for batch in itertools.islice(batches, _N_STEPS):
         state, metrics = eqmdm.train_step(
@@ -146,8 +142,8 @@ def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, 
 def new_model(options: Any, dataset: Any) -> tuple[Any, Any]:
     """A pair in float64, with no parameter at zero, where some begin."""
     key_diffusion, key_network, key_noise = jr.split(jr.key(options.seed), 3)
-    diffusion = _build.build_diffusion(options, key_diffusion)
-    network = _build.build_network(options, dataset, diffusion, key_network)
+    diffusion = build.build_diffusion(options, key_diffusion)
+    network = build.build_network(options, dataset, diffusion, key_network)
     arrays, rest = eqx.partition(network, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(arrays)
     keys = jr.split(key_noise, len(leaves))
@@ -193,7 +189,7 @@ def work(task: dict[str, Any]) -> None:
         )
         for sharding in task["shardings"]
     }
-    facts = _build.facts(Options(dataset="digits", seed=task["seed"]))
+    facts = build.facts(TrainOptions(dataset="digits", seed=task["seed"]))
     facts.pop("command")
     # Libraries print too.
     print(f"found {json.dumps({'results': found, 'facts': facts})}")

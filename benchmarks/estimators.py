@@ -12,7 +12,6 @@ is better at equal cost.
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -21,15 +20,11 @@ import jax.random as jr
 import numpy as np
 import tyro
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
-from eqmdm._training.evaluate import batch_loss  # noqa: E402
-from eqmdm._training.train import parameters, with_parameters  # noqa: E402
+import eqmdm
+from eqmdm._training.evaluate import batch_loss
+from eqmdm._training.train import parameters, with_parameters
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 _FORMS = {
@@ -208,7 +203,7 @@ def main(settings: Settings) -> None:
             flush=True,
         )
     if settings.output is not None:
-        facts = _build.facts(Options(dataset=settings.dataset, seed=0))
+        facts = build.facts(TrainOptions(dataset=settings.dataset, seed=0))
         facts.pop("command")
         used = dataclasses.asdict(settings)
         used.pop("output")

@@ -9,7 +9,6 @@ steps, and the difference in standard errors over the examples.
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -19,13 +18,9 @@ import jax.random as jr
 import numpy as np
 import tyro
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
+import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 _CASES = ("vpsde", "cld", "alda", "malda", "learned:2", "learned:3")
@@ -58,7 +53,7 @@ class Settings:
 
 
 def run(settings: Settings, diffusion: str, n_vars: int | None, score: str) -> dict:
-    options = Options(
+    options = TrainOptions(
         dataset=settings.dataset,
         data_dir=settings.data_dir,
         diffusion=diffusion,
@@ -68,9 +63,9 @@ def run(settings: Settings, diffusion: str, n_vars: int | None, score: str) -> d
     ).resolved()
     dataset = eqmdm.data.load(settings.dataset, data_dir=settings.data_dir)
     key = jr.key(settings.seed)
-    process = _build.build_diffusion(options, jr.fold_in(key, 0))
-    network = _build.build_network(options, dataset, process, jr.fold_in(key, 1))
-    objective = _build.build_objective(options, dataset)
+    process = build.build_diffusion(options, jr.fold_in(key, 0))
+    network = build.build_network(options, dataset, process, jr.fold_in(key, 1))
+    objective = build.build_objective(options, dataset)
     optimiser = eqmdm.make_optimiser(options.learning_rate, warmup=options.warmup)
     state = eqmdm.TrainState.create(
         (network, process), optimiser, key=jr.fold_in(key, 2)
@@ -129,7 +124,7 @@ def main(settings: Settings) -> None:
                 flush=True,
             )
             if settings.output is not None:
-                facts = _build.facts(Options(dataset=settings.dataset))
+                facts = build.facts(TrainOptions(dataset=settings.dataset))
                 facts.pop("command")
                 used = dataclasses.asdict(settings)
                 used = {

@@ -11,7 +11,6 @@ pinned ends theirs is zero; with a free score the network tells diffusions apart
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -20,13 +19,9 @@ import jax.random as jr
 import numpy as np
 import tyro
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
+import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 # One coupling, and a full D: its entries are the variables of the gradient.
@@ -156,7 +151,7 @@ def main(settings: Settings) -> None:
                 )
                 print(f"{score:9} {ends_name:8} {term:7} {shown}", flush=True)
     if settings.output is not None:
-        facts = _build.facts(Options(dataset=settings.dataset, seed=settings.seed))
+        facts = build.facts(TrainOptions(dataset=settings.dataset, seed=settings.seed))
         facts.pop("command")
         used = dataclasses.asdict(settings)
         used.pop("output")

@@ -24,14 +24,13 @@ import numpy as np  # noqa: E402
 import tyro  # noqa: E402
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import _build  # noqa: E402
 import references  # noqa: E402
-from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
+from eqmdm.cli import build  # noqa: E402
+from eqmdm.cli.train.options import TrainOptions  # noqa: E402
 
 
 _ENDS = {
@@ -122,7 +121,7 @@ def cases(settings: Settings):
 
 def main(settings: Settings) -> None:
     jax.config.update("jax_enable_x64", True)
-    facts = _build.facts(Options(dataset="digits"))
+    facts = build.facts(TrainOptions(dataset="digits"))
     facts.pop("command")
     print(json.dumps(facts["versions"]), facts["device"]["kind"])
     header = f"{'diffusion':22} {'dtype':8}"

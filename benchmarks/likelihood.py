@@ -33,15 +33,14 @@ import tyro  # noqa: E402
 from jax.scipy.stats import norm  # noqa: E402
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import _build  # noqa: E402
 import references  # noqa: E402
-from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
 from eqmdm._model.diffrax_solvers import n_evaluations  # noqa: E402
+from eqmdm.cli import build  # noqa: E402
+from eqmdm.cli.train.options import TrainOptions  # noqa: E402
 
 
 TOP_LOG_SNR = 13.3
@@ -150,7 +149,7 @@ def main(settings: Settings) -> None:
     if settings.quick:
         settings = dataclasses.replace(settings, n_examples=50)
         solvers = {"tsit5": SOLVERS["tsit5"]}
-    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
     facts.pop("command")
     print(json.dumps(facts["versions"]), facts["device"]["kind"])
     key_mode, key_noise = jr.split(jr.key(settings.seed))

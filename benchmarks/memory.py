@@ -20,29 +20,24 @@ import itertools
 import json
 import multiprocessing
 import os
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
 
 os.environ["EQX_ON_ERROR"] = "raise"
 
-import equinox as eqx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import jax.random as jr  # noqa: E402
-import tyro  # noqa: E402
-from jax.extend import core  # noqa: E402
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import tyro
+from jax.extend import core
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
-from eqmdm import nn  # noqa: E402
-from eqmdm._training.evaluate import batch_loss  # noqa: E402
+import eqmdm
+from eqmdm import nn
+from eqmdm._training.evaluate import batch_loss
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 _N_STEPS = 3
@@ -126,7 +121,7 @@ def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool
     }
     if settings.run:
         row |= held(step, make, data)
-    facts = _build.facts(Options(dataset="cifar10", seed=settings.seed))
+    facts = build.facts(TrainOptions(dataset="cifar10", seed=settings.seed))
     facts.pop("command")
     return row, facts
 

@@ -14,7 +14,6 @@ repeats; a ratio is the median of the ratios to the hand-written loop of its rep
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,20 +22,16 @@ from typing import Any
 
 os.environ["EQX_ON_ERROR"] = "raise"
 
-import diffrax as dfx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import jax.random as jr  # noqa: E402
-import numpy as np  # noqa: E402
-import tyro  # noqa: E402
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
+import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +160,7 @@ def main(settings: Settings) -> None:
             n_blocks=1,
             repeats=2,
         )
-    facts = _build.facts(Options(dataset="digits", seed=settings.seed))
+    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
     facts.pop("command")
     print(json.dumps(facts["versions"]), facts["device"]["kind"])
     calls = make_calls(settings)

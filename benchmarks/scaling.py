@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -26,21 +25,16 @@ if __name__ == "__main__":
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     )
 
-import equinox as eqx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import jax.random as jr  # noqa: E402
-import tyro  # noqa: E402
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import tyro
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
-
-import eqmdm  # noqa: E402
-from eqmdm._core import sharding as placement  # noqa: E402
-from eqmdm._training import train as training  # noqa: E402
+import eqmdm
+from eqmdm import _sharding, _train
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 DOCUMENT = Path(__file__).parent / "SCALING.md"
@@ -218,7 +212,7 @@ def moved(*, shard_parameters: bool) -> dict[str, float]:
 
 def measure() -> dict[str, Any]:
     """All that is counted, for the document and its test."""
-    facts = _build.facts(Options(dataset="cifar10"))
+    facts = build.facts(TrainOptions(dataset="cifar10"))
     facts.pop("command")
     return {
         "networks": {

@@ -28,14 +28,13 @@ import numpy as np  # noqa: E402
 import tyro  # noqa: E402
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import _build  # noqa: E402
 import references  # noqa: E402
-from _options import Options  # noqa: E402
 
 import eqmdm  # noqa: E402
+from eqmdm.cli import build  # noqa: E402
+from eqmdm.cli.train.options import TrainOptions  # noqa: E402
 
 
 MEANS, STD = references.MODES, references.MODE_STD
@@ -175,7 +174,7 @@ def main(settings: Settings) -> None:
         settings = dataclasses.replace(
             settings, evaluations=(10,), n_samples=2048, n_seeds=2
         )
-    facts = _build.facts(Options(dataset="digits"))
+    facts = build.facts(TrainOptions(dataset="digits"))
     facts.pop("command")
     print(json.dumps(facts["versions"]), facts["device"]["kind"])
     generator = np.random.default_rng(0)

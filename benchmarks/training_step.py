@@ -29,7 +29,6 @@ time of a full step, over the rate of a large matrix product in the same precisi
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,24 +37,20 @@ from typing import Any, Literal
 
 os.environ["EQX_ON_ERROR"] = "raise"
 
-import equinox as eqx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import jax.random as jr  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-import tyro  # noqa: E402
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import tyro
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options, ResolvedOptions  # noqa: E402
-
-import eqmdm  # noqa: E402
-from eqmdm._bound.elbo import compute_shared_elbo  # noqa: E402
-from eqmdm._training import train as training  # noqa: E402
-from eqmdm._training.train import with_parameters  # noqa: E402
+import eqmdm
+from eqmdm import _train
+from eqmdm._bound.elbo import compute_shared_elbo
+from eqmdm._training.train import with_parameters
+from eqmdm.cli import build
+from eqmdm.cli.train.options import ResolvedTrainOptions, TrainOptions
 
 
 _DECAY = 0.999
@@ -105,7 +100,7 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 def make_bare_step(
-    network: Any, shape: tuple[int, ...], options: ResolvedOptions, n_inner: int
+    network: Any, shape: tuple[int, ...], options: ResolvedTrainOptions, n_inner: int
 ):
     """A function that takes `n_inner` optimiser steps of the network alone."""
     optimiser = eqmdm.make_optimiser(options.learning_rate)
@@ -181,10 +176,10 @@ def matmul_flops_per_second(dtype: str, side: int) -> float:
     return 2 * side**3 / min(timed(lambda: product(a, a)) for _ in range(9))
 
 
-def make_full_step(model, dataset, options: ResolvedOptions, n_inner: int):
+def make_full_step(model, dataset, options: ResolvedTrainOptions, n_inner: int):
     """A function that takes `n_inner` steps of `eqmdm.train_step`."""
     optimiser = eqmdm.make_optimiser(options.learning_rate)
-    objective = _build.build_objective(options, dataset)
+    objective = build.build_objective(options, dataset)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
     data = jnp.asarray(dataset.train)
 
@@ -233,11 +228,11 @@ def repeated(part: Callable[..., Any], n_inner: int, *arguments: Any):
 
 
 def make_parts(
-    model: Any, dataset: Any, options: ResolvedOptions, n_inner: int
+    model: Any, dataset: Any, options: ResolvedTrainOptions, n_inner: int
 ) -> dict[str, Callable[[], Any]]:
     """All but the optimiser, of a model whose network costs nothing."""
     network, diffusion = model
-    objective = _build.build_objective(options, dataset)
+    objective = build.build_objective(options, dataset)
     optimiser = eqmdm.make_optimiser(options.learning_rate)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
     n_cut = max(1, options.batch_size // 16)
@@ -302,7 +297,7 @@ def make_parts(
     }
 
 
-def make_optimiser_step(network: Any, options: ResolvedOptions, n_inner: int):
+def make_optimiser_step(network: Any, options: ResolvedTrainOptions, n_inner: int):
     """A function that moves parameters and averages by `n_inner` equal gradients."""
     optimiser = eqmdm.make_optimiser(options.learning_rate)
     values = eqmdm.parameters(network)
@@ -320,7 +315,7 @@ def make_optimiser_step(network: Any, options: ResolvedOptions, n_inner: int):
 def run(
     settings: Settings, name: str, score: str, dataset: Any, matmul_rate: float
 ) -> dict:
-    options = Options(
+    options = TrainOptions(
         dataset="mnist",
         diffusion=name,
         score=score,
@@ -332,8 +327,8 @@ def run(
         seed=settings.seed,
     ).resolved()
     key_diffusion, key_network = jr.split(jr.key(settings.seed))
-    diffusion = _build.build_diffusion(options, key_diffusion)
-    network = _build.build_network(options, dataset, diffusion, key_network)
+    diffusion = build.build_diffusion(options, key_diffusion)
+    network = build.build_network(options, dataset, diffusion, key_network)
     bare = network.network if score == "denoiser" else network
     n_inner = settings.steps_per_call or eqmdm.steps_per_call()
     shape = 1 if score == "denoiser" else diffusion.n_vars, *dataset.shape
@@ -392,7 +387,7 @@ def main(settings: Settings) -> None:
         for n in (_N_EXAMPLES, 1, 1)
     )
     dataset = eqmdm.data.Dataset("random", *splits, n_levels=256)
-    facts = _build.facts(Options(dataset="mnist", seed=settings.seed))
+    facts = build.facts(TrainOptions(dataset="mnist", seed=settings.seed))
     facts.pop("command")
     print(json.dumps(facts["versions"]), facts["device"]["kind"])
     print(

@@ -22,11 +22,8 @@ from pathlib import Path
 
 import tyro
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import _build  # noqa: E402
-from _options import Options  # noqa: E402
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 _HERE = Path(__file__).parents[1]
@@ -136,7 +133,7 @@ def write(settings: Settings, checkouts: dict[str, Path], results: list) -> None
     """What has been measured so far, to the output."""
     if settings.output is None:
         return
-    facts = _build.facts(Options(dataset="digits"))
+    facts = build.facts(TrainOptions(dataset="digits"))
     facts.pop("command")
     revisions = {
         which: subprocess.run(

@@ -6,14 +6,10 @@ One of them is asked to stop in the first of two stages.
 import os
 import signal
 import sys
-from pathlib import Path
 
 import jax
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from _preemption import Preemption  # noqa: E402
+from eqmdm.cli.preemption import Preemption
 
 
 def first():

@@ -11,6 +11,8 @@ import pytest
 import tyro
 
 import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.train.options import TrainOptions
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -21,31 +23,28 @@ DIGITS = ["--dataset=digits", *POINTS[1:], "--multipliers", "1"]
 
 
 @contextlib.contextmanager
-def importable_scripts():
-    """The scripts can be imported, and compute in float32 as they do by themselves."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        jax.config.update("jax_enable_x64", False)
-        yield
-        jax.config.update("jax_enable_x64", True)
+def single_precision():
+    """Programs compute in float32, as they do by themselves."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
 
 
 def make_run(directory, *arguments, checkpoint=True):
     """A run that was stopped before its first step."""
-    import _build
-    from _options import Options
-
-    options = tyro.cli(Options, args=[*arguments, f"--run-dir={directory}"]).resolved()
+    options = tyro.cli(
+        TrainOptions, args=[*arguments, f"--run-dir={directory}"]
+    ).resolved()
     dataset = eqmdm.data.load(options.dataset)
-    diffusion = _build.build_diffusion(options, jr.key(0))
-    network = _build.build_network(options, dataset, diffusion, jr.key(1))
+    diffusion = build.build_diffusion(options, jr.key(0))
+    network = build.build_network(options, dataset, diffusion, jr.key(1))
     optimiser = eqmdm.make_optimiser(1e-3)
     state = eqmdm.TrainState.create((network, diffusion), optimiser, key=jr.key(2))
     # Averages that can be told from the parameters.
     averages = {name: 0.5 * value for name, value in state.ema.items()}
     state = eqx.tree_at(lambda state: state.ema, state, averages)
     run = eqmdm.Run(directory)
-    run.start(_build.as_json(options, dataset), _build.facts(options), state.model)
+    run.start(build.as_json(options, dataset), build.facts(options), state.model)
     if checkpoint:
         run.save(state)
         run.close()

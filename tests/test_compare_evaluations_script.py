@@ -5,12 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
-from script_runs import error_of, importable_scripts
+from script_runs import error_of, single_precision
+
+from eqmdm.cli.compare_evaluations import CompareOptions, run
 
 
 @pytest.fixture(autouse=True)
 def scripts():
-    with importable_scripts():
+    with single_precision():
         yield
 
 
@@ -36,9 +38,7 @@ def write_evaluation(directory, route, values, *, first=0, lost=(), images=True)
 
 
 def compare(capsys, *directories):
-    import compare_evaluations
-
-    compare_evaluations.main(compare_evaluations.Options(directories))
+    run(CompareOptions(directories))
     return capsys.readouterr().out
 
 
@@ -79,27 +79,21 @@ def test_examples_that_one_has_lost_are_left_out(values, tmp_path, capsys):
 
 
 def test_other_examples_are_refused(values, tmp_path):
-    import compare_evaluations as script
-
     a = write_evaluation(tmp_path / "a", "elbo", values[0])
     b = write_evaluation(tmp_path / "b", "elbo", values[0], first=5)
-    line = error_of(script.main, script.Options((a, b)))
+    line = error_of(run, CompareOptions((a, b)))
     assert "examples is 0 to 29" in line and "5 to 34" in line and "--first" in line
 
 
 @pytest.mark.parametrize("name", ["report.json", "examples.parquet"])
 def test_an_evaluation_that_is_not_finished_is_refused(name, values, tmp_path):
-    import compare_evaluations as script
-
     a = write_evaluation(tmp_path / "a", "elbo", values[0])
     b = write_evaluation(tmp_path / "b", "collapsed", values[1])
     (b / name).unlink()
-    line = error_of(script.main, script.Options((a, b)))
+    line = error_of(run, CompareOptions((a, b)))
     assert f"{b} has no {name}" in line
 
 
 def test_one_evaluation_is_refused(tmp_path):
-    import compare_evaluations as script
-
-    line = error_of(script.main, script.Options((tmp_path,)))
+    line = error_of(run, CompareOptions((tmp_path,)))
     assert "must be two or more" in line

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from script_runs import importable_scripts
+
+from eqmdm.cli import compilation
 
 
 _SETTINGS = (
@@ -19,10 +20,7 @@ def keep_compiled(monkeypatch, tmp_path):
     before = {name: jax.config.values[name] for name in _SETTINGS}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", None)
-    with importable_scripts():
-        from _compilation import keep_compiled
-
-        yield keep_compiled
+    yield compilation.keep_compiled
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

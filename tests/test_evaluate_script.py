@@ -21,15 +21,19 @@ import tyro
 from script_runs import (
     DIGITS,
     POINTS,
-    SCRIPTS,
     error_of,
-    importable_scripts,
     make_newer,
     make_run,
+    single_precision,
 )
 
 import eqmdm
 from eqmdm._bound.elbo import compute_elbo
+from eqmdm.cli import build, plots
+from eqmdm.cli.evaluate import program
+from eqmdm.cli.evaluate.options import EvaluateOptions
+from eqmdm.cli.evaluate.results import EvaluationResults
+from eqmdm.cli.trained import load_trained
 
 
 # Three batches.
@@ -46,7 +50,7 @@ BOUND, LIKELIHOOD = 4, 6
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
-    with importable_scripts():
+    with single_precision():
         yield
 
 
@@ -67,15 +71,11 @@ def digits(tmp_path_factory):
 
 
 def _options(run, *arguments):
-    import evaluate
-
-    return tyro.cli(evaluate.Options, args=[str(run), *arguments])
+    return tyro.cli(EvaluateOptions, args=[str(run), *arguments])
 
 
 def _evaluate(run, directory, *arguments):
-    import evaluate
-
-    evaluate.main(_options(run, *arguments, f"--output-dir={directory}"))
+    program.run(_options(run, *arguments, f"--output-dir={directory}"))
     return _table(directory)
 
 
@@ -88,16 +88,12 @@ def _report(directory):
     return json.loads((directory / "report.json").read_text())
 
 
-def _subject_of(run, ema=True):
-    import _subject
-
-    return _subject.load_subject(run, data_dir=None, ema=ema)
+def _trained_of(run, ema=True):
+    return load_trained(run, data_dir=None, ema=ema)
 
 
 def _error(run, *arguments):
-    import evaluate
-
-    return error_of(evaluate.main, _options(run, *arguments))
+    return error_of(program.run, _options(run, *arguments))
 
 
 class Solver:
@@ -121,16 +117,13 @@ SOLVER = Solver()
 
 @pytest.fixture
 def solver(monkeypatch):
-    import _plots
-    import _subject
-
     monkeypatch.setattr(eqmdm, "log_likelihood", SOLVER)
     # A picture takes longer to draw than all the rest.
     draw = lambda path, values, *_: path.write_bytes(values.tobytes())
-    monkeypatch.setattr(_plots, "histogram", draw)
+    monkeypatch.setattr(plots, "histogram", draw)
     # The digits are solved by the stand-in only, so what was compiled serves again.
-    load = functools.cache(_subject.load_subject)
-    monkeypatch.setattr(_subject, "load_subject", load)
+    load = functools.cache(load_trained)
+    monkeypatch.setattr(program, "load_trained", load)
     return SOLVER
 
 
@@ -157,15 +150,13 @@ def _expected(number, draw):
 
 
 def test_log_likelihoods_are_those_of_the_library(points, tmp_path):
-    import _subject
-
     table = _evaluate(points, tmp_path, *FEW, *COARSE)
-    subject = _subject.load_subject(points, data_dir=None)
-    examples = subject.dataset.test[3:24]
+    trained = load_trained(points, data_dir=None)
+    examples = trained.dataset.test[3:24]
     results = [
         eqmdm.log_likelihood(
-            subject.score,
-            subject.model[1],
+            trained.score,
+            trained.model[1],
             jnp.asarray(x),
             key=jr.key(0),
             route=eqmdm.CollapsedRoute(eqmdm.LogSNRClock()),
@@ -193,20 +184,17 @@ def test_log_likelihoods_are_those_of_the_library(points, tmp_path):
 
 
 def test_bounds_are_those_of_the_library(digits, tmp_path):
-    import _build
-    import _subject
-
     n_draws = 3
     route = "--route=elbo", f"--draws={n_draws}"
     table = _evaluate(digits, tmp_path, "--first=5", "--examples=4", *route)
-    subject = _subject.load_subject(digits, data_dir=None)
-    objective = _build.build_objective(subject.trained_with, subject.dataset)
+    trained = load_trained(digits, data_dir=None)
+    objective = build.build_objective(trained.options, trained.dataset)
     form, decoder = objective.form, objective.decoder
     how = form, decoder, objective.time_sampler
     # `eqmdm.elbo` with a key of its own for the time, which is given here.
     find = jax.jit(
         lambda x, u, key: compute_elbo(
-            subject.score, subject.model[1], x, u, *how, key=key
+            trained.score, trained.model[1], x, u, *how, key=key
         )
     )
     key_time, key = jr.split(jr.fold_in(jr.key(0), BOUND))
@@ -219,7 +207,7 @@ def test_bounds_are_those_of_the_library(digits, tmp_path):
             key_draw = jr.fold_in(jr.fold_in(key, number), draw)
             key_encode, key_bound = jr.split(key_draw)
             x, correction = objective.grey_levels.encode(
-                subject.dataset.test[number], key=key_encode, dtype=jnp.float32
+                trained.dataset.test[number], key=key_encode, dtype=jnp.float32
             )
             bound = find(x, (jnp.float32(place) + shift) % 1, key_bound)
             terms = {name: getattr(bound, name) for name in BOUND_TERMS}
@@ -336,8 +324,6 @@ def test_evaluation_continues_after_a_kill_at_any_write(
 
 def _kill_before_writes(monkeypatch):
     """Counts what changes the disk, and stops before the one after `last`."""
-    import _plots
-
     count = SimpleNamespace(n=0, last=None)
 
     def watched(function):
@@ -353,7 +339,7 @@ def _kill_before_writes(monkeypatch):
         (Path, "replace"),
         (Path, "unlink"),
         (os, "fsync"),
-        (_plots, "histogram"),
+        (plots, "histogram"),
     ):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
     return count
@@ -361,10 +347,9 @@ def _kill_before_writes(monkeypatch):
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {scripts!r})
 from pathlib import Path
-from _results import Results
-results = Results(Path({directory!r}), {{"seed": 0}}, anew=False)
+from eqmdm.cli.evaluate.results import EvaluationResults
+results = EvaluationResults(Path({directory!r}), {{"seed": 0}}, anew=False)
 for i in range(3):
     if i == 2:
         with (results.directory / "parts.jsonl").open("a") as file:
@@ -376,15 +361,13 @@ for i in range(3):
 
 
 def test_results_survive_a_kill_in_the_middle_of_a_line(tmp_path):
-    from _results import Results
-
-    code = KILLED.format(scripts=str(SCRIPTS), directory=str(tmp_path))
+    code = KILLED.format(directory=str(tmp_path))
     process = subprocess.run([sys.executable, "-c", code])
     assert process.returncode == -signal.SIGKILL
-    results = Results(tmp_path, {"seed": 0}, anew=False)
+    results = EvaluationResults(tmp_path, {"seed": 0}, anew=False)
     assert results.rows == {i: {"example": i, "total": i / 7} for i in (0, 1)}
     results.add([{"example": 2, "total": 2 / 7}], 1.0, compiled=True)
-    again = Results(tmp_path, {"seed": 0}, anew=False)
+    again = EvaluationResults(tmp_path, {"seed": 0}, anew=False)
     assert again.write_table()["total"].tolist() == [0, 1 / 7, 2 / 7]
     assert again.timing == (1.0, False)
 
@@ -459,9 +442,9 @@ def test_last_parameters_are_evaluated_without_ema(points, tmp_path):
         kind = "averaged" if ema else "last"
         assert f", {kind} parameters" in (directory / "report.txt").read_text()
     for ema in (True, False):
-        assert used[ema] == _subject_of(points, ema=ema).parameters
+        assert used[ema] == _trained_of(points, ema=ema).parameters
     assert used[True] != used[False]
-    default = _options(points, *FEW, "--no-ema").resolved(_subject_of(points))
+    default = _options(points, *FEW, "--no-ema").resolved(_trained_of(points))
     assert default.output_dir.name.endswith("-last")
 
 

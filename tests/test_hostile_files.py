@@ -2,8 +2,6 @@
 script that lies beside data is imported."""
 
 import ast
-import contextlib
-import functools
 import io
 import json
 import pickle
@@ -15,9 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tyro
-from script_runs import POINTS, SCRIPTS, importable_scripts, make_run
+from script_runs import POINTS, SCRIPTS, make_run, single_precision
 
 import eqmdm
+from eqmdm.cli import compare_evaluations
+from eqmdm.cli.evaluate import program as evaluate
+from eqmdm.cli.evaluate.options import EvaluateOptions
+from eqmdm.cli.sample import program as sample
+from eqmdm.cli.sample.options import SampleOptions
+from eqmdm.cli.study import program as study
+from eqmdm.cli.study.options import StudyOptions
+from eqmdm.cli.train import program as train
+from eqmdm.cli.train.options import TrainOptions
+from eqmdm.cli.train_classifier import classifier
 from helpers import imported_names
 from image_files import random_images, write_images
 
@@ -30,7 +38,7 @@ RUNNERS = {"eval", "exec", "compile", "__import__", "execfile"}
 # Those that go by the same name as a method of their module too.
 IMPORTERS = {"import_module", "exec_module", "load_module"}
 # The user's own code: `--features module:function` of solver_study.py names it.
-ALLOWED = {"_features.py": {"import_module"}}
+ALLOWED = {"features.py": {"import_module"}}
 
 
 class _Payload:
@@ -62,7 +70,7 @@ def payload(marker):
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
-    with importable_scripts():
+    with single_precision():
         yield
 
 
@@ -101,27 +109,16 @@ def _error(capsys, main, options, *arguments):
 
 
 def _resume(capsys, run_dir):
-    import train
-    from _options import Options
-
     arguments = (*POINTS, f"--run-dir={run_dir}", "--resume")
-    with contextlib.ExitStack() as on_exit:
-        main = functools.partial(train.main, on_exit=on_exit)
-        return _error(capsys, main, Options, *arguments)
+    return _error(capsys, train.run, TrainOptions, *arguments)
 
 
 def _evaluate(capsys, run_dir):
-    import evaluate
-    from _evaluate_options import Options
-
-    return _error(capsys, evaluate.main, Options, run_dir, "--examples=4")
+    return _error(capsys, evaluate.run, EvaluateOptions, run_dir, "--examples=4")
 
 
 def _sample(capsys, run_dir):
-    import sample
-    from _sample_options import Options
-
-    return _error(capsys, sample.main, Options, run_dir, "--n-samples=2")
+    return _error(capsys, sample.run, SampleOptions, run_dir, "--n-samples=2")
 
 
 programs = pytest.mark.parametrize(
@@ -258,18 +255,15 @@ def test_script_beside_the_data_is_never_run(marker, tmp_path, monkeypatch):
 
 @contents
 def test_features_that_are_code_are_refused(content, payload, marker, tmp_path):
-    import _classifier
-
     path = tmp_path / "classifier.npz"
     path.write_bytes(_content(content, payload, marker))
     with pytest.raises(ValueError, match="`features` must be a file that train_class"):
-        _classifier.load(path)
+        classifier.load(path)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("content", ["pickle", "archive", "python", "tag", "deep"])
 def test_study_that_is_code_is_refused(content, payload, marker, tmp_path, capsys):
-    import study
 
     path = tmp_path / "study.toml"
     text = {
@@ -281,15 +275,13 @@ def test_study_that_is_code_is_refused(content, payload, marker, tmp_path, capsy
         path.write_text(text[content])
     else:
         path.write_bytes(_content(content, payload, marker))
-    error = _error(capsys, study.main, study.Options, path)
+    error = _error(capsys, study.run, StudyOptions, path)
     assert "`config` must be a TOML file of a study" in error and "study.toml" in error
     assert not marker.exists()
 
 
 @contents
 def test_evaluations_that_are_code_are_refused(content, payload, marker, tmp_path):
-    import compare_evaluations
-
     for name in (compare_evaluations.REPORT, compare_evaluations.TABLE):
         (tmp_path / name).write_bytes(_content(content, payload, marker))
     with pytest.raises(ValueError, match="`evaluations` must be directories"):

@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from script_runs import SCRIPTS, importable_scripts
+from script_runs import SCRIPTS, single_precision
+
+from eqmdm.cli import read_profile
 
 
 def _event(name, start, length, thread=1):
@@ -27,13 +29,11 @@ TRACE = [
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
-    with importable_scripts():
+    with single_precision():
         yield
 
 
 def test_time_of_an_operation_is_its_own():
-    import read_profile
-
     own = {e["name"]: e["own"] for e in read_profile.operations(TRACE)}
     assert own == {
         "while.1": 4.0,
@@ -45,8 +45,6 @@ def test_time_of_an_operation_is_its_own():
 
 
 def test_idle_share_is_what_no_thread_works_in():
-    import read_profile
-
     assert read_profile.idle_share(read_profile.operations(TRACE)) == 5 / 20
 
 
@@ -64,8 +62,6 @@ def test_idle_share_is_what_no_thread_works_in():
     ],
 )
 def test_kinds_are_those_of_the_names(name, kind):
-    import read_profile
-
     assert read_profile.kind_of(name) == kind
 
 

@@ -14,12 +14,16 @@ from script_runs import (
     DIGITS,
     POINTS,
     error_of,
-    importable_scripts,
     make_newer,
     make_run,
+    single_precision,
 )
 
 import eqmdm
+from eqmdm.cli import plots
+from eqmdm.cli.sample import program
+from eqmdm.cli.sample.options import SampleOptions
+from eqmdm.cli.trained import load_trained
 
 
 # The purpose of the key.
@@ -28,7 +32,7 @@ SAMPLES = 5
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
-    with importable_scripts():
+    with single_precision():
         yield
 
 
@@ -48,24 +52,18 @@ def digits(tmp_path_factory):
 
 
 def _options(run, *arguments):
-    import sample
-
-    return tyro.cli(sample.Options, args=[str(run), *arguments])
+    return tyro.cli(SampleOptions, args=[str(run), *arguments])
 
 
 def _sample(run, directory, *arguments):
-    import sample
-
-    sample.main(_options(run, *arguments, f"--output-dir={directory}"))
+    program.run(_options(run, *arguments, f"--output-dir={directory}"))
     with np.load(directory / "samples.npz") as file:
         settings = json.loads(str(file["settings"]))
         return file["samples"], file["numbers"], settings
 
 
 def _error(run, *arguments):
-    import sample
-
-    return error_of(sample.main, _options(run, *arguments))
+    return error_of(program.run, _options(run, *arguments))
 
 
 class Sampler:
@@ -89,13 +87,10 @@ class Sampler:
 
 @pytest.fixture
 def sampler(monkeypatch):
-    import _plots
-    import _subject
-
     # A picture takes longer to draw, and a run to load, than all the rest.
-    monkeypatch.setattr(_plots, "samples", lambda path, x, n_levels: path.touch())
-    load = functools.cache(_subject.load_subject)
-    monkeypatch.setattr(_subject, "load_subject", load)
+    monkeypatch.setattr(plots, "samples", lambda path, x, n_levels: path.touch())
+    load = functools.cache(load_trained)
+    monkeypatch.setattr(program, "load_trained", load)
     sampler = Sampler()
     monkeypatch.setattr(eqmdm, "sample", sampler)
     return sampler
@@ -264,11 +259,9 @@ def test_solver_of_denoisers_is_refused_for_a_free_score(free):
 
 
 def test_clock_that_the_diffusion_cannot_invert_is_refused(points, monkeypatch):
-    import _subject
-
-    subject = _subject.load_subject(points, data_dir=None)
-    subject = dataclasses.replace(subject, model=(subject.model[0], eqmdm.ALDA()))
-    monkeypatch.setattr(_subject, "load_subject", lambda *_, **__: subject)
+    trained = load_trained(points, data_dir=None)
+    trained = dataclasses.replace(trained, model=(trained.model[0], eqmdm.ALDA()))
+    monkeypatch.setattr(program, "load_trained", lambda *_, **__: trained)
     error = _error(points, "--solver=sea", "--clock=log_snr")
     assert "`clock` must be time" in error and "got log_snr" in error
 

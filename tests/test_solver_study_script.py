@@ -14,12 +14,18 @@ from script_runs import (
     DIGITS,
     POINTS,
     error_of,
-    importable_scripts,
     make_newer,
     make_run,
+    single_precision,
 )
 
 import eqmdm
+from eqmdm.cli.solver_study import picture, program
+from eqmdm.cli.solver_study.comparison import SolverComparison
+from eqmdm.cli.solver_study.options import SolverStudyOptions
+from eqmdm.cli.solver_study.table import REAL_DATA, SolverTable
+from eqmdm.cli.train_classifier import classifier
+from eqmdm.cli.trained import load_trained
 
 
 # The purposes of the keys.
@@ -37,26 +43,20 @@ KEYS = [(solver, n) for solver in ("collapsed", "euler", "tsit5") for n in (4, 1
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
-    with importable_scripts():
+    with single_precision():
         yield
 
 
 def _options(run, *arguments):
-    import solver_study
-
-    return tyro.cli(solver_study.Options, args=[str(run), *arguments])
+    return tyro.cli(SolverStudyOptions, args=[str(run), *arguments])
 
 
 def _study(run, *arguments):
-    import solver_study
-
-    solver_study.main(_options(run, *arguments))
+    program.run(_options(run, *arguments))
 
 
 def _error(run, *arguments):
-    import solver_study
-
-    return error_of(solver_study.main, _options(run, *arguments))
+    return error_of(program.run, _options(run, *arguments))
 
 
 def _rows(directory):
@@ -83,10 +83,8 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def digits_subject(digits):
-    import _subject
-
-    return _subject.load_subject(digits, data_dir=None)
+def digits_trained(digits):
+    return load_trained(digits, data_dir=None)
 
 
 class Sampler:
@@ -113,27 +111,22 @@ class Sampler:
 
 @pytest.fixture
 def sampler(monkeypatch):
-    import _study_plot
-    import _subject
-
     # A picture takes longer to draw, and a run to load, than all the rest.
-    monkeypatch.setattr(_study_plot, "draw", lambda path, *_, **__: path.touch())
-    load = functools.cache(_subject.load_subject)
-    monkeypatch.setattr(_subject, "load_subject", load)
+    monkeypatch.setattr(picture, "draw", lambda path, *_, **__: path.touch())
+    load = functools.cache(load_trained)
+    monkeypatch.setattr(program, "load_trained", load)
     sampler = Sampler()
     monkeypatch.setattr(eqmdm, "sample", sampler)
     return sampler
 
 
 def test_samples_are_compared_with_data_and_with_a_tight_solution(run):
-    import _subject
-
     _study(run, *REAL)
     rows = _rows(run / "solver_study")
     coarse, fine = (rows["vpsde", "collapsed", n] for n in (4, 12))
     assert float(fine["reference_rms"]) < float(coarse["reference_rms"]) / 4
-    subject = _subject.load_subject(run, data_dir=None)
-    dataset = subject.dataset
+    trained = load_trained(run, data_dir=None)
+    dataset = trained.dataset
     held_out = np.concatenate([dataset.validation, dataset.test])
     key_samples, key_directions, key_choice = (
         jr.fold_in(jr.key(0), i) for i in (SAMPLES, DIRECTIONS, HELD_OUT)
@@ -142,8 +135,8 @@ def test_samples_are_compared_with_data_and_with_a_tight_solution(run):
     assert len(set(chosen.tolist())) == 120
     chosen, others = chosen[:60], held_out[chosen[60:]]
     x = eqmdm.sample(
-        subject.score,
-        subject.model[1],
+        trained.score,
+        trained.model[1],
         (2,),
         key=key_samples,
         n_samples=60,
@@ -307,15 +300,13 @@ def test_clock_is_for_solvers_of_diffrax(run, sampler, tmp_path):
 
 @pytest.mark.parametrize("n, floor", [(180, "held out"), (181, "training")])
 def test_floor_is_of_held_out_data_where_there_are_enough(
-    n, floor, digits, digits_subject
+    n, floor, digits, digits_trained
 ):
-    import _study
-
-    subject = digits_subject
+    trained = digits_trained
     options = _options(digits, f"--n-samples={n}")
-    study = _study.Study(options, {"vpsde": subject}, None)
+    study = SolverComparison(options, {"vpsde": trained}, None)
     assert study.real_split == floor and study.n_held_out == n
-    data = subject.dataset
+    data = trained.dataset
     rows = lambda *parts: [x.tobytes() for part in parts for x in part]
     reference, real = rows(study._held_out), rows(study._real)
     held_out = rows(data.validation, data.test)
@@ -328,20 +319,18 @@ def test_floor_is_of_held_out_data_where_there_are_enough(
 
 
 def test_picture_shows_each_row_and_the_floor(tmp_path, monkeypatch):
-    import _study_plot
-    import _study_table
     from matplotlib.figure import Figure
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    table = _study_table.Table(tmp_path, {})
+    table = SolverTable(tmp_path, {})
     figures = lambda value: {
         "squared_mmd": value - 0.2,
         "squared_mmd_error": 0.01,
         "sliced_wasserstein": value,
         "sliced_wasserstein_error": 0.02,
     }
-    table.add(_study_table.REAL_DATA, figures(0.15))
+    table.add(REAL_DATA, figures(0.15))
     for diffusion in ("vpsde", "cld"):
         for solver in ("euler", "sea"):
             # Not in the order of the evaluations.
@@ -350,8 +339,8 @@ def test_picture_shows_each_row_and_the_floor(tmp_path, monkeypatch):
                 if (solver, n) != ("sea", 20):
                     row = {"evaluations": n} | figures(2 / n + 0.1)
                 table.add((diffusion, solver, n), row)
-    picture = tmp_path / "study.png"
-    _study_plot.draw(picture, table.rows, "title", floor="real data", images=True)
+    path = tmp_path / "study.png"
+    picture.draw(path, table.rows, "title", floor="real data", images=True)
     (figure,) = drawn
     assert [panel.get_title() for panel in figure.axes] == ["vpsde", "cld", "", ""]
     for i, panel in enumerate(figure.axes):
@@ -435,16 +424,14 @@ def test_free_score_is_studied_as_it_was_trained_only(free_run, capsys):
 def test_images_are_compared_by_features_that_are_trained_once(
     digits, sampler, tmp_path, monkeypatch, capsys
 ):
-    import _classifier
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(_classifier._STEPS, "digits", 5)
+    monkeypatch.setitem(classifier._STEPS, "digits", 5)
     options = "--solvers=euler --evaluations=3 --n-samples=80".split()
     # Optax's schedules and Adam mix integers and floats.
     with jax.numpy_dtype_promotion("standard"):
         _study(digits, *options)
     file = tmp_path / "runs" / "features-digits.npz"
-    accuracy = _classifier.load(file)[1]["accuracy"]
+    accuracy = classifier.load(file)[1]["accuracy"]
     written = file.read_bytes()
     assert f"held-out accuracy {accuracy:.4f}" in capsys.readouterr().out
     settings = json.loads((digits / "solver_study" / "settings.json").read_text())

@@ -7,7 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from script_runs import SCRIPTS, importable_scripts
+from script_runs import SCRIPTS, single_precision
+
+from eqmdm.cli.study import program, tables
+from eqmdm.cli.study.cells import read_study
+from eqmdm.cli.study.options import StudyOptions
 
 
 TINY = """
@@ -42,13 +46,11 @@ train = { steps = 2 }
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
-    with importable_scripts():
+    with single_precision():
         yield
 
 
 def _read(directory, text=TINY, short=False):
-    from _cells import read_study
-
     path = directory / "tiny.toml"
     path.write_text(text)
     return read_study(path, short=short)
@@ -109,8 +111,6 @@ def _write_evaluation(directory, total, converged, split="test"):
 
 
 def test_summary_is_over_seeds_and_paired_examples(tmp_path):
-    import _cell_results
-
     study = _read(tmp_path)
     rng = np.random.default_rng(0)
     # Examples differ far more than cells do.
@@ -125,7 +125,7 @@ def test_summary_is_over_seeds_and_paired_examples(tmp_path):
         values[cell.name, cell.seed] = np.where(converged, total, np.nan)
         names = {"grid": cell.grid, "cell": cell.name, "seed": cell.seed}
         rows.append(names | {"evaluation": "bound", "unit": "bits/dim", "steps": 4})
-    first, second = _cell_results.summarise(study, tmp_path, rows)
+    first, second = tables.summarise(study, tmp_path, rows)
 
     by_seed = np.stack([values["learned, K = 2", seed] for seed in (0, 1)])
     both = by_seed[:, np.isfinite(by_seed).all(axis=0)]
@@ -141,14 +141,12 @@ def test_summary_is_over_seeds_and_paired_examples(tmp_path):
     np.testing.assert_allclose(second["difference"], 0.1, atol=0.01)
     assert second["difference_error"] < 0.01 < 0.1 < second["error_over_examples"]
 
-    text = _cell_results.as_text(study, [first, second])
+    text = tables.as_text(study, [first, second])
     line = next(line for line in text.splitlines() if line.startswith("| learned"))
     assert f"| {second['value']:.4f} |" in line and "±" in line
 
 
 def test_pairs_are_of_the_same_models_and_examples(tmp_path):
-    import _cell_results
-
     study = _read(tmp_path)
     rng = np.random.default_rng(0)
     # Models and examples differ far more than evaluations of one do.
@@ -170,7 +168,7 @@ def test_pairs_are_of_the_same_models_and_examples(tmp_path):
         rows.append(rows[0] | {"evaluation": name})
     found = {
         (pair["first"], pair["second"]): pair
-        for pair in _cell_results.pairs(study, tmp_path, rows)
+        for pair in tables.pairs(study, tmp_path, rows)
     }
     assert set(found) == {("bound", "exact"), ("bound", "last"), ("exact", "last")}
     pair = found["bound", "exact"]
@@ -189,13 +187,12 @@ def test_pairs_are_of_the_same_models_and_examples(tmp_path):
 
 
 def test_parts_of_a_study_are_all_of_it(tmp_path, monkeypatch, capsys):
-    import study
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
 
     def commands(**options):
-        study.main(study.Options(Path("tiny.toml"), dry_run=True, **options))
+        program.run(StudyOptions(Path("tiny.toml"), dry_run=True, **options))
         lines = capsys.readouterr().out.splitlines()
         return [line for line in lines if line.startswith("  ")]
 
@@ -206,11 +203,10 @@ def test_parts_of_a_study_are_all_of_it(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("part", [(0, 2), (3, 2)])
 def test_part_that_there_is_not_is_refused(tmp_path, part):
-    import study
 
     (tmp_path / "tiny.toml").write_text(TINY)
     with pytest.raises(SystemExit, match="error: `part` must be I N with I from 1 to"):
-        study.main(study.Options(tmp_path / "tiny.toml", dry_run=True, part=part))
+        program.run(StudyOptions(tmp_path / "tiny.toml", dry_run=True, part=part))
 
 
 @pytest.mark.slow

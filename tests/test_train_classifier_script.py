@@ -7,15 +7,18 @@ import jax
 import numpy as np
 import pytest
 import tyro
-from script_runs import error_of, importable_scripts
+from script_runs import error_of, single_precision
 
 import eqmdm
+from eqmdm.cli.solver_study.features import find_features
+from eqmdm.cli.train_classifier import classifier, program
+from eqmdm.cli.train_classifier.options import ClassifierOptions
 
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
     # Optax's schedules and Adam mix integers and floats.
-    with importable_scripts(), jax.numpy_dtype_promotion("standard"):
+    with single_precision(), jax.numpy_dtype_promotion("standard"):
         yield
 
 
@@ -27,18 +30,17 @@ def digits():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The file of a narrow classifier, and what the program printed."""
-    import train_classifier
 
     path = tmp_path_factory.mktemp("classifier") / "digits.npz"
     args = ["--dataset=digits", f"--output={path}"]
     args += ["--width=4", "--steps=200", "--learning-rate=0.01"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        train_classifier.main(tyro.cli(train_classifier.Options, args=args))
+        program.run(tyro.cli(ClassifierOptions, args=args))
     return path, printed.getvalue()
 
 
 @pytest.fixture
-def classifier(trained):
+def file(trained):
     return trained[0]
 
 
@@ -47,10 +49,8 @@ def _logits(model, images):
 
 
 def test_accuracy_on_held_out_digits_is_printed_and_high(trained, digits):
-    import _classifier
-
     path, printed = trained
-    model, facts = _classifier.load(path)
+    model, facts = classifier.load(path)
     assert facts["data_fingerprint"] == digits.fingerprint
     right = np.argmax(_logits(model, digits.test), axis=1) == digits.labels.test
     accuracy, n = right.mean(), len(digits.test)
@@ -60,16 +60,13 @@ def test_accuracy_on_held_out_digits_is_printed_and_high(trained, digits):
     assert f"accuracy {accuracy:.4f} +- {error:.4f} on {n} test images" in printed
 
 
-def test_logits_are_linear_in_the_features(classifier, digits):
-    import _classifier
-    import _features
-
-    model, _ = _classifier.load(classifier)
-    features = _features.find(str(classifier), digits)
+def test_logits_are_linear_in_the_features(file, digits):
+    model, _ = classifier.load(file)
+    features = find_features(str(file), digits)
     assert features is not None
     # More than one batch, the last of which is not full.
     found = features.function(digits.train[:300])
-    assert found.shape == (300, _classifier.N_FEATURES)
+    assert found.shape == (300, classifier.N_FEATURES)
     logits = found @ np.asarray(model.head.weight).T + np.asarray(model.head.bias)
     expected = _logits(model, digits.train[:300])
     # float32, in which the logits are sums of 64 terms.
@@ -77,14 +74,12 @@ def test_logits_are_linear_in_the_features(classifier, digits):
 
 
 def test_classifier_is_of_the_training_split_and_the_seed_alone(digits):
-    import _classifier
-
     labels = digits.labels
     others = {"validation": 0 * digits.validation, "test": 0 * digits.test}
     labels = labels._replace(validation=9 - labels.validation, test=9 - labels.test)
     other = dataclasses.replace(digits, labels=labels, **others)
     weights = [
-        jax.tree.leaves(_classifier.train(data, steps=3, seed=seed, width=2)[0])
+        jax.tree.leaves(classifier.train(data, steps=3, seed=seed, width=2)[0])
         for data, seed in ((digits, 1), (other, 1), (digits, 2))
     ]
     # To the last bit.
@@ -93,23 +88,19 @@ def test_classifier_is_of_the_training_split_and_the_seed_alone(digits):
 
 
 def test_features_are_left_out_where_there_is_nothing_to_train_by(digits, capsys):
-    import _features
-
-    assert _features.find("none", digits) is None
+    assert find_features("none", digits) is None
     unlabelled = dataclasses.replace(digits, labels=None)
-    assert _features.find(None, unlabelled) is None
+    assert find_features(None, unlabelled) is None
     assert "no Fréchet distance" in capsys.readouterr().out
-    assert _features.find(None, eqmdm.data.load("mixture")) is None
+    assert find_features(None, eqmdm.data.load("mixture")) is None
 
 
 def test_features_may_be_a_function(digits, tmp_path, monkeypatch):
-    import _features
-
     monkeypatch.chdir(tmp_path)
     source = "import numpy\ndef means(x):\n    return x.mean(axis=(1, 2))\n"
     source += "def flat(x):\n    return x.mean(axis=(1, 2, 3))\n"
     (tmp_path / "my_features.py").write_text(source)
-    features = _features.find("my_features:means", digits)
+    features = find_features("my_features:means", digits)
     assert features is not None and features.identity == {
         "features": "my_features:means"
     }
@@ -118,7 +109,7 @@ def test_features_may_be_a_function(digits, tmp_path, monkeypatch):
     np.testing.assert_allclose(
         features.function(digits.train[:600]), expected, rtol=1e-6
     )
-    flat = _features.find("my_features:flat", digits)
+    flat = find_features("my_features:flat", digits)
     assert flat is not None
     with pytest.raises(ValueError, match="a row of features for each image"):
         flat.function(digits.train[:10])
@@ -139,20 +130,17 @@ def test_features_may_be_a_function(digits, tmp_path, monkeypatch):
     ids=lambda value: value if ":" in value or value.endswith("npz") else "",
 )
 def test_features_that_do_not_fit_are_refused(
-    given, message, classifier, digits, tmp_path, monkeypatch
+    given, message, file, digits, tmp_path, monkeypatch
 ):
-    import _classifier
-    import _features
-
     monkeypatch.chdir(tmp_path)
     Path("text.npz").write_text("text")
-    model, facts = _classifier.load(classifier)
-    Path("cut.npz").write_bytes(classifier.read_bytes()[:1000])
+    model, facts = classifier.load(file)
+    Path("cut.npz").write_bytes(file.read_bytes()[:1000])
     np.savez("arrays.npz", facts="{}")
-    _classifier.save(Path("other.npz"), model, facts | {"data_fingerprint": "0" * 64})
-    _classifier.save(Path("narrower.npz"), model, facts | {"width": 2})
+    classifier.save(Path("other.npz"), model, facts | {"data_fingerprint": "0" * 64})
+    classifier.save(Path("narrower.npz"), model, facts | {"width": 2})
     with pytest.raises(ValueError, match=message):
-        _features.find(given, digits)
+        find_features(given, digits)
 
 
 @pytest.mark.parametrize(
@@ -167,17 +155,14 @@ def test_features_that_do_not_fit_are_refused(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_wrong_option_is_one_clear_line(wrong, message, tmp_path):
-    import train_classifier
 
     options = {"output": tmp_path / "new.npz"} | wrong
     options["output"] = Path(options["output"])
-    options = train_classifier.Options("digits", **options)
-    assert message in error_of(train_classifier.main, options)
+    options = ClassifierOptions("digits", **options)
+    assert message in error_of(program.run, options)
 
 
 def test_classifier_needs_labels(digits):
-    import _classifier
-
     unlabelled = dataclasses.replace(digits, labels=None)
     with pytest.raises(ValueError, match="digits must have labels"):
-        _classifier.train(unlabelled)
+        classifier.train(unlabelled)

@@ -18,6 +18,8 @@ import pytest
 
 import eqmdm
 from eqmdm import Run
+from eqmdm.cli.preemption import Preemption
+from eqmdm.cli.train.options import TrainOptions
 from image_files import random_images, write_images
 
 
@@ -205,10 +207,7 @@ def test_run_terminated_after_its_last_step_says_what_is_left_and_resumes_to_it(
 
 
 @pytest.fixture
-def preemption(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from _preemption import Preemption
-
+def preemption():
     preemption = Preemption()
     yield preemption
     preemption.close()
@@ -706,11 +705,8 @@ def test_wrong_option_is_one_clear_message(arguments, messages, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_dataset_names_are_those_of_the_library(monkeypatch):
+def test_dataset_names_are_those_of_the_library():
     import typing
 
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from _options import Options
-
-    names = typing.get_args(typing.get_type_hints(Options)["dataset"])
+    names = typing.get_args(typing.get_type_hints(TrainOptions)["dataset"])
     assert names == eqmdm.data.NAMES

@@ -1,0 +1,1 @@
+"""The programs: they alone parse a command line, print and plot."""

@@ -1,0 +1,134 @@
+"""The results of an evaluation on disk, durable from batch to batch."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import SETTINGS, check_settings, write_text
+
+
+TABLE, REPORT = "examples.parquet", "report.json"
+_PARTS = "parts.jsonl"
+_FIGURES = ("report.txt", "histogram.png")
+
+
+class EvaluationResults:
+    """A directory of results: its settings, and a row of numbers for each example.
+
+    Each finished batch is a line of parts.jsonl, written at once. When all are there
+    they become a table in the order of the examples, and the parts go last of all: a
+    process that is killed at any moment leaves what the next one can continue from.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], *, anew: bool):
+        """**Arguments:**
+
+        - `directory`: made if it does not exist.
+        - `settings`: what the results depend on.
+        - `anew`: whether to drop results that are there already.
+
+        **Raises:**
+
+        `ValueError`, naming the first setting that differs from those of the results
+        that are there already, or if other files are there.
+        """
+        self.directory = directory
+        if anew and (directory / SETTINGS).exists():
+            # The settings last, so that what is left is never taken for their results.
+            for name in (REPORT, TABLE, *_FIGURES, _PARTS, SETTINGS):
+                (directory / name).unlink(missing_ok=True)
+        check_settings(
+            directory,
+            settings,
+            "evaluation",
+            otherwise="or start anew with --overwrite",
+        )
+        self.rows: dict[int, dict[str, Any]] = {}
+        self._times: list[tuple[int, float, bool]] = []
+        if self.is_complete:
+            (directory / _PARTS).unlink(missing_ok=True)
+        else:
+            self._read_parts()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the report is written, which is after everything but a tidy-up."""
+        return (self.directory / REPORT).exists()
+
+    def add(self, rows: list[dict[str, Any]], seconds: float, compiled: bool) -> None:
+        """Keep the rows of a batch, all of them or none.
+
+        **Arguments:**
+
+        - `seconds`, `compiled`: the time they took, and whether that was mostly for
+            compilation.
+        """
+        part = {"rows": rows, "seconds": seconds, "compiled": compiled}
+        with (self.directory / _PARTS).open("a") as file:
+            file.write(json.dumps(part) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._take(part)
+
+    @property
+    def timing(self) -> tuple[float, bool]:
+        """Seconds per example, and whether these include compilation, as they do if
+        there is no batch without."""
+        without = [time for time in self._times if not time[2]]
+        counts, seconds, _ = zip(*(without or self._times), strict=True)
+        return sum(seconds) / sum(counts), not without
+
+    def mean(self, name: str) -> float:
+        """Of a column so far, over the examples that have it."""
+        values = np.array([row[name] for row in self.rows.values()])
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else math.nan
+
+    def write_table(self) -> dict[str, np.ndarray]:
+        """Write the table, and return its columns."""
+        rows = [self.rows[number] for number in sorted(self.rows)]
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        partial = self.directory / (TABLE + ".partial")
+        pq.write_table(pa.table(columns), partial)
+        partial.replace(self.directory / TABLE)
+        return columns
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Write the report, and remove the parts."""
+        write_text(self.directory / REPORT, json.dumps(_plain(report), indent=1) + "\n")
+        (self.directory / _PARTS).unlink(missing_ok=True)
+
+    def _read_parts(self) -> None:
+        path = self.directory / _PARTS
+        if not path.exists():
+            return
+        text = path.read_text()
+        # What a kill cut off; a line added to it would be lost too.
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_text(path, whole)
+        for line in whole.splitlines():
+            self._take(json.loads(line))
+
+    def _take(self, part: dict[str, Any]) -> None:
+        for row in part["rows"]:
+            self.rows.setdefault(row["example"], row)
+        self._times.append((len(part["rows"]), part["seconds"], part["compiled"]))
+
+
+def _plain(value: Any) -> Any:
+    """With null for numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,14 @@
+"""`eqmdm plot-diffusions`: draw paths and log-SNRs of the named diffusions."""
+
+from collections.abc import Sequence
+
+from ..parsing import parse
+from .options import PlotOptions
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    options = parse(PlotOptions, arguments, prog)
+    # Only once the command is known to be right, since importing JAX takes a while.
+    from .program import run
+
+    run(options)

@@ -1,0 +1,91 @@
+"""Draw what diffusions do to data: paths of every variable, and the log-SNR in time.
+
+    python scripts/plot_diffusions.py --path benchmarks/results/diffusions.png
+
+Paths start at -1 and 1 and are solved by Diffrax from `eqmdm.forward_sde`.
+"""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import matplotlib
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import eqmdm
+
+from .options import PlotOptions
+
+
+DIFFUSIONS = {
+    "VPSDE": eqmdm.VPSDE(),
+    "CLD": eqmdm.CLD(),
+    "ALDA": eqmdm.ALDA(),
+    "MALDA": eqmdm.MALDA(),
+}
+LABELS = ("data", "auxiliary 1", "auxiliary 2")
+
+
+def run(settings: PlotOptions) -> None:
+    figure = plt.figure(figsize=(12, 7.5), layout="constrained")
+    grid = figure.add_gridspec(4, len(DIFFUSIONS), height_ratios=(2, 1, 1, 2.2))
+    snr_axes = figure.add_subplot(grid[3, :])
+    for column, (name, diffusion) in enumerate(DIFFUSIONS.items()):
+        times, paths = solve(diffusion, settings)
+        for row in range(diffusion.n_vars):
+            axes = figure.add_subplot(grid[row, column])
+            for start, color in enumerate(("C0", "C3")):
+                axes.plot(times, paths[start, :, :, row].T, color=color, lw=0.5)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(-3.2, 3.2)
+            axes.tick_params(labelbottom=row == diffusion.n_vars - 1)
+            if column == 0 or row > 0:
+                axes.set_ylabel(LABELS[row])
+            if row == 0:
+                axes.set_title(name)
+        t = jnp.geomspace(diffusion.t0, diffusion.t1, 400)
+        snr_axes.plot(t, jax.jit(jax.vmap(diffusion.log_snr))(t), label=name)
+    snr_axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    snr_axes.set_xlim(0, 1)
+    snr_axes.set_ylim(-10, 20)
+    snr_axes.set_xlabel("diffusion time")
+    snr_axes.set_ylabel("log signal-to-noise ratio")
+    snr_axes.legend()
+    settings.path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(settings.path, dpi=80)
+    print(f"written: {settings.path}")
+
+
+def solve(
+    diffusion: eqmdm.AbstractLinearDiffusion, settings: PlotOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times, and paths of shape (starts, paths, times, variables)."""
+    times = jnp.linspace(0, diffusion.t1, settings.n_steps + 1)
+
+    def path(x, key):
+        key_path, key_start = jr.split(key)
+        problem = eqmdm.forward_sde(diffusion, x, key=key_path)
+        solution = diffrax.diffeqsolve(
+            problem.terms,
+            diffrax.SEA(),
+            problem.t0,
+            problem.t1,
+            None,
+            problem.initial(key=key_start),
+            stepsize_controller=diffrax.StepTo(times),
+            saveat=diffrax.SaveAt(ts=times),
+            max_steps=settings.n_steps,
+        )
+        assert solution.ys is not None
+        return solution.ys
+
+    starts = jnp.asarray([-1.0, 1.0])
+    keys = jr.split(jr.key(settings.seed), (len(starts), settings.n_paths))
+    over_paths = jax.vmap(path, in_axes=(None, 0))
+    paths = jax.jit(jax.vmap(over_paths))(starts, keys)
+    return np.asarray(times), np.asarray(paths)

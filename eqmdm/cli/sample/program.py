@@ -1,0 +1,139 @@
+"""Draw samples from a trained model.
+
+    python scripts/sample.py runs/digits-cld-denoiser-0 --solver heun --steps 50
+
+See `--help` for the options.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import eqmdm
+
+from .. import build, plots
+from ..build import Purpose
+from ..errors import clean_errors
+from ..trained import load_trained
+from .options import SampleOptions
+
+
+# What a picture of images can show.
+_MOST_SHOWN = 256
+# How many samples an error names; the file has the numbers of all that are kept.
+_MOST_NAMED = 20
+
+
+def run(options: SampleOptions) -> None:
+    # ----- Set-up: every wrong option, file or run fails here, before any work.
+    with clean_errors():
+        options.check()
+        trained = load_trained(options.run, data_dir=options.data_dir, ema=options.ema)
+        options.check_run(trained)
+        directory = options.directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    # ----- The samples, in batches of one size, so that one program serves them all.
+    size = min(options.batch_size, options.n_samples)
+    trained = trained.over_devices(size)
+    starts = list(range(0, options.n_samples, size))
+    parts, times = [], []
+    bar = tqdm(total=len(starts), unit="batch", desc="compiling")
+    try:
+        # A single batch is drawn again, to be timed without compilation.
+        for first in starts if len(starts) > 1 else starts * 2:
+            clock = time.perf_counter()
+            with clean_errors():
+                parts.append(draw(trained, options, first, size))
+            times.append(time.perf_counter() - clock)
+            bar.set_description("sampling")
+            bar.update(min(len(parts), len(starts)) - bar.n)
+    except KeyboardInterrupt:
+        sys.exit("stopped: nothing is written")
+    finally:
+        bar.close()
+    x = np.concatenate(parts)[: options.n_samples]
+    seconds = float(np.mean(times[1:])) / size
+
+    # ----- Those that are numbers, as data are stored, and what was done.
+    kept = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    if not kept.all():
+        print(failures(options, np.flatnonzero(~kept)))
+    if not kept.any():
+        sys.exit("error: there are no samples to write")
+    values = decode(trained, x[kept])
+    evaluations = options.method.n_evaluations(options.steps)
+    settings = {
+        "run": trained.name,
+        "dataset": trained.dataset.name,
+        "step": trained.step,
+        **options.identity(),
+        "parameters": trained.parameters,
+        "evaluations_per_sample": evaluations,
+        "seconds_per_sample": seconds,
+        "versions": build.facts(trained.options)["versions"],
+    }
+    n_levels = trained.dataset.n_levels
+    shown = values if n_levels is None else values[:_MOST_SHOWN]
+    plots.samples(directory / "samples.png", shown, n_levels)
+    write(directory / "samples.npz", values, np.flatnonzero(kept), settings)
+    print(
+        f"{len(values)} samples of {trained.dataset.name} by {options.solver}, "
+        f"{options.steps} steps\na sample: {evaluations} evaluations of the network, "
+        f"{seconds:.3g} s without compilation\n"
+        f"written to {directory}: samples.npz, samples.png"
+    )
+
+
+def draw(trained: Any, options: SampleOptions, first: int, n: int) -> np.ndarray:
+    x = eqmdm.sample(
+        trained.score,
+        trained.model[1],
+        trained.dataset.shape,
+        # That of `train.py`, whose samples start from the same noise.
+        key=build.purpose_key(options.seed, Purpose.SAMPLES),
+        n_samples=n,
+        first=first,
+        dtype=trained.dtype,
+        **options.how,
+    )
+    return np.asarray(x)
+
+
+def failures(options: SampleOptions, numbers: np.ndarray) -> str:
+    named = ", ".join(map(str, numbers[:_MOST_NAMED]))
+    if len(numbers) > _MOST_NAMED:
+        named += f" and {len(numbers) - _MOST_NAMED} more"
+    return (
+        f"{len(numbers)} of {options.n_samples} samples are not finite and left out: "
+        f"{named}. Raise --steps, which was {options.steps}, or try another --solver, "
+        "--grid or --clock."
+    )
+
+
+def decode(trained: Any, x: np.ndarray) -> np.ndarray:
+    """Samples as examples are stored."""
+    grey_levels = build.build_grey_levels(trained.options, trained.dataset)
+    if grey_levels is None:
+        return x
+    levels = np.asarray(grey_levels.decode(jnp.asarray(x)))
+    return levels.astype(trained.dataset.train.dtype)
+
+
+def write(
+    path: Path, values: np.ndarray, numbers: np.ndarray, settings: dict[str, Any]
+) -> None:
+    """The samples, their numbers and, as JSON, the settings; all at once, so that a
+    reader never sees half of a file."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(
+            file, samples=values, numbers=numbers, settings=json.dumps(settings)
+        )
+    partial.replace(path)

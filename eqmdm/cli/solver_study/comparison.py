@@ -1,0 +1,227 @@
+"""The figures of a study of solvers: what is drawn, and how far it is from the data."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import eqmdm
+
+from .. import build, solvers
+from ..build import Purpose
+from ..clocks import CLOCKS
+from ..errors import runtime_message
+from ..trained import TrainedRun
+from .features import Features
+from .options import GRIDS, SolverStudyOptions
+
+
+# Of the tight solution of the probability flow.
+_TOLERANCE, _MAX_STEPS = 1e-6, 4096
+
+
+def check_n_samples(n: int, dataset: Any) -> None:
+    """**Raises:** `ValueError` if there are fewer real examples than samples."""
+    n_held_out = len(dataset.validation) + len(dataset.test)
+    most = max(len(dataset.train), n_held_out // 2)
+    if n > most:
+        raise ValueError(
+            f"`n_samples` must be at most {most}, the number of real examples that "
+            f"they can be compared with; got {n}."
+        )
+
+
+class SolverComparison:
+    """What all figures of a study have in common."""
+
+    def __init__(
+        self,
+        options: SolverStudyOptions,
+        runs: dict[str, TrainedRun],
+        features: Features | None,
+    ):
+        size = min(options.batch_size, options.n_samples)
+        runs = {name: s.over_devices(size) for name, s in runs.items()}
+        self._options, self._runs, self._features = (
+            options,
+            runs,
+            features,
+        )
+        # Their data are one.
+        trained = next(iter(runs.values()))
+        self._dataset, self._dtype = trained.dataset, trained.dtype
+        self._is_denoiser = trained.is_denoiser
+        self._grey_levels = build.build_grey_levels(trained.options, trained.dataset)
+        self._held_out, self._real, self.real_split = self._choose()
+        self.n_held_out = len(self._held_out)
+        self._references: dict[tuple[str, str], np.ndarray] = {}
+        if features is not None:
+            self._held_out_features = features.function(self._held_out)
+
+    @property
+    def n_batches(self) -> int:
+        return -(-self._options.n_samples // self._options.batch_size)
+
+    def real_data(self) -> dict[str, Any]:
+        """The row of as many real examples as there are samples."""
+        return self._quality(self._real)
+
+    def row(
+        self, diffusion: str, name: str, allowed: int, progress: Callable[[], Any]
+    ) -> dict[str, Any]:
+        """The row of a solver, by name, or why there is none.
+
+        `progress` is called after each batch.
+        """
+        method = solvers.find(name)
+        n_steps = method.steps_within(allowed)
+        if n_steps == 0:
+            least = method.n_evaluations(1)
+            return {"failure": f"`evaluations` must be at least {least}"}
+        row: dict[str, Any] = {
+            "steps": n_steps,
+            "evaluations": method.n_evaluations(n_steps),
+        }
+        how = method.options | {"n_steps": n_steps}
+        if self._options.grid != "default":
+            how["grid"] = GRIDS[self._options.grid]
+        if method.process is not None:
+            how["clock"] = CLOCKS[self._options.clock]
+        try:
+            x, row["seconds"] = self._draw(self._runs[diffusion], how, progress)
+        # A diffusion or a number of steps that the solver refuses.
+        except (TypeError, ValueError) as error:
+            return row | {"failure": " ".join(str(error).split())}
+        except eqx.EquinoxRuntimeError as error:
+            return row | {"failure": runtime_message(error)}
+        lost = np.count_nonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
+        if lost:
+            return row | {"failure": f"{lost} of {len(x)} samples are not finite"}
+        row |= self._quality(self._decode(x))
+        if method.deterministic and self._options.reference_samples:
+            row |= self._error(diffusion, method, x)
+        return row
+
+    def _draw(
+        self, trained: TrainedRun, how: dict[str, Any], progress: Callable[[], Any]
+    ) -> tuple[np.ndarray, float]:
+        """Samples, and the seconds that so many take without compilation."""
+        size = min(self._options.batch_size, self._options.n_samples)
+        parts, times = [], []
+        for number in range(self.n_batches):
+            clock = time.perf_counter()
+            parts.append(self._batch(trained, number * size, size, how))
+            times.append(time.perf_counter() - clock)
+            progress()
+        if len(times) == 1:
+            clock = time.perf_counter()
+            self._batch(trained, 0, size, how)
+            times.append(time.perf_counter() - clock)
+        n = self._options.n_samples
+        # The first batch is compiled, all of them are of one size.
+        return np.concatenate(parts)[:n], float(np.mean(times[1:])) * n / size
+
+    def _batch(self, trained: TrainedRun, first: int, n: int, how: dict) -> np.ndarray:
+        x = eqmdm.sample(
+            trained.score,
+            trained.model[1],
+            self._dataset.shape,
+            key=self._key(Purpose.SAMPLES),
+            n_samples=n,
+            first=first,
+            dtype=self._dtype,
+            **how,
+        )
+        return np.asarray(x)
+
+    def _quality(self, x: np.ndarray) -> dict[str, float]:
+        """The distances of examples, as they are stored, from those held out."""
+        flat, held_out = (self._pixels(part) for part in (x, self._held_out))
+        key = self._key(Purpose.DIRECTIONS)
+        distances = {
+            "sliced_wasserstein": eqmdm.sliced_wasserstein(flat, held_out, key=key),
+            "squared_mmd": eqmdm.maximum_mean_discrepancy(flat, held_out),
+        }
+        if self._features is not None:
+            found = self._features.function(x)
+            distances["frechet"] = eqmdm.frechet_distance(
+                found, self._held_out_features
+            )
+        row = {}
+        for name, (value, error) in distances.items():
+            row |= {name: value, f"{name}_error": error}
+        return row
+
+    def _error(self, diffusion: str, method: Any, x: np.ndarray) -> dict[str, float]:
+        """The root mean square of the distances to a tight solution."""
+        n = min(self._options.reference_samples, len(x))
+        gaps = (x[:n] - self._reference(diffusion, method)).reshape(n, -1)
+        squares = np.mean(gaps.astype(np.float64) ** 2, axis=1)
+        # A tight solution that was not reached is not one to compare with.
+        squares = squares[np.isfinite(squares)]
+        if len(squares) < 2:
+            return {}
+        rms = math.sqrt(squares.mean())
+        error = squares.std(ddof=1) / math.sqrt(len(squares))
+        error = error / (2 * rms) if rms else 0.0
+        return {"reference_rms": rms, "reference_rms_error": error}
+
+    def _reference(self, diffusion: str, method: Any) -> np.ndarray:
+        how = self._tight(method)
+        name = diffusion, repr(how["solver"])
+        if name not in self._references:
+            n = min(self._options.reference_samples, self._options.n_samples)
+            size = min(n, self._options.batch_size)
+            trained = self._runs[diffusion]
+            parts = [self._batch(trained, i, size, how) for i in range(0, n, size)]
+            self._references[name] = np.concatenate(parts)[:n]
+        return self._references[name]
+
+    def _tight(self, method: Any) -> dict[str, Any]:
+        """How to solve what a solver without noise solves, tightly."""
+        if method.process is not None:
+            tight = dfx.PIDController(rtol=_TOLERANCE, atol=_TOLERANCE)
+            how = {"solver": dfx.Tsit5(), "process": method.process}
+            return how | {"stepsize_controller": tight, "n_steps": _MAX_STEPS}
+        solver = eqmdm.Collapsed(order=3)
+        if isinstance(method.solver, eqmdm.DataPrediction):
+            root = method.solver.root
+            # With an aligned root and a denoiser it is the collapsed one.
+            if not (self._is_denoiser and isinstance(root, eqmdm.AlignedRoot)):
+                solver = eqmdm.DataPrediction(order=3, root=root)
+        steps = {"n_steps": self._options.reference_steps}
+        return {"solver": solver, "grid": eqmdm.LogSNRGrid()} | steps
+
+    def _decode(self, x: np.ndarray) -> np.ndarray:
+        """Samples as examples are stored."""
+        if self._grey_levels is None:
+            return x
+        levels = np.asarray(self._grey_levels.decode(jnp.asarray(x)))
+        return levels.astype(self._dataset.train.dtype)
+
+    def _pixels(self, x: np.ndarray) -> np.ndarray:
+        """Grey levels from 0 to 1; points as they are."""
+        n_levels = self._dataset.n_levels
+        return x if n_levels is None else x.astype(np.float64) / (n_levels - 1)
+
+    def _choose(self) -> tuple[np.ndarray, np.ndarray, str]:
+        """The held-out examples, as many other real ones as there are samples, and the
+        name of the split that these are of."""
+        n, train = self._options.n_samples, self._dataset.train
+        held_out = np.concatenate([self._dataset.validation, self._dataset.test])
+        key = self._key(Purpose.HELD_OUT)
+        some = lambda examples, first, n: examples[
+            np.asarray(eqmdm.data.shuffled_indices(key, first, n, len(examples)))
+        ]
+        if 2 * n <= len(held_out):
+            return some(held_out, 0, n), some(held_out, n, n), "held out"
+        return some(held_out, 0, min(n, len(held_out))), some(train, 0, n), "training"
+
+    def _key(self, purpose: int) -> jax.Array:
+        return build.purpose_key(self._options.seed, purpose)

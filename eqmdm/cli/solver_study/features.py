@@ -1,0 +1,115 @@
+"""The features of images that a Fréchet distance is of."""
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ..train_classifier import classifier
+
+
+# Of the images that a user's function is given at once.
+_BATCH = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """A function from images to rows of features, and what it is."""
+
+    function: Callable[[np.ndarray], np.ndarray]
+    identity: dict[str, Any]
+    """What a study records, and compares when it is continued."""
+
+
+def find_features(given: str | None, dataset: Any) -> Features | None:
+    """The features that a user asks for; a classifier's, trained if need be, by
+    default. `None` for points, and where there is nothing to train a classifier by.
+
+    **Raises:**
+
+    `ValueError` for a file or a function that does not exist or does not fit.
+    """
+    if dataset.n_levels is None:
+        if given not in (None, "none"):
+            raise ValueError(
+                f"`features` must be left out for {dataset.name}, which is points and "
+                f"compared as they are; got {given}."
+            )
+        return None
+    if given == "none":
+        return None
+    if given is not None and ":" in given and not Path(given).exists():
+        return _of_function(given)
+    if given is None:
+        if dataset.labels is None:
+            print("no Fréchet distance: the image files have no labels")
+            return None
+        given = str(_trained(dataset))
+    return _of_classifier(Path(given), dataset)
+
+
+def _trained(dataset: Any) -> Path:
+    path = classifier.default_file(dataset.name)
+    if not path.exists():
+        wrap = lambda steps: tqdm(steps, desc="training a classifier", unit="step")
+        model, facts = classifier.train(dataset, progress=wrap)
+        classifier.save(path, model, facts)
+    return path
+
+
+def _of_classifier(path: Path, dataset: Any) -> Features:
+    model, facts = classifier.load(path)
+    if facts["data_fingerprint"] != dataset.fingerprint:
+        raise ValueError(
+            f"`features` must be a classifier of the data of the run, {dataset.name} "
+            f"with the fingerprint {dataset.fingerprint[:16]}; that in {path} is of "
+            f"{facts['dataset']} with {facts['data_fingerprint'][:16]}. Train one by "
+            "train_classifier.py --output FILE and pass --features FILE."
+        )
+    print(
+        f"features: {path}, held-out accuracy {facts['accuracy']:.4f} +- "
+        f"{facts['standard_error']:.4f} on {facts['examples']} images"
+    )
+    batched = eqx.filter_jit(jax.vmap(lambda image: model.features(image)))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    accuracy = {"accuracy": facts["accuracy"], "examples": facts["examples"]}
+    accuracy |= {"standard_error": facts["standard_error"]}
+    return Features(
+        lambda images: classifier.in_batches(batched, images),
+        {"features": f"classifier {digest}", "features_accuracy": accuracy},
+    )
+
+
+def _of_function(given: str) -> Features:
+    module, _, name = given.partition(":")
+    # Of the user's directory, where a program's own is first.
+    sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"`features` must be a file, none, or a function as module:function; got "
+            f"{given} ({error})."
+        ) from error
+
+    def features(images: np.ndarray) -> np.ndarray:
+        starts = range(0, len(images), _BATCH)
+        rows = [np.asarray(function(images[i : i + _BATCH])) for i in starts]
+        wrong = {part.shape for part in rows if part.ndim != 2}
+        if wrong or sum(map(len, rows)) != len(images):
+            raise ValueError(
+                f"`features` must give a row of features for each image; {given} gave "
+                f"{rows[0].shape} for {len(images[:_BATCH])} images."
+            )
+        return np.concatenate(rows)
+
+    return Features(features, {"features": given})

@@ -1,0 +1,96 @@
+"""Compare solvers by the quality of their samples at equal numbers of evaluations.
+
+    python scripts/solver_study.py runs/digits-cld-denoiser-0 --diffusions vpsde,cld
+
+See `--help` for the options.
+"""
+
+import itertools
+import sys
+
+import jax
+from tqdm import tqdm
+
+from .. import build
+from ..errors import clean_errors
+from ..trained import load_trained
+from . import picture
+from .comparison import SolverComparison, check_n_samples
+from .features import find_features
+from .options import SolverStudyOptions
+from .runs import runs_by_diffusion
+from .table import PICTURE, REAL_DATA, SolverTable
+
+
+# A program for each row is compiled; kept, they would fill the memory.
+_FORGET_EVERY = 20
+
+
+def run(options: SolverStudyOptions) -> None:
+    # ----- Set-up: every wrong option, file or run fails here, before any work.
+    with clean_errors():
+        options.check()
+        trained = load_trained(options.run, data_dir=options.data_dir)
+        check_n_samples(options.n_samples, trained.dataset)
+        runs = runs_by_diffusion(options, trained)
+        features = find_features(options.features, trained.dataset)
+        study = SolverComparison(options, runs, features)
+        facts = build.facts(trained.options)
+        described = {"features": "none"} if features is None else features.identity
+        table = SolverTable(
+            options.directory,
+            {"dataset": trained.dataset.name, "step": trained.step}
+            | {"parameters": trained.parameters}
+            | options.identity()
+            | {"n_held_out": study.n_held_out, "real_data": study.real_split}
+            | described
+            | {"versions": facts["versions"], "device": facts["device"]["kind"]},
+        )
+
+    # ----- The rows that are not there yet, each kept as soon as it is known.
+    wanted = list(
+        dict.fromkeys(
+            itertools.product(runs, options.solvers, sorted(options.evaluations))
+        )
+    )
+    todo = [key for key in wanted if key not in table.rows]
+    total = len(wanted) * study.n_batches
+    done = (len(wanted) - len(todo)) * study.n_batches
+    bar = tqdm(total=total, initial=done, unit="batch")
+    try:
+        if REAL_DATA not in table.rows:
+            bar.set_description("real data")
+            with clean_errors():
+                table.add(REAL_DATA, study.real_data())
+        for number, (diffusion, solver, allowed) in enumerate(todo, start=1):
+            bar.set_description(f"{diffusion}, {solver}, {allowed} evaluations")
+            with clean_errors():
+                row = study.row(diffusion, solver, allowed, bar.update)
+            table.add((diffusion, solver, allowed), row)
+            if "failure" in row:
+                bar.write(f"{diffusion}, {solver}, {allowed}: {row['failure']}")
+            done += study.n_batches
+            bar.update(done - bar.n)
+            if number % _FORGET_EVERY == 0:
+                jax.clear_caches()
+    except KeyboardInterrupt:
+        bar.close()
+        sys.exit(f"stopped with {len(table.rows)} rows; the same command continues")
+    bar.close()
+
+    # ----- The picture, of all rows that are there, and those asked for as text.
+    images = trained.dataset.n_levels is not None
+    title = (
+        f"{trained.name}, step {trained.step}: {options.n_samples} samples, "
+        f"{study.n_held_out} held-out examples"
+    )
+    if features is not None and "features_accuracy" in features.identity:
+        accuracy = features.identity["features_accuracy"]["accuracy"]
+        title += f", features of a classifier of accuracy {accuracy:.3f}"
+    floor = f"real data ({study.real_split}), $\\pm$ 1 s.e."
+    picture.draw(
+        table.directory / PICTURE, table.rows, title, floor=floor, images=images
+    )
+    print(picture.as_text(table.rows, [REAL_DATA, *wanted]))
+    written = sorted(path.name for path in table.directory.iterdir())
+    print(f"written to {table.directory}: {', '.join(written)}")

@@ -1,0 +1,74 @@
+"""The table of a study on disk, durable from row to row."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import check_settings, write_text
+
+
+TABLE, PICTURE = "study.csv", "study.png"
+# In the order of the rows and panels of the picture.
+FIGURES = ("sliced_wasserstein", "squared_mmd", "frechet", "reference_rms")
+_KEY = ("diffusion", "solver", "allowed")
+COLUMNS = (*_KEY, "steps", "evaluations", "seconds")
+COLUMNS += tuple(f"{name}{end}" for name in FIGURES for end in ("", "_error"))
+COLUMNS += ("failure",)
+# The row of real data, in the place of a solver.
+REAL_DATA = ("", "real data", 0)
+
+Key = tuple[str, str, int]
+Row = dict[str, Any]
+
+
+class SolverTable:
+    """A directory with a study's settings, and a line of study.csv for each figure.
+
+    A line is written at once, and one that a kill cut off is dropped: what is there
+    has been computed with the settings that are there.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any]):
+        """**Raises:**
+
+        `ValueError`, naming the first setting that differs from those of the study that
+        is there already, or if other files are there.
+        """
+        self.directory = directory
+        self._path = directory / TABLE
+        check_settings(directory, settings, "study")
+        self.rows: dict[Key, Row] = {}
+        text = self._path.read_text() if self._path.exists() else ""
+        whole = text[: text.rfind("\n") + 1] or _line(COLUMNS)
+        if whole != text:
+            write_text(self._path, whole)
+        for row in csv.DictReader(io.StringIO(whole)):
+            row = {name: _value(name, text) for name, text in row.items()}
+            self.rows[row["diffusion"], row["solver"], row["allowed"]] = row
+
+    def add(self, key: Key, row: Row) -> None:
+        row = dict.fromkeys(COLUMNS) | dict(zip(_KEY, key, strict=True)) | row
+        with self._path.open("a") as file:
+            file.write(_line(["" if row[n] is None else row[n] for n in COLUMNS]))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[key] = row
+
+
+def _line(values: Any) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()
+
+
+def _value(name: str, text: str) -> Any:
+    if name in ("diffusion", "solver"):
+        return text
+    if not text:
+        return None
+    if name == "failure":
+        return text
+    return int(text) if name in ("allowed", "steps", "evaluations") else float(text)

@@ -1,0 +1,14 @@
+"""`eqmdm study`: train and evaluate every cell of a study."""
+
+from collections.abc import Sequence
+
+from ..parsing import parse
+from .options import StudyOptions
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    options = parse(StudyOptions, arguments, prog)
+    # Only once the command is known to be right, since importing JAX takes a while.
+    from .program import run
+
+    run(options)

@@ -1,0 +1,176 @@
+"""What a study asks for, and the trainings and evaluations that answer it."""
+
+import dataclasses
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ..evaluate.options import EvaluateOptions
+from ..train.options import TrainOptions
+
+
+TomlTable = Mapping[str, Any]
+_STUDY = {"question": str, "seeds": list, "train": dict, "evaluations": dict}
+_STUDY |= {"grids": dict, "short": dict}
+_GRID = {"question": str, "seeds": list, "train": dict, "axes": dict, "evaluate": list}
+_SHORT = {"seeds": list, "train": dict, "evaluations": dict, "grids": list}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training, and how it is evaluated."""
+
+    grid: str
+    axes: dict[str, str]
+    """Its value on each axis, by the names that the study gives them."""
+    seed: int
+    train: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """What its seeds have in common."""
+        return ", ".join(self.axes.values()) or self.grid
+
+    @property
+    def directory(self) -> Path:
+        """Below that of the study."""
+        slug = re.sub(r"[^\w.]+", "-", "-".join(self.axes.values())).strip("-")
+        return Path(self.grid) / (slug or "only") / f"seed-{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A file of a study, in which every name and value has been checked."""
+
+    name: str
+    question: str
+    grids: dict[str, str]
+    """What each of them asks."""
+    cells: tuple[Cell, ...]
+
+
+def read_study(path: Path, *, short: bool) -> Study:
+    """The study in a TOML file.
+
+    Tables of the file: `train`, options of `train.py` for all cells; `evaluations`,
+    options of `evaluate.py` by name; and `grids`. A grid has a cell for each choice
+    from its `axes` and each seed. An axis is a table of options of `train.py` for each
+    of its values. `evaluate` has the names of the evaluations, by default all. `short`
+    has what replaces the above in the short form: seeds, options, and the grids that
+    are in it.
+
+    **Raises:** `ValueError` if there is no such file or anything in it is wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    # Among the values that are wrong are bytes that are no text.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`config` must be a TOML file of a study; {path} cannot be read ({error})."
+        ) from error
+    _check_keys(table, _STUDY, str(path))
+    shorter = table.get("short", {})
+    _check_keys(shorter, _SHORT, f"{path}, short")
+    if not short:
+        shorter = {}
+    grids = _named(table, "grids", str(path))
+    chosen = shorter.get("grids", list(grids))
+    _check_among(chosen, grids, f"{path}, short.grids")
+    cells: list[Cell] = []
+    for name in chosen:
+        cells += _cells(name, grids[name], table, shorter, f"{path}, grids.{name}")
+    questions = {name: grids[name].get("question", "") for name in chosen}
+    return Study(path.stem, table.get("question", ""), questions, tuple(cells))
+
+
+def arguments(options: TomlTable) -> list[str]:
+    """Options as a command line has them."""
+    found: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list):
+            found += [flag, *map(str, value)]
+        else:
+            found.append(f"{flag}={value}")
+    return found
+
+
+def _cells(
+    name: str, grid: TomlTable, study: TomlTable, short: TomlTable, where: str
+) -> Iterator[Cell]:
+    _check_keys(grid, _GRID, where)
+    evaluations = _named(study, "evaluations", where) if "evaluations" in study else {}
+    chosen = grid.get("evaluate", list(evaluations))
+    _check_among(chosen, evaluations, f"{where}, evaluate")
+    evaluations = {n: evaluations[n] | short.get("evaluations", {}) for n in chosen}
+    for evaluation, options in evaluations.items():
+        _check_options(EvaluateOptions, options, f"{where}, {evaluation}", ["RUN"])
+    axes = grid.get("axes", {})
+    seeds = short.get("seeds", grid.get("seeds", study.get("seeds", [0])))
+    shared = study.get("train", {}) | grid.get("train", {})
+    for values in itertools.product(*[_named(axes, axis, where) for axis in axes]):
+        place = dict(zip(axes, values, strict=True))
+        train = dict(shared)
+        for axis, value in place.items():
+            train |= axes[axis][value]
+        train |= short.get("train", {})
+        label = f"{where}, {' '.join(values)}"
+        _check_options(TrainOptions, train, label)
+        yield from (Cell(name, place, seed, train, evaluations) for seed in seeds)
+
+
+def _check_options(cls: Any, options: TomlTable, where: str, before=()) -> None:
+    try:
+        tyro.cli(cls, args=[*before, *arguments(options)], console_outputs=False)
+    except SystemExit:
+        # By itself, the first that is wrong: `tyro` tells it on the terminal alone.
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(options.keys() - known)
+        what = f"{unknown[0]!r} is none of them" if unknown else f"got {dict(options)}"
+        raise ValueError(
+            f"`{where}` must have options of "
+            f"{'evaluate.py' if before else 'train.py'} with values that it takes; "
+            f"{what}. See its --help."
+        ) from None
+
+
+def _check_keys(table: TomlTable, known: Mapping[str, type], where: str) -> None:
+    for key, value in table.items():
+        if key not in known:
+            raise ValueError(
+                f"`{where}` must have keys among {', '.join(known)}; got {key!r}."
+            )
+        if not isinstance(value, known[key]):
+            raise ValueError(
+                f"`{key}` in `{where}` must be a {known[key].__name__}; got {value!r}."
+            )
+
+
+def _named(table: TomlTable, key: str, where: str) -> dict[str, dict[str, Any]]:
+    value = table.get(key)
+    tables = isinstance(value, dict) and all(
+        isinstance(v, dict) for v in value.values()
+    )
+    if not value or not tables:
+        raise ValueError(
+            f"`{key}` in `{where}` must be a table of tables, at least one; got "
+            f"{value!r}."
+        )
+    return value
+
+
+def _check_among(names: list[str], known: Mapping[str, Any], where: str) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"`{where}` must have names among {', '.join(known) or '(none)'}; got "
+                f"{name!r}."
+            )

@@ -1,0 +1,103 @@
+"""Train and evaluate every cell of a study, and collect what they have found.
+
+    python scripts/study.py benchmarks/studies/digits.toml
+
+See `--help` for the options.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from ..errors import clean_errors
+from ..files import write_text
+from . import pictures, tables
+from .cells import Cell, arguments, read_study
+from .options import StudyOptions
+
+
+_SCRIPTS = Path("scripts")
+
+
+def run(options: StudyOptions) -> None:
+    with clean_errors():
+        study = read_study(options.config, short=options.short)
+        index, n_parts = _checked_part(options.part)
+    if options.dry_run and sys.platform != "win32":
+        # Into `head`, it ends with what reads it.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    name = study.name + ("-short" if options.short else "")
+    root = options.output_dir or Path("runs") / "studies" / name
+    failures = []
+    for number, cell in enumerate(study.cells):
+        if options.collect_only or number % n_parts != index - 1:
+            continue
+        title = f"[{number + 1}/{len(study.cells)}] {cell.grid}: {cell.name}"
+        with clean_errors():
+            commands = _commands(cell, root / cell.directory, options)
+        for command in commands:
+            print(f"{title}, seed {cell.seed}\n  {' '.join(command)}", flush=True)
+            if options.dry_run:
+                continue
+            if subprocess.run([sys.executable, *command]).returncode:
+                failures.append(f"{cell.directory}: {Path(command[0]).name}")
+                # What follows would be of a training that is not done.
+                break
+    if options.dry_run:
+        return
+
+    results_dir = options.results_dir or root
+    results_dir.mkdir(parents=True, exist_ok=True)
+    with clean_errors():
+        rows = tables.read(study, root)
+        if not rows:
+            sys.exit("error: no cell has been evaluated yet")
+        tables.write(results_dir / "cells.csv", rows)
+        summaries = tables.summarise(study, root, rows)
+        tables.write(results_dir / "summary.csv", summaries)
+        if pairs := tables.pairs(study, root, rows):
+            tables.write(results_dir / "pairs.csv", pairs)
+        if path := tables.learned(study, root):
+            tables.write(results_dir / "learned.csv", path)
+    text = tables.as_text(study, summaries)
+    write_text(results_dir / "summary.md", text)
+    facts = tables.facts(study, root)
+    write_text(results_dir / "facts.json", json.dumps(facts, indent=1) + "\n")
+    pictures.bounds(results_dir / "bounds.png", summaries)
+    pictures.training(results_dir / "training.png", study, root)
+    pictures.learned(results_dir / "learned.png", study, root)
+    print(text)
+    print(f"written to {results_dir}")
+    if failures:
+        sys.exit("error: not done: " + "; ".join(failures))
+
+
+def _checked_part(part: tuple[int, int] | None) -> tuple[int, int]:
+    index, n_parts = part or (1, 1)
+    if not 1 <= index <= n_parts:
+        raise ValueError(
+            f"`part` must be I N with I from 1 to N; got {index} {n_parts}. For the "
+            "second of three processes that share a study, say 2 3."
+        )
+    return index, n_parts
+
+
+def _commands(cell: Cell, directory: Path, options: StudyOptions) -> list[list[str]]:
+    """What is left to be run for a cell."""
+    commands = []
+    data_dir = [] if options.data_dir is None else [f"--data-dir={options.data_dir}"]
+    if not tables.is_trained(cell, directory):
+        command = [str(_SCRIPTS / "train.py"), *arguments(cell.train), *data_dir]
+        command += [f"--seed={cell.seed}", f"--run-dir={directory}"]
+        # Once it has written its options.
+        resume = (directory / "options.json").exists()
+        commands.append([*command, *["--resume"] * resume])
+    for name, settings in cell.evaluations.items():
+        if tables.is_evaluated(cell, directory, name):
+            continue
+        output_dir = tables.evaluation_dir(directory, name)
+        command = [str(_SCRIPTS / "evaluate.py"), str(directory), *arguments(settings)]
+        commands.append([*command, *data_dir, f"--output-dir={output_dir}"])
+    return commands

@@ -1,0 +1,43 @@
+"""The directory that a training run writes to: taken, begun or taken up again."""
+
+from collections.abc import Callable
+from typing import Any
+
+import eqmdm
+
+from ..processes import first_does
+from .options import ResolvedTrainOptions
+
+
+def check(run: eqmdm.Run, options: ResolvedTrainOptions) -> None:
+    if options.resume:
+        run.read_options()
+    elif run.exists:
+        raise ValueError(
+            f"`run_dir` must be new or empty; {run.run_dir} is neither. Continue the "
+            "run with --resume, or choose another --run-dir."
+        )
+
+
+def claim(
+    run: eqmdm.Run, options: ResolvedTrainOptions, start: Callable[[], None]
+) -> None:
+    """Lock the directory, and `start` the run in it unless it is resumed."""
+    run.lock()
+    # Another run may have begun in it meanwhile.
+    check(run, options)
+    if not options.resume:
+        start()
+
+
+def resume(run: eqmdm.Run, state: eqmdm.TrainState) -> Any:
+    """The state of the newest checkpoint that can be read, in every process."""
+    if not run.steps:
+        print("no checkpoint yet: starting from the first step")
+        return state
+    restored = run.restore()
+    for step, reason in restored.skipped.items():
+        print(f"the checkpoint of step {step} cannot be read ({reason})")
+    first_does(lambda: run.discard(restored.skipped))
+    print(f"resuming from step {restored.step}")
+    return eqmdm.resumed_state(state, restored)

@@ -1,0 +1,163 @@
+"""A trained run as another script takes it up: its model and its data."""
+
+import dataclasses
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+import eqmdm
+
+from . import build
+from .train.options import Range, ResolvedTrainOptions, TrainOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """What is evaluated: a trained model, and how its data were encoded."""
+
+    name: str
+    step: int
+    options: ResolvedTrainOptions
+    dataset: Any
+    model: tuple[Any, Any]
+    dtype: jnp.dtype
+    parameters: str
+    """A digest of the parameters' values."""
+
+    mesh: jax.sharding.Mesh | None = None
+    """The devices that divide its batches, once `over_devices` has chosen them."""
+
+    def over_devices(self, batch_size: int) -> "TrainedRun":
+        """The same, on as many devices as divide a batch of this size evenly."""
+        mesh = build.build_mesh(batch_size)
+        return dataclasses.replace(
+            self, model=eqmdm.distribute(self.model, mesh), mesh=mesh
+        )
+
+    def under(
+        self,
+        diffusion: str,
+        *,
+        log_snr_range: Range | None = None,
+        t_range: Range | None = None,
+        option: str = "diffusion",
+    ) -> "TrainedRun":
+        """A denoiser's run under another diffusion, by default between the same ends in
+        log-SNR.
+
+        **Raises:** `ValueError` if the run knows no other diffusion than its own.
+        """
+        own = self.options.diffusion
+        if not self.is_denoiser:
+            raise ValueError(
+                f"`{option}` must be {own} alone, and its ends must be left out, for "
+                "this run, for its score is free and knows no other than the one it "
+                f"was trained on; got {diffusion}. Train with --score denoiser to "
+                "evaluate it under several."
+            )
+        if diffusion == "learned":
+            raise ValueError(
+                f"`{option}` must not have learned for this run, nor may the ends of a "
+                f"learned one be others; it was trained on {own}. Leave both out."
+            )
+        denoiser, present = self.model
+        if log_snr_range is None and t_range is None:
+            low, high = (float(present.log_snr(t)) for t in (present.t1, present.t0))
+            log_snr_range = low, high
+        options = TrainOptions(
+            dataset=self.options.dataset,
+            diffusion=cast(Any, diffusion),
+            log_snr_range=log_snr_range,
+            t_range=t_range,
+        )
+        other = build.build_diffusion(options.resolved(), jr.key(0))
+        return dataclasses.replace(self, model=(denoiser, other))
+
+    @property
+    def score(self) -> Any:
+        return eqmdm.make_score(*self.model)
+
+    @property
+    def is_denoiser(self) -> bool:
+        return isinstance(self.score, eqmdm.DenoiserScore)
+
+
+def load_trained(
+    directory: Path, *, data_dir: str | None, ema: bool = True
+) -> TrainedRun:
+    """The model in a run's last checkpoint, and the data it was trained on.
+
+    `ema` is whether its parameters are the averaged ones.
+
+    **Raises:**
+
+    `ValueError` if the directory holds no run, no checkpoint, a run of a newer version,
+    or if the data are not those of the run.
+    """
+    run = eqmdm.Run(directory)
+    if not (directory / "options.json").is_file():
+        raise ValueError(
+            "`run` must be a directory that train.py wrote; "
+            f"{directory} has no options.json."
+        )
+    facts = run.read_options()
+    _check_version(facts)
+    stored = dict(facts["options"])
+    fingerprint = stored.pop("data_fingerprint")
+    # JSON has no tuples.
+    as_given = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    options = ResolvedTrainOptions(**as_given)
+    if not run.steps:
+        raise ValueError(
+            f"`run` must have a checkpoint to evaluate; {directory} has none yet."
+        )
+    restored = run.restore()
+    with warnings.catch_warnings():
+        # Said in one line here.
+        warnings.simplefilter("ignore", UserWarning)
+        score, diffusion = eqmdm.load(directory, ema=ema)
+    for step, reason in restored.skipped.items():
+        print(f"the checkpoint of step {step} cannot be read ({reason})")
+    data_dir = options.data_dir if data_dir is None else data_dir
+    in_memory = not options.stream
+    dataset = eqmdm.data.load(options.dataset, data_dir=data_dir, in_memory=in_memory)
+    if dataset.fingerprint != fingerprint:
+        raise ValueError(
+            f"`data_dir` must hold the {options.dataset} data of the run, whose "
+            f"fingerprint is {fingerprint[:16]}; got {data_dir} with "
+            f"{dataset.fingerprint[:16]}."
+        )
+    denoiser = isinstance(score, eqmdm.DenoiserScore)
+    model = (score.denoiser if denoiser else score.network), diffusion
+    parameters = eqmdm.parameters(model)
+    digest = hashlib.sha256()
+    for name, value in sorted(parameters.items()):
+        digest.update(name.encode() + np.asarray(value).tobytes())
+    dtype = jnp.result_type(*parameters.values())
+    return TrainedRun(
+        directory.resolve().name,
+        restored.step,
+        options,
+        dataset,
+        model,
+        dtype,
+        digest.hexdigest()[:16],
+    )
+
+
+def _check_version(facts: Mapping[str, Any]) -> None:
+    written = facts.get("versions", {}).get("eqmdm", "0.0")
+    release = lambda version: [int(part) for part in re.findall(r"\d+", version)[:2]]
+    if release(written) > release(eqmdm.__version__):
+        raise ValueError(
+            f"`run` must not be from a newer eqmdm than the one installed, "
+            f"{eqmdm.__version__}; it was trained with {written}. Upgrade eqmdm."
+        )
