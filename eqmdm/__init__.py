@@ -1,156 +1,36 @@
 """Multivariate diffusion models in JAX, Equinox and Diffrax."""
 
-import importlib.metadata
-
-from . import data as data, nn as nn
-from ._bound.decoders import (
-    AbstractDecoder as AbstractDecoder,
-    DataDecoder as DataDecoder,
-    DiscreteDecoder as DiscreteDecoder,
-    StartDecoder as StartDecoder,
-)
-from ._bound.discrete_time import discrete_elbo as discrete_elbo
-from ._bound.elbo import Elbo as Elbo, elbo as elbo
-from ._bound.forms import (
-    AbstractDivergence as AbstractDivergence,
-    AbstractForm as AbstractForm,
-    DenoisingScoreMatching as DenoisingScoreMatching,
-    ExactDivergence as ExactDivergence,
-    HutchinsonDivergence as HutchinsonDivergence,
-    HybridScoreMatching as HybridScoreMatching,
-    ImplicitScoreMatching as ImplicitScoreMatching,
-    LowVariance as LowVariance,
-)
-from ._bound.times import (
-    AbstractTimeSampler as AbstractTimeSampler,
-    ImportanceTime as ImportanceTime,
-    LogSNRTime as LogSNRTime,
-    UniformTime as UniformTime,
-    antithetic as antithetic,
-    low_discrepancy as low_discrepancy,
-)
-from ._core.estimate import Estimate as Estimate
-from ._core.gaussian import (
-    Gaussian as Gaussian,
-    PerturbationKernel as PerturbationKernel,
-    Transition as Transition,
-)
-from ._core.sharding import (
-    device_mesh as device_mesh,
-    distribute as distribute,
-    divide_batch as divide_batch,
-    on_host as on_host,
-)
-from ._diffusion import (
-    ALDA as ALDA,
-    CLD as CLD,
-    MALDA as MALDA,
-    PSLD as PSLD,
-    VESDE as VESDE,
-    VPSDE as VPSDE,
-    AbstractLinearDiffusion as AbstractLinearDiffusion,
-    AbstractStationaryDiffusion as AbstractStationaryDiffusion,
-    CriticalThirdOrder as CriticalThirdOrder,
-    LearnedDiffusion as LearnedDiffusion,
-    LinearDiffusion as LinearDiffusion,
-    LogSNRInterval as LogSNRInterval,
-    Recipe as Recipe,
-    SubVPSDE as SubVPSDE,
-    TimeInterval as TimeInterval,
-    TimeVaryingDiffusion as TimeVaryingDiffusion,
-    TwoScheduleDiffusion as TwoScheduleDiffusion,
-    composed_transition as composed_transition,
-)
-from ._diffusion.schedule import (
-    AbstractSchedule as AbstractSchedule,
-    ConstantSchedule as ConstantSchedule,
-    CosineSchedule as CosineSchedule,
-    LinearSchedule as LinearSchedule,
-)
-from ._levels import (
-    AbstractDequantiser as AbstractDequantiser,
-    AbstractTransform as AbstractTransform,
-    CentreDequantiser as CentreDequantiser,
-    GreyLevels as GreyLevels,
-    LogitTransform as LogitTransform,
-    ScaleTransform as ScaleTransform,
-    TruncatedNormalDequantiser as TruncatedNormalDequantiser,
-    UniformDequantiser as UniformDequantiser,
-    bits_per_dim as bits_per_dim,
-)
-from ._likelihood.log_likelihood import log_likelihood as log_likelihood
-from ._likelihood.routes import (
-    AbstractRoute as AbstractRoute,
-    AugmentedRoute as AugmentedRoute,
-    CollapsedRoute as CollapsedRoute,
-    Likelihood as Likelihood,
-)
-from ._metrics import (
-    frechet_distance as frechet_distance,
-    maximum_mean_discrepancy as maximum_mean_discrepancy,
-    sliced_wasserstein as sliced_wasserstein,
-)
-from ._model.score import (
-    AbstractScore as AbstractScore,
-    CallableScore as CallableScore,
-    DenoiserScore as DenoiserScore,
-    FreeScore as FreeScore,
-    PreconditionedDenoiser as PreconditionedDenoiser,
-)
-from ._model.terms import (
-    Problem as Problem,
-    forward_sde as forward_sde,
-    probability_flow as probability_flow,
-    reverse_sde as reverse_sde,
-)
-from ._model.time_change import (
-    AbstractNoiseClock as AbstractNoiseClock,
-    AngleClock as AngleClock,
-    LogSNRClock as LogSNRClock,
-)
-from ._sampling import (
-    SSCS as SSCS,
-    AbstractMultistep as AbstractMultistep,
-    AbstractRoot as AbstractRoot,
-    AbstractSampler as AbstractSampler,
-    AlignedRoot as AlignedRoot,
-    AncestralSampler as AncestralSampler,
-    CholeskyRoot as CholeskyRoot,
-    Collapsed as Collapsed,
-    CollapsedHeun as CollapsedHeun,
-    DataPrediction as DataPrediction,
-    LangevinCorrector as LangevinCorrector,
-)
-from ._sampling.grids import (
-    AbstractGrid as AbstractGrid,
-    CustomGrid as CustomGrid,
-    LogSNRGrid as LogSNRGrid,
-    QuadraticGrid as QuadraticGrid,
-    RhoGrid as RhoGrid,
-    UniformGrid as UniformGrid,
-)
-from ._sampling.sample import sample as sample
-from ._training.evaluate import (
-    Evaluation as Evaluation,
-    Objective as Objective,
-    evaluate as evaluate,
-    make_score as make_score,
-)
-from ._training.run import (
-    Restored as Restored,
-    Run as Run,
-    load as load,
-    resumed_state as resumed_state,
-)
-from ._training.stream import BatchStream as BatchStream, ExampleSource as ExampleSource
-from ._training.train import (
-    Batches as Batches,
-    TrainState as TrainState,
-    make_optimiser as make_optimiser,
-    parameters as parameters,
-    steps_per_call as steps_per_call,
-    train_step as train_step,
-)
+import typing as _typing
+from importlib.machinery import SourceFileLoader as _SourceFileLoader
+from importlib.metadata import version as _version
 
 
-__version__ = importlib.metadata.version("eqmdm")
+__version__ = _version("eqmdm")
+
+# The public names are those of `_public.py`. They are loaded on first use, since JAX
+# and Diffrax take a second to import, which `eqmdm train --help` need not wait for.
+if _typing.TYPE_CHECKING:
+    from ._public import *  # noqa: F403
+else:
+
+    def __getattr__(name):
+        # A private name is a submodule, if anything; importing it asks here first.
+        if not name.startswith("_"):
+            from . import _public
+
+            if name in vars(_public):
+                value = globals()[name] = vars(_public)[name]
+                return value
+        if name == "__all__":
+            return [name for name in __dir__() if not name.startswith("_")]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        from . import _public
+
+        public = {name for name in vars(_public) if not name.startswith("_")}
+        return sorted(public | {"__version__"})
+
+    # An import hook, such as jaxtyping's, changes what is imported while it is on.
+    if type(__spec__.loader) is not _SourceFileLoader:
+        from . import _public as _public

@@ -109,7 +109,8 @@ def _watched(body):
 
 @pytest.mark.parametrize("variables", [{}, CHOSEN], ids=["default", "chosen"])
 def test_import_leaves_every_setting_of_the_user(variables):
-    _run(_watched("import eqmdm, eqmdm.data, eqmdm.nn"), variables)
+    # Their names too, which are loaded on first use.
+    _run(_watched("from eqmdm import *"), variables)
 
 
 def test_settings_that_change_are_noticed():
@@ -127,7 +128,7 @@ def test_import_starts_no_backend():
     # what they run before they know of each other.
     program = """
         import socket
-        import eqmdm, eqmdm.data, eqmdm.nn
+        from eqmdm import *
         import jax
 
         jax.config.update("jax_num_cpu_devices", 3)

@@ -33,7 +33,8 @@ def _tracked_files():
 PUBLIC = [
     pytest.param(name, value, id=f"{namespace.__name__}.{name}")
     for namespace in (eqmdm, eqmdm.data, eqmdm.nn)
-    for name, value in vars(namespace).items()
+    for name in dir(namespace)
+    for value in [getattr(namespace, name)]
     if not name.startswith("_")
     and (getattr(value, "__module__", None) or "").startswith(eqmdm.__name__)
 ]

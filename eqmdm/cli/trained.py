@@ -110,11 +110,12 @@ def load_trained(
         )
     facts = run.read_options()
     _check_version(facts)
-    stored = dict(facts["options"])
+    stored: dict[str, Any] = dict(facts["options"])
     fingerprint = stored.pop("data_fingerprint")
     # JSON has no tuples.
-    as_given = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-    options = ResolvedTrainOptions(**as_given)
+    for name, value in stored.items():
+        stored[name] = tuple(value) if isinstance(value, list) else value
+    options = ResolvedTrainOptions(**stored)
     if not run.steps:
         raise ValueError(
             f"`run` must have a checkpoint to evaluate; {directory} has none yet."
