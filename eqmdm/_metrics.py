@@ -203,10 +203,11 @@ def _kernel_sums(
 
 
 def _squared_distances(x: Rows, y: Rows) -> Float64[np.ndarray, "_ _"]:
-    # Imported late: it takes seconds, and only this needs it.
-    from sklearn.metrics.pairwise import euclidean_distances
-
-    return euclidean_distances(x, y, squared=True)
+    squares = -2 * (x @ y.T)
+    squares += np.sum(x**2, axis=1)[:, None]
+    squares += np.sum(y**2, axis=1)
+    # Of equal rows, what the products leave of each other may be negative.
+    return np.maximum(squares, 0.0)
 
 
 def _median_distance(y: Rows) -> float:
