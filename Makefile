@@ -43,7 +43,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.dev
-	@set -e; for file in $(wildcard benchmarks/*.py); do \
+	@set -e; for file in $(filter-out %/_common.py,$(wildcard benchmarks/*.py)); do \
 		echo "$$file"; $(BIN)/python "$$file" --quick; \
 	done
 
@@ -61,9 +61,9 @@ $(MADE):
 	@touch $@
 
 $(VENV)/.runtime: $(MADE) pyproject.toml constraints.txt
-	$(INSTALL) --constraint constraints.txt --editable .
+	$(INSTALL) --constraint constraints.txt --editable '.[programs]'
 	@touch $@
 
 $(VENV)/.dev: $(MADE) pyproject.toml constraints.txt
-	$(INSTALL) --constraint constraints.txt --editable . --group dev
+	$(INSTALL) --constraint constraints.txt --editable '.[programs]' --group dev
 	@touch $@

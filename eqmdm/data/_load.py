@@ -78,7 +78,16 @@ def load(
 
 def _load_digits() -> Dataset:
     # Imported late: only this data set needs it, and it takes a second.
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        if error.name != "sklearn":
+            raise
+        raise ModuleNotFoundError(
+            "The data set digits is scikit-learn's, which comes with the extra "
+            "`programs`: pip install 'eqmdm[programs]'",
+            name="sklearn",
+        ) from error
 
     rows, classes = load_digits(return_X_y=True)
     images = np.asarray(rows, np.uint8).reshape(-1, 8, 8, 1)
