@@ -1,18 +1,23 @@
-"""Runs for the tests of the scripts that take one up."""
+"""Runs for the tests of the programs that take one up."""
 
+import atexit
 import contextlib
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.random as jr
 import pytest
-import tyro
 
 import eqmdm
 from eqmdm.cli import build
+from eqmdm.cli.parsing import parse
 from eqmdm.cli.train.options import TrainOptions
+from eqmdm.cli.trained import load_trained
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -30,11 +35,27 @@ def single_precision():
     jax.config.update("jax_enable_x64", True)
 
 
+@functools.cache
+def _shared_run(arguments):
+    """A run that is made once in a process: making one compiles some fifty programs."""
+    directory = Path(tempfile.mkdtemp()) / "run"
+    atexit.register(shutil.rmtree, directory.parent, ignore_errors=True)
+    return make_run(directory, *arguments)
+
+
+def copy_run(directory, *arguments):
+    """A run with these options that was stopped before its first step."""
+    return Path(shutil.copytree(_shared_run(arguments), directory))
+
+
+# Loading one takes longer than many a test of a program.
+load_once = functools.cache(load_trained)
+
+
 def make_run(directory, *arguments, checkpoint=True):
     """A run that was stopped before its first step."""
-    options = tyro.cli(
-        TrainOptions, args=[*arguments, f"--run-dir={directory}"]
-    ).resolved()
+    arguments = [*arguments, f"--run-dir={directory}"]
+    options = parse(TrainOptions, arguments).resolved()
     dataset = eqmdm.data.load(options.dataset)
     diffusion = build.build_diffusion(options, jr.key(0))
     network = build.build_network(options, dataset, diffusion, jr.key(1))
@@ -44,7 +65,7 @@ def make_run(directory, *arguments, checkpoint=True):
     averages = {name: 0.5 * value for name, value in state.ema.items()}
     state = eqx.tree_at(lambda state: state.ema, state, averages)
     run = eqmdm.Run(directory)
-    run.start(build.as_json(options, dataset), build.facts(options), state.model)
+    run.start(build.as_json(options, dataset), build.facts(options.seed), state.model)
     if checkpoint:
         run.save(state)
         run.close()

@@ -21,7 +21,7 @@ def write_evaluation(directory, route, values, *, first=0, lost=(), images=True)
     numbers = first + np.arange(len(values))
     columns = {
         "example": numbers,
-        "bits_per_dim" if images else "total": values,
+        "bits_per_dim" if images else "nats": values,
         "evaluations": np.full(len(values), 16),
         "converged": ~np.isin(numbers, lost),
     }
@@ -38,7 +38,7 @@ def write_evaluation(directory, route, values, *, first=0, lost=(), images=True)
 
 
 def compare(capsys, *directories):
-    run(CompareOptions(directories))
+    run(CompareOptions(evaluations=directories))
     return capsys.readouterr().out
 
 
@@ -57,7 +57,7 @@ def test_differences_are_those_of_pairs(images, values, tmp_path, capsys):
     ]
     out = compare(capsys, *directories)
     header, _, elbo, collapsed = out.splitlines()
-    assert ("bits per dimension" if images else "nats") in header
+    assert ("bits/dim" if images else "nats") in header
     assert header.startswith("30 examples")
     figure = lambda array: f"{np.mean(array):.4f} +- {stats.sem(array):.4f}"
     assert figure(values[0]) in elbo and "run, elbo" in elbo
@@ -81,7 +81,7 @@ def test_examples_that_one_has_lost_are_left_out(values, tmp_path, capsys):
 def test_other_examples_are_refused(values, tmp_path):
     a = write_evaluation(tmp_path / "a", "elbo", values[0])
     b = write_evaluation(tmp_path / "b", "elbo", values[0], first=5)
-    line = error_of(run, CompareOptions((a, b)))
+    line = error_of(run, CompareOptions(evaluations=(a, b)))
     assert "examples is 0 to 29" in line and "5 to 34" in line and "--first" in line
 
 
@@ -90,10 +90,10 @@ def test_an_evaluation_that_is_not_finished_is_refused(name, values, tmp_path):
     a = write_evaluation(tmp_path / "a", "elbo", values[0])
     b = write_evaluation(tmp_path / "b", "collapsed", values[1])
     (b / name).unlink()
-    line = error_of(run, CompareOptions((a, b)))
+    line = error_of(run, CompareOptions(evaluations=(a, b)))
     assert f"{b} has no {name}" in line
 
 
 def test_one_evaluation_is_refused(tmp_path):
-    line = error_of(run, CompareOptions((tmp_path,)))
+    line = error_of(run, CompareOptions(evaluations=(tmp_path,)))
     assert "must be two or more" in line

@@ -121,7 +121,7 @@ def _train_together(cwd, cache, *arguments):
 
 def _losses(run_dir):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line).get("loss") for line in lines]
+    return [json.loads(line).get("bits_per_dim") for line in lines]
 
 
 def _assert_same_to_the_bit(run_dir, expected_dir):
@@ -246,5 +246,5 @@ def test_processes_that_are_refused_all_end(tmp_path):
     processes = _train_together(tmp_path, tmp_path / "cache")
     printed = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
-    assert "error: `run_dir` must be new or empty" in printed[0][1]
+    assert "error: --run-dir must be new or empty" in printed[0][1]
     assert "error: the first process could not go on" in printed[1][1]

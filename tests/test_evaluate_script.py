@@ -1,4 +1,3 @@
-import functools
 import json
 import os
 import re
@@ -17,11 +16,12 @@ import jax.random as jr
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import tyro
 from script_runs import (
     DIGITS,
     POINTS,
+    copy_run,
     error_of,
+    load_once,
     make_newer,
     make_run,
     single_precision,
@@ -33,7 +33,8 @@ from eqmdm.cli import build, plots
 from eqmdm.cli.evaluate import program
 from eqmdm.cli.evaluate.options import EvaluateOptions
 from eqmdm.cli.evaluate.results import EvaluationResults
-from eqmdm.cli.trained import load_trained
+from eqmdm.cli.evaluate.settings import resolve
+from eqmdm.cli.parsing import parse
 
 
 # Three batches.
@@ -54,24 +55,29 @@ def scripts():
         yield
 
 
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    monkeypatch.setattr(program, "load_trained", load_once)
+
+
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
+    return copy_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
 
 
 @pytest.fixture(scope="module")
 def free(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("free") / "run", *POINTS, "--score=free")
+    return copy_run(tmp_path_factory.mktemp("free") / "run", *POINTS, "--score=free")
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     logit = "--transform=logit", "--dequantisation=truncated_normal"
-    return make_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS, *logit)
+    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS, *logit)
 
 
 def _options(run, *arguments):
-    return tyro.cli(EvaluateOptions, args=[str(run), *arguments])
+    return parse(EvaluateOptions, [str(run), *arguments])
 
 
 def _evaluate(run, directory, *arguments):
@@ -89,7 +95,7 @@ def _report(directory):
 
 
 def _trained_of(run, ema=True):
-    return load_trained(run, data_dir=None, ema=ema)
+    return load_once(run, data_dir=None, ema=ema)
 
 
 def _error(run, *arguments):
@@ -121,9 +127,6 @@ def solver(monkeypatch):
     # A picture takes longer to draw than all the rest.
     draw = lambda path, values, *_: path.write_bytes(values.tobytes())
     monkeypatch.setattr(plots, "histogram", draw)
-    # The digits are solved by the stand-in only, so what was compiled serves again.
-    load = functools.cache(load_trained)
-    monkeypatch.setattr(program, "load_trained", load)
     return SOLVER
 
 
@@ -151,7 +154,7 @@ def _expected(number, draw):
 
 def test_log_likelihoods_are_those_of_the_library(points, tmp_path):
     table = _evaluate(points, tmp_path, *FEW, *COARSE)
-    trained = load_trained(points, data_dir=None)
+    trained = load_once(points, data_dir=None)
     examples = trained.dataset.test[3:24]
     results = [
         eqmdm.log_likelihood(
@@ -187,7 +190,7 @@ def test_bounds_are_those_of_the_library(digits, tmp_path):
     n_draws = 3
     route = "--route=elbo", f"--draws={n_draws}"
     table = _evaluate(digits, tmp_path, "--first=5", "--examples=4", *route)
-    trained = load_trained(digits, data_dir=None)
+    trained = load_once(digits, data_dir=None)
     objective = build.build_objective(trained.options, trained.dataset)
     form, decoder = objective.form, objective.decoder
     how = form, decoder, objective.time_sampler
@@ -348,6 +351,7 @@ def _kill_before_writes(monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from eqmdm.cli.evaluate.settings import resolve
 from eqmdm.cli.evaluate.results import EvaluationResults
 results = EvaluationResults(Path({directory!r}), {{"seed": 0}}, anew=False)
 for i in range(3):
@@ -444,33 +448,33 @@ def test_last_parameters_are_evaluated_without_ema(points, tmp_path):
     for ema in (True, False):
         assert used[ema] == _trained_of(points, ema=ema).parameters
     assert used[True] != used[False]
-    default = _options(points, *FEW, "--no-ema").resolved(_trained_of(points))
+    default = resolve(_options(points, *FEW, "--no-ema"), _trained_of(points))
     assert default.output_dir.name.endswith("-last")
 
 
 def test_free_score_is_refused_other_ends(free):
     line = _error(free, "--t-range", "0.01", "1")
-    assert "`diffusion` must be vpsde alone, and its ends must be left out" in line
+    assert "--diffusion must be vpsde alone, and its interval must be left out" in line
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--first=10000"], "`first` must be below 10000"),
-        (["--first=5", "--examples=9996"], "`examples` must be at most 9995"),
-        (["--examples=0"], "`examples` must be at least 1; got 0"),
-        (["--draws=0"], "`draws` must be at least 1; got 0"),
-        (["--draws=2"], "`draws` must be left out for points"),
-        (["--probes=0"], "`probes` must be at least 1; got 0"),
-        (["--probes=2", "--divergence=exact"], "`probes` must be left out"),
-        (["--aux-draws=0"], "`aux_draws` must be at least 1; got 0"),
-        (["--aux-draws=2"], "`aux_draws` must be left out on the route collapsed"),
-        (["--route=elbo", "--probes=2"], "`probes` must be left out on the route elbo"),
-        (["--tolerance=1e-9"], "`tolerance` must be from 4.8e-07, .*float32.*1e-09"),
-        (["--solver=tsit"], "`solver` must be one of .*'tsit'. Did you mean tsit5"),
-        (["--solver=shark"], "`solver` must be one of .*, which solve ODEs.*'shark'"),
-        (["--clock=time"], "`clock` must be angle or log_snr on the route collapsed"),
-        (["--data-dir=/nowhere"], "`data_dir` must not be given for mixture"),
+        (["--first=10000"], "--first must be below 10000"),
+        (["--first=5", "--examples=9996"], "--examples must be at most 9995"),
+        (["--examples=0"], "--examples must be at least 1; got 0"),
+        (["--draws=0"], "--draws must be at least 1; got 0"),
+        (["--draws=2"], "--draws must be left out for points"),
+        (["--probes=0"], "--probes must be at least 1; got 0"),
+        (["--probes=2", "--divergence=exact"], "--probes must be left out"),
+        (["--aux-draws=0"], "--aux-draws must be at least 1; got 0"),
+        (["--aux-draws=2"], "--aux-draws must be left out on the route collapsed"),
+        (["--route=elbo", "--probes=2"], "--probes must be left out on the route elbo"),
+        (["--tolerance=1e-9"], "--tolerance must be from 4.8e-07, .*float32.*1e-09"),
+        (["--solver=tsit"], "--solver must be one of .*'tsit'. Did you mean tsit5"),
+        (["--solver=shark"], "--solver must be one of .*, which solve ODEs.*'shark'"),
+        (["--clock=time"], "--clock must be angle or log_snr on the route collapsed"),
+        (["--data-dir=/nowhere"], "--data-dir must not be given for mixture"),
     ],
 )
 def test_wrong_options_are_refused(points, arguments, message):
@@ -479,7 +483,7 @@ def test_wrong_options_are_refused(points, arguments, message):
 
 def test_collapsed_route_is_refused_for_a_free_score(free):
     error = _error(free, "--route=collapsed")
-    assert "`route` must be augmented or elbo" in error and "got collapsed" in error
+    assert "--route must be augmented or elbo" in error and "got collapsed" in error
 
 
 def test_clock_that_the_diffusion_cannot_invert_is_refused(points, monkeypatch):
@@ -490,7 +494,7 @@ def test_clock_that_the_diffusion_cannot_invert_is_refused(points, monkeypatch):
     # A diffusion for which it does takes long to compile.
     monkeypatch.setattr(eqmdm, "probability_flow", refuse)
     error = _error(points, "--route=augmented", "--clock=log_snr")
-    assert "`clock` must be time" in error and "got log_snr" in error
+    assert "--clock must be time" in error and "got log_snr" in error
 
 
 def test_ode_needs_levels_made_continuous(digits, tmp_path):
@@ -499,14 +503,14 @@ def test_ode_needs_levels_made_continuous(digits, tmp_path):
     facts["options"] |= {"dequantisation": "discrete", "decoder": "discrete"}
     (run / "options.json").write_text(json.dumps(facts))
     error = _error(run, "--route=collapsed")
-    assert "`dequantisation` must be given" in error
+    assert "--dequantisation must be given" in error
     assert "Take --dequantisation uniform" in error
 
 
 def test_wrong_runs_are_refused(tmp_path):
-    assert "`run` must be a directory that train.py wrote" in _error(tmp_path)
+    assert "RUN must be a directory that `eqmdm train` wrote" in _error(tmp_path)
     run = make_run(tmp_path / "run", *POINTS, checkpoint=False)
-    assert "`run` must have a checkpoint" in _error(run)
+    assert "RUN must have a checkpoint" in _error(run)
     assert "from a newer eqmdm" in (error := _error(make_newer(run)))
     assert "99.0.0" in error and "Upgrade" in error
 
@@ -515,8 +519,8 @@ def test_other_settings_do_not_continue_an_evaluation(digits, solver, tmp_path):
     _evaluate(digits, tmp_path / "results", *FEW)
     output = f"--output-dir={tmp_path / 'results'}"
     error = _error(digits, *FEW, output, "--tolerance=1e-3")
-    assert "`tolerance` must be 1e-05" in error and "got 0.001" in error
+    assert "--tolerance must be 1e-05" in error and "got 0.001" in error
     (tmp_path / "notes.txt").write_text("mine")
     error = _error(digits, *FEW, f"--output-dir={tmp_path}", "--overwrite")
-    assert "`output_dir` must be new, empty or" in error
+    assert "--output-dir must be new, empty or" in error
     assert (tmp_path / "notes.txt").read_text() == "mine"

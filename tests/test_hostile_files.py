@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tyro
-from script_runs import POINTS, SCRIPTS, make_run, single_precision
+from script_runs import POINTS, SCRIPTS, copy_run, single_precision
 
 import eqmdm
 from eqmdm.cli import compare_evaluations
 from eqmdm.cli.evaluate import program as evaluate
 from eqmdm.cli.evaluate.options import EvaluateOptions
+from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample import program as sample
 from eqmdm.cli.sample.options import SampleOptions
 from eqmdm.cli.study import program as study
@@ -76,7 +76,7 @@ def scripts():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("hostile") / "run", *POINTS)
+    return copy_run(tmp_path_factory.mktemp("hostile") / "run", *POINTS)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def _object_archive(marker):
 def _error(capsys, main, options, *arguments):
     """The line that a program ends with, given its command line."""
     with pytest.raises(SystemExit) as stopped:
-        main(tyro.cli(options, args=[str(argument) for argument in arguments]))
+        main(parse(options, [str(argument) for argument in arguments]))
     assert stopped.value.code not in (0, None)
     message = str(stopped.value.code)
     assert message.startswith("error: ") and "Traceback" not in message
@@ -139,7 +139,7 @@ def test_options_that_are_code_are_refused(
 ):
     (run_dir / "options.json").write_bytes(_content(content, payload, marker))
     error = program(capsys, run_dir)
-    assert "`run_dir` must hold the options" in error and "options.json" in error
+    assert "must hold the options" in error and "options.json" in error
     assert not marker.exists()
 
 
@@ -150,7 +150,7 @@ def test_options_that_are_code_are_refused(
 )
 def test_options_that_are_none_are_refused(text, run_dir, capsys):
     (run_dir / "options.json").write_text(text)
-    assert "`run_dir` must hold the options" in _resume(capsys, run_dir)
+    assert "--run-dir must hold the options" in _resume(capsys, run_dir)
 
 
 # Orbax abandons its other reads where one fails, which Python reports later.
@@ -166,7 +166,7 @@ def test_checkpoint_that_is_code_is_refused(program, run_dir, payload, marker, c
     for name in ("checkpoint", "checkpoint.pkl", "state.pickle", "model.pt"):
         (step / name).write_bytes(payload)
     error = program(capsys, run_dir)
-    assert "`run_dir` must hold a checkpoint that can be read" in error
+    assert "must hold a checkpoint that can be read" in error
     assert "only damaged ones (step 0" in error
     assert not marker.exists()
 
@@ -257,7 +257,7 @@ def test_script_beside_the_data_is_never_run(marker, tmp_path, monkeypatch):
 def test_features_that_are_code_are_refused(content, payload, marker, tmp_path):
     path = tmp_path / "classifier.npz"
     path.write_bytes(_content(content, payload, marker))
-    with pytest.raises(ValueError, match="`features` must be a file that train_class"):
+    with pytest.raises(ValueError, match="`features` must be a file that `eqmdm train"):
         classifier.load(path)
     assert not marker.exists()
 
@@ -276,7 +276,7 @@ def test_study_that_is_code_is_refused(content, payload, marker, tmp_path, capsy
     else:
         path.write_bytes(_content(content, payload, marker))
     error = _error(capsys, study.run, StudyOptions, path)
-    assert "`config` must be a TOML file of a study" in error and "study.toml" in error
+    assert "CONFIG must be a TOML file of a study" in error and "study.toml" in error
     assert not marker.exists()
 
 

@@ -91,4 +91,4 @@ def test_run_without_a_profile_is_refused(tmp_path):
     program = [sys.executable, SCRIPTS / "read_profile.py", tmp_path]
     done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: `run` must be the directory of a run")
+    assert done.stderr.startswith("error: RUN must be the directory of a run")

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import json
 import re
 
@@ -9,11 +8,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-import tyro
 from script_runs import (
     DIGITS,
     POINTS,
+    copy_run,
     error_of,
+    load_once,
     make_newer,
     make_run,
     single_precision,
@@ -21,9 +21,9 @@ from script_runs import (
 
 import eqmdm
 from eqmdm.cli import plots
+from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample import program
 from eqmdm.cli.sample.options import SampleOptions
-from eqmdm.cli.trained import load_trained
 
 
 # The purpose of the key.
@@ -36,23 +36,28 @@ def scripts():
         yield
 
 
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    monkeypatch.setattr(program, "load_trained", load_once)
+
+
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
+    return copy_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
 
 
 @pytest.fixture(scope="module")
 def free(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("free") / "run", *POINTS, "--score=free")
+    return copy_run(tmp_path_factory.mktemp("free") / "run", *POINTS, "--score=free")
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
+    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
 
 
 def _options(run, *arguments):
-    return tyro.cli(SampleOptions, args=[str(run), *arguments])
+    return parse(SampleOptions, [str(run), *arguments])
 
 
 def _sample(run, directory, *arguments):
@@ -87,10 +92,8 @@ class Sampler:
 
 @pytest.fixture
 def sampler(monkeypatch):
-    # A picture takes longer to draw, and a run to load, than all the rest.
+    # A picture takes longer to draw than all the rest.
     monkeypatch.setattr(plots, "samples", lambda path, x, n_levels: path.touch())
-    load = functools.cache(load_trained)
-    monkeypatch.setattr(program, "load_trained", load)
     sampler = Sampler()
     monkeypatch.setattr(eqmdm, "sample", sampler)
     return sampler
@@ -231,7 +234,7 @@ def test_samples_that_are_not_finite_are_named_and_the_others_kept(
 def test_samples_are_not_replaced_unasked(points, sampler, tmp_path):
     _sample(points, tmp_path)
     error = _error(points, f"--output-dir={tmp_path}", "--seed=1")
-    assert "`output_dir` must not hold samples already" in error
+    assert "--output-dir must not hold samples already" in error
     _, _, settings = _sample(points, tmp_path, "--seed=1", "--overwrite")
     assert settings["seed"] == 1
 
@@ -239,13 +242,16 @@ def test_samples_are_not_replaced_unasked(points, sampler, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--solver=tsit6"], "`solver` must be one of .*'tsit6'. Did you mean .*tsit5"),
-        (["--steps=0"], "`steps` must be at least 1; got 0"),
-        (["--n-samples=0"], "`n_samples` must be at least 1; got 0"),
-        (["--batch-size=0"], "`batch_size` must be at least 1; got 0"),
-        (["--seed=-1"], "`seed` must be at least 0; got -1"),
-        (["--clock=angle"], "`clock` must be time for the solver data-prediction"),
-        (["--grid=rho", "--rho=0"], "`rho` must be positive and finite; got 0.0"),
+        (
+            ["--solver=tsit6"],
+            "--solver must be .* solver; got 'tsit6'. Did you mean .*tsit5",
+        ),
+        (["--steps=0"], "--steps must be at least 1; got 0"),
+        (["--n-samples=0"], "--n-samples must be at least 1; got 0"),
+        (["--batch-size=0"], "--batch-size must be at least 1; got 0"),
+        (["--seed=-1"], "--seed must be at least 0; got -1"),
+        (["--clock=angle"], "--clock must be time for the solver data-prediction"),
+        (["--grid=rho", "--rho=0"], "--rho must be positive and finite; got 0.0"),
     ],
 )
 def test_wrong_options_are_refused(points, arguments, message):
@@ -254,20 +260,20 @@ def test_wrong_options_are_refused(points, arguments, message):
 
 def test_solver_of_denoisers_is_refused_for_a_free_score(free):
     error = _error(free, "--solver=langevin-collapsed")
-    assert "`solver` must not need a denoiser" in error
+    assert "--solver must not need a denoiser" in error
     assert "got langevin-collapsed. Take data-prediction" in error
 
 
 def test_clock_that_the_diffusion_cannot_invert_is_refused(points, monkeypatch):
-    trained = load_trained(points, data_dir=None)
+    trained = load_once(points, data_dir=None)
     trained = dataclasses.replace(trained, model=(trained.model[0], eqmdm.ALDA()))
     monkeypatch.setattr(program, "load_trained", lambda *_, **__: trained)
     error = _error(points, "--solver=sea", "--clock=log_snr")
-    assert "`clock` must be time" in error and "got log_snr" in error
+    assert "--clock must be time" in error and "got log_snr" in error
 
 
 def test_wrong_runs_are_refused(tmp_path):
-    assert "`run` must be a directory that train.py wrote" in _error(tmp_path)
+    assert "RUN must be a directory that `eqmdm train` wrote" in _error(tmp_path)
     run = make_run(tmp_path / "run", *POINTS, checkpoint=False)
-    assert "`run` must have a checkpoint" in _error(run)
+    assert "RUN must have a checkpoint" in _error(run)
     assert "from a newer eqmdm" in _error(make_newer(run))

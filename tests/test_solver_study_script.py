@@ -1,5 +1,4 @@
 import csv
-import functools
 import json
 import shutil
 
@@ -9,23 +8,24 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-import tyro
 from script_runs import (
     DIGITS,
     POINTS,
+    copy_run,
     error_of,
+    load_once,
     make_newer,
     make_run,
     single_precision,
 )
 
 import eqmdm
+from eqmdm.cli.parsing import parse
 from eqmdm.cli.solver_study import picture, program
 from eqmdm.cli.solver_study.comparison import SolverComparison
 from eqmdm.cli.solver_study.options import SolverStudyOptions
 from eqmdm.cli.solver_study.table import REAL_DATA, SolverTable
 from eqmdm.cli.train_classifier import classifier
-from eqmdm.cli.trained import load_trained
 
 
 # The purposes of the keys.
@@ -48,7 +48,7 @@ def scripts():
 
 
 def _options(run, *arguments):
-    return tyro.cli(SolverStudyOptions, args=[str(run), *arguments])
+    return parse(SolverStudyOptions, [str(run), *arguments])
 
 
 def _study(run, *arguments):
@@ -65,26 +65,31 @@ def _rows(directory):
     return {(r["diffusion"], r["solver"], int(r["allowed"])): r for r in rows}
 
 
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    monkeypatch.setattr(program, "load_trained", load_once)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Of a denoiser that knows only the scale of the data."""
-    return make_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
+    return copy_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
 
 
 @pytest.fixture(scope="module")
 def free_run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("free") / "run"
-    return make_run(directory, *POINTS, "--score=free")
+    return copy_run(directory, *POINTS, "--score=free")
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
+    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
 
 
 @pytest.fixture(scope="module")
 def digits_trained(digits):
-    return load_trained(digits, data_dir=None)
+    return load_once(digits, data_dir=None)
 
 
 class Sampler:
@@ -111,10 +116,8 @@ class Sampler:
 
 @pytest.fixture
 def sampler(monkeypatch):
-    # A picture takes longer to draw, and a run to load, than all the rest.
+    # A picture takes longer to draw than all the rest.
     monkeypatch.setattr(picture, "draw", lambda path, *_, **__: path.touch())
-    load = functools.cache(load_trained)
-    monkeypatch.setattr(program, "load_trained", load)
     sampler = Sampler()
     monkeypatch.setattr(eqmdm, "sample", sampler)
     return sampler
@@ -125,7 +128,7 @@ def test_samples_are_compared_with_data_and_with_a_tight_solution(run):
     rows = _rows(run / "solver_study")
     coarse, fine = (rows["vpsde", "collapsed", n] for n in (4, 12))
     assert float(fine["reference_rms"]) < float(coarse["reference_rms"]) / 4
-    trained = load_trained(run, data_dir=None)
+    trained = load_once(run, data_dir=None)
     dataset = trained.dataset
     held_out = np.concatenate([dataset.validation, dataset.test])
     key_samples, key_directions, key_choice = (
@@ -164,7 +167,7 @@ def test_study_has_a_row_for_each_solver_and_count(run, sampler, tmp_path):
     rows = _rows(tmp_path)
     assert set(rows) == {("", "real data", 0), *(("vpsde", *key) for key in KEYS)}
     failed = rows.pop(("vpsde", "tsit5", 4))
-    assert failed["failure"] == "`evaluations` must be at least 8"
+    assert failed["failure"] == "--evaluations must be at least 8"
     assert failed["steps"] == failed["sliced_wasserstein"] == ""
     real = rows.pop(("", "real data", 0))
     evaluations = {"collapsed": lambda n: n + 1, "euler": lambda n: n + 1}
@@ -283,7 +286,7 @@ def test_study_is_extended_but_not_continued_with_other_settings(
     _study(run, *STUDY, "--evaluations=30", output)
     assert len(_rows(tmp_path)) == n_before + 3
     line = _error(run, *STUDY, "--seed=1", output)
-    assert "`seed` must be 0" in line and "got 1" in line
+    assert "--seed must be 0" in line and "got 1" in line
 
 
 def test_clock_is_for_solvers_of_diffrax(run, sampler, tmp_path):
@@ -293,9 +296,9 @@ def test_clock_is_for_solvers_of_diffrax(run, sampler, tmp_path):
     assert isinstance(clocks[dfx.Euler], eqmdm.AngleClock)
     assert clocks[eqmdm.Collapsed] is None
     line = _error(run, "--solvers=collapsed,sscs", "--clock=angle")
-    assert "`clock` must be time for collapsed, sscs" in line and "got angle" in line
+    assert "--clock must be time for collapsed, sscs" in line and "got angle" in line
     line = _error(run, *STUDY, "--clock=log_snr", "--diffusions=vpsde,alda")
-    assert "`clock` must be time for alda" in line and "got log_snr" in line
+    assert "--clock must be time for alda" in line and "got log_snr" in line
 
 
 @pytest.mark.parametrize("n, floor", [(180, "held out"), (181, "training")])
@@ -376,22 +379,26 @@ def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):
     [
         (
             ["--solvers=colapsed"],
-            ["`solvers` must be one of", "'colapsed'", "Did you mean collapsed"],
+            [
+                "--solvers must be the name of a solver",
+                "'colapsed'",
+                "Did you mean collapsed",
+            ],
         ),
         (["--solvers=ode-sea"], ["must be one for ODEs", "'ode-sea'", "Take sea"]),
         (
             ["--solvers=sea,tsit5", "--evaluations=7,3"],
-            ["`evaluations` must be at least 8 for tsit5", "got 7", "leave out tsit5"],
+            ["--evaluations must be at least 8 for tsit5", "got 7", "leave out tsit5"],
         ),
-        (["--seed=-1"], ["`seed` must be at least 0; got -1"]),
-        (["--batch-size=0"], ["`batch_size` must be at least 1; got 0"]),
-        (["--solvers="], ["`solvers` must name at least one"]),
-        (["--evaluations=0,5"], ["`evaluations` must be at least 1 each; got 0"]),
-        (["--diffusions=clf"], ["`diffusions` must be among", "Did you mean cld"]),
-        (["--diffusions=learned"], ["`diffusions` must not have learned"]),
-        (["--n-samples=39"], ["`n_samples` must be at least 40"]),
-        (["--n-samples=100001"], ["`n_samples` must be at most 100000"]),
-        (["--features=none:none"], ["`features` must be left out for mixture"]),
+        (["--seed=-1"], ["--seed must be at least 0; got -1"]),
+        (["--batch-size=0"], ["--batch-size must be at least 1; got 0"]),
+        (["--solvers="], ["--solvers must name at least one"]),
+        (["--evaluations=0,5"], ["--evaluations must be at least 1 each; got 0"]),
+        (["--diffusions=clf"], ["--diffusions must be among", "Did you mean cld"]),
+        (["--diffusions=learned"], ["--diffusions must not have learned"]),
+        (["--n-samples=39"], ["--n-samples must be at least 40"]),
+        (["--n-samples=100001"], ["--n-samples must be at most 100000"]),
+        (["--features=none:none"], ["--features must be left out for mixture"]),
     ],
     ids=lambda value: value[0].strip("-"),
 )
@@ -403,7 +410,7 @@ def test_wrong_option_is_one_clear_line(arguments, messages, run, capsys):
 def test_directory_of_something_else_is_refused(run, tmp_path, capsys):
     (tmp_path / "file").touch()
     line = _error(run, *STUDY, f"--output-dir={tmp_path}")
-    assert "`output_dir` must be new, empty or hold the study" in line
+    assert "--output-dir must be new, empty or hold the study" in line
 
 
 def test_run_that_cannot_be_studied_is_refused(run, tmp_path, capsys):
@@ -444,12 +451,12 @@ def test_images_are_compared_by_features_that_are_trained_once(
     _study(digits, *options)
     assert file.read_bytes() == written
     line = _error(digits, *options, "--features=none")
-    assert "`features` must be classifier" in line
+    assert "--features must be classifier" in line
 
 
 def test_too_many_samples_are_refused_before_a_classifier_is_trained(
     digits, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert "`n_samples` must be at most" in _error(digits, "--n-samples=5000")
+    assert "--n-samples must be at most" in _error(digits, "--n-samples=5000")
     assert not (tmp_path / "runs").exists()

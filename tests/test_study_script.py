@@ -84,9 +84,9 @@ def test_short_form_replaces_what_it_names(tmp_path):
     "old, new, message",
     [
         ("[train]", "[trian]", "must have keys among .*; got 'trian'"),
-        ("steps = 4", "stpes = 4", "options of train.py .*'stpes' is none of them"),
-        ("steps = 4", 'steps = "four"', "options of train.py with values that it"),
-        ("draws = 2", "draw = 2", "options of evaluate.py .*'draw' is none of them"),
+        ("steps = 4", "stpes = 4", "options of eqmdm train .*'stpes' is none of them"),
+        ("steps = 4", 'steps = "four"', "options of eqmdm train with values that it"),
+        ("draws = 2", "draw = 2", "options of eqmdm evaluate .*'draw' is none of them"),
         ("seeds = [0, 1]", "seeds = 0", "`seeds` in .* must be a list; got 0"),
         ('"VPSDE" = {', '"VPSDE" = 1 #', "`diffusion` in .* must be a table of tables"),
         ("[grids.free]", '[grids.free]\nevaluate = ["x"]', "among bound; got 'x'"),
@@ -192,7 +192,7 @@ def test_parts_of_a_study_are_all_of_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.toml").write_text(TINY)
 
     def commands(**options):
-        program.run(StudyOptions(Path("tiny.toml"), dry_run=True, **options))
+        program.run(StudyOptions(config=Path("tiny.toml"), dry_run=True, **options))
         lines = capsys.readouterr().out.splitlines()
         return [line for line in lines if line.startswith("  ")]
 
@@ -205,8 +205,10 @@ def test_parts_of_a_study_are_all_of_it(tmp_path, monkeypatch, capsys):
 def test_part_that_there_is_not_is_refused(tmp_path, part):
 
     (tmp_path / "tiny.toml").write_text(TINY)
-    with pytest.raises(SystemExit, match="error: `part` must be I N with I from 1 to"):
-        program.run(StudyOptions(tmp_path / "tiny.toml", dry_run=True, part=part))
+    with pytest.raises(SystemExit, match="error: --part must be I N with I from 1 to"):
+        program.run(
+            StudyOptions(config=tmp_path / "tiny.toml", dry_run=True, part=part)
+        )
 
 
 @pytest.mark.slow
@@ -236,7 +238,7 @@ def test_study_does_what_is_left_and_collects_it(tmp_path):
     assert run("--dry-run").stdout == ""
     (seed / "evaluation-bound" / "report.json").unlink()
     left = run("--dry-run").stdout
-    assert left.count("evaluate.py") == 1 and "train.py" not in left
+    assert left.count("eqmdm evaluate") == 1 and "eqmdm train" not in left
     # What reads a part of it is no error.
     first_line = f"{' '.join(map(str, command))} --dry-run --short | head -n 1"
     how = dict(shell=True, cwd=tmp_path, capture_output=True, text=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tyro
 from script_runs import error_of, single_precision
 
 import eqmdm
+from eqmdm.cli.parsing import parse
 from eqmdm.cli.solver_study.features import find_features
 from eqmdm.cli.train_classifier import classifier, program
 from eqmdm.cli.train_classifier.options import ClassifierOptions
@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     args = ["--dataset=digits", f"--output={path}"]
     args += ["--width=4", "--steps=200", "--learning-rate=0.01"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        program.run(tyro.cli(ClassifierOptions, args=args))
+        program.run(parse(ClassifierOptions, args))
     return path, printed.getvalue()
 
 
@@ -121,9 +121,9 @@ def test_features_may_be_a_function(digits, tmp_path, monkeypatch):
         ("nowhere.npz", "there is no nowhere.npz"),
         ("no_such_module:f", "No module named"),
         ("json:no_such_function", "no_such_function"),
-        ("text.npz", "that train_classifier.py wrote"),
-        ("cut.npz", "that train_classifier.py wrote"),
-        ("arrays.npz", "that train_classifier.py wrote"),
+        ("text.npz", "that `eqmdm train-classifier` wrote"),
+        ("cut.npz", "that `eqmdm train-classifier` wrote"),
+        ("arrays.npz", "that `eqmdm train-classifier` wrote"),
         ("narrower.npz", "in narrower.npz have other shapes"),
         ("other.npz", "must be a classifier of the data of the run"),
     ],
@@ -146,11 +146,11 @@ def test_features_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"steps": 0}, "`steps` must be at least 1; got 0"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1; got 0"),
-        ({"width": -1}, "`width` must be at least 1; got -1"),
-        ({"learning_rate": 0.0}, "`learning_rate` must be positive; got 0.0"),
-        ({"output": __file__}, "`output` must be a new file"),
+        ({"steps": 0}, "--steps must be at least 1; got 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1; got 0"),
+        ({"width": -1}, "--width must be at least 1; got -1"),
+        ({"learning_rate": 0.0}, "--learning-rate must be positive; got 0.0"),
+        ({"output": __file__}, "--output must be a new file"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -158,7 +158,7 @@ def test_wrong_option_is_one_clear_line(wrong, message, tmp_path):
 
     options = {"output": tmp_path / "new.npz"} | wrong
     options["output"] = Path(options["output"])
-    options = ClassifierOptions("digits", **options)
+    options = ClassifierOptions(dataset="digits", **options)
     assert message in error_of(program.run, options)
 
 

@@ -1,5 +1,6 @@
-"""From the options of `train.py` to the modules that they name."""
+"""Builders: diffusions, networks and objectives from the options of `eqmdm train`."""
 
+import contextlib
 import dataclasses
 import enum
 import itertools
@@ -19,11 +20,6 @@ from eqmdm import nn
 
 from .train.options import ResolvedTrainOptions, TrainOptions
 
-
-# What may be chosen anew when a run is resumed, because training does not see it.
-MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
-MAY_DIFFER += ("profile", "remat", "shard_parameters", "test_draws", "test_examples")
-MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
 
 _DIFFUSIONS = {
     "vpsde": eqmdm.VPSDE,
@@ -193,18 +189,19 @@ def build_mesh(batch_size: int) -> jax.sharding.Mesh:
 
 def batches(
     options: ResolvedTrainOptions, state: Any, examples: Any, n_inner: int
-) -> Iterator[Any]:
-    """What each call of `train_step` is given as its data."""
+) -> contextlib.AbstractContextManager[Iterator[Any]]:
+    """The data of each call of `train_step`."""
     # A process reads what its own devices need, and no more.
     if options.stream or jax.process_count() > 1:
         return eqmdm.BatchStream(
             state, examples, batch_size=options.batch_size, n_inner=n_inner
         )
     mesh = build_mesh(options.batch_size)
-    return itertools.repeat(eqmdm.distribute(jnp.asarray(examples), mesh))
+    on_devices = eqmdm.distribute(jnp.asarray(examples), mesh)
+    return contextlib.nullcontext(itertools.repeat(on_devices))
 
 
-def facts(options: TrainOptions) -> dict[str, Any]:
+def facts(seed: int) -> dict[str, Any]:
     """What else a run used: versions, device and command."""
     packages = ("eqmdm", "jax", "jaxlib", "equinox", "diffrax", "optax", "lineax")
     packages += ("numpy", "orbax-checkpoint")
@@ -220,7 +217,7 @@ def facts(options: TrainOptions) -> dict[str, Any]:
             "processes": jax.process_count(),
             "machine": platform.platform(),
         },
-        "seed": options.seed,
+        "seed": seed,
     }
 
 

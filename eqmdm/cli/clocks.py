@@ -1,13 +1,10 @@
-"""The clocks that programs know by name."""
-
-from typing import Literal
+"""The noise clocks by name."""
 
 import eqmdm
 
+from .names import ClockName
 from .trained import TrainedRun
 
-
-ClockName = Literal["time", "log_snr", "angle"]
 
 CLOCKS: dict[ClockName, eqmdm.AbstractNoiseClock | None] = {
     "time": None,
@@ -26,6 +23,6 @@ def check_clock(
         eqmdm.probability_flow(trained.score, trained.model[1], shape, **how)
     except ValueError as error:
         raise ValueError(
-            f"`clock` must be time for {whose}, whose log signal-to-noise ratio stands "
-            f"still at a time between its ends; got {name}. Take --clock time."
+            f"`clock` must be time for {whose}, whose log signal-to-noise ratio is not "
+            f"strictly monotone in time; got {name}. Take --clock time."
         ) from error

@@ -1,10 +1,4 @@
-"""Compare evaluations of the same examples, example by example.
-
-    python scripts/compare_evaluations.py RUN/evaluation-elbo-test \\
-        RUN/evaluation-collapsed-test
-
-See `--help` for the options.
-"""
+"""Compare evaluations of the same examples, example by example."""
 
 import dataclasses
 import json
@@ -15,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import tyro
 
 from .errors import clean_errors
 from .evaluate.results import REPORT, TABLE
+from .files import LOSS_UNITS, loss_name
+from .options import positional
 from .parsing import parse
 
 
-_UNITS = {"bits_per_dim": "bits per dimension", "total": "log-likelihood in nats"}
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """Compare evaluations of the same examples, example by example.
 
@@ -34,9 +26,9 @@ class CompareOptions:
     examples that converged in all of the evaluations.
     """
 
-    evaluations: tyro.conf.Positional[tuple[Path, ...]]
-    """Two or more directories that evaluate.py wrote; the others are compared with the
-    first."""
+    evaluations: tuple[Path, ...] = positional("DIRECTORY")
+    """Two or more directories that `eqmdm evaluate` wrote; the others are compared with
+    the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +66,7 @@ def read(directory: Path) -> FinishedEvaluation:
     for name in (REPORT, TABLE):
         if not (directory / name).is_file():
             raise ValueError(
-                "`evaluations` must be directories that evaluate.py has finished; "
+                "`evaluations` must be directories that `eqmdm evaluate` has finished; "
                 f"{directory} has no {name}."
             )
     try:
@@ -82,7 +74,7 @@ def read(directory: Path) -> FinishedEvaluation:
         report = json.loads((directory / REPORT).read_text())
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(
-            f"`evaluations` must be directories that evaluate.py has finished; "
+            f"`evaluations` must be directories that `eqmdm evaluate` has finished; "
             f"{directory} cannot be read ({error})."
         ) from error
     columns = {name: table[name].to_numpy() for name in table.column_names}
@@ -92,18 +84,18 @@ def read(directory: Path) -> FinishedEvaluation:
 def as_text(evaluations: list[FinishedEvaluation]) -> str:
     """A line for each: its mean, and its mean difference from the first."""
     first = evaluations[0]
-    unit = "bits_per_dim" if "bits_per_dim" in first.columns else "total"
+    name = loss_name(first.columns)
     both = np.all([e.columns["converged"] for e in evaluations], axis=0)
     width = max(len(e.name) for e in evaluations)
     lines = [
-        f"{np.count_nonzero(both)} examples; {_UNITS[unit]}, +- standard errors over "
-        "them",
+        f"{np.count_nonzero(both)} examples; {LOSS_UNITS[name]}, +- standard errors "
+        "over them",
         f"{'':{width}}  {'mean':>18}  {'less the first':>20}  {'evaluations':>11}  "
         f"{'s/example':>9}",
     ]
     for evaluation in evaluations:
-        values = evaluation.columns[unit][both]
-        gap = values - first.columns[unit][both]
+        values = evaluation.columns[name][both]
+        gap = values - first.columns[name][both]
         compared = "" if evaluation is first else _mean(gap)
         counts = evaluation.columns["evaluations"][both]
         lines.append(
@@ -121,7 +113,7 @@ def _mean(values: np.ndarray) -> str:
 
 
 def run(options: CompareOptions) -> None:
-    with clean_errors():
+    with clean_errors(options):
         if len(options.evaluations) < 2:
             raise ValueError(
                 "`evaluations` must be two or more; got "

@@ -1,4 +1,4 @@
-"""Keeping what XLA has compiled from one run of a program to the next."""
+"""The persistent compilation cache of the programs."""
 
 import hashlib
 import os

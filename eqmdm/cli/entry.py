@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from .errors import did_you_mean
+from .options import did_you_mean
 
 
 PROGRAMS = {
@@ -17,6 +17,9 @@ PROGRAMS = {
     "plot-diffusions": "draw paths and log-SNRs of the named diffusions",
     "read-profile": "sum the trace of a training by kind of operation",
 }
+# What the extra `programs` of this package brings, by the names of its modules.
+_EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+_EXTRA |= {"tyro": "tyro"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +41,16 @@ def run(
     name: str, arguments: Sequence[str] | None = None, *, prog: str | None = None
 ) -> None:
     """Run a program, by default on the command line of this process."""
-    _load(name)(arguments, prog)
+    try:
+        _load(name)(arguments, prog)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
+            raise
+        sys.exit(
+            f"error: the program {name} needs {_EXTRA[missing]}, which comes with the "
+            "extra `programs`: pip install 'eqmdm[programs]'"
+        )
 
 
 def _usage() -> str:

@@ -1,27 +1,27 @@
-"""Errors as the user of a script sees them."""
+"""Errors as the user of a program sees them."""
 
 import contextlib
-import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
-import equinox as eqx
+from .options import with_option_names
 
 
 @contextlib.contextmanager
-def clean_errors() -> Iterator[None]:
-    """Errors that are the user's to mend, as one line instead of a traceback."""
+def clean_errors(options: Any) -> Iterator[None]:
+    """The user's errors, as one line that names options as they are given."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except eqx.EquinoxRuntimeError as error:
+        sys.exit(f"error: {with_option_names(str(error), type(options))}")
+    except _compiled_check() as error:
         sys.exit(f"error: {runtime_message(error)}")
 
 
 @contextlib.contextmanager
 def clean_file_errors() -> Iterator[None]:
-    """A disk that is full, or gone, as one line; other errors are ours to mend."""
+    """A disk that is full or gone, as one line; other errors keep their traceback."""
     try:
         yield
     except OSError as error:
@@ -31,13 +31,15 @@ def clean_file_errors() -> Iterator[None]:
         )
 
 
-def runtime_message(error: eqx.EquinoxRuntimeError) -> str:
+def runtime_message(error: Exception) -> str:
     """The one line of an error in a compiled program that says what is wrong."""
     _, _, message = str(error).rpartition("EquinoxRuntimeError: ")
     return message.splitlines()[0]
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The names nearest to a wrong one as the end of an error; empty if none is."""
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+def _compiled_check() -> type[Exception]:
+    """The error of a check inside a compiled program."""
+    # Not at the top: a program that has failed by then need not wait for JAX.
+    import equinox as eqx
+
+    return eqx.EquinoxRuntimeError

@@ -1,12 +1,15 @@
-"""Files that are written all at once, and the settings of a directory of results."""
+"""Files of results: written all at once, with their settings and names."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
 SETTINGS = "settings.json"
+# The names in files, and the units in text, of minus a log-likelihood or its bound.
+LOSS_UNITS = {"bits_per_dim": "bits/dim", "nats": "nats"}
 
 
 def check_settings(
@@ -48,3 +51,24 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """With null for numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def error_as_text(error: float) -> str:
+    """A standard error in a table; one example has none."""
+    return "not known for one example" if math.isnan(error) else f"{error:.4f}"
+
+
+def loss_name(columns: Iterable[str]) -> str:
+    """The name of minus the log-likelihood among others: `nats` for points."""
+    return "bits_per_dim" if "bits_per_dim" in columns else "nats"

@@ -1,19 +1,144 @@
-"""The parsing of command lines into dataclasses of options."""
+"""The parsing of command lines into dataclasses of options, and their help."""
 
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+import typing
 from collections.abc import Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from .options import CommaSeparated
+
 
 T = TypeVar("T")
+_METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
 
 def parse(
-    options: type[T], arguments: Sequence[str] | None = None, prog: str | None = None
+    options: type[T],
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+    *,
+    quiet: bool = False,
 ) -> T:
     """The options in a command line, by default that of this process.
 
-    `prog` is the program's name in its help.
+    A class of options inherits from a dataclass for each group of its help, and the
+    strings below its fields are their help. Its `epilog`, if it has one, ends the help.
+
+    **Arguments:**
+
+    - `prog`: the program's name in its help.
+    - `quiet`: whether to print no error before `SystemExit` is raised.
     """
-    return tyro.cli(options, args=arguments, prog=prog)
+    groups = _groups(options)
+    described = [(name, _described(group)) for name, group in groups.items()]
+    # Not by `tyro` from the class itself: it breaks lines where the source does, calls
+    # defaults that are chosen later `None`, and knows no groups without a prefix.
+    parsed = dataclasses.make_dataclass(options.__name__, described)
+    try:
+        given = tyro.cli(
+            parsed,
+            args=arguments,
+            prog=prog,
+            description=inspect.getdoc(options),
+            console_outputs=not quiet,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except SystemExit as stopped:
+        # Only the help ends without an error.
+        epilog = getattr(options, "epilog", None)
+        if not stopped.code and epilog is not None:
+            print(epilog())
+        raise
+    values = {k: v for name in groups for k, v in vars(getattr(given, name)).items()}
+    return options(**values)
+
+
+def _groups(options: type) -> dict[str, type]:
+    """The dataclasses that add options, by the titles that they have in the help."""
+    groups = {}
+    for cls in options.__mro__:
+        if vars(cls).get("__annotations__"):
+            words = re.findall("[A-Z][a-z]*", cls.__name__.removesuffix("Options"))
+            title = "_".join(words).lower()
+            groups["main" if cls is options else title] = cls
+    return groups
+
+
+def _described(group: type) -> type:
+    """A group's own options, each with its help and the placeholder of its value."""
+    hints = typing.get_type_hints(group, include_extras=True)
+    texts, fields = _texts(group), []
+    for field in dataclasses.fields(group):
+        if field.name not in vars(group)["__annotations__"]:
+            continue
+        how: dict[str, Any] = {"help": texts[field.name]}
+        if "default" in field.metadata:
+            how["help_behavior_hint"] = f"(default: {field.metadata['default']})"
+        elif field.default is None or field.default == ():
+            how["help_behavior_hint"] = ""
+        hint = hints[field.name]
+        if metavar := field.metadata.get("metavar") or _metavar(hint):
+            how["metavar"] = metavar
+        marks = [tyro.conf.arg(**how)]
+        if field.metadata.get("positional"):
+            marks.append(tyro.conf.Positional)
+        if separated := _separated(hint):
+            marks.append(separated)
+        hint = Annotated[hint, *marks]
+        fields.append((field.name, hint, dataclasses.field(default=field.default)))
+    made = dataclasses.make_dataclass(group.__name__, fields, kw_only=True)
+    made.__doc__ = inspect.getdoc(group)
+    return made
+
+
+def _texts(group: type) -> dict[str, str]:
+    """The strings below the fields of a class, each in one line."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
+    assert isinstance(tree, ast.ClassDef)
+    texts = {}
+    for statement, below in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(statement.target, ast.Name)
+            texts[statement.target.id] = " ".join(ast.literal_eval(below.value).split())
+    return texts
+
+
+def _metavar(hint: Any) -> str | None:
+    """A placeholder for the values of a type; `None` for flags, which take none."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return parts[1].metavar
+    if origin in (types.UnionType, typing.Union):
+        return _metavar(next(part for part in parts if part is not type(None)))
+    if origin is Literal:
+        return "{" + ",".join(parts) + "}"
+    if origin is tuple and parts[-1] is Ellipsis:
+        return f"[{_METAVARS[parts[0]]} ...]"
+    if origin is tuple:
+        return " ".join(_METAVARS[part] for part in parts)
+    return _METAVARS.get(hint)
+
+
+def _separated(hint: Any) -> Any:
+    """How `tyro` is to read a tuple with commas; `None` for other types."""
+    if typing.get_origin(hint) is not Annotated:
+        return None
+    comma = typing.get_args(hint)[1]
+    assert isinstance(comma, CommaSeparated)
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=comma.metavar,
+        instance_from_str=lambda given: tuple(
+            comma.kind(part.strip()) for part in given[0].split(",") if part.strip()
+        ),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )

@@ -35,17 +35,20 @@ def samples(path: Path, x: np.ndarray, n_levels: int | None) -> None:
     _save(figure, path)
 
 
-def training_curve(path: Path, records: list[dict], unit: str) -> None:
-    """The training loss and the validation bound over the steps."""
+def training_curve(path: Path, records: list[dict], name: str, unit: str) -> None:
+    """The training loss, which records call `name`, and the validation bound."""
     figure, axes = plt.subplots(figsize=(7, 4))
-    steps = [record["step"] for record in records if "loss" in record]
-    losses = [record["loss"] for record in records if "loss" in record]
+    trained = [record for record in records if name in record]
+    steps = [record["step"] for record in trained]
+    losses = [record[name] for record in trained]
     axes.plot(steps, losses, lw=0.8, label="training")
     validated = [record for record in records if "validation" in record]
     # The first steps, of an untrained network, would flatten the rest.
     settled = losses[len(losses) // 10 :]
     if validated:
-        means, errors = zip(*(r["validation"]["loss"] for r in validated), strict=True)
+        means, errors = zip(*(r["validation"][name] for r in validated), strict=True)
+        # One example has no standard error.
+        errors = [math.nan if error is None else error for error in errors]
         steps = [record["step"] for record in validated]
         axes.errorbar(
             steps, means, errors, fmt="o-", ms=3, label="validation, averaged"

@@ -1,4 +1,4 @@
-"""Leaving in good order when a cluster, or the user, asks a program to stop."""
+"""Graceful shutdown on SIGTERM and SIGINT."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Several processes that train together, on JAX's own runtime: who does what alone."""
+"""Training in several processes, on JAX's own runtime."""
 
 import os
 import sys

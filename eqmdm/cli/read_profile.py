@@ -1,7 +1,7 @@
-"""Where does the time of a training step go, and does the device wait for the host?
+"""The time of a training step by kind of operation, and the device's idle share.
 
-    python scripts/train.py --dataset digits --steps 60 --run-dir RUN --profile
-    python scripts/read_profile.py RUN
+    eqmdm train --dataset digits --steps 60 --run-dir RUN --profile
+    eqmdm read-profile RUN
 
 Reads the trace of one log interval that `--profile` wrote. Operations are XLA's, by
 kind: of a fusion, which does many things at once, by the name that XLA gave it. An
@@ -18,10 +18,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
+from .options import chosen, positional
 from .parsing import parse
 
 
@@ -39,13 +38,13 @@ _KINDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadProfileOptions:
     """Sum the trace of a training by kind of operation."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The directory of a run of train.py with --profile."""
-    output: Path | None = None
+    run: Path = positional("RUN")
+    """The directory of a run of `eqmdm train --profile`."""
+    output: Path | None = chosen("none")
     """A JSON file for the results."""
 
 
@@ -95,7 +94,7 @@ def run(options: ReadProfileOptions) -> None:
     files = sorted(options.run.glob("profile/**/perfetto_trace.json.gz"))
     if not files:
         sys.exit(
-            f"error: `run` must be the directory of a run of train.py with --profile; "
+            f"error: RUN must be the directory of a run with --profile; "
             f"{options.run} holds no perfetto_trace.json.gz."
         )
     with gzip.open(files[-1]) as file:

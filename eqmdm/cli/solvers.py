@@ -1,13 +1,14 @@
-"""The solvers that programs know by name."""
+"""The solvers by name."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
 import diffrax as dfx
 
 import eqmdm
 from eqmdm._model import diffrax_solvers
+
+from .options import did_you_mean
 
 
 _SAMPLERS = {
@@ -120,7 +121,7 @@ _METHODS = _methods()
 NAMES = tuple(_METHODS)
 
 
-def find(name: str, *, argument: str = "solver") -> Method:
+def find_method(name: str, *, argument: str = "solver") -> Method:
     """The method of that name, which a user gave as `argument`.
 
     **Raises:**
@@ -136,8 +137,7 @@ def find(name: str, *, argument: str = "solver") -> Method:
             f"{name!r}, and {bare.name} is not. Take {bare.name} itself, or "
             f"{', '.join(n for n in NAMES if n.startswith('ode-'))}."
         )
-    near = difflib.get_close_matches(name, NAMES, n=4, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(
-        f"`{argument}` must be one of {', '.join(NAMES)}; got {name!r}. {hint}".rstrip()
+        f"`{argument}` must be the name of a solver; got {name!r}."
+        f"{did_you_mean(name, NAMES)} The names are {', '.join(NAMES)}."
     )

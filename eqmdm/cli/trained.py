@@ -1,4 +1,4 @@
-"""A trained run as another script takes it up: its model and its data."""
+"""A trained run, as other programs load it: its model and its data."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,8 @@ import numpy as np
 import eqmdm
 
 from . import build
-from .train.options import Range, ResolvedTrainOptions, TrainOptions
+from .names import Range
+from .train.options import ResolvedTrainOptions, TrainOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,23 +51,23 @@ class TrainedRun:
         t_range: Range | None = None,
         option: str = "diffusion",
     ) -> "TrainedRun":
-        """A denoiser's run under another diffusion, by default between the same ends in
-        log-SNR.
+        """A denoiser's run under another diffusion, by default over the same
+        interval in log-SNR.
 
         **Raises:** `ValueError` if the run knows no other diffusion than its own.
         """
         own = self.options.diffusion
         if not self.is_denoiser:
             raise ValueError(
-                f"`{option}` must be {own} alone, and its ends must be left out, for "
-                "this run, for its score is free and knows no other than the one it "
-                f"was trained on; got {diffusion}. Train with --score denoiser to "
+                f"`{option}` must be {own} alone, and its interval must be left out, "
+                "since the score of this run is free and knows only the process that "
+                f"it was trained on; got {diffusion}. Train with --score denoiser to "
                 "evaluate it under several."
             )
         if diffusion == "learned":
             raise ValueError(
-                f"`{option}` must not have learned for this run, nor may the ends of a "
-                f"learned one be others; it was trained on {own}. Leave both out."
+                f"`{option}` must not have learned for this run, nor may the interval "
+                f"of a learned one change; it was trained on {own}. Leave both out."
             )
         denoiser, present = self.model
         if log_snr_range is None and t_range is None:
@@ -102,10 +103,11 @@ def load_trained(
     `ValueError` if the directory holds no run, no checkpoint, a run of a newer version,
     or if the data are not those of the run.
     """
+    print(f"loading {directory} ...", flush=True)
     run = eqmdm.Run(directory)
     if not (directory / "options.json").is_file():
         raise ValueError(
-            "`run` must be a directory that train.py wrote; "
+            "`run` must be a directory that `eqmdm train` wrote; "
             f"{directory} has no options.json."
         )
     facts = run.read_options()

@@ -17,7 +17,7 @@ from .. import build
 from ..build import Purpose
 from ..clocks import CLOCKS
 from ..trained import TrainedRun
-from .options import SOLVERS, ResolvedEvaluateOptions
+from .settings import SOLVERS, EvaluateSettings
 
 
 _BOUND_TERMS = ("reconstruction", "prior", "diffusion", "auxiliary")
@@ -27,7 +27,7 @@ _ENCODING_TERMS = ("dequantisation", "data_transform")
 class Evaluator:
     """The rows of the table for given examples, keyed by their numbers alone."""
 
-    def __init__(self, trained: TrainedRun, options: ResolvedEvaluateOptions):
+    def __init__(self, trained: TrainedRun, options: EvaluateSettings):
         """**Raises:** `ValueError` if an ODE is asked for the mass of discrete levels
         without a dequantisation."""
         trained = trained.over_devices(options.batch_size)
@@ -50,7 +50,9 @@ class Evaluator:
         """The rows of the examples from `start` to `stop`, at most a batch."""
         find = self._bound if self._options.route == "elbo" else self._log_likelihood
         columns = {"example": np.arange(start, stop)} | find(start, stop)
-        if self._trained.dataset.n_levels is not None:
+        if self._trained.dataset.n_levels is None:
+            columns["nats"] = -columns["total"]
+        else:
             n_dims = math.prod(self._trained.dataset.shape)
             columns["bits_per_dim"] = -columns["total"] / (n_dims * math.log(2))
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
@@ -62,7 +64,7 @@ class Evaluator:
             self._trained.model,
             self._examples[start:stop],
             self._objective,
-            # That of `train.py`, whose test bound is the same for equal draws.
+            # That of `eqmdm train`, whose test bound is the same for equal draws.
             key=build.purpose_key(self._options.seed, Purpose.BOUND),
             n_draws=n_draws,
             batch_size=self._options.batch_size,
@@ -121,7 +123,7 @@ class Evaluator:
         }
 
 
-def _make_grey_levels(trained: TrainedRun, options: ResolvedEvaluateOptions) -> Any:
+def _make_grey_levels(trained: TrainedRun, options: EvaluateSettings) -> Any:
     trained_with = trained.options
     if options.dequantisation is not None:
         trained_with = dataclasses.replace(
@@ -138,7 +140,7 @@ def _make_grey_levels(trained: TrainedRun, options: ResolvedEvaluateOptions) -> 
     return grey_levels
 
 
-def _make_method(options: ResolvedEvaluateOptions) -> dict[str, Any]:
+def _make_method(options: EvaluateSettings) -> dict[str, Any]:
     """How an ODE is solved, as `eqmdm.log_likelihood` takes it."""
     clock = CLOCKS[options.clock]
     if options.route == "augmented":

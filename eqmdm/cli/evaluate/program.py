@@ -1,9 +1,4 @@
-"""Evaluate the likelihood of a trained model, example by example.
-
-    python scripts/evaluate.py runs/digits-cld-denoiser-0 --examples 64
-
-See `--help` for the options.
-"""
+"""Evaluate the likelihood of a trained model, example by example."""
 
 import sys
 import time
@@ -12,21 +7,23 @@ from tqdm import tqdm
 
 from .. import plots
 from ..errors import clean_errors
-from ..files import write_text
+from ..files import LOSS_UNITS, loss_name, write_text
 from ..trained import load_trained
 from .evaluator import Evaluator
 from .options import EvaluateOptions
 from .report import make_report, make_text
 from .results import EvaluationResults
+from .settings import check_solver, resolve, under_chosen_diffusion
 
 
 def run(given: EvaluateOptions) -> None:
     # ----- Set-up: every wrong option, file or run fails here, before any work.
-    with clean_errors():
+    with clean_errors(given):
         given.check()
+        check_solver(given.solver)
         trained = load_trained(given.run, data_dir=given.data_dir, ema=given.ema)
-        trained = given.placed(trained)
-        options = given.resolved(trained)
+        trained = under_chosen_diffusion(given, trained)
+        options = resolve(given, trained)
         evaluate = Evaluator(trained, options)
         results = EvaluationResults(
             options.output_dir,
@@ -53,13 +50,13 @@ def run(given: EvaluateOptions) -> None:
                 continue
             bar.set_description("evaluating" if compiled else "compiling")
             clock = time.perf_counter()
-            with clean_errors():
+            with clean_errors(given):
                 rows = evaluate(begin, end)
                 seconds = time.perf_counter() - clock
                 results.add(rows, seconds, compiled=not compiled)
             compiled = True
-            unit = "bits_per_dim" if "bits_per_dim" in rows[0] else "total"
-            bar.set_postfix_str(f"mean {unit} {results.mean(unit):.3f}")
+            name = loss_name(rows[0])
+            bar.set_postfix_str(f"mean {results.mean(name):.3f} {LOSS_UNITS[name]}")
             bar.update(len(results.rows) - bar.n)
     except KeyboardInterrupt:
         sys.exit(
@@ -70,11 +67,11 @@ def run(given: EvaluateOptions) -> None:
 
     # ----- The table, the histogram and the report, which marks it all as complete.
     columns = results.write_table()
-    images = "bits_per_dim" in columns
+    name = loss_name(columns)
     plots.histogram(
         directory / "histogram.png",
-        columns["bits_per_dim"] if images else -columns["total"],
-        "bits per dimension" if images else "minus the log-likelihood (nats)",
+        columns[name],
+        f"minus the log-likelihood ({LOSS_UNITS[name]})",
         f"{trained.name}, {options.examples} {options.split} examples, {options.route}",
     )
     report = make_report(trained, options, columns, results.timing)

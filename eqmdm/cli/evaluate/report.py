@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from .. import build
+from ..files import LOSS_UNITS, error_as_text
 from ..trained import TrainedRun
-from .options import ResolvedEvaluateOptions
+from .settings import EvaluateSettings
 
 
 _TITLES = {
@@ -23,7 +24,7 @@ _MOST_NAMED = 20
 
 def make_report(
     trained: TrainedRun,
-    options: ResolvedEvaluateOptions,
+    options: EvaluateSettings,
     columns: dict[str, np.ndarray],
     timing: tuple[float, bool],
 ) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def make_report(
     """
     converged = columns["converged"]
     diffusion = trained.model[1]
-    facts = build.facts(trained.options)
+    facts = build.facts(trained.options.seed)
     return {
         "run": trained.name,
         "step": trained.step,
@@ -66,10 +67,10 @@ def make_text(report: dict[str, Any]) -> str:
     """The same for report.txt: what was found, how, and what to make of it."""
     settings, n = report["settings"], report["n_examples"]
     first = settings["first"]
+    numbers = f"number {first}" if n == 1 else f"numbers {first} to {first + n - 1}"
     lines = [
         _TITLES[settings["route"]],
-        f"{n} examples of {report['dataset']}, {settings['split']} split, from number "
-        f"{first} to {first + n - 1}",
+        f"{n} examples of {report['dataset']}, {settings['split']} split, {numbers}",
         f"run {report['run']} at step {report['step']}: {report['diffusion']} "
         f"diffusion, {report['score']} score, "
         f"{'averaged' if settings.get('ema', True) else 'last'} parameters",
@@ -79,7 +80,8 @@ def make_text(report: dict[str, Any]) -> str:
     ]
     for name, term in report["terms"].items():
         mean, error = term["mean"], term["standard_error"]
-        lines.append(f"{name:>16} {mean:12.4f} {error:10.4f} {term['unit']}")
+        error = error_as_text(error)
+        lines.append(f"{name:>16} {mean:12.4f} {error:>10} {term['unit']}")
     timed = f"{report['seconds_per_example']:.3g} s"
     timed += ", compilation included" if report["compilation_included"] else ""
     lines += [
@@ -98,7 +100,7 @@ def _terms(columns: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     for name in columns:
         if name not in _OTHERS:
             mean, error = _mean(columns[name][converged])
-            unit = "bits/dim" if name == "bits_per_dim" else "nats"
+            unit = LOSS_UNITS.get(name, "nats")
             terms[name] = {"mean": mean, "standard_error": error, "unit": unit}
     return terms
 
@@ -110,7 +112,7 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
     return (float(values.mean()) if n else math.nan), error
 
 
-def _dequantisation(trained: TrainedRun, options: ResolvedEvaluateOptions) -> str:
+def _dequantisation(trained: TrainedRun, options: EvaluateSettings) -> str:
     if trained.dataset.n_levels is None:
         return "none"
     return options.dequantisation or trained.options.dequantisation
@@ -149,7 +151,7 @@ def _failures(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def _notes(trained: TrainedRun, options: ResolvedEvaluateOptions) -> list[str]:
+def _notes(trained: TrainedRun, options: EvaluateSettings) -> list[str]:
     notes = []
     given = options.dequantisation
     in_training = trained.options.dequantisation

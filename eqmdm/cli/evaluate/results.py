@@ -1,4 +1,4 @@
-"""The results of an evaluation on disk, durable from batch to batch."""
+"""The results of an evaluation on disk, safe from one batch to the next."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import SETTINGS, check_settings, write_text
+from ..files import SETTINGS, check_settings, plain, write_text
 
 
 TABLE, REPORT = "examples.parquet", "report.json"
@@ -102,7 +102,7 @@ class EvaluationResults:
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the report, and remove the parts."""
-        write_text(self.directory / REPORT, json.dumps(_plain(report), indent=1) + "\n")
+        write_text(self.directory / REPORT, json.dumps(plain(report), indent=1) + "\n")
         (self.directory / _PARTS).unlink(missing_ok=True)
 
     def _read_parts(self) -> None:
@@ -121,14 +121,3 @@ class EvaluationResults:
         for row in part["rows"]:
             self.rows.setdefault(row["example"], row)
         self._times.append((len(part["rows"]), part["seconds"], part["compiled"]))
-
-
-def _plain(value: Any) -> Any:
-    """With null for numbers that are not finite, which JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

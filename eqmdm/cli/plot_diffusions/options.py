@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PlotOptions:
-    """Draws paths and log-SNRs of the named diffusions at their default settings."""
+    """Draw paths and log-SNRs of the named diffusions at their default settings."""
 
     path: Path = Path("diffusions.png")
     """The picture to write."""
@@ -15,4 +15,4 @@ class PlotOptions:
     n_steps: int = 512
     """Steps of the solver, uniform in time."""
     seed: int = 0
-    """Of the noise."""
+    """The seed of the noise."""

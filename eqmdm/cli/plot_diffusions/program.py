@@ -1,6 +1,6 @@
-"""Draw what diffusions do to data: paths of every variable, and the log-SNR in time.
+"""Paths of every variable of the named diffusions, and their log-SNR in time.
 
-    python scripts/plot_diffusions.py --path benchmarks/results/diffusions.png
+    eqmdm plot-diffusions --path benchmarks/results/diffusions.png
 
 Paths start at -1 and 1 and are solved by Diffrax from `eqmdm.forward_sde`.
 """

@@ -1,9 +1,4 @@
-"""Draw samples from a trained model.
-
-    python scripts/sample.py runs/digits-cld-denoiser-0 --solver heun --steps 50
-
-See `--help` for the options.
-"""
+"""Draw samples from a trained model."""
 
 import json
 import sys
@@ -20,8 +15,10 @@ import eqmdm
 from .. import build, plots
 from ..build import Purpose
 from ..errors import clean_errors
+from ..solvers import find_method
 from ..trained import load_trained
 from .options import SampleOptions
+from .settings import check_names, check_run, sampling_arguments
 
 
 # What a picture of images can show.
@@ -32,10 +29,11 @@ _MOST_NAMED = 20
 
 def run(options: SampleOptions) -> None:
     # ----- Set-up: every wrong option, file or run fails here, before any work.
-    with clean_errors():
+    with clean_errors(options):
         options.check()
+        check_names(options)
         trained = load_trained(options.run, data_dir=options.data_dir, ema=options.ema)
-        options.check_run(trained)
+        check_run(options, trained)
         directory = options.directory
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -49,7 +47,7 @@ def run(options: SampleOptions) -> None:
         # A single batch is drawn again, to be timed without compilation.
         for first in starts if len(starts) > 1 else starts * 2:
             clock = time.perf_counter()
-            with clean_errors():
+            with clean_errors(options):
                 parts.append(draw(trained, options, first, size))
             times.append(time.perf_counter() - clock)
             bar.set_description("sampling")
@@ -68,7 +66,7 @@ def run(options: SampleOptions) -> None:
     if not kept.any():
         sys.exit("error: there are no samples to write")
     values = decode(trained, x[kept])
-    evaluations = options.method.n_evaluations(options.steps)
+    evaluations = find_method(options.solver).n_evaluations(options.steps)
     settings = {
         "run": trained.name,
         "dataset": trained.dataset.name,
@@ -77,7 +75,7 @@ def run(options: SampleOptions) -> None:
         "parameters": trained.parameters,
         "evaluations_per_sample": evaluations,
         "seconds_per_sample": seconds,
-        "versions": build.facts(trained.options)["versions"],
+        "versions": build.facts(trained.options.seed)["versions"],
     }
     n_levels = trained.dataset.n_levels
     shown = values if n_levels is None else values[:_MOST_SHOWN]
@@ -96,12 +94,12 @@ def draw(trained: Any, options: SampleOptions, first: int, n: int) -> np.ndarray
         trained.score,
         trained.model[1],
         trained.dataset.shape,
-        # That of `train.py`, whose samples start from the same noise.
+        # That of `eqmdm train`, whose samples start from the same noise.
         key=build.purpose_key(options.seed, Purpose.SAMPLES),
         n_samples=n,
         first=first,
         dtype=trained.dtype,
-        **options.how,
+        **sampling_arguments(options),
     )
     return np.asarray(x)
 

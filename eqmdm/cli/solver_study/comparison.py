@@ -1,4 +1,4 @@
-"""The figures of a study of solvers: what is drawn, and how far it is from the data."""
+"""The comparison of solvers: their samples, and the distances to the data."""
 
 import math
 import time
@@ -13,15 +13,22 @@ import numpy as np
 
 import eqmdm
 
-from .. import build, solvers
+from .. import build
 from ..build import Purpose
 from ..clocks import CLOCKS
 from ..errors import runtime_message
+from ..solvers import find_method
 from ..trained import TrainedRun
 from .features import Features
-from .options import GRIDS, SolverStudyOptions
+from .options import SolverStudyOptions
 
 
+_GRIDS = {
+    "uniform": eqmdm.UniformGrid(),
+    "quadratic": eqmdm.QuadraticGrid(),
+    "log_snr": eqmdm.LogSNRGrid(),
+    "rho": eqmdm.RhoGrid(),
+}
 # Of the tight solution of the probability flow.
 _TOLERANCE, _MAX_STEPS = 1e-6, 4096
 
@@ -79,18 +86,18 @@ class SolverComparison:
 
         `progress` is called after each batch.
         """
-        method = solvers.find(name)
+        method = find_method(name)
         n_steps = method.steps_within(allowed)
         if n_steps == 0:
             least = method.n_evaluations(1)
-            return {"failure": f"`evaluations` must be at least {least}"}
+            return {"failure": f"--evaluations must be at least {least}"}
         row: dict[str, Any] = {
             "steps": n_steps,
             "evaluations": method.n_evaluations(n_steps),
         }
         how = method.options | {"n_steps": n_steps}
         if self._options.grid != "default":
-            how["grid"] = GRIDS[self._options.grid]
+            how["grid"] = _GRIDS[self._options.grid]
         if method.process is not None:
             how["clock"] = CLOCKS[self._options.clock]
         try:

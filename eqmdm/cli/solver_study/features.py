@@ -1,4 +1,4 @@
-"""The features of images that a Fréchet distance is of."""
+"""The features of images for the Fréchet distance."""
 
 import dataclasses
 import hashlib

@@ -1,9 +1,4 @@
-"""Compare solvers by the quality of their samples at equal numbers of evaluations.
-
-    python scripts/solver_study.py runs/digits-cld-denoiser-0 --diffusions vpsde,cld
-
-See `--help` for the options.
-"""
+"""Compare solvers by the quality of their samples at equal numbers of evaluations."""
 
 import itertools
 import sys
@@ -18,7 +13,7 @@ from . import picture
 from .comparison import SolverComparison, check_n_samples
 from .features import find_features
 from .options import SolverStudyOptions
-from .runs import runs_by_diffusion
+from .runs import check_solvers, runs_by_diffusion
 from .table import PICTURE, REAL_DATA, SolverTable
 
 
@@ -28,14 +23,15 @@ _FORGET_EVERY = 20
 
 def run(options: SolverStudyOptions) -> None:
     # ----- Set-up: every wrong option, file or run fails here, before any work.
-    with clean_errors():
+    with clean_errors(options):
         options.check()
+        check_solvers(options)
         trained = load_trained(options.run, data_dir=options.data_dir)
         check_n_samples(options.n_samples, trained.dataset)
         runs = runs_by_diffusion(options, trained)
         features = find_features(options.features, trained.dataset)
         study = SolverComparison(options, runs, features)
-        facts = build.facts(trained.options)
+        facts = build.facts(trained.options.seed)
         described = {"features": "none"} if features is None else features.identity
         table = SolverTable(
             options.directory,
@@ -60,11 +56,11 @@ def run(options: SolverStudyOptions) -> None:
     try:
         if REAL_DATA not in table.rows:
             bar.set_description("real data")
-            with clean_errors():
+            with clean_errors(options):
                 table.add(REAL_DATA, study.real_data())
         for number, (diffusion, solver, allowed) in enumerate(todo, start=1):
             bar.set_description(f"{diffusion}, {solver}, {allowed} evaluations")
-            with clean_errors():
+            with clean_errors(options):
                 row = study.row(diffusion, solver, allowed, bar.update)
             table.add((diffusion, solver, allowed), row)
             if "failure" in row:

@@ -1,9 +1,28 @@
-"""The run of a study under each of the diffusions that it is studied with."""
+"""A run under each of the diffusions of a solver study, and its solvers checked."""
 
-from .. import solvers
 from ..clocks import check_clock
+from ..solvers import find_method
 from ..trained import TrainedRun
 from .options import SolverStudyOptions
+
+
+def check_solvers(options: SolverStudyOptions) -> None:
+    """**Raises:** `ValueError` for solvers that are unknown or cannot take a step."""
+    methods = [find_method(name, argument="solvers") for name in options.solvers]
+    for method in methods:
+        least = method.n_evaluations(1)
+        if max(options.evaluations) < least:
+            raise ValueError(
+                f"`evaluations` must be at least {least} for {method.name} to take one "
+                f"step; got {max(options.evaluations)}. Allow more, or leave out "
+                f"{method.name}."
+            )
+    if options.clock != "time" and all(method.process is None for method in methods):
+        raise ValueError(
+            f"`clock` must be time for {', '.join(options.solvers)}, which define "
+            f"their own steps on a grid; got {options.clock}. Choose a --grid, or add "
+            "solvers of Diffrax's."
+        )
 
 
 def runs_by_diffusion(
@@ -17,7 +36,7 @@ def runs_by_diffusion(
     a clock that cannot tell the time of a diffusion.
     """
     own = trained.options.diffusion
-    needing = [n for n in options.solvers if solvers.find(n).needs_denoiser]
+    needing = [n for n in options.solvers if find_method(n).needs_denoiser]
     if needing and not trained.is_denoiser:
         raise ValueError(
             f"`solvers` must not have {', '.join(needing)} for this run, for they "

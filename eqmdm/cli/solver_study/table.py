@@ -1,4 +1,4 @@
-"""The table of a study on disk, durable from row to row."""
+"""The table of a solver study on disk, safe from one row to the next."""
 
 import csv
 import io

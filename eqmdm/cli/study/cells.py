@@ -1,4 +1,4 @@
-"""What a study asks for, and the trainings and evaluations that answer it."""
+"""The cells of a study: its trainings and evaluations, from a TOML file."""
 
 import dataclasses
 import itertools
@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from ..evaluate.options import EvaluateOptions
+from ..parsing import parse
 from ..train.options import TrainOptions
 
 
@@ -58,12 +57,12 @@ class Study:
 def read_study(path: Path, *, short: bool) -> Study:
     """The study in a TOML file.
 
-    Tables of the file: `train`, options of `train.py` for all cells; `evaluations`,
-    options of `evaluate.py` by name; and `grids`. A grid has a cell for each choice
-    from its `axes` and each seed. An axis is a table of options of `train.py` for each
-    of its values. `evaluate` has the names of the evaluations, by default all. `short`
-    has what replaces the above in the short form: seeds, options, and the grids that
-    are in it.
+    Tables of the file: `train`, options of `eqmdm train` for all cells; `evaluations`,
+    options of `eqmdm evaluate` by name; and `grids`. A grid has a cell for each choice
+    from its `axes` and each seed. An axis is a table of options of `eqmdm train` for
+    each of its values. `evaluate` lists the evaluations by name, by default all.
+    `short` replaces the above in the short form: seeds, options, and the grids that are
+    in it.
 
     **Raises:** `ValueError` if there is no such file or anything in it is wrong.
     """
@@ -129,16 +128,16 @@ def _cells(
 
 def _check_options(cls: Any, options: TomlTable, where: str, before=()) -> None:
     try:
-        tyro.cli(cls, args=[*before, *arguments(options)], console_outputs=False)
+        parse(cls, [*before, *arguments(options)], quiet=True)
     except SystemExit:
-        # By itself, the first that is wrong: `tyro` tells it on the terminal alone.
+        # Of what is wrong the parser tells on the terminal alone.
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(options.keys() - known)
         what = f"{unknown[0]!r} is none of them" if unknown else f"got {dict(options)}"
         raise ValueError(
-            f"`{where}` must have options of "
-            f"{'evaluate.py' if before else 'train.py'} with values that it takes; "
-            f"{what}. See its --help."
+            f"`{where}` must have options of eqmdm "
+            f"{'evaluate' if before else 'train'} with values that it takes; {what}. "
+            "See its --help."
         ) from None
 
 

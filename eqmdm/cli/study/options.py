@@ -2,33 +2,32 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+from ..options import chosen, positional
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """Train and evaluate every cell of a study, and collect what they have found.
+    """Train and evaluate every cell of a study, and tabulate the results.
 
-    Each cell is an ordinary run of train.py, evaluated by evaluate.py. What is done
-    already is not done again, and what was stopped is continued.
+    Each cell is an ordinary run of `eqmdm train`, evaluated by `eqmdm evaluate`. What
+    is done already is not done again, and what was stopped is continued.
     """
 
-    config: Annotated[Path, tyro.conf.arg(metavar="CONFIG"), tyro.conf.Positional]
+    config: Path = positional("CONFIG")
     """The study: a TOML file as in benchmarks/studies."""
-    output_dir: Path | None = None
-    """Where the runs are; by default runs/studies/<name>, or <name>-short."""
-    results_dir: Path | None = None
-    """Where the tables and pictures go; by default beside the runs."""
-    data_dir: str | None = None
-    """A directory with the image files (parquet), instead of the Hugging Face Hub."""
+    output_dir: Path | None = chosen("runs/studies/<name>, or <name>-short")
+    """The directory of the runs."""
+    results_dir: Path | None = chosen("that of the runs")
+    """The directory of the tables and pictures."""
+    data_dir: str | None = chosen("the Hugging Face Hub")
+    """A directory with the image files (parquet)."""
     short: bool = False
-    """Do the study's short form, which shows that it works rather than what is true."""
+    """Do the study's short form, which shows that it works, not what is true."""
     collect_only: bool = False
-    """Only collect what has been found by now."""
+    """Only tabulate the results so far."""
     dry_run: bool = False
-    """Only print the commands that are left to be run."""
-    part: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="I N")] = None
+    """Only print the commands that are left."""
+    part: tuple[int, int] | None = chosen("all of them", metavar="I N")
     """Do the I-th of N parts of the cells, so that N processes or machines share a
-    study. The last to finish, or --collect-only, collects them all."""
+    study. The last to finish, or --collect-only, tabulates all results."""

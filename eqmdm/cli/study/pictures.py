@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import plots
+from ..files import loss_name
 from .cells import Cell, Study
 from .tables import records
 
@@ -93,7 +94,7 @@ def training(path: Path, study: Study, root: Path) -> None:
             validated = [r for r in records(root / cell.directory) if "validation" in r]
             axes.plot(
                 [r["step"] for r in validated],
-                [r["validation"]["loss"][0] for r in validated],
+                [_bound(r["validation"]) for r in validated],
                 color=f"C{names.index(cell.name) % 10}",
                 ls=["-", "--", ":"][names.index(cell.name) // 10 % 3],
                 lw=0.9,
@@ -147,6 +148,10 @@ def learned(file: Path, study: Study, root: Path) -> None:
         for axes in row:
             axes.set_xlabel(f"step; {len(paths)} seeds", fontsize="small")
     _save(figure, file)
+
+
+def _bound(validation: dict[str, list[float]]) -> float:
+    return validation[loss_name(validation)][0]
 
 
 def _first_seed(study: Study, cell: Cell) -> int:

@@ -1,9 +1,4 @@
-"""Train and evaluate every cell of a study, and collect what they have found.
-
-    python scripts/study.py benchmarks/studies/digits.toml
-
-See `--help` for the options.
-"""
+"""Train and evaluate every cell of a study, and tabulate the results."""
 
 import json
 import signal
@@ -18,11 +13,12 @@ from .cells import Cell, arguments, read_study
 from .options import StudyOptions
 
 
-_SCRIPTS = Path("scripts")
+# The same interpreter, whose environment may not be on the path.
+_EQMDM = [sys.executable, "-m", "eqmdm.cli"]
 
 
 def run(options: StudyOptions) -> None:
-    with clean_errors():
+    with clean_errors(options):
         study = read_study(options.config, short=options.short)
         index, n_parts = _checked_part(options.part)
     if options.dry_run and sys.platform != "win32":
@@ -35,14 +31,14 @@ def run(options: StudyOptions) -> None:
         if options.collect_only or number % n_parts != index - 1:
             continue
         title = f"[{number + 1}/{len(study.cells)}] {cell.grid}: {cell.name}"
-        with clean_errors():
+        with clean_errors(options):
             commands = _commands(cell, root / cell.directory, options)
         for command in commands:
-            print(f"{title}, seed {cell.seed}\n  {' '.join(command)}", flush=True)
+            print(f"{title}, seed {cell.seed}\n  eqmdm {' '.join(command)}", flush=True)
             if options.dry_run:
                 continue
-            if subprocess.run([sys.executable, *command]).returncode:
-                failures.append(f"{cell.directory}: {Path(command[0]).name}")
+            if subprocess.run([*_EQMDM, *command]).returncode:
+                failures.append(f"{cell.directory}: {command[0]}")
                 # What follows would be of a training that is not done.
                 break
     if options.dry_run:
@@ -50,7 +46,7 @@ def run(options: StudyOptions) -> None:
 
     results_dir = options.results_dir or root
     results_dir.mkdir(parents=True, exist_ok=True)
-    with clean_errors():
+    with clean_errors(options):
         rows = tables.read(study, root)
         if not rows:
             sys.exit("error: no cell has been evaluated yet")
@@ -89,7 +85,7 @@ def _commands(cell: Cell, directory: Path, options: StudyOptions) -> list[list[s
     commands = []
     data_dir = [] if options.data_dir is None else [f"--data-dir={options.data_dir}"]
     if not tables.is_trained(cell, directory):
-        command = [str(_SCRIPTS / "train.py"), *arguments(cell.train), *data_dir]
+        command = ["train", *arguments(cell.train), *data_dir]
         command += [f"--seed={cell.seed}", f"--run-dir={directory}"]
         # Once it has written its options.
         resume = (directory / "options.json").exists()
@@ -98,6 +94,6 @@ def _commands(cell: Cell, directory: Path, options: StudyOptions) -> list[list[s
         if tables.is_evaluated(cell, directory, name):
             continue
         output_dir = tables.evaluation_dir(directory, name)
-        command = [str(_SCRIPTS / "evaluate.py"), str(directory), *arguments(settings)]
+        command = ["evaluate", str(directory), *arguments(settings)]
         commands.append([*command, *data_dir, f"--output-dir={output_dir}"])
     return commands

@@ -1,4 +1,4 @@
-"""What the cells of a study have found, as tables."""
+"""The results of a study as tables."""
 
 import csv
 import io
@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow.parquet as pq
-import tyro
 
 import eqmdm
 
-from .. import build
 from ..evaluate.results import REPORT, TABLE
 from ..files import write_text
-from ..train.options import TrainOptions
+from ..parsing import parse
+from ..train.options import MAY_DIFFER, TrainOptions
 from .cells import Cell, Study, arguments
 
 
@@ -42,10 +41,9 @@ def is_trained(cell: Cell, directory: Path) -> bool:
     run = eqmdm.Run(directory)
     if not (directory / "options.json").exists():
         return False
-    options = tyro.cli(
-        TrainOptions, args=[*arguments(cell.train), f"--seed={cell.seed}"]
-    ).resolved()
-    not_of_the_cell = (*build.MAY_DIFFER, "data_fingerprint")
+    given = parse(TrainOptions, [*arguments(cell.train), f"--seed={cell.seed}"])
+    options = given.resolved()
+    not_of_the_cell = (*MAY_DIFFER, "data_fingerprint")
     run.check_options(vars(options), may_differ=not_of_the_cell)
     return options.steps in run.steps
 

@@ -1,76 +1,77 @@
-"""What a run has come to, with the averaged parameters: curves, samples and a bound."""
+"""The final evaluation of a run, with averaged parameters: curves, samples, bound."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import eqmdm
 
-from .. import build, plots
+from .. import plots
 from ..build import Purpose
 from ..processes import is_first
-from .options import ResolvedTrainOptions
 from .records import Records, report
+from .setup import Setup
 
 
 def stages(
-    directory: Path,
-    options: ResolvedTrainOptions,
-    dataset: Any,
-    objective: Any,
-    state: eqmdm.TrainState,
-    records: Records,
-    unit: str,
+    setup: Setup, state: eqmdm.TrainState, records: Records
 ) -> dict[str, Callable[[], None]]:
     """What is left to do after the last step, by name and in order."""
-    model = state.ema_model
-    key = lambda purpose: build.purpose_key(options.seed, purpose)
-
-    def curves() -> None:
-        if not is_first():
-            return
-        plots.training_curve(directory / "training_curve.png", records.read(), unit)
-        if options.diffusion == "learned":
-            plots.diffusion_path(directory / "diffusion_path.png", records.read())
-
-    def samples() -> None:
-        print(f"drawing {options.n_samples} samples ...", flush=True)
-        x = eqmdm.sample(
-            eqmdm.make_score(*model),
-            model[1],
-            dataset.shape,
-            key=key(Purpose.SAMPLES),
-            n_samples=options.n_samples,
-            n_steps=options.sample_steps,
-        )
-        x = eqmdm.on_host(x)
-        if objective.grey_levels is not None:
-            x = objective.grey_levels.decode(x)
-        if is_first():
-            x = np.asarray(x)
-            plots.samples(directory / "samples.png", x, dataset.n_levels)
-
-    def bound() -> None:
-        test = dataset.test[: options.test_examples]
-        print(f"evaluating {len(test)} test examples ...", flush=True)
-        summary = eqmdm.evaluate(
-            model,
-            test,
-            objective,
-            key=key(Purpose.BOUND),
-            n_draws=options.test_draws,
-            batch_size=options.batch_size,
-        ).summary()
-        how = {"step": int(state.step), "examples": len(test)}
-        how["draws"] = options.test_draws
-        if is_first():
-            report(directory / "test_bound.json", summary, unit, how)
-
-    found = {"the curves": curves}
-    if options.n_samples:
-        found["the samples"] = samples
-    if options.test_examples:
-        found["the test bound"] = bound
+    found: dict[str, Callable[[], None]] = {
+        "the curves": lambda: _draw_curves(setup, records)
+    }
+    if setup.options.n_samples:
+        found["the samples"] = lambda: _draw_samples(setup, state)
+    if setup.options.test_examples:
+        found["the test bound"] = lambda: _evaluate_bound(setup, state)
     return found
+
+
+def _draw_curves(setup: Setup, records: Records) -> None:
+    if not is_first():
+        return
+    directory, lines = setup.run.run_dir, records.read()
+    plots.training_curve(
+        directory / "training_curve.png", lines, setup.loss_name, setup.loss_unit
+    )
+    if setup.options.diffusion == "learned":
+        plots.diffusion_path(directory / "diffusion_path.png", lines)
+
+
+def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
+    options, model = setup.options, state.ema_model
+    print(f"drawing {options.n_samples} samples ...", flush=True)
+    x = eqmdm.sample(
+        eqmdm.make_score(*model),
+        model[1],
+        setup.dataset.shape,
+        key=setup.key(Purpose.SAMPLES),
+        n_samples=options.n_samples,
+        n_steps=options.sample_steps,
+    )
+    x = eqmdm.on_host(x)
+    if setup.objective.grey_levels is not None:
+        x = setup.objective.grey_levels.decode(x)
+    if is_first():
+        path = setup.run.run_dir / "samples.png"
+        plots.samples(path, np.asarray(x), setup.dataset.n_levels)
+
+
+def _evaluate_bound(setup: Setup, state: eqmdm.TrainState) -> None:
+    options = setup.options
+    test = setup.dataset.test[: options.test_examples]
+    print(f"evaluating {len(test)} test examples ...", flush=True)
+    summary = eqmdm.evaluate(
+        state.ema_model,
+        test,
+        setup.objective,
+        key=setup.key(Purpose.BOUND),
+        n_draws=options.test_draws,
+        batch_size=options.batch_size,
+    ).summary()
+    settings = {"step": int(state.step), "examples": len(test)}
+    settings["draws"] = options.test_draws
+    if is_first():
+        summary[setup.loss_name] = summary.pop("loss")
+        path = setup.run.run_dir / "test_bound.json"
+        report(path, summary, settings)

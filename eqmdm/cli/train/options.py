@@ -1,21 +1,12 @@
-"""What a user of `train.py` chooses, and the defaults of each data set."""
+"""The options of `eqmdm train`, and the defaults of each data set."""
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
+from ..names import DiffusionName, Range
+from ..options import check_at_least, chosen
 
-Range = tuple[float, float]
-DiffusionName = Literal[
-    "vpsde",
-    "subvpsde",
-    "vesde",
-    "cld",
-    "alda",
-    "malda",
-    "psld",
-    "critical3",
-    "learned",
-]
 
 _MNIST: dict[str, Any] = {
     "steps": 50_000,
@@ -64,7 +55,7 @@ _DIGITS = _MNIST | {
     "validate_every": 500,
     "checkpoint_every": 500,
 }
-_DEFAULTS = {
+DEFAULTS = {
     "digits": _DIGITS,
     "mnist": _MNIST,
     "fashion_mnist": _MNIST,
@@ -74,15 +65,21 @@ _DEFAULTS = {
     "rings": _POINTS,
     "checkerboard": _POINTS,
 }
+# What may be changed when a run is resumed, since training does not depend on it.
+MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
+MAY_DIFFER += ("profile", "remat", "shard_parameters", "test_draws", "test_examples")
+MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
+_POSITIVE = ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every")
+_POSITIVE += ("validation_draws", "test_draws", "sample_steps")
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Train a diffusion model, evaluate its likelihood bound and draw samples.
+def _by_data_set() -> Any:
+    return chosen("by the data set, see below")
 
-    Everything that a run uses and finds is written to its directory. What is not given
-    is chosen for the data set.
-    """
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The data set, and how its examples are encoded."""
 
     dataset: Literal[
         "digits",
@@ -94,144 +91,240 @@ class TrainOptions:
         "rings",
         "checkerboard",
     ]
-    """The data. digits, mixture, rings and checkerboard need no network."""
-    data_dir: str | None = None
-    """A directory with the image files (parquet), instead of the Hugging Face Hub."""
-    run_dir: str | None = None
-    """Where to write; by default runs/<dataset>-<diffusion>-<score>-<seed>."""
-    resume: bool = False
-    """Continue the run in the run directory, exactly where its last checkpoint is."""
-    seed: int = 0
-    """Fixes every random draw."""
-
-    diffusion: DiffusionName = "cld"
-    """The process. The default is the best-known multivariate one. With the denoiser
-    score the choice matters little to the bound, which then depends on the diffusion
-    only through its ends; with the free score it does."""
-    n_vars: int | None = None
-    """Variables per data coordinate, the data included; of learned only, by default
-    2."""
-    score: Literal["denoiser", "free"] = "denoiser"
-    """What the network predicts: the data from one channel (denoiser: one network
-    serves every diffusion), or the noise in all channels (free: as in MDM)."""
-    log_snr_range: Range | None = None
-    """The diffusion's ends as log signal-to-noise ratios. -9 13.3 is the default of
-    fixed diffusions with the denoiser score: it is where they can be compared."""
-    t_range: Range | None = None
-    """The diffusion's ends in time instead. 0.001 1 is the default of the free score
-    and of learned diffusions, as in MDM."""
-    schedule: Literal["default", "constant", "linear", "cosine"] = "default"
-    """The rate of noise in time; the default is the diffusion's own."""
-    schedule_values: tuple[float, ...] = ()
-    """Of the schedule: constant, its rate; linear, its rates at 0 and 1; cosine, its
-    integral at 1."""
-
-    form: Literal["low_variance", "dsm", "hsm", "ism", "hutchinson"] = "low_variance"
-    """The bound's form."""
-    decoder: Literal["data", "theorem3", "discrete"] | None = None
-    """What completes the bound at the cut; data, but discrete with discrete levels and
-    theorem3 with the form dsm."""
-    time: Literal["uniform", "importance", "log_snr"] | None = None
-    """How times are drawn; log_snr for the denoiser, importance for the free score."""
+    """The data set. digits, mixture, rings and checkerboard need no network."""
+    data_dir: str | None = chosen("the Hugging Face Hub")
+    """A directory with the image files (parquet)."""
+    stream: bool = False
+    """Read training images from their files as they are needed, for data sets larger
+    than memory. The files are copied once into the cache of `datasets`."""
     transform: Literal["scale", "logit"] = "scale"
     """How grey levels become data."""
     dequantisation: Literal["uniform", "truncated_normal", "discrete"] = "uniform"
     """How integer levels become continuous; discrete leaves them to the decoder."""
     dequantisation_std: float = 0.3
-    """Of truncated_normal, in grey levels."""
+    """The standard deviation of truncated_normal, in grey levels."""
 
-    steps: int | None = None
-    """Steps in all; a resumed run may be given more."""
-    batch_size: int | None = None
-    """Examples in a step."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The run and its directory."""
+
+    run_dir: str | None = chosen("runs/<dataset>-<diffusion>-<score>-<seed>")
+    """The directory of the run, RUN below."""
+    resume: bool = False
+    """Continue the run in RUN exactly from its last checkpoint."""
+    seed: int = 0
+    """The seed of every random draw."""
+    profile: bool = False
+    """Trace the second log interval, for XProf and Perfetto, to RUN/profile."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionOptions:
+    """The diffusion process and its interval."""
+
+    diffusion: DiffusionName = "cld"
+    """The diffusion process. Under the denoiser score the bound depends on it only
+    through its interval in log-SNR; under the free score the choice matters."""
+    n_vars: int | None = chosen("2 if learned")
+    """For learned: the number of variables per data coordinate, the data included."""
+    log_snr_range: Range | None = chosen(
+        "-9 13.3 for fixed diffusions under the denoiser score, which makes them "
+        "comparable",
+        metavar="LOW HIGH",
+    )
+    """The interval of the diffusion, in log signal-to-noise ratio."""
+    t_range: Range | None = chosen(
+        "0.001 1 for the free score and for learned", metavar="T0 T1"
+    )
+    """The interval of the diffusion, in time instead."""
+    schedule: Literal["default", "constant", "linear", "cosine"] = "default"
+    """The rate of noise in time; default is the diffusion's own."""
+    schedule_values: tuple[float, ...] = ()
+    """The values of the schedule: constant, its rate; linear, its rates at 0 and 1;
+    cosine, its integral at 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoundOptions:
+    """The bound that is trained and reported."""
+
+    form: Literal["low_variance", "dsm", "hsm", "ism", "hutchinson"] = "low_variance"
+    """The form of the bound."""
+    decoder: Literal["data", "theorem3", "discrete"] | None = chosen(
+        "discrete with discrete levels, theorem3 with the form dsm, else data"
+    )
+    """What completes the bound at the start of the interval."""
+    time: Literal["uniform", "importance", "log_snr"] | None = chosen(
+        "log_snr for the denoiser score, importance for the free one"
+    )
+    """How times are drawn."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What is trained."""
+
+    score: Literal["denoiser", "free"] = "denoiser"
+    """What the network predicts: the data from one channel (denoiser: one network
+    serves every diffusion), or the noise in all channels (free: as in MDM)."""
+    width: int | None = _by_data_set()
+    """Channels of the U-Net's first level; hidden units for points."""
+    multipliers: tuple[int, ...] | None = _by_data_set()
+    """The width of each level of the U-Net, in multiples of the first."""
+    n_blocks: int | None = _by_data_set()
+    """Residual blocks per level of the U-Net; layers for points."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """The dtype that the U-Net computes in; its parameters are float32."""
+    remat: bool = False
+    """Recompute the blocks of the U-Net for gradients instead of storing their
+    activations: less memory for about a third more work."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Optimisation."""
+
+    steps: int | None = _by_data_set()
+    """Training steps in all; a resumed run may be given more."""
+    batch_size: int | None = _by_data_set()
+    """Examples per step."""
     accumulate: int = 1
     """Steps whose gradients are averaged into one update."""
-    learning_rate: float | None = None
-    """Adam's, for the network; 2e-4 for the larger data sets."""
-    diffusion_learning_rate: float | None = None
-    """Adam's, for a learned diffusion; by default as the network's."""
-    warmup: int | None = None
+    learning_rate: float | None = _by_data_set()
+    """The learning rate of Adam for the network."""
+    diffusion_learning_rate: float | None = chosen("that of the network")
+    """The learning rate of Adam for a learned diffusion."""
+    warmup: int | None = _by_data_set()
     """Updates over which the learning rates rise."""
     clip: float = 1.0
     """The largest norm of a gradient."""
-    ema_decay: float | None = None
-    """The averaging of parameters, which evaluation and samples use."""
+    ema_decay: float | None = _by_data_set()
+    """The decay of the moving average of parameters, which evaluation and samples
+    use."""
 
-    width: int | None = None
-    """Channels of the U-Net's first level; hidden units for points."""
-    multipliers: tuple[int, ...] | None = None
-    """The width of each level of the U-Net, in multiples."""
-    n_blocks: int | None = None
-    """Residual blocks in a level of the U-Net; layers for points."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the U-Net computes in; parameters are float32."""
-    remat: bool = False
-    """Whether gradients of the U-Net compute its blocks again instead of keeping what
-    is in them: less memory for about a third more work."""
-    shard_parameters: bool = False
-    """With several devices, which divide every batch: whether each holds a share of the
-    large parameters instead of all of them."""
 
-    stream: bool = False
-    """Whether training images are read from their files as they are needed, for those
-    that memory cannot hold. They are copied once, as they are, into the cache of
-    `datasets`."""
-    distributed: bool = False
-    """Train in several processes, each of which is given the same command, on a file
-    system that all see. On a cluster that JAX knows (Slurm, for one) it finds the
-    others by itself; elsewhere by the three options below."""
-    coordinator: str | None = None
-    """Where the first process is: its host and a free port, host:port."""
-    n_processes: int | None = None
-    """How many processes there are."""
-    process_index: int | None = None
-    """Which of them this one is, counted from 0."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What is logged during training and evaluated after it."""
 
-    profile: bool = False
-    """Trace the second log interval, for XProf and Perfetto; RUN/profile."""
-    log_every: int | None = None
+    log_every: int | None = _by_data_set()
     """Steps between lines of metrics.jsonl."""
-    validate_every: int | None = None
-    """Steps between validations; a multiple of log-every."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; a multiple of log-every."""
+    validate_every: int | None = _by_data_set()
+    """Steps between validations; a multiple of --log-every."""
+    checkpoint_every: int | None = _by_data_set()
+    """Steps between checkpoints; a multiple of --log-every."""
     validation_examples: int = 256
-    """Examples of the validation split to use, at most."""
+    """The largest number of examples of the validation split to use."""
     validation_draws: int = 4
     """Draws of time and noise averaged for each of them."""
     test_examples: int = 1000
-    """Examples of the test split to evaluate in the end, at most; 0 for none."""
+    """The largest number of test examples of the final bound; 0 for no bound."""
     test_draws: int = 8
     """Draws of time and noise averaged for each of them."""
-    n_samples: int | None = None
-    """Samples to draw in the end; 0 for none."""
+    n_samples: int | None = _by_data_set()
+    """Samples to draw after training; 0 for none."""
     sample_steps: int = 250
     """Steps of the reverse-time SDE that draws them."""
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Several devices, and several processes."""
+
+    shard_parameters: bool = False
+    """Where several devices divide every batch: let each hold a share of the large
+    parameters instead of all of them."""
+    distributed: bool = False
+    """Train in several processes on a shared file system, each given the same command.
+    On a cluster that JAX detects, such as Slurm, the processes find one another;
+    elsewhere the three options below say where they are."""
+    coordinator: str | None = chosen("detected", metavar="HOST:PORT")
+    """The host of the first process, and a free port on it."""
+    n_processes: int | None = chosen("detected")
+    """The number of processes."""
+    process_index: int | None = chosen("detected")
+    """The number of this process, counted from 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(
+    DataOptions,
+    RunOptions,
+    DiffusionOptions,
+    NetworkOptions,
+    BoundOptions,
+    TrainingOptions,
+    EvaluationOptions,
+    DeviceOptions,
+):
+    """Train a diffusion model, evaluate its likelihood bound and draw samples.
+
+    All results are written to the directory of the run.
+    """
+
+    @staticmethod
+    def epilog() -> str:
+        """A table of the defaults that depend on the data set."""
+        names: dict[int, list[str]] = {}
+        for name, values in DEFAULTS.items():
+            names.setdefault(id(values), []).append(name)
+        rows = [["", *cells] for cells in itertools.zip_longest(*names.values())]
+        for option in _MNIST:
+            values = [DEFAULTS[column[0]][option] for column in names.values()]
+            rows.append(["--" + option.replace("_", "-"), *map(_as_given, values)])
+        lines = [
+            f"  {head:18}" + "".join(f"{cell or '':>15}" for cell in cells)
+            for head, *cells in rows
+        ]
+        return "\n".join(["defaults by the data set:", *lines])
+
     def resolved(self) -> "ResolvedTrainOptions":
         """These options with the data set's defaults for those not given."""
-        defaults = _DEFAULTS[self.dataset] | {
+        defaults = DEFAULTS[self.dataset] | {
             "run_dir": f"runs/{self.dataset}-{self.diffusion}-{self.score}-{self.seed}",
             "decoder": self._default_decoder(),
             "time": "log_snr" if self.score == "denoiser" else "importance",
             "n_vars": 2 if self.diffusion == "learned" else None,
         }
         if self.t_range is None and self.log_snr_range is None:
-            fixed_ends = self.score == "denoiser" and self.diffusion != "learned"
-            key = "log_snr_range" if fixed_ends else "t_range"
-            defaults[key] = (-9.0, 13.3) if fixed_ends else (1e-3, 1.0)
+            in_log_snr = self.score == "denoiser" and self.diffusion != "learned"
+            key = "log_snr_range" if in_log_snr else "t_range"
+            defaults[key] = (-9.0, 13.3) if in_log_snr else (1e-3, 1.0)
         absent = {k: v for k, v in defaults.items() if getattr(self, k) is None}
         options = ResolvedTrainOptions(**(dataclasses.asdict(self) | absent))
-        options._check()
+        options.check()
         return options
 
     def _default_decoder(self) -> str:
         if self.dequantisation == "discrete":
             return "discrete"
-        # The denoising form is given the whole start, so its decoder must be of it.
+        # The denoising form conditions on the whole start, so its decoder must too.
         return "theorem3" if self.form == "dsm" else "data"
 
-    def _check(self) -> None:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedTrainOptions(TrainOptions):
+    """Options of a run, with a value for all that has a default."""
+
+    run_dir: str = dataclasses.field()
+    decoder: Literal["data", "theorem3", "discrete"] = dataclasses.field()
+    time: Literal["uniform", "importance", "log_snr"] = dataclasses.field()
+    steps: int = dataclasses.field()
+    batch_size: int = dataclasses.field()
+    learning_rate: float = dataclasses.field()
+    warmup: int = dataclasses.field()
+    ema_decay: float = dataclasses.field()
+    width: int = dataclasses.field()
+    multipliers: tuple[int, ...] = dataclasses.field()
+    n_blocks: int = dataclasses.field()
+    log_every: int = dataclasses.field()
+    validate_every: int = dataclasses.field()
+    checkpoint_every: int = dataclasses.field()
+    n_samples: int = dataclasses.field()
+
+    def check(self) -> None:
+        """**Raises:** `ValueError` for values that contradict one another."""
         if self.t_range is not None and self.log_snr_range is not None:
             raise ValueError(
                 "`t_range` and `log_snr_range` must not both be given; got "
@@ -239,7 +332,7 @@ class TrainOptions:
             )
         if self.n_vars is not None and self.diffusion != "learned":
             raise ValueError(
-                "`n_vars` must be left out but for diffusion=learned; got "
+                "`n_vars` must be left out unless the diffusion is learned; got "
                 f"{self.n_vars} with {self.diffusion}, whose number of variables is "
                 "fixed."
             )
@@ -249,48 +342,20 @@ class TrainOptions:
                 "discrete decoder gives the mass of whole levels; got "
                 f"{self.dequantisation} and {self.decoder}."
             )
-        positive = ("steps", "batch_size", "log_every", "validate_every")
-        positive += (
-            "checkpoint_every",
-            "validation_draws",
-            "test_draws",
-            "sample_steps",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1; got {getattr(self, name)}."
-                )
-        assert self.steps is not None and self.log_every is not None
+        check_at_least(self, dict.fromkeys(_POSITIVE, 1))
         if self.profile and self.steps < 2 * self.log_every:
             raise ValueError(
-                "`profile` must come with two log intervals at least, for the first "
-                f"compiles; got steps={self.steps} and log_every={self.log_every}."
+                "`profile` must come with at least two log intervals, for the first "
+                f"compiles; got {self.steps} `steps` with `log_every` {self.log_every}."
             )
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
-                    f"`{name}` must be a multiple of log_every={self.log_every}; got "
-                    f"{getattr(self, name)}."
+                    f"`{name}` must be a multiple of `log_every`, {self.log_every}; "
+                    f"got {getattr(self, name)}."
                 )
 
 
-@dataclasses.dataclass(frozen=True)
-class ResolvedTrainOptions(TrainOptions):
-    """TrainOptions in which nothing is left to be chosen."""
-
-    run_dir: str = ""
-    decoder: Literal["data", "theorem3", "discrete"] = "data"
-    time: Literal["uniform", "importance", "log_snr"] = "importance"
-    steps: int = 0
-    batch_size: int = 0
-    learning_rate: float = 0.0
-    warmup: int = 0
-    ema_decay: float = 0.0
-    width: int = 0
-    multipliers: tuple[int, ...] = ()
-    n_blocks: int = 0
-    log_every: int = 0
-    validate_every: int = 0
-    checkpoint_every: int = 0
-    n_samples: int = 0
+def _as_given(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""A trace of training for those who ask what a step spends its time on."""
+"""The trace of one log interval of training."""
 
 from pathlib import Path
 

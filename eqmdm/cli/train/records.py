@@ -1,11 +1,12 @@
-"""What a training run writes down: metrics.jsonl, and its bound at the end."""
+"""The records of a training run: metrics.jsonl, and its final bound."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+
+from ..files import LOSS_UNITS, error_as_text, plain, write_text
 
 
 class Records:
@@ -26,7 +27,7 @@ class Records:
             return
         try:
             with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(plain(record)) + "\n")
         # A failed write, unlike a failed opening, does not say of which file.
         except OSError as error:
             raise OSError(f"{self._path} cannot be written to ({error}).") from error
@@ -39,35 +40,27 @@ class Records:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def concatenated(window: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """What several calls of `train_step` have measured, on the host."""
-    values = jax.device_get(window)
-    return {name: np.concatenate([m[name] for m in values]) for name in values[0]}
-
-
 def learned(diffusion: Any) -> dict[str, list]:
-    """Of a learned diffusion: Q and D per unit of its clock, and its log-SNR ends."""
+    """Q and D of a learned diffusion, per unit of its clock, and its log-SNR range."""
     named = {"skew_matrix": diffusion.skew_matrix}
     named |= {"dissipation_matrix": diffusion.dissipation_matrix}
-    found = {name: np.asarray(value).tolist() for name, value in named.items()}
-    ends = diffusion.t1, diffusion.t0
-    return found | {"log_snr_range": [float(diffusion.log_snr(t)) for t in ends]}
+    record = {name: np.asarray(value).tolist() for name, value in named.items()}
+    times = diffusion.t1, diffusion.t0
+    return record | {"log_snr_range": [float(diffusion.log_snr(t)) for t in times]}
 
 
 def report(
     path: Path,
     summary: dict[str, tuple[float, float]],
-    unit: str,
-    how: dict[str, int],
+    settings: dict[str, int],
 ) -> None:
-    """Print a bound term by term, and write it with how it was evaluated."""
-    units = {name: unit if name == "loss" else "nats" for name in summary}
+    """Print a bound term by term, and write it with the settings it was found with."""
+    units = {name: LOSS_UNITS.get(name, "nats") for name in summary}
     print(f"{'test bound':>16} {'mean':>12} {'std error':>10}")
     for name, (mean, error) in summary.items():
-        label = "minus bound" if name == "loss" else name
-        print(f"{label:>16} {mean:12.4f} {error:10.4f} {units[name]}")
+        print(f"{name:>16} {mean:12.4f} {error_as_text(error):>10} {units[name]}")
     terms = {
         name: {"mean": mean, "standard_error": error, "unit": units[name]}
         for name, (mean, error) in summary.items()
     }
-    path.write_text(json.dumps(how | {"terms": terms}, indent=1) + "\n")
+    write_text(path, json.dumps(plain(settings | {"terms": terms}), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The directory that a training run writes to: taken, begun or taken up again."""
+"""The directory of a training run: checked, locked, started or resumed."""
 
 from collections.abc import Callable
 from typing import Any

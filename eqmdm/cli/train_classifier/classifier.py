@@ -191,8 +191,8 @@ def load(path: Path) -> tuple[Classifier, dict[str, Any]]:
         shape = tuple(facts["shape"])
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"`features` must be a file that train_classifier.py wrote; {path} is not "
-            f"({type(error).__name__}: {error})."
+            f"`features` must be a file that `eqmdm train-classifier` wrote; {path} is "
+            f"not ({type(error).__name__}: {error})."
         ) from error
     model = eqx.filter_eval_shape(Classifier, shape, **sizes, key=jr.key(0))
     leaves, structure = jax.tree.flatten(model)

@@ -4,8 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from ..options import chosen
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierOptions:
     """Train a small classifier of images and save it with its held-out accuracy.
 
@@ -14,19 +16,18 @@ class ClassifierOptions:
     """
 
     dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "imagenet32"]
-    """The data, whose training split is used; digits needs no network."""
-    data_dir: str | None = None
-    """A directory with the image files (parquet), instead of the Hugging Face Hub."""
-    output: Path | None = None
-    """The file to write; by default runs/features-<dataset>.npz, where solver_study.py
-    looks for it."""
-    steps: int | None = None
-    """Steps of Adam; by default enough for the data set."""
+    """The data set, whose training split is used; digits needs no network."""
+    data_dir: str | None = chosen("the Hugging Face Hub")
+    """A directory with the image files (parquet)."""
+    output: Path | None = chosen("runs/features-<dataset>.npz")
+    """The file to write; `eqmdm solver-study` looks for the default."""
+    steps: int | None = chosen("400 for digits, more for larger data sets")
+    """Steps of Adam."""
     batch_size: int = 128
-    """Images in a step."""
+    """Images per step."""
     learning_rate: float = 1e-3
-    """Adam's, at the start; it falls to zero along a cosine."""
+    """The first learning rate of Adam; it falls to zero along a cosine."""
     width: int = 16
     """Channels of the first of three convolutions."""
     seed: int = 0
-    """Fixes the initial weights and the order of the images."""
+    """The seed of the initial weights and of the order of the images."""

@@ -1,9 +1,4 @@
-"""Train a small classifier of images, whose features `solver_study.py` compares by.
-
-    python scripts/train_classifier.py --dataset digits
-
-See `--help` for the options.
-"""
+"""Train a small classifier of images, for the features of `eqmdm solver-study`."""
 
 from tqdm import tqdm
 
@@ -17,7 +12,7 @@ from .options import ClassifierOptions
 def run(options: ClassifierOptions) -> None:
     # ----- Every wrong option or file fails here, before any work.
     path = options.output or classifier.default_file(options.dataset)
-    with clean_errors():
+    with clean_errors(options):
         if path.exists():
             raise ValueError(
                 f"`output` must be a new file; {path} exists. Delete it, or choose "

@@ -1,0 +1,173 @@
+"""The settings of an evaluation: its options, completed and checked for the run."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import diffrax as dfx
+import jax.numpy as jnp
+
+from ..clocks import check_clock
+from ..names import ClockName
+from ..options import did_you_mean
+from ..trained import TrainedRun
+from .options import EvaluateOptions
+
+
+# Those that estimate their own error, which choosing steps by a tolerance needs.
+SOLVERS = {
+    "tsit5": dfx.Tsit5,
+    "dopri5": dfx.Dopri5,
+    "dopri8": dfx.Dopri8,
+    "bosh3": dfx.Bosh3,
+    "heun": dfx.Heun,
+}
+# Points have an exact divergence by default. Images do not: it takes a derivative for
+# each of their dimensions.
+_EXACT_UP_TO = 16
+_PROBES = 4
+# The library accepts no tolerance below this number of units of rounding.
+_SMALLEST_TOLERANCE = 4
+# The options that each route, or another diffusion, uses.
+_AUGMENTED = ("aux_draws", "importance_weighted")
+_ODE = ("dequantisation", "divergence", "probes", "solver", "clock", "tolerance")
+_ODE += ("max_steps",)
+_BOUND = ("decoder",)
+_ANOTHER = ("diffusion", "log_snr_range", "t_range")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(EvaluateOptions):
+    """Options with a value for all that has a default."""
+
+    route: Literal["collapsed", "augmented", "elbo"] = dataclasses.field()
+    examples: int = dataclasses.field()
+    draws: int = dataclasses.field()
+    divergence: Literal["exact", "hutchinson"] = dataclasses.field()
+    probes: int = dataclasses.field()
+    clock: ClockName = dataclasses.field()
+    output_dir: Path = dataclasses.field()
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the results depend on."""
+        names = ["split", "first", "examples", "route", "draws", "seed"]
+        names += _ODE if self.route != "elbo" else ()
+        names += _AUGMENTED if self.route == "augmented" else ()
+        names += _BOUND if self.decoder else ()
+        names += _ANOTHER if self.is_under_another else ()
+        names += () if self.ema else ("ema",)
+        return {name: getattr(self, name) for name in names}
+
+
+def resolve(options: EvaluateOptions, trained: TrainedRun) -> EvaluateSettings:
+    """The options with a choice for all that was not given.
+
+    **Raises:** `ValueError` for what does not suit the run.
+    """
+    route = options.route or ("collapsed" if trained.is_denoiser else "augmented")
+    _check_route(options, route, trained)
+    n_split = len(getattr(trained.dataset, options.split))
+    _check_range(options, n_split)
+    n_examples = options.examples or n_split - options.first
+    divergence = options.divergence
+    if divergence is None:
+        exact = math.prod(trained.dataset.shape) <= _EXACT_UP_TO
+        divergence = "exact" if exact and options.probes is None else "hutchinson"
+    defaults = {
+        "route": route,
+        "examples": n_examples,
+        "draws": 8 if route == "elbo" else 1,
+        "divergence": divergence,
+        "probes": 0 if divergence == "exact" else _PROBES,
+        "clock": "angle" if route == "collapsed" else "time",
+        "output_dir": options.run
+        / "-".join(["evaluation", route, options.split, *_model_names(options)]),
+    }
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    given = {name: value for name, value in given.items() if value is not None}
+    # A batch is never filled up with more than there is.
+    given["batch_size"] = min(options.batch_size, n_examples)
+    return EvaluateSettings(**(defaults | given))
+
+
+def under_chosen_diffusion(options: EvaluateOptions, trained: TrainedRun) -> TrainedRun:
+    """The run under the diffusion that it is to be evaluated under."""
+    if not options.is_under_another:
+        return trained
+    return trained.under(
+        options.diffusion or trained.options.diffusion,
+        log_snr_range=options.log_snr_range,
+        t_range=options.t_range,
+    )
+
+
+def check_solver(name: str) -> None:
+    """**Raises:** `ValueError` for a name that is not among the ODE solvers."""
+    if name not in SOLVERS:
+        raise ValueError(
+            f"`solver` must be one of {', '.join(SOLVERS)}, which solve ODEs and "
+            f"estimate their error; got {name!r}.{did_you_mean(name, SOLVERS)}"
+        )
+
+
+def _model_names(options: EvaluateOptions) -> list[str]:
+    """What tells an evaluation of another model from that of the run's own."""
+    ranges = ("snr", options.log_snr_range), ("t", options.t_range)
+    names = [f"{kind}{r[0]:g}to{r[1]:g}" for kind, r in ranges if r is not None]
+    names += [] if options.ema else ["last"]
+    return [*([options.diffusion] if options.diffusion else []), *names]
+
+
+def _check_route(options: EvaluateOptions, route: str, trained: TrainedRun) -> None:
+    unused = () if route == "augmented" else _AUGMENTED
+    unused += _ODE if route == "elbo" else _BOUND
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in unused and value != field.default:
+            raise ValueError(
+                f"`{field.name}` must be left out on the route {route}, which does "
+                f"not use it; got {value}."
+            )
+    if route == "elbo":
+        return
+    if route == "collapsed" and not trained.is_denoiser:
+        raise ValueError(
+            "`route` must be augmented or elbo for this run, whose score is free; "
+            "got collapsed, which needs a denoiser of the data."
+        )
+    if route == "collapsed" and options.clock == "time":
+        raise ValueError(
+            "`clock` must be angle or log_snr on the route collapsed, whose ODE "
+            "follows the noise and not the diffusion's time; got time."
+        )
+    if route == "augmented" and options.clock is not None:
+        check_clock(options.clock, trained)
+    images = trained.dataset.n_levels is not None
+    for name in ("dequantisation", "draws"):
+        if not images and getattr(options, name) is not None:
+            raise ValueError(
+                f"`{name}` must be left out for points on the route {route}: they "
+                "are continuous already, and no such noise is drawn; got "
+                f"{getattr(options, name)}."
+            )
+    least = _SMALLEST_TOLERANCE * float(jnp.finfo(trained.dtype).eps)
+    if not least <= options.tolerance < 1:
+        raise ValueError(
+            f"`tolerance` must be from {least:.1e}, the least that {trained.dtype} "
+            f"can reach, to 1; got {options.tolerance:g}. 1e-5 is usual."
+        )
+
+
+def _check_range(options: EvaluateOptions, n_split: int) -> None:
+    if options.first >= n_split:
+        raise ValueError(
+            f"`first` must be below {n_split}, the number of examples in the "
+            f"{options.split} split; got {options.first}."
+        )
+    if options.examples is not None and options.first + options.examples > n_split:
+        raise ValueError(
+            f"`examples` must be at most {n_split - options.first}: the "
+            f"{options.split} split has {n_split}, of which the first {options.first} "
+            f"are left out; got {options.examples}."
+        )

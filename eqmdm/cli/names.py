@@ -1,0 +1,19 @@
+"""The names that options of several programs share."""
+
+from typing import Literal
+
+
+Range = tuple[float, float]
+DiffusionName = Literal[
+    "vpsde",
+    "subvpsde",
+    "vesde",
+    "cld",
+    "alda",
+    "malda",
+    "psld",
+    "critical3",
+    "learned",
+]
+ClockName = Literal["time", "log_snr", "angle"]
+GridName = Literal["default", "uniform", "quadratic", "log_snr", "rho"]

@@ -1,0 +1,56 @@
+"""Options: what the fields of their dataclasses say, and their names in errors."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CommaSeparated:
+    """In `Annotated`: a tuple that is written on the command line with commas."""
+
+    kind: type
+    metavar: str
+
+
+def positional(metavar: str) -> Any:
+    """A field that is given without its name."""
+    return dataclasses.field(metadata={"metavar": metavar, "positional": True})
+
+
+def chosen(default: str, *, metavar: str | None = None) -> Any:
+    """A field that is `None` unless given; `default` says what is used then."""
+    return dataclasses.field(
+        default=None, metadata={"default": default, "metavar": metavar}
+    )
+
+
+def with_option_names(message: str, options: type) -> str:
+    """An error with its arguments, in backticks, named as on the command line.
+
+    The library and the checks of options name them as Python does.
+    """
+    names = {field.name: _shown_name(field) for field in dataclasses.fields(options)}
+    return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), message)
+
+
+def check_at_least(options: Any, minima: Mapping[str, int]) -> None:
+    """**Raises:** `ValueError` for the first option that is below its minimum."""
+    for name, least in minima.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The names nearest to a wrong one as the end of an error; empty if none is."""
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _shown_name(field: dataclasses.Field[Any]) -> str:
+    if field.metadata.get("positional"):
+        return field.metadata["metavar"]
+    return "--" + field.name.replace("_", "-")

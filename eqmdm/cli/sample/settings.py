@@ -1,0 +1,47 @@
+"""The settings of sampling, from the names in its options."""
+
+from typing import Any
+
+import eqmdm
+
+from ..clocks import CLOCKS, check_clock
+from ..solvers import find_method
+from ..trained import TrainedRun
+from .options import SampleOptions
+
+
+def sampling_arguments(options: SampleOptions) -> dict[str, Any]:
+    """The arguments of `eqmdm.sample` that the options choose."""
+    arguments = find_method(options.solver).options | {"n_steps": options.steps}
+    if options.grid != "default":
+        arguments["grid"] = {
+            "uniform": eqmdm.UniformGrid,
+            "quadratic": eqmdm.QuadraticGrid,
+            "log_snr": eqmdm.LogSNRGrid,
+            "rho": lambda: eqmdm.RhoGrid(options.rho),
+        }[options.grid]()
+    clock = CLOCKS[options.clock]
+    return arguments if clock is None else arguments | {"clock": clock}
+
+
+def check_names(options: SampleOptions) -> None:
+    """**Raises:** `ValueError` for names that are unknown or do not go together."""
+    if find_method(options.solver).process is None and options.clock != "time":
+        raise ValueError(
+            f"`clock` must be time for the solver {options.solver}, which defines its "
+            f"own steps on a grid; got {options.clock}. Choose a --grid, or a solver "
+            "of Diffrax's."
+        )
+    if options.grid == "rho":
+        eqmdm.RhoGrid(options.rho)
+
+
+def check_run(options: SampleOptions, trained: TrainedRun) -> None:
+    """**Raises:** `ValueError` for what does not suit the run."""
+    if find_method(options.solver).needs_denoiser and not trained.is_denoiser:
+        raise ValueError(
+            "`solver` must not need a denoiser for this run, whose score is free; "
+            f"got {options.solver}. Take data-prediction, which serves any score."
+        )
+    if options.clock != "time":
+        check_clock(options.clock, trained)

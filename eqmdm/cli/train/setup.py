@@ -1,0 +1,109 @@
+"""The set-up of a training run from its options."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import optax
+
+import eqmdm
+
+from .. import build, processes
+from ..build import Purpose
+from ..files import LOSS_UNITS
+from ..processes import first_does
+from . import run_directory
+from .options import MAY_DIFFER, ResolvedTrainOptions, TrainOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything that a run trains with."""
+
+    options: ResolvedTrainOptions
+    run: eqmdm.Run
+    dataset: eqmdm.data.Dataset
+    objective: eqmdm.Objective
+    optimiser: optax.GradientTransformation
+    state: eqmdm.TrainState
+    mesh: jax.sharding.Mesh
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss in files."""
+        return "nats" if self.dataset.n_levels is None else "bits_per_dim"
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the loss in text and on axes."""
+        return LOSS_UNITS[self.loss_name]
+
+    @property
+    def title(self) -> str:
+        options, dataset = self.options, self.dataset
+        sizes = [leaf.size for leaf in eqmdm.parameters(self.state.model).values()]
+        return (
+            f"{options.dataset}: {len(dataset.train)} examples of shape "
+            f"{dataset.shape}; {options.diffusion} diffusion, {options.score} score, "
+            f"{sum(sizes):,} parameters, on {self.mesh.size} x "
+            f"{jax.devices()[0].device_kind}\n{self.run.run_dir}"
+        )
+
+    def key(self, purpose: Purpose) -> jax.Array:
+        return build.purpose_key(self.options.seed, purpose)
+
+
+def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
+    """The run, new or resumed, whose directory is then locked until `on_exit`.
+
+    **Raises:** `ValueError`, `TypeError` or `OSError` for every wrong option, file or
+    network, before any work.
+    """
+    options = given.resolved()
+    processes.join(options)
+    print("setting up ...", flush=True)
+    run = on_exit.enter_context(closed_at_the_end(eqmdm.Run(options.run_dir)))
+    first_does(lambda: run_directory.check(run, options))
+    dataset = eqmdm.data.load(
+        options.dataset, data_dir=options.data_dir, in_memory=not options.stream
+    )
+    identity = build.as_json(options, dataset)
+    if options.resume:
+        run.check_options(identity, may_differ=MAY_DIFFER)
+    key = lambda purpose: build.purpose_key(options.seed, purpose)
+    diffusion = build.build_diffusion(options, key(Purpose.DIFFUSION))
+    network = build.build_network(options, dataset, diffusion, key(Purpose.NETWORK))
+    objective = build.build_objective(options, dataset)
+    optimiser = eqmdm.make_optimiser(
+        options.learning_rate,
+        diffusion_learning_rate=options.diffusion_learning_rate,
+        clip=options.clip,
+        warmup=options.warmup,
+        accumulate=options.accumulate,
+    )
+    state = eqmdm.TrainState.create(
+        (network, diffusion), optimiser, key=key(Purpose.TRAINING)
+    )
+    facts = build.facts(options.seed)
+    start_run = lambda: run.start(identity, facts, state.model)
+    first_does(lambda: run_directory.claim(run, options, start_run))
+    if options.resume:
+        state = run_directory.resume(run, state)
+    mesh = build.build_mesh(options.batch_size)
+    shares = options.shard_parameters
+    state = eqmdm.distribute(state, mesh, shard_parameters=shares)
+    return Setup(options, run, dataset, objective, optimiser, state, mesh)
+
+
+@contextlib.contextmanager
+def closed_at_the_end(run: eqmdm.Run) -> Iterator[eqmdm.Run]:
+    """Closes the run, which waits for its last checkpoint, whatever happens."""
+    try:
+        yield run
+    except BaseException:
+        # An error of closing follows from the first one, which is to be shown.
+        with contextlib.suppress(Exception):
+            run.close()
+        raise
+    run.close()

@@ -1,0 +1,191 @@
+"""What the programs have in common: their names, help, errors and dependencies."""
+
+import dataclasses
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from script_runs import SCRIPTS
+
+from eqmdm.cli import entry
+from eqmdm.cli.evaluate.options import EvaluateOptions
+from eqmdm.cli.options import check_at_least, with_option_names
+from eqmdm.cli.parsing import parse
+from eqmdm.cli.sample.options import SampleOptions
+from eqmdm.cli.solver_study.options import SolverStudyOptions
+from eqmdm.cli.train.options import DEFAULTS, TrainOptions
+
+
+OPTIONS = TrainOptions, EvaluateOptions, SampleOptions, SolverStudyOptions
+
+
+def _python(program, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments],
+        capture_output=True,
+        text=True,
+    )
+
+
+# --- Names ---------------------------------------------------------------------------
+
+
+def test_each_script_is_a_program_of_the_same_name():
+    names = {path.stem.replace("_", "-") for path in SCRIPTS.glob("*.py")}
+    assert names == set(entry.PROGRAMS)
+
+
+def test_programs_are_listed_without_a_name(capsys):
+    entry.main([])
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in entry.PROGRAMS)
+
+
+def test_wrong_name_is_one_that_was_meant():
+    with pytest.raises(SystemExit) as stopped:
+        entry.main(["trian"])
+    first = str(stopped.value.code).splitlines()[0]
+    assert first.startswith("error: 'trian'") and "Did you mean train" in first
+
+
+@pytest.mark.parametrize("name", entry.PROGRAMS)
+def test_help_shows_the_programs_name_and_options(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        entry.main([name, "--help"])
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: eqmdm {name} [-h]")
+    assert "(default: None)" not in shown and "{None}" not in shown
+
+
+# --- Help ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", entry.PROGRAMS)
+def test_help_waits_for_no_heavy_package(name):
+    program = """
+        import sys
+        from eqmdm.cli.entry import main
+
+        try:
+            main([sys.argv[1], "--help"])
+        except SystemExit:
+            heavy = {"jax", "equinox", "diffrax", "orbax", "matplotlib", "sklearn"}
+            assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    """
+    start = time.perf_counter()
+    done = _python(program, name)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    # Alone 0.2 to 0.5 s on two slow cores; JAX alone takes 0.7 s.
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda cls: cls.__name__)
+def test_every_option_is_explained_in_the_help(options, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        parse(options, ["--help"])
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(options):
+        lines = [line for line in shown.splitlines() if f"--{_dashed(field)}" in line]
+        assert lines or field.metadata["metavar"] in shown
+
+
+def _dashed(field):
+    return field.name.replace("_", "-")
+
+
+def test_help_of_training_shows_the_default_for_each_data_set(capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainOptions, ["--help"])
+    _, table = capsys.readouterr().out.split("defaults by the data set:\n")
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line}
+    columns = ["digits", "mnist", "cifar10", "mixture"]
+    for option in ("steps", "batch_size", "learning_rate", "ema_decay"):
+        shown = rows["--" + option.replace("_", "-")]
+        for column, value in zip(columns, shown, strict=True):
+            options = parse(TrainOptions, [f"--dataset={column}"]).resolved()
+            assert float(value) == getattr(options, option)
+    assert all(name in table for name in DEFAULTS)
+
+
+def test_groups_of_options_are_one_flat_class():
+    arguments = "--dataset=rings --width=8 --t-range 0.001 1 --no-remat --seed=3"
+    options = parse(TrainOptions, arguments.split())
+    assert (options.dataset, options.width, options.seed) == ("rings", 8, 3)
+    assert options.t_range == (0.001, 1.0) and options.steps is None
+    study = parse(SolverStudyOptions, ["run", "--evaluations=5,10", "--solvers=sea"])
+    assert study.evaluations == (5, 10) and study.solvers == ("sea",)
+
+
+# --- Errors --------------------------------------------------------------------------
+
+
+def test_errors_name_options_as_they_are_given():
+    message = "`batch_size` must suit `run` and `no_option`; got 3."
+    expected = "--batch-size must suit RUN and `no_option`; got 3."
+    assert with_option_names(message, EvaluateOptions) == expected
+
+
+def test_option_below_its_minimum_is_refused():
+    options = SampleOptions(run=Path("run"), steps=0)
+    with pytest.raises(ValueError, match="`steps` must be at least 1; got 0"):
+        check_at_least(options, {"seed": 0, "steps": 1})
+
+
+# --- Dependencies --------------------------------------------------------------------
+
+# As where the extra is not installed.
+_WITHOUT = """
+    import sys
+
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in {missing!r}:
+                raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+    sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.mark.parametrize(
+    "missing, arguments",
+    [
+        ("tyro", ["train", "--dataset=digits"]),
+        ("tqdm", ["sample", "run"]),
+        ("matplotlib", ["evaluate", "run"]),
+    ],
+)
+def test_program_says_which_extra_it_needs(missing, arguments, tmp_path):
+    program = textwrap.dedent(_WITHOUT.format(missing=(missing,)))
+    program += "from eqmdm.cli.entry import main\nmain(sys.argv[1:])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: the program {arguments[0]} needs {missing}, ")
+    assert line.endswith("pip install 'eqmdm[programs]'")
+
+
+def test_data_set_says_which_extra_it_needs():
+    program = textwrap.dedent(_WITHOUT.format(missing=("sklearn",)))
+    program += "import eqmdm\neqmdm.data.load('digits')\n"
+    last = _python(program).stderr.splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError: The data set digits is scikit-learn's")
+    assert last.endswith("pip install 'eqmdm[programs]'")
+
+
+def test_library_needs_nothing_of_the_programs():
+    missing = "tyro", "tqdm", "matplotlib", "sklearn"
+    program = textwrap.dedent(_WITHOUT.format(missing=missing))
+    program += "from eqmdm import *\n"
+    done = _python(program)
+    assert done.returncode == 0, done.stderr
