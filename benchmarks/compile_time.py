@@ -10,16 +10,15 @@ ratio is the median of the ratios of neighbours.
 """
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any, Literal
 
+import _common as common
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
-from training_step import make_bare_step, make_full_step, timed
+from training_step import make_bare_step, make_full_step
 
 import eqmdm
 from eqmdm.cli import build
@@ -30,7 +29,7 @@ _SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Times first calls of training steps against those of bare network steps."""
 
     datasets: tuple[Literal["digits", "mnist", "cifar10"], ...] = ("digits",)
@@ -43,8 +42,6 @@ class Settings:
     """Of each pair, every time from nothing."""
     seed: int = 0
     """Of data, parameters and draws."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """One diffusion with a small network, once."""
 
@@ -83,7 +80,7 @@ def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
             jax.clear_caches()
             # The device's own first use is not the step's.
             jnp.zeros(()).block_until_ready()
-            seconds[part].append(timed(call))
+            seconds[part].append(common.timed(call))
     ratios = np.divide(seconds["full"], seconds["bare"])
     return {
         "dataset": name,
@@ -101,9 +98,8 @@ def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
 def main(settings: Settings) -> None:
     if settings.quick:
         settings = dataclasses.replace(settings, diffusions=("cld",), repeats=1)
-    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
-    facts.pop("command")
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    facts = common.facts(settings.seed)
+    common.show(facts)
     print(
         f"{'dataset':9}{'diffusion':10}{'K':>2} {'score':9}{'bare/s':>8}{'full/s':>8}"
         f"{'full/bare':>10}  range"
@@ -121,11 +117,7 @@ def main(settings: Settings) -> None:
                     f"{row['full_over_bare']:10.2f}  {low:.2f} to {high:.2f}",
                     flush=True,
                 )
-                if settings.output is not None:
-                    used = dataclasses.asdict(settings)
-                    used.pop("output")
-                    record = {"settings": used, "results": results} | facts
-                    settings.output.write_text(json.dumps(record, indent=1) + "\n")
+                common.write(settings, facts, results=results)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,12 @@ Interleaved in one run: medians, and for the network medians of ratios of neighb
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
+import _common as common
 import equinox as eqx
 import jax
 import jax.lax as lax
@@ -35,11 +34,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
-from training_step import timed
 
 import eqmdm
-from eqmdm.cli import build
-from eqmdm.cli.train.options import TrainOptions
 
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -49,7 +45,7 @@ _xla_convolution = lax.conv_general_dilated
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Times forms of convolution."""
 
     batch_size: int = 32
@@ -58,8 +54,6 @@ class Settings:
     """Timed calls of each, after one that compiles."""
     seed: int = 0
     """Of images and kernels."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """The smallest layer, four images, and two repeats."""
 
@@ -214,12 +208,8 @@ def rates(side: int, n_in: int, n_out: int, settings: Settings) -> list[dict[str
 
 def _interleaved(calls: dict, settings: Settings) -> dict:
     for call in calls.values():
-        timed(call)
-    seconds = {name: [] for name in calls}
-    for _ in range(settings.repeats):
-        for name, call in calls.items():
-            seconds[name].append(timed(call))
-    return seconds
+        common.timed(call)
+    return common.interleaved(calls, settings.repeats)
 
 
 def network(settings: Settings) -> list[dict[str, Any]]:
@@ -277,9 +267,8 @@ def main(settings: Settings) -> None:
     if settings.quick:
         settings = dataclasses.replace(settings, batch_size=4, repeats=2)
         layers = _LAYERS[-1:]
-    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
-    facts.pop("command")
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    facts = common.facts(settings.seed)
+    common.show(facts)
     print("GFLOP/s: forward, to the images, to the kernel")
     print(f"{'layer':14} {'matmul':>6}", *(f"{form:>14}" for form in _FORMS))
     layer_rates = []
@@ -303,11 +292,7 @@ def main(settings: Settings) -> None:
             f"network's gradient, {row['form']:14} {row['seconds']:6.3f} s, "
             f"{row['over_xla']:.2f} of XLA's ({low:.2f}, {high:.2f})"
         )
-    if settings.output is not None:
-        used = dataclasses.asdict(settings)
-        used.pop("output")
-        record = {"settings": used, "layers": layer_rates, "network": gradients} | facts
-        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    common.write(settings, facts, layers=layer_rates, network=gradients)
 
 
 if __name__ == "__main__":

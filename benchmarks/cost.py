@@ -19,15 +19,11 @@ these are costs of equal work, not of equal accuracy.
 
 import dataclasses
 import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-
-os.environ["EQX_ON_ERROR"] = "raise"
-
+import _common as common
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
@@ -36,8 +32,6 @@ import numpy as np
 import tyro
 
 import eqmdm
-from eqmdm.cli import build
-from eqmdm.cli.train.options import TrainOptions
 
 
 Call = Callable[[jax.Array], Any]
@@ -45,7 +39,7 @@ Score = Literal["denoiser", "free"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Times bound, sampling and likelihood against K, image size and batch."""
 
     diffusions: tuple[str, ...] = ("VPSDE", "CLD", "MALDA")
@@ -62,8 +56,6 @@ class Settings:
     """Timed calls of each, after one that compiles."""
     seed: int = 0
     """Of parameters, images and draws."""
-    output: Path | None = None
-    """A JSON file for the results."""
     table: Path | None = None
     """A Markdown file for the tables."""
     from_results: Path | None = None
@@ -161,23 +153,17 @@ def make_call(task: str, score: Score, case: Case, settings: Settings) -> Call:
     )
 
 
-def timed(call: Call, key: jax.Array) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call(key))
-    return time.perf_counter() - start
-
-
 def run(task: str, score: Score, settings: Settings) -> list[dict[str, Any]]:
     """A row for each case."""
     all_cases = cases(settings)
     calls = [make_call(task, score, case, settings) for case in all_cases]
     key = jr.key(settings.seed)
     for call in calls:
-        timed(call, key)
-    seconds = np.empty((settings.repeats, len(calls)))
-    for i in range(settings.repeats):
-        for j, call in enumerate(calls):
-            seconds[i, j] = timed(call, jr.fold_in(key, i))
+        common.timed(call, key)
+    times = common.interleaved(
+        dict(enumerate(calls)), settings.repeats, lambda i: (jr.fold_in(key, i),)
+    )
+    seconds = np.array(list(times.values())).T
     seconds /= np.asarray([case.batch_size for case in all_cases])
     ratios = seconds / seconds[:, :1]
     rows = []
@@ -253,9 +239,8 @@ def main(settings: Settings) -> None:
             n_steps=2,
             repeats=2,
         )
-    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
-    facts.pop("command")
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    facts = common.facts(settings.seed)
+    common.show(facts)
     print(
         f"{'task':11}{'score':10}{'diffusion':10}{'K':>2}{'side':>5}{'batch':>6}"
         f"{'images/s':>10}{'cost':>7}  quartiles"
@@ -273,13 +258,9 @@ def main(settings: Settings) -> None:
                     f"  {low:.2f} to {high:.2f}",
                     flush=True,
                 )
-            used = dataclasses.asdict(settings)
-            for name in ("output", "table", "from_results"):
-                used.pop(name)
-            record = {"settings": used, "results": results} | facts
-            if settings.output is not None:
-                settings.output.write_text(json.dumps(record, indent=1) + "\n")
+            common.write(settings, facts, results=results)
             if settings.table is not None:
+                record = common.record(settings, facts, results=results)
                 settings.table.write_text(render(record))
 
 

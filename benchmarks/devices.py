@@ -27,12 +27,9 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, cast
 
-
-os.environ["EQX_ON_ERROR"] = "raise"
-
+import _common as common
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -56,7 +53,7 @@ _TIMEOUT_SECONDS = 3600
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Compares the results of several devices with those of one."""
 
     devices: tuple[int, ...] = (2, 4)
@@ -70,8 +67,6 @@ class Settings:
     instead of virtual devices of its CPU."""
     seed: int = 0
     """Of parameters, images and draws."""
-    output: Path | None = None
-    """A JSON file for the results."""
     write: bool = False
     """Write the table into SCALING.md."""
     quick: bool = False
@@ -84,7 +79,7 @@ class Settings:
 def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, Any]:
     """What is compared, on all the devices there are."""
     options = TrainOptions(
-        "digits", batch_size=batch_size, width=16, multipliers=(2,), seed=seed
+        dataset="digits", batch_size=batch_size, width=16, multipliers=(2,), seed=seed
     ).resolved()
     dataset = eqmdm.data.load("digits")
     objective = build.build_objective(options, dataset)
@@ -95,17 +90,17 @@ def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, 
     )
     state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
 
-    batches = build.batches(options, state, dataset.train, 1)
-    program = compiled_step(
-        state, next(batches), objective, optimiser, batch_size=batch_size
-    )
-    batches = build.batches(options, state, dataset.train, 1)
-    logged = []
-    for batch in itertools.islice(batches, _N_STEPS):
-        state, metrics = eqmdm.train_step(
-            state, batch, objective, optimiser, batch_size=batch_size
+    with build.batches(options, state, dataset.train, 1) as batches:
+        program = compiled_step(
+            state, next(batches), objective, optimiser, batch_size=batch_size
         )
-        logged.append(metrics)
+    logged = []
+    with build.batches(options, state, dataset.train, 1) as batches:
+        for batch in itertools.islice(batches, _N_STEPS):
+            state, metrics = eqmdm.train_step(
+                state, batch, objective, optimiser, batch_size=batch_size
+            )
+            logged.append(metrics)
 
     key_bound, key_sample, *keys = jr.split(jr.key(seed + 1), 2 + _N_EVALUATED)
     examples = dataset.test[:_N_EVALUATED]
@@ -189,8 +184,7 @@ def work(task: dict[str, Any]) -> None:
         )
         for sharding in task["shardings"]
     }
-    facts = build.facts(TrainOptions(dataset="digits", seed=task["seed"]))
-    facts.pop("command")
+    facts = common.facts(task["seed"])
     # Libraries print too.
     print(f"found {json.dumps({'results': found, 'facts': facts})}")
 
@@ -318,13 +312,8 @@ def main(settings: Settings) -> None:
         answers = measure(settings, n_devices, n_processes)
         rows += compare(answers, base, n_devices)
     print(table(rows))
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
-    if settings.output is not None:
-        used = dataclasses.asdict(settings)
-        for name in ("output", "write"):
-            used.pop(name)
-        record = {"settings": used, "results": rows} | facts
-        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    common.show(facts)
+    common.write(settings, facts, results=rows)
     if settings.write:
         DOCUMENT.write_text(filled(DOCUMENT.read_text(), {"devices": table(rows)}))
 

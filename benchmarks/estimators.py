@@ -11,9 +11,8 @@ is better at equal cost.
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
+import _common as common
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -22,9 +21,7 @@ import tyro
 
 import eqmdm
 from eqmdm._training.evaluate import batch_loss
-from eqmdm._training.train import parameters, with_parameters
-from eqmdm.cli import build
-from eqmdm.cli.train.options import TrainOptions
+from eqmdm._training.train import with_parameters
 
 
 _FORMS = {
@@ -46,7 +43,7 @@ _FIRST = "low variance", "importance"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Measures the variance of every form of the bound, and trains with each."""
 
     dataset: str = "rings"
@@ -61,8 +58,6 @@ class Settings:
     """Of a batch, for their noise."""
     seeds: int = 3
     """Trainings with each form."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """Few steps, draws and seeds."""
 
@@ -107,7 +102,7 @@ def gradient_noise(model, objective, data, settings, key):
 
     Beside them the operations of a gradient.
     """
-    values = parameters(model)
+    values = eqmdm.parameters(model)
     n_reconstruction = max(1, settings.batch_size // 16)
 
     def gradient(key):
@@ -202,13 +197,7 @@ def main(settings: Settings) -> None:
             f"{show(results[-1]['gap_after_training'], 4):>19} ± {show(spread, 4)}",
             flush=True,
         )
-    if settings.output is not None:
-        facts = build.facts(TrainOptions(dataset=settings.dataset, seed=0))
-        facts.pop("command")
-        used = dataclasses.asdict(settings)
-        used.pop("output")
-        record = {"settings": used, "results": results} | facts
-        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    common.write(settings, common.facts(), results=results)
 
 
 if __name__ == "__main__":

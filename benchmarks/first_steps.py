@@ -8,10 +8,9 @@ steps, and the difference in standard errors over the examples.
 """
 
 import dataclasses
-import json
 import time
-from pathlib import Path
 
+import _common as common
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -27,7 +26,7 @@ _CASES = ("vpsde", "cld", "alda", "malda", "learned:2", "learned:3")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Trains every diffusion with both scores for a few steps."""
 
     dataset: str = "digits"
@@ -46,8 +45,6 @@ class Settings:
     """Draws of time and noise for each of them."""
     seed: int = 0
     """Of everything."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """Only two of the diffusions and ten steps."""
 
@@ -123,15 +120,7 @@ def main(settings: Settings) -> None:
                 f"{row['after']:8.3f} {row['gain_in_standard_errors']:8.1f}",
                 flush=True,
             )
-            if settings.output is not None:
-                facts = build.facts(TrainOptions(dataset=settings.dataset))
-                facts.pop("command")
-                used = dataclasses.asdict(settings)
-                used = {
-                    k: v for k, v in used.items() if k not in ("output", "data_dir")
-                }
-                record = {"settings": used, "results": results} | facts
-                settings.output.write_text(json.dumps(record, indent=1) + "\n")
+            common.write(settings, common.facts(), results=results)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ pinned ends theirs is zero; with a free score the network tells diffusions apart
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
+import _common as common
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -20,8 +19,6 @@ import numpy as np
 import tyro
 
 import eqmdm
-from eqmdm.cli import build
-from eqmdm.cli.train.options import TrainOptions
 
 
 # One coupling, and a full D: its entries are the variables of the gradient.
@@ -40,7 +37,7 @@ _MARGIN = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Measures the gradient in (Q, D) of the terms of the bound."""
 
     dataset: str = "rings"
@@ -55,8 +52,6 @@ class Settings:
     """Of a batch, whose mean is reported with its standard error."""
     seed: int = 0
     """Of the networks, their training and the gradients."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """Few steps and gradients."""
 
@@ -150,13 +145,7 @@ def main(settings: Settings) -> None:
                     f"{m:9.2g} ± {e:6.1g}" for m, e in zip(mean, error, strict=True)
                 )
                 print(f"{score:9} {ends_name:8} {term:7} {shown}", flush=True)
-    if settings.output is not None:
-        facts = build.facts(TrainOptions(dataset=settings.dataset, seed=settings.seed))
-        facts.pop("command")
-        used = dataclasses.asdict(settings)
-        used.pop("output")
-        record = {"settings": used, "results": results} | facts
-        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    common.write(settings, common.facts(settings.seed), results=results)
 
 
 if __name__ == "__main__":

@@ -9,28 +9,22 @@ row, and of the mean map relative to its largest entry, up to tau = 5 and at 20.
 """
 
 import dataclasses
-import json
-import os
 import sys
 from pathlib import Path
 
-
-os.environ["EQX_ON_ERROR"] = "raise"
-
-import equinox as eqx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import tyro  # noqa: E402
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import references  # noqa: E402
+import _common as common
+import references
 
-import eqmdm  # noqa: E402
-from eqmdm.cli import build  # noqa: E402
-from eqmdm.cli.train.options import TrainOptions  # noqa: E402
+import eqmdm
 
 
 _ENDS = {
@@ -46,15 +40,13 @@ _BARS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Compares kernels with 60-digit arithmetic."""
 
     n_random: int = 20
     """Random diffusions of each number of variables."""
     seed: int = 0
     """Of the random ones."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """Only two named diffusions, two random ones and three times."""
 
@@ -121,9 +113,8 @@ def cases(settings: Settings):
 
 def main(settings: Settings) -> None:
     jax.config.update("jax_enable_x64", True)
-    facts = build.facts(TrainOptions(dataset="digits"))
-    facts.pop("command")
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    facts = common.facts()
+    common.show(facts)
     header = f"{'diffusion':22} {'dtype':8}"
     print(header + "".join(f"{column:>15}" for column in _COLUMNS))
     taus = references.TAUS[1::3] if settings.quick else references.TAUS
@@ -148,10 +139,7 @@ def main(settings: Settings) -> None:
         print(f"{'bar':22} {dtype:8}{line}")
     if not all(row["within_bars"] for row in results):
         print("* beyond the bar in some column")
-    if settings.output is not None:
-        used = {"n_random": settings.n_random, "seed": settings.seed}
-        record = {"settings": used | {"taus": taus}, "bars": bars, "results": results}
-        settings.output.write_text(json.dumps(record | facts, indent=1) + "\n")
+    common.write(settings, facts, taus=taus, bars=bars, results=results)
 
 
 if __name__ == "__main__":

@@ -13,34 +13,28 @@ apart, at an error of at most 1e-4.
 """
 
 import dataclasses
-import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
-os.environ["EQX_ON_ERROR"] = "raise"
-
-import diffrax as dfx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import jax.random as jr  # noqa: E402
-import numpy as np  # noqa: E402
-import tyro  # noqa: E402
-from jax.scipy.stats import norm  # noqa: E402
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+from jax.scipy.stats import norm
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import references  # noqa: E402
+import _common as common
+import references
 
-import eqmdm  # noqa: E402
-from eqmdm._model.diffrax_solvers import n_evaluations  # noqa: E402
-from eqmdm.cli import build  # noqa: E402
-from eqmdm.cli.train.options import TrainOptions  # noqa: E402
+import eqmdm
+from eqmdm._model.diffrax_solvers import n_evaluations
 
 
 TOP_LOG_SNR = 13.3
@@ -68,15 +62,13 @@ SOLVERS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Compares ways to solve the ODE of the exact likelihood."""
 
     n_examples: int = 200
     """Examples, drawn from the mixture."""
     seed: int = 0
     """Of the examples."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """Only Tsit5, and 50 examples."""
 
@@ -149,9 +141,8 @@ def main(settings: Settings) -> None:
     if settings.quick:
         settings = dataclasses.replace(settings, n_examples=50)
         solvers = {"tsit5": SOLVERS["tsit5"]}
-    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
-    facts.pop("command")
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    facts = common.facts(settings.seed)
+    common.show(facts)
     key_mode, key_noise = jr.split(jr.key(settings.seed))
     modes = jr.choice(key_mode, jnp.asarray(references.MODES), (settings.n_examples,))
     noise = jr.normal(key_noise, modes.shape)
@@ -183,12 +174,13 @@ def main(settings: Settings) -> None:
                     f"{needed:16.1f}",
                     flush=True,
                 )
-    if settings.output is not None:
-        used = dataclasses.asdict(settings)
-        used.pop("output")
-        record = {"settings": used, "tolerances": tolerances.tolist()}
-        record |= {"target": TARGET, "results": results}
-        settings.output.write_text(json.dumps(record | facts, indent=1) + "\n")
+    common.write(
+        settings,
+        facts,
+        tolerances=tolerances.tolist(),
+        target=TARGET,
+        results=results,
+    )
 
 
 if __name__ == "__main__":

@@ -17,15 +17,10 @@ With `--run` on a device that counts its memory, a GPU, also the most that it he
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import multiprocessing
-import os
-from pathlib import Path
 from typing import Any, Literal
 
-
-os.environ["EQX_ON_ERROR"] = "raise"
-
+import _common as common
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -36,15 +31,13 @@ from jax.extend import core
 import eqmdm
 from eqmdm import nn
 from eqmdm._training.evaluate import batch_loss
-from eqmdm.cli import build
-from eqmdm.cli.train.options import TrainOptions
 
 
 _N_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Plans the memory of a training step, and measures it on a GPU."""
 
     batch_sizes: tuple[int, ...] = (128,)
@@ -65,8 +58,6 @@ class Settings:
     """Also take steps, and ask the device for the most memory that was in use."""
     seed: int = 0
     """Of parameters and draws."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """A tiny network on 8x8 images, eight at a time."""
 
@@ -121,8 +112,7 @@ def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool
     }
     if settings.run:
         row |= held(step, make, data)
-    facts = build.facts(TrainOptions(dataset="cifar10", seed=settings.seed))
-    facts.pop("command")
+    facts = common.facts(settings.seed)
     return row, facts
 
 
@@ -236,12 +226,8 @@ def main(settings: Settings) -> None:
             f"{ratio['temp_bytes']:.2f} of its temporaries, "
             f"{ratio['operations']:.2f} of the operations"
         )
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
-    if settings.output is not None:
-        used = dataclasses.asdict(settings)
-        used.pop("output")
-        record = {"settings": used, "results": results} | facts
-        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    common.show(facts)
+    common.write(settings, facts, results=results)
 
 
 if __name__ == "__main__":

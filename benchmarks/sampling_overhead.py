@@ -12,16 +12,10 @@ repeats; a ratio is the median of the ratios to the hand-written loop of its rep
 """
 
 import dataclasses
-import json
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-
-os.environ["EQX_ON_ERROR"] = "raise"
-
+import _common as common
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
@@ -30,12 +24,10 @@ import numpy as np
 import tyro
 
 import eqmdm
-from eqmdm.cli import build
-from eqmdm.cli.train.options import TrainOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Times `eqmdm.sample` against a hand-written loop."""
 
     n_samples: int = 16
@@ -54,8 +46,6 @@ class Settings:
     """Timed calls of each, after one that compiles."""
     seed: int = 0
     """Of parameters and noises."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """A tiny network on 8x8 images, and two repeats."""
 
@@ -143,12 +133,6 @@ def make_calls(settings: Settings) -> dict[str, Callable[[jax.Array], jax.Array]
     }
 
 
-def timed(call: Callable[[jax.Array], Any], key: jax.Array) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call(key))
-    return time.perf_counter() - start
-
-
 def main(settings: Settings) -> None:
     if settings.quick:
         settings = dataclasses.replace(
@@ -160,17 +144,15 @@ def main(settings: Settings) -> None:
             n_blocks=1,
             repeats=2,
         )
-    facts = build.facts(TrainOptions(dataset="digits", seed=settings.seed))
-    facts.pop("command")
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    facts = common.facts(settings.seed)
+    common.show(facts)
     calls = make_calls(settings)
     key = jr.key(settings.seed)
     for call in calls.values():
-        timed(call, key)
-    seconds = {name: [] for name in calls}
-    for i in range(settings.repeats):
-        for name, call in calls.items():
-            seconds[name].append(timed(call, jr.fold_in(key, i)))
+        common.timed(call, key)
+    seconds = common.interleaved(
+        calls, settings.repeats, lambda i: (jr.fold_in(key, i),)
+    )
     results = []
     print(f"{'':24}{'seconds':>9}{'ratio':>8}  quartiles of the ratio")
     for name in calls:
@@ -181,11 +163,7 @@ def main(settings: Settings) -> None:
         row |= {"quartiles": [float(low), float(high)]}
         results.append(row | {"every_second": seconds[name]})
         print(f"{name:24}{median:9.3f}{ratio:8.3f}  {low:.3f} to {high:.3f}")
-    if settings.output is not None:
-        used = dataclasses.asdict(settings)
-        used.pop("output")
-        record = {"settings": used, "results": results} | facts
-        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    common.write(settings, facts, results=results)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if __name__ == "__main__":
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     )
 
+import _common as common
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,8 @@ import jax.random as jr
 import tyro
 
 import eqmdm
-from eqmdm import _sharding, _train
-from eqmdm.cli import build
-from eqmdm.cli.train.options import TrainOptions
+from eqmdm._core.sharding import mesh_of, shardings
+from eqmdm._training import train
 
 
 DOCUMENT = Path(__file__).parent / "SCALING.md"
@@ -56,7 +56,7 @@ _NETWORKS = {"Ho et al.'s": 128, "of 0.5 billion": 480}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Counts what scaling depends on."""
 
     write: bool = False
@@ -180,12 +180,12 @@ def compiled_step(
 ) -> Any:
     """The program that XLA makes of one `eqmdm.train_step`."""
     # As `train_step` calls it: where arrays lie is not known of traced ones.
-    where = placement.shardings(state)
-    check = isinstance(data, training.Batches)
-    mesh = placement.mesh_of(state)
+    where = shardings(state)
+    check = isinstance(data, eqmdm.Batches)
+    mesh = mesh_of(state)
     settings = (batch_size, 1, max(1, batch_size // 16), check, mesh, where)
     constants = data, objective, optimiser, jnp.float32(0.999), settings
-    return cast(Any, training._train_steps).lower(constants, state).compile().compiled
+    return cast(Any, train._train_steps).lower(constants, state).compile().compiled
 
 
 def moved(*, shard_parameters: bool) -> dict[str, float]:
@@ -212,8 +212,7 @@ def moved(*, shard_parameters: bool) -> dict[str, float]:
 
 def measure() -> dict[str, Any]:
     """All that is counted, for the document and its test."""
-    facts = build.facts(TrainOptions(dataset="cifar10"))
-    facts.pop("command")
+    facts = common.facts()
     return {
         "networks": {
             name: dataclasses.asdict(count(width)) for name, width in _NETWORKS.items()
@@ -257,7 +256,7 @@ def main(settings: Settings) -> None:
     counted = measure() if anew else json.loads(COUNTS.read_text())
     parts = tables(counted)
     print("\n\n".join(parts.values()))
-    print(json.dumps(counted["versions"]), counted["device"]["kind"])
+    common.show(counted)
     outputs = [settings.output, COUNTS if settings.write else None]
     for output in filter(None, outputs):
         output.write_text(json.dumps(counted, indent=1) + "\n")

@@ -10,31 +10,25 @@ mean at the cut. Random diffusions of three variables are those of the kernel te
 """
 
 import dataclasses
-import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Literal
 
-
-os.environ["EQX_ON_ERROR"] = "raise"
-
-import diffrax as dfx  # noqa: E402
-import equinox as eqx  # noqa: E402
-import jax  # noqa: E402
-import jax.random as jr  # noqa: E402
-import numpy as np  # noqa: E402
-import tyro  # noqa: E402
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.random as jr
+import numpy as np
+import tyro
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import references  # noqa: E402
+import _common as common
+import references
 
-import eqmdm  # noqa: E402
-from eqmdm.cli import build  # noqa: E402
-from eqmdm.cli.train.options import TrainOptions  # noqa: E402
+import eqmdm
 
 
 MEANS, STD = references.MODES, references.MODE_STD
@@ -64,7 +58,7 @@ BARS["data-prediction"] = {n: 2 * bar for n, bar in BARS["collapsed"].items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Compares samples of the library's own solvers with the data."""
 
     evaluations: tuple[int, ...] = (10, 20, 50)
@@ -81,8 +75,6 @@ class Settings:
     """Comparisons that are averaged."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of everything."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """Only two diffusions, 10 evaluations and 2,048 samples of two seeds."""
 
@@ -174,9 +166,8 @@ def main(settings: Settings) -> None:
         settings = dataclasses.replace(
             settings, evaluations=(10,), n_samples=2048, n_seeds=2
         )
-    facts = build.facts(TrainOptions(dataset="digits"))
-    facts.pop("command")
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    facts = common.facts()
+    common.show(facts)
     generator = np.random.default_rng(0)
     shape = settings.n_seeds, settings.n_samples
     unit = expected_distance(settings.n_samples)
@@ -208,11 +199,7 @@ def main(settings: Settings) -> None:
             print(f"{name:20} {solver:26}{line}", flush=True)
     if any(row["within_bar"] is False for row in results):
         print("* beyond the bar")
-    if settings.output is not None:
-        used = dataclasses.asdict(settings)
-        used.pop("output")
-        record = {"settings": used, "unit": unit, "results": results}
-        settings.output.write_text(json.dumps(record | facts, indent=1) + "\n")
+    common.write(settings, facts, unit=unit, results=results)
 
 
 if __name__ == "__main__":

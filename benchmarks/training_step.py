@@ -27,16 +27,10 @@ time of a full step, over the rate of a large matrix product in the same precisi
 """
 
 import dataclasses
-import json
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
-
-os.environ["EQX_ON_ERROR"] = "raise"
-
+import _common as common
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -46,8 +40,8 @@ import optax
 import tyro
 
 import eqmdm
-from eqmdm import _train
 from eqmdm._bound.elbo import compute_shared_elbo
+from eqmdm._training import train
 from eqmdm._training.train import with_parameters
 from eqmdm.cli import build
 from eqmdm.cli.train.options import ResolvedTrainOptions, TrainOptions
@@ -59,7 +53,7 @@ _PARTS = ("data", "bound", "kernels", "score", "optimiser", "rest")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Times training steps against bare network steps."""
 
     batch_size: int = 64
@@ -84,16 +78,8 @@ class Settings:
     """Timed calls of each, after one that compiles."""
     seed: int = 0
     """Of data, parameters and draws."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """A tiny network on 8x8 images, and two repeats."""
-
-
-def timed(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
 
 
 # --- Whole steps ---------------------------------------------------------------------
@@ -172,8 +158,8 @@ def matmul_flops_per_second(dtype: str, side: int) -> float:
     """What the device reaches in a product of square matrices."""
     a = jnp.ones((side, side), dtype)
     product = jax.jit(jnp.matmul)
-    timed(lambda: product(a, a))
-    return 2 * side**3 / min(timed(lambda: product(a, a)) for _ in range(9))
+    common.timed(lambda: product(a, a))
+    return 2 * side**3 / min(common.timed(lambda: product(a, a)) for _ in range(9))
 
 
 def make_full_step(model, dataset, options: ResolvedTrainOptions, n_inner: int):
@@ -240,8 +226,8 @@ def make_parts(
 
     def data(step, state, examples):
         state = eqx.tree_at(lambda state: state.step, state, step)
-        examples = training._shuffled(state, examples, options.batch_size)
-        batch = training._draw_batch(state, examples, objective, n_path)
+        examples = train._shuffled(state, examples, options.batch_size)
+        batch = train._draw_batch(state, examples, objective, n_path)
         key_encode, keys = jnp.moveaxis(jax.vmap(jr.split)(batch.keys), 1, 0)
 
         def encode(example, key):
@@ -343,13 +329,11 @@ def run(
         **make_parts((scale, diffusion), dataset, options, n_inner),
     }
     flops = 3 * settings.batch_size * network_flops(bare, shape)
-    compilation = {part: timed(call) for part, call in calls.items()}
+    compilation = {part: common.timed(call) for part, call in calls.items()}
     # It was called before, for the batch that other parts are given.
     compilation.pop("data")
-    seconds = {part: [] for part in calls}
-    for _ in range(settings.repeats):
-        for part, call in calls.items():
-            seconds[part].append(timed(call) / n_inner)
+    times = common.interleaved(calls, settings.repeats)
+    seconds = {part: np.divide(of, n_inner).tolist() for part, of in times.items()}
     median = {part: float(np.median(values)) for part, values in seconds.items()}
     ratios = np.divide(seconds["full"], seconds["bare"])
     return {
@@ -387,9 +371,8 @@ def main(settings: Settings) -> None:
         for n in (_N_EXAMPLES, 1, 1)
     )
     dataset = eqmdm.data.Dataset("random", *splits, n_levels=256)
-    facts = build.facts(TrainOptions(dataset="mnist", seed=settings.seed))
-    facts.pop("command")
-    print(json.dumps(facts["versions"]), facts["device"]["kind"])
+    facts = common.facts(settings.seed)
+    common.show(facts)
     print(
         f"batch {settings.batch_size} of {settings.dataset_shape}, "
         f"{settings.compute_dtype}"
@@ -415,12 +398,12 @@ def main(settings: Settings) -> None:
                 f"{row['full_over_bare']:9.3f} {shares} {row['utilisation']:11.1%}",
                 flush=True,
             )
-            if settings.output is not None:
-                used = dataclasses.asdict(settings)
-                used.pop("output")
-                record = {"settings": used, "results": results} | facts
-                record["matmul_flops_per_second"] = matmul_rate
-                settings.output.write_text(json.dumps(record, indent=1) + "\n")
+            common.write(
+                settings,
+                facts,
+                results=results,
+                matmul_flops_per_second=matmul_rate,
+            )
 
 
 if __name__ == "__main__":

@@ -20,10 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import _common as common
 import tyro
-
-from eqmdm.cli import build
-from eqmdm.cli.train.options import TrainOptions
 
 
 _HERE = Path(__file__).parents[1]
@@ -42,7 +40,7 @@ _MEASURES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(common.Settings):
     """Compares training by two checkouts."""
 
     before: Path | None = None
@@ -51,8 +49,6 @@ class Settings:
     """Of each measurement, in turn; medians are shown."""
     steps: int = 50
     """In each of two windows that are timed, after one that is not."""
-    output: Path | None = None
-    """A JSON file for the results."""
     quick: bool = False
     """One case, once."""
 
@@ -133,8 +129,6 @@ def write(settings: Settings, checkouts: dict[str, Path], results: list) -> None
     """What has been measured so far, to the output."""
     if settings.output is None:
         return
-    facts = build.facts(TrainOptions(dataset="digits"))
-    facts.pop("command")
     revisions = {
         which: subprocess.run(
             ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"],
@@ -143,11 +137,7 @@ def write(settings: Settings, checkouts: dict[str, Path], results: list) -> None
         ).stdout.strip()
         for which, checkout in checkouts.items()
     }
-    used = dataclasses.asdict(settings) | {"revisions": revisions}
-    for name in ("before", "output"):
-        used.pop(name)
-    record = {"settings": used, "results": results} | facts
-    settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    common.write(settings, common.facts(), revisions=revisions, results=results)
 
 
 if __name__ == "__main__":
