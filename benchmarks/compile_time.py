@@ -69,12 +69,14 @@ def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
     for _ in range(settings.repeats):
         key_diffusion, key_network = jr.split(jr.key(settings.seed))
         diffusion = build.build_diffusion(options, key_diffusion)
-        network = build.build_network(options, dataset, diffusion, key_network)
+        data = build.DataFacts.of(options, dataset)
+        network = build.build_model(options, data, diffusion, key_network).network
         bare = network.network if score == "denoiser" else network
         shape = 1 if score == "denoiser" else diffusion.n_vars, *dataset.shape
+        kind = eqmdm.DenoiserModel if score == "denoiser" else eqmdm.NoiseModel
         calls = {
             "bare": make_bare_step(bare, shape, options, n_inner),
-            "full": make_full_step((network, diffusion), dataset, options, n_inner),
+            "full": make_full_step(kind(network, diffusion), dataset, options, n_inner),
         }
         for part, call in calls.items():
             jax.clear_caches()

@@ -8,7 +8,7 @@ cases of a task are interleaved in one run, and a ratio is the median over the r
 of seconds per image over those of the first case in the same repeat. Tasks:
 
 - `bound`: one draw of `eqmdm.elbo` for each image,
-- `sampling`: `eqmdm.sample`, with a denoiser by `Collapsed`, else by Diffrax's SEA,
+- `sampling`: `eqmdm.sample`, with a denoiser by `DPMSolver`, else by Diffrax's SEA,
 - `likelihood`: `eqmdm.log_likelihood` by its collapsed route with a denoiser, else by
     its augmented one; one probe for the divergence,
 
@@ -101,11 +101,11 @@ def make_score(settings: Settings, case: Case, diffusion: Any, score: Score) -> 
         key=jr.key(settings.seed),
     )
     if score == "free":
-        return eqmdm.FreeScore(network, diffusion)
+        return eqmdm.NoiseModel(network, diffusion)
     denoiser = eqmdm.PreconditionedDenoiser(
         network, data_std=0.5, log_snr_range=(-15.0, 15.0)
     )
-    return eqmdm.DenoiserScore(denoiser, diffusion)
+    return eqmdm.DenoiserModel(denoiser, diffusion)
 
 
 def make_call(task: str, score: Score, case: Case, settings: Settings) -> Call:
@@ -120,16 +120,15 @@ def make_call(task: str, score: Score, case: Case, settings: Settings) -> Call:
         return lambda key: of_all(x, jr.split(key, case.batch_size))
 
     if task == "bound":
-        return over_batch(lambda x, key: eqmdm.elbo(model, diffusion, x, key=key).total)
+        return over_batch(lambda x, key: eqmdm.elbo(model, x, key=key).total)
     if task == "sampling":
         return lambda key: eqmdm.sample(
             model,
-            diffusion,
             shape,
             key=key,
             n_samples=case.batch_size,
             n_steps=settings.n_steps,
-            solver=eqmdm.Collapsed() if score == "denoiser" else dfx.SEA(),
+            sampler=eqmdm.DPMSolver() if score == "denoiser" else dfx.SEA(),
         )
     if score == "denoiser":
         route = eqmdm.CollapsedRoute(eqmdm.LogSNRClock())
@@ -141,7 +140,6 @@ def make_call(task: str, score: Score, case: Case, settings: Settings) -> Call:
         lambda x, key: (
             eqmdm.log_likelihood(
                 model,
-                diffusion,
                 x,
                 key=key,
                 route=route,

@@ -104,14 +104,11 @@ def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, 
 
     key_bound, key_sample, *keys = jr.split(jr.key(seed + 1), 2 + _N_EVALUATED)
     examples = dataset.test[:_N_EVALUATED]
-    network, diffusion = state.model
-    score = eqmdm.make_score(network, diffusion)
     evaluation = eqmdm.evaluate(
         state.model, examples, objective, key=key_bound, batch_size=_N_EVALUATED
     )
     samples = eqmdm.sample(
-        score,
-        diffusion,
+        state.model,
         dataset.shape,
         key=key_sample,
         n_samples=_N_EVALUATED,
@@ -122,11 +119,11 @@ def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, 
     found = {
         "losses": jnp.concatenate([metrics["loss"] for metrics in logged]),
         "gradient norms": jnp.concatenate([metrics["grad_norm"] for metrics in logged]),
-        "bounds": evaluation.terms["loss"],
+        "bounds": evaluation.loss,
         "samples": samples,
-        "likelihoods": likelihoods(score, diffusion, *of_likelihood),
+        "likelihoods": likelihoods(state.model, *of_likelihood),
     }
-    values = eqmdm.parameters(state.model).values()
+    values = jax.tree.leaves(state.ema)
     held = sum(value.addressable_shards[0].data.size for value in values)
     return {name: eqmdm.on_host(found[name]).ravel().tolist() for name in found} | {
         "operations": program.cost_analysis()["flops"],
@@ -134,11 +131,12 @@ def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, 
     }
 
 
-def new_model(options: Any, dataset: Any) -> tuple[Any, Any]:
-    """A pair in float64, with no parameter at zero, where some begin."""
+def new_model(options: Any, dataset: Any) -> eqmdm.AbstractModel:
+    """A model in float64, with no parameter at zero, where some begin."""
     key_diffusion, key_network, key_noise = jr.split(jr.key(options.seed), 3)
     diffusion = build.build_diffusion(options, key_diffusion)
-    network = build.build_network(options, dataset, diffusion, key_network)
+    data = build.DataFacts.of(options, dataset)
+    network = build.build_model(options, data, diffusion, key_network).network
     arrays, rest = eqx.partition(network, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(arrays)
     keys = jr.split(key_noise, len(leaves))
@@ -146,20 +144,21 @@ def new_model(options: Any, dataset: Any) -> tuple[Any, Any]:
         leaf.astype(jnp.float64) + 0.02 * jr.normal(key, leaf.shape, jnp.float64)
         for leaf, key in zip(leaves, keys, strict=True)
     ]
-    return eqx.combine(jax.tree.unflatten(structure, leaves), rest), diffusion
+    network = eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+    return eqmdm.DenoiserModel(network, diffusion)
 
 
 @eqx.filter_jit
-def likelihoods(score: Any, diffusion: Any, x: jax.Array, keys: jax.Array) -> Any:
+def likelihoods(model: Any, x: jax.Array, keys: jax.Array) -> Any:
     """Of each example, by the collapsed route in given steps of log-SNR."""
+    diffusion = model.diffusion
     ends = -diffusion.log_snr(diffusion.t0), -diffusion.log_snr(diffusion.t1)
     steps = jnp.linspace(*ends, _N_SOLVER_STEPS + 1)
 
     @jax.vmap
     def one(x, key):
         return eqmdm.log_likelihood(
-            score,
-            diffusion,
+            model,
             x,
             key=key,
             route=eqmdm.CollapsedRoute(eqmdm.LogSNRClock()),

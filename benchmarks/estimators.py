@@ -13,6 +13,7 @@ is better at equal cost.
 import dataclasses
 
 import _common as common
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -20,8 +21,7 @@ import numpy as np
 import tyro
 
 import eqmdm
-from eqmdm._training.evaluate import batch_loss
-from eqmdm._training.train import with_parameters
+from eqmdm._training.objective import batch_loss
 
 
 _FORMS = {
@@ -35,8 +35,8 @@ _FORMS = {
     ),
 }
 _TIMES = {
-    "uniform": eqmdm.UniformTime(),
-    "importance": eqmdm.ImportanceTime(),
+    "uniform": eqmdm.UniformTimeSampler(),
+    "importance": eqmdm.ImportanceTimeSampler(),
 }
 # What every estimate is compared with, and the model that they are measured at.
 _FIRST = "low variance", "importance"
@@ -65,7 +65,7 @@ class Settings(common.Settings):
 def new_model(key):
     key_network, key_diffusion = jr.split(key)
     network = eqmdm.nn.MLP((2,), 2, width=64, depth=3, key=key_network)
-    return network, eqmdm.LearnedDiffusion(2, key=key_diffusion)
+    return eqmdm.NoiseModel(network, eqmdm.LearnedDiffusion(2, key=key_diffusion))
 
 
 def train(objective, data, settings, seed):
@@ -102,7 +102,7 @@ def gradient_noise(model, objective, data, settings, key):
 
     Beside them the operations of a gradient.
     """
-    values = eqmdm.parameters(model)
+    values, rest = eqx.partition(model, eqx.is_inexact_array)
     n_reconstruction = max(1, settings.batch_size // 16)
 
     def gradient(key):
@@ -114,7 +114,7 @@ def gradient_noise(model, objective, data, settings, key):
 
         def loss(values):
             return batch_loss(
-                with_parameters(model, values),
+                eqx.combine(values, rest),
                 objective,
                 data[place],
                 keys,
@@ -123,10 +123,8 @@ def gradient_noise(model, objective, data, settings, key):
             )[0]
 
         found = jax.grad(loss)(values)
-        part = lambda start: jnp.concatenate(
-            [v.ravel() for n, v in found.items() if n.startswith(start)]
-        )
-        return part("[0]"), part("[1]")
+        part = lambda tree: jnp.concatenate([v.ravel() for v in jax.tree.leaves(tree)])
+        return part(found.network), part(found.diffusion)
 
     compiled = jax.jit(gradient).lower(key).compile()
     found = [compiled(k) for k in jr.split(key, settings.gradients)]
@@ -140,6 +138,11 @@ def gradient_noise(model, objective, data, settings, key):
     return noises, compiled.cost_analysis()["flops"]
 
 
+def _objective(form: str, times: str) -> eqmdm.Objective:
+    kind, decoder = _FORMS[form]
+    return eqmdm.Objective(form=kind, decoder=decoder, time_sampler=_TIMES[times])
+
+
 def main(settings: Settings) -> None:
     if settings.quick:
         settings = dataclasses.replace(
@@ -150,9 +153,7 @@ def main(settings: Settings) -> None:
     test = dataset.test[:2000]
     truth = float(np.mean(jax.vmap(dataset.log_density)(test)))
     cases = {
-        (form, times): eqmdm.Objective(*_FORMS[form], _TIMES[times])
-        for form in _FORMS
-        for times in _TIMES
+        (form, times): _objective(form, times) for form in _FORMS for times in _TIMES
     }
     model = train(cases[_FIRST], data, settings, 0)
     assert model is not None

@@ -12,7 +12,6 @@ import time
 
 import _common as common
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
@@ -61,13 +60,14 @@ def run(settings: Settings, diffusion: str, n_vars: int | None, score: str) -> d
     dataset = eqmdm.data.load(settings.dataset, data_dir=settings.data_dir)
     key = jr.key(settings.seed)
     process = build.build_diffusion(options, jr.fold_in(key, 0))
-    network = build.build_network(options, dataset, process, jr.fold_in(key, 1))
+    data = build.DataFacts.of(options, dataset)
+    network = build.build_model(options, data, process, jr.fold_in(key, 1)).network
     objective = build.build_objective(options, dataset)
     optimiser = eqmdm.make_optimiser(options.learning_rate, warmup=options.warmup)
-    state = eqmdm.TrainState.create(
-        (network, process), optimiser, key=jr.fold_in(key, 2)
-    )
-    data = jnp.asarray(dataset.train)
+    kind = eqmdm.DenoiserModel if score == "denoiser" else eqmdm.NoiseModel
+    model = kind(network, process)
+    state = eqmdm.TrainState.create(model, optimiser, key=jr.fold_in(key, 2))
+    data = eqmdm.TrainingSet(dataset.train, objective)
 
     def held_out(model) -> np.ndarray:
         evaluation = eqmdm.evaluate(
@@ -78,7 +78,7 @@ def run(settings: Settings, diffusion: str, n_vars: int | None, score: str) -> d
             n_draws=settings.draws,
             batch_size=settings.batch_size,
         )
-        return evaluation.terms["loss"]
+        return evaluation.loss
 
     before = held_out(state.model)
     start = time.perf_counter()

@@ -12,6 +12,7 @@ pinned ends theirs is zero; with a free score the network tells diffusions apart
 import dataclasses
 
 import _common as common
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -25,8 +26,8 @@ import eqmdm
 _ENTRIES = "Q01", "D00", "D01", "D11"
 _SCORES = {
     # The default times of the bound with each.
-    "denoiser": eqmdm.Objective(time_sampler=eqmdm.LogSNRTime()),
-    "free": eqmdm.Objective(time_sampler=eqmdm.ImportanceTime()),
+    "denoiser": eqmdm.Objective(time_sampler=eqmdm.LogSNRTimeSampler()),
+    "free": eqmdm.Objective(time_sampler=eqmdm.ImportanceTimeSampler()),
 }
 _ENDS = {
     "log-SNR": {"interval": eqmdm.LogSNRInterval(-9.0, 13.3)},
@@ -68,32 +69,33 @@ def new_diffusion(entries, ends):
     )
 
 
-def new_network(score, diffusion, data, *, key):
+def new_model(score, diffusion, data, *, key):
     n_vars = 1 if score == "denoiser" else 2
     network = eqmdm.nn.MLP((2,), n_vars, width=64, depth=3, key=key)
     if score == "free":
-        return network
+        return eqmdm.NoiseModel(network, diffusion)
     low, high = (float(diffusion.log_snr(t)) for t in (diffusion.t1, diffusion.t0))
-    return eqmdm.PreconditionedDenoiser(
+    denoiser = eqmdm.PreconditionedDenoiser(
         network,
         data_std=float(jnp.sqrt(jnp.mean(data**2))),
         log_snr_range=(low - _MARGIN, high + _MARGIN),
     )
+    return eqmdm.DenoiserModel(denoiser, diffusion)
 
 
-def train(network, diffusion, data, objective, settings):
-    """The averaged network after training under a diffusion that stays."""
+def train(model, data, objective, settings):
+    """The averaged model after training under a diffusion that stays."""
     optimiser = eqmdm.make_optimiser(1e-3, warmup=100)
-    model = network, diffusion
+    data = eqmdm.TrainingSet(data, objective)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(settings.seed + 1))
     for _ in range(settings.steps):
         state, _ = eqmdm.train_step(
             state, data, objective, optimiser, batch_size=settings.batch_size
         )
-    return state.ema_model[0]
+    return state.ema_model
 
 
-def gradients(network, ends, data, objective, settings):
+def gradients(model, ends, data, objective, settings):
     """Of the prior term and of the others, in nats: the mean and its standard error."""
 
     def terms(entries, key):
@@ -102,7 +104,8 @@ def gradients(network, ends, data, objective, settings):
         place = jr.randint(key_examples, (settings.batch_size,), 0, len(data))
         keys = jr.split(key_draws, settings.batch_size)
         u = eqmdm.low_discrepancy(settings.batch_size, key=key_u).astype(jnp.float32)
-        bound = lambda x, key, u: objective.bound((network, diffusion), x, key, u)[0]
+        moved = eqx.tree_at(lambda model: model.diffusion, model, diffusion)
+        bound = lambda x, key, u: objective.bound(moved, x, key, u)[0]
         bounds = jax.vmap(bound)(data[place], keys, u)
         others = bounds.total - bounds.prior
         return {"prior": bounds.prior.mean(), "others": others.mean()}
@@ -128,9 +131,9 @@ def main(settings: Settings) -> None:
         for ends_name, ends in _ENDS.items():
             diffusion = new_diffusion(settings.entries, ends)
             key = jr.key(settings.seed)
-            network = new_network(score, diffusion, data, key=key)
-            network = train(network, diffusion, data, objective, settings)
-            case = network, ends, data, objective, settings
+            model = new_model(score, diffusion, data, key=key)
+            model = train(model, data, objective, settings)
+            case = model, ends, data, objective, settings
             for term, mean, error in gradients(*case):
                 results.append(
                     {

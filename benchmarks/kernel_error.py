@@ -53,7 +53,7 @@ class Settings(common.Settings):
 
 @eqx.filter_jit
 def _computed(diffusion, taus):
-    return jax.vmap(diffusion.compute_laws)(taus)
+    return jax.vmap(diffusion.compute_kernel)(taus)
 
 
 def worst_errors(diffusion, parts, taus, dtype) -> np.ndarray:
@@ -64,7 +64,7 @@ def worst_errors(diffusion, parts, taus, dtype) -> np.ndarray:
     for i, tau in enumerate(taus):
         psi, given_start = references.exact_kernel(*matrices, 0 * start, tau)
         _, given_data = references.exact_kernel(*matrices, start, tau)
-        step, kernel = laws.step, laws.kernel
+        step, kernel = laws.step, laws
         mean = kernel.mean_map[i][:, None]
         for mean_map, root, exact in (
             (step.mean_map[i], step.root[i], (psi, given_start)),

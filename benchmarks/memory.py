@@ -30,7 +30,7 @@ from jax.extend import core
 
 import eqmdm
 from eqmdm import nn
-from eqmdm._training.evaluate import batch_loss
+from eqmdm._training.objective import batch_loss
 
 
 _N_STEPS = 3
@@ -80,7 +80,8 @@ def make_state(settings: Settings, compute_dtype: str, remat: bool, optimiser: A
     denoiser = eqmdm.PreconditionedDenoiser(
         network, data_std=0.5, log_snr_range=(-10.0, 14.0)
     )
-    model = denoiser, eqmdm.CLD(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
     return eqmdm.TrainState.create(model, optimiser, key=jr.key(settings.seed))
 
 
@@ -88,7 +89,9 @@ def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool
     """A row of the results, and what else was used."""
     optimiser = eqmdm.make_optimiser(warmup=5000)
     objective = eqmdm.Objective(
-        time_sampler=eqmdm.LogSNRTime(), grey_levels=eqmdm.GreyLevels(256), flip=True
+        time_sampler=eqmdm.LogSNRTimeSampler(),
+        levels=eqmdm.GreyLevels(256),
+        flip=True,
     )
     make = lambda: make_state(settings, compute_dtype, remat, optimiser)
     step = lambda state, data: eqmdm.train_step(
@@ -104,7 +107,7 @@ def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool
         "remat": remat,
         "n_parameters": sum(
             leaf.size
-            for leaf in jax.tree.leaves(state.model[0].network)
+            for leaf in jax.tree.leaves(state.model.network)
             if _is_shape(leaf)
         ),
         "kept_bytes": kept(state.model, objective, batch_size, data),

@@ -4,11 +4,12 @@
 
 The reverse SDE of VPSDE on a fixed grid, with a U-Net as denoiser, interleaved in one
 run: a `lax.scan` of Euler-Maruyama written by hand; `eqmdm.sample` with Diffrax's
-Euler, whose steps, network and amount of noise are the same; with its default, SEA; and
-with the library's samplers for as many evaluations of the network. And the steps by
-hand, compiled one at a time and called from a Python loop, because XLA's convolutions
-need not be as fast on a CPU inside a compiled loop as outside of one. Medians over the
-repeats; a ratio is the median of the ratios to the hand-written loop of its repeat.
+Euler, whose steps, network and amount of noise are the same; with Diffrax's SEA; and
+with the library's own sampler, of the statistic and of the whole state, for as many
+evaluations of the network. And the steps by hand, compiled one at a time and called
+from a Python loop, because XLA's convolutions need not be as fast on a CPU inside a
+compiled loop as outside of one. Medians over the repeats; a ratio is the median of the
+ratios to the hand-written loop of its repeat.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ class Settings(common.Settings):
     n_samples: int = 16
     """Samples drawn at once."""
     n_steps: int = 20
-    """Steps from noise to data; one evaluation each, and one at the cut."""
+    """Steps from noise to data; one evaluation each, and one at t0."""
     shape: tuple[int, int, int] = (28, 28, 1)
     """Height, width and channels of the images."""
     width: int = 32
@@ -50,7 +51,7 @@ class Settings(common.Settings):
     """A tiny network on 8x8 images, and two repeats."""
 
 
-def make_score(settings: Settings, diffusion: Any) -> eqmdm.DenoiserScore:
+def make_model(settings: Settings, diffusion: Any) -> eqmdm.DenoiserModel:
     network = eqmdm.nn.UNet(
         settings.shape,
         1,
@@ -62,13 +63,14 @@ def make_score(settings: Settings, diffusion: Any) -> eqmdm.DenoiserScore:
     denoiser = eqmdm.PreconditionedDenoiser(
         network, data_std=0.5, log_snr_range=(-15.0, 15.0)
     )
-    return eqmdm.DenoiserScore(denoiser, diffusion)
+    return eqmdm.DenoiserModel(denoiser, diffusion)
 
 
-def make_by_hand(score: Any, diffusion: Any, settings: Settings, *, whole=True):
+def make_by_hand(model: eqmdm.DenoiserModel, settings: Settings, *, whole=True):
     """Euler-Maruyama for VPSDE, from its scalar coefficients; whole in one compiled
     loop, or a compiled step at a time."""
     n_samples, shape = settings.n_samples, (1, *settings.shape)
+    diffusion = model.diffusion
     # The quadratic grid, and what a step takes from it.
     r = jnp.linspace(1, 0, settings.n_steps + 1)
     times = diffusion.t0 + (diffusion.t1 - diffusion.t0) * r**2
@@ -77,14 +79,13 @@ def make_by_hand(score: Any, diffusion: Any, settings: Settings, *, whole=True):
 
     def step(y, inputs):
         t, dt, rate, key = inputs
-        s = jax.vmap(score, in_axes=(None, 0))(t, y)
+        s = jax.vmap(model.score_at, in_axes=(None, 0))(diffusion.compute_kernel(t), y)
         noise = jr.normal(key, y.shape)
         return y + dt * rate * (0.5 * y + s) + jnp.sqrt(dt * rate) * noise, None
 
     def last(y):
         kernel = diffusion.compute_kernel(diffusion.t0)
-        estimate = lambda y: score.data_estimate(diffusion.t0, kernel, y)
-        return jax.vmap(estimate)(y)
+        return jax.vmap(lambda y: model.data_estimate(kernel, y))(y)
 
     def start(key):
         key_start, key_noise = jr.split(key)
@@ -109,27 +110,27 @@ def make_by_hand(score: Any, diffusion: Any, settings: Settings, *, whole=True):
 
 
 def make_calls(settings: Settings) -> dict[str, Callable[[jax.Array], jax.Array]]:
-    diffusion = eqmdm.VPSDE()
-    score = make_score(settings, diffusion)
+    model = make_model(settings, eqmdm.VPSDE())
+    # The same score, without a denoiser, so that the whole state moves.
+    of_state = eqmdm.FunctionModel(model.score, model.diffusion)
 
-    def public(solver):
+    def public(model, sampler):
         return lambda key: eqmdm.sample(
-            score,
-            diffusion,
+            model,
             settings.shape,
             key=key,
             n_samples=settings.n_samples,
             n_steps=settings.n_steps,
-            solver=solver,
+            sampler=sampler,
         )
 
     return {
-        "by hand": make_by_hand(score, diffusion, settings),
-        "by hand, step by step": make_by_hand(score, diffusion, settings, whole=False),
-        "sample, Euler": public(dfx.Euler()),
-        "sample, SEA": public(dfx.SEA()),
-        "sample, DataPrediction": public(eqmdm.DataPrediction()),
-        "sample, Collapsed": public(eqmdm.Collapsed()),
+        "by hand": make_by_hand(model, settings),
+        "by hand, step by step": make_by_hand(model, settings, whole=False),
+        "sample, Euler": public(model, dfx.Euler()),
+        "sample, SEA": public(model, dfx.SEA()),
+        "sample, DPMSolver, state": public(of_state, eqmdm.DPMSolver()),
+        "sample, DPMSolver": public(model, eqmdm.DPMSolver()),
     }
 
 

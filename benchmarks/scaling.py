@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 
 if __name__ == "__main__":
@@ -33,8 +33,7 @@ import jax.random as jr
 import tyro
 
 import eqmdm
-from eqmdm._core.sharding import mesh_of, shardings
-from eqmdm._training import train
+from eqmdm._training.step import lower_step
 
 
 DOCUMENT = Path(__file__).parent / "SCALING.md"
@@ -179,13 +178,8 @@ def compiled_step(
     state: Any, data: Any, objective: Any, optimiser: Any, *, batch_size: int
 ) -> Any:
     """The program that XLA makes of one `eqmdm.train_step`."""
-    # As `train_step` calls it: where arrays lie is not known of traced ones.
-    where = shardings(state)
-    check = isinstance(data, eqmdm.Batches)
-    mesh = mesh_of(state)
-    settings = (batch_size, 1, max(1, batch_size // 16), check, mesh, where)
-    constants = data, objective, optimiser, jnp.float32(0.999), settings
-    return cast(Any, train._train_steps).lower(constants, state).compile().compiled
+    lowered = lower_step(state, data, objective, optimiser, batch_size)
+    return lowered.compile().compiled
 
 
 def moved(*, shard_parameters: bool) -> dict[str, float]:
@@ -193,19 +187,20 @@ def moved(*, shard_parameters: bool) -> dict[str, float]:
     of its parameters."""
     optimiser = eqmdm.make_optimiser(1e-3)
     objective = eqmdm.Objective(
-        time_sampler=eqmdm.LogSNRTime(), grey_levels=eqmdm.GreyLevels(256)
+        time_sampler=eqmdm.LogSNRTimeSampler(), levels=eqmdm.GreyLevels(256)
     )
     network = eqmdm.nn.UNet((8, 8, 1), 1, width=64, multipliers=(1, 2), key=jr.key(0))
     denoiser = eqmdm.PreconditionedDenoiser(
         network, data_std=0.5, log_snr_range=(-10.0, 14.0)
     )
-    model = denoiser, eqmdm.CLD(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(1))
     mesh = eqmdm.device_mesh()
     state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
     data = eqmdm.distribute(jnp.zeros((64, 8, 8, 1), jnp.uint8), mesh)
     program = compiled_step(state, data, objective, optimiser, batch_size=16)
-    n_bytes = 4 * sum(v.size for v in eqmdm.parameters(model).values())
+    n_bytes = 4 * sum(v.size for v in jax.tree.leaves(state.ema))
     found = collectives(program.as_text())
     return {kind: size / n_bytes for kind, size in sorted(found.items())}
 

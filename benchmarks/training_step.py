@@ -41,8 +41,7 @@ import tyro
 
 import eqmdm
 from eqmdm._bound.elbo import compute_shared_elbo
-from eqmdm._training import train
-from eqmdm._training.train import with_parameters
+from eqmdm._training.step import _draw_batch, _shuffled
 from eqmdm.cli import build
 from eqmdm.cli.train.options import ResolvedTrainOptions, TrainOptions
 
@@ -90,25 +89,26 @@ def make_bare_step(
 ):
     """A function that takes `n_inner` optimiser steps of the network alone."""
     optimiser = eqmdm.make_optimiser(options.learning_rate)
-    # As a pair, so that the optimiser treats it like the network of a training state.
-    state = eqmdm.TrainState.create((network, None), optimiser, key=jr.key(0))
+    # As a model, so that the optimiser treats it like the network of a training state.
+    model = eqmdm.NoiseModel(network, eqmdm.VPSDE())
+    state = eqmdm.TrainState.create(model, optimiser, key=jr.key(0))
     key_t, key_y, key_noise = jr.split(jr.key(1), 3)
     batch = (options.batch_size, *shape)
     t = jr.uniform(key_t, (options.batch_size,))
     y, noise = jr.normal(key_y, batch), jr.normal(key_noise, batch)
 
     def one(state):
-        values = eqmdm.parameters(state.model)
+        values, static = eqx.partition(state.model, eqx.is_inexact_array)
 
         def loss_fn(values):
-            network, _ = with_parameters(state.model, values)
+            network = eqx.combine(values, static).network
             return jnp.mean((jax.vmap(network)(t, y) - noise) ** 2)
 
         loss, gradient = jax.value_and_grad(loss_fn)(values)
         values, ema, opt_state = move(
             optimiser, gradient, values, state.ema, state.opt_state
         )
-        model = with_parameters(state.model, values)
+        model = eqx.combine(values, static)
         return eqmdm.TrainState(model, ema, opt_state, state.step + 1, state.key), loss
 
     return stepping(one, state, n_inner)
@@ -167,7 +167,7 @@ def make_full_step(model, dataset, options: ResolvedTrainOptions, n_inner: int):
     optimiser = eqmdm.make_optimiser(options.learning_rate)
     objective = build.build_objective(options, dataset)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
-    data = jnp.asarray(dataset.train)
+    data = eqmdm.TrainingSet(dataset.train, objective)
 
     def call():
         nonlocal state
@@ -217,7 +217,7 @@ def make_parts(
     model: Any, dataset: Any, options: ResolvedTrainOptions, n_inner: int
 ) -> dict[str, Callable[[], Any]]:
     """All but the optimiser, of a model whose network costs nothing."""
-    network, diffusion = model
+    diffusion = model.diffusion
     objective = build.build_objective(options, dataset)
     optimiser = eqmdm.make_optimiser(options.learning_rate)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
@@ -226,8 +226,8 @@ def make_parts(
 
     def data(step, state, examples):
         state = eqx.tree_at(lambda state: state.step, state, step)
-        examples = train._shuffled(state, examples, options.batch_size)
-        batch = train._draw_batch(state, examples, objective, n_path)
+        examples = _shuffled(state, examples, options.batch_size)
+        batch = _draw_batch(state, examples, objective, n_path)
         key_encode, keys = jnp.moveaxis(jax.vmap(jr.split)(batch.keys), 1, 0)
 
         def encode(example, key):
@@ -236,57 +236,59 @@ def make_parts(
         return *jax.vmap(encode)(batch.examples, key_encode), keys, batch.u
 
     def kernels(step, diffusion, times):
+        values, static = eqx.partition(diffusion, eqx.is_inexact_array)
+
         @jax.value_and_grad
         def laws(values):
-            compute = with_parameters(diffusion, values).compute_laws
+            compute = eqx.combine(values, static).compute_kernel
             found = jax.vmap(compute)(times / (1 + 1e-3 * step))
             return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(found))
 
-        return laws(eqmdm.parameters(diffusion))
+        return laws(values)
 
-    def score(step, model, t, kernel, x, noise, y):
+    def score(step, model, kernel, x, noise, y):
+        values, static = eqx.partition(model, eqx.is_inexact_array)
+
         @jax.value_and_grad
         def errors(values):
-            score = eqmdm.make_score(*with_parameters(model, values))
-            arguments = t, kernel, x, (1 + 1e-3 * step) * noise, y
-            return jnp.mean(jax.vmap(score.whitened_error)(*arguments) ** 2)
+            whitened_error = eqx.combine(values, static).whitened_error
+            arguments = kernel, x, (1 + 1e-3 * step) * noise, y
+            return jnp.mean(jax.vmap(whitened_error)(*arguments) ** 2)
 
-        return errors(eqmdm.parameters(model))
+        return errors(values)
 
     def bound(step, model, x, keys, u):
         keys = jax.vmap(jr.fold_in, (0, None))(keys, step)
+        values, static = eqx.partition(model, eqx.is_inexact_array)
 
         @jax.value_and_grad
         def total(values):
-            network, diffusion = with_parameters(model, values)
-            score = eqmdm.make_score(network, diffusion)
             parts = objective.form, objective.decoder, objective.time_sampler
-            found = compute_shared_elbo(
-                score, diffusion, x, u, n_cut, *parts, keys=keys
-            )
+            model = eqx.combine(values, static)
+            found = compute_shared_elbo(model, x, u, n_cut, *parts, keys=keys)
             return found.total
 
-        return total(eqmdm.parameters(model))
+        return total(values)
 
     draw_data = repeated(data, n_inner, state, jnp.asarray(dataset.train))
     drawn = draw_data()
     x, _, keys, u = drawn if n_inner == 1 else jax.tree.map(lambda v: v[0], drawn)
     times = jnp.linspace(diffusion.t0, diffusion.t1, len(x), dtype=x.dtype)
-    kernel = jax.jit(jax.vmap(diffusion.compute_laws))(times).kernel
+    kernel = jax.jit(jax.vmap(diffusion.compute_kernel))(times)
     noise = jr.normal(jr.key(3), (len(x), diffusion.n_vars, *x.shape[1:]), x.dtype)
     y = jax.jit(jax.vmap(type(kernel).perturb))(kernel, x, noise)
     return {
         "data": draw_data,
         "bound": repeated(bound, n_inner, model, x, keys, u),
         "kernels": repeated(kernels, n_inner, diffusion, times),
-        "score": repeated(score, n_inner, model, times, kernel, x, noise, y),
+        "score": repeated(score, n_inner, model, kernel, x, noise, y),
     }
 
 
 def make_optimiser_step(network: Any, options: ResolvedTrainOptions, n_inner: int):
     """A function that moves parameters and averages by `n_inner` equal gradients."""
     optimiser = eqmdm.make_optimiser(options.learning_rate)
-    values = eqmdm.parameters(network)
+    values = eqx.filter(network, eqx.is_inexact_array)
     gradient = jax.tree.map(jnp.ones_like, values)
     state = jax.tree.map(jnp.copy, (values, values, optimiser.init(values), gradient))
 
@@ -314,19 +316,22 @@ def run(
     ).resolved()
     key_diffusion, key_network = jr.split(jr.key(settings.seed))
     diffusion = build.build_diffusion(options, key_diffusion)
-    network = build.build_network(options, dataset, diffusion, key_network)
+    data = build.DataFacts.of(options, dataset)
+    network = build.build_model(options, data, diffusion, key_network).network
     bare = network.network if score == "denoiser" else network
     n_inner = settings.steps_per_call or eqmdm.steps_per_call()
     shape = 1 if score == "denoiser" else diffusion.n_vars, *dataset.shape
     scale = Scale(jnp.ones((), jnp.float32))
+    kind = eqmdm.NoiseModel
     if score == "denoiser":
+        kind = eqmdm.DenoiserModel
         scale = eqx.tree_at(lambda denoiser: denoiser.network, network, scale)
     calls = {
         "bare": make_bare_step(bare, shape, options, n_inner),
-        "full": make_full_step((network, diffusion), dataset, options, n_inner),
-        "rest": make_full_step((scale, diffusion), dataset, options, n_inner),
+        "full": make_full_step(kind(network, diffusion), dataset, options, n_inner),
+        "rest": make_full_step(kind(scale, diffusion), dataset, options, n_inner),
         "optimiser": make_optimiser_step(bare, options, n_inner),
-        **make_parts((scale, diffusion), dataset, options, n_inner),
+        **make_parts(kind(scale, diffusion), dataset, options, n_inner),
     }
     flops = 3 * settings.batch_size * network_flops(bare, shape)
     compilation = {part: common.timed(call) for part, call in calls.items()}
@@ -340,7 +345,9 @@ def run(
         "diffusion": name,
         "n_vars": diffusion.n_vars,
         "score": score,
-        "n_parameters": sum(x.size for x in eqmdm.parameters(bare).values()),
+        "n_parameters": sum(
+            x.size for x in jax.tree.leaves(eqx.filter(bare, eqx.is_inexact_array))
+        ),
         "steps_per_call": n_inner,
         **{f"{part}_seconds": value for part, value in median.items()},
         "full_over_bare": float(np.median(ratios)),

@@ -10,23 +10,22 @@ from ._bound.decoders import (
 from ._bound.discrete_time import discrete_elbo as discrete_elbo
 from ._bound.elbo import Elbo as Elbo, elbo as elbo
 from ._bound.forms import (
-    AbstractDivergence as AbstractDivergence,
     AbstractForm as AbstractForm,
     DenoisingScoreMatching as DenoisingScoreMatching,
-    ExactDivergence as ExactDivergence,
-    HutchinsonDivergence as HutchinsonDivergence,
     HybridScoreMatching as HybridScoreMatching,
     ImplicitScoreMatching as ImplicitScoreMatching,
     LowVariance as LowVariance,
 )
 from ._bound.times import (
     AbstractTimeSampler as AbstractTimeSampler,
-    ImportanceTime as ImportanceTime,
-    LogSNRTime as LogSNRTime,
-    UniformTime as UniformTime,
-    antithetic as antithetic,
+    ImportanceTimeSampler as ImportanceTimeSampler,
+    LogSNRTimeSampler as LogSNRTimeSampler,
+    UniformTimeSampler as UniformTimeSampler,
     low_discrepancy as low_discrepancy,
+    stratified as stratified,
+    stratified_standard_error as stratified_standard_error,
 )
+from ._core.estimate import Estimate as Estimate
 from ._core.gaussian import (
     Gaussian as Gaussian,
     PerturbationKernel as PerturbationKernel,
@@ -45,13 +44,13 @@ from ._diffusion import (
     PSLD as PSLD,
     VESDE as VESDE,
     VPSDE as VPSDE,
-    AbstractDiffusion as AbstractDiffusion,
     AbstractLinearDiffusion as AbstractLinearDiffusion,
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
     CriticalThirdOrder as CriticalThirdOrder,
     LearnedDiffusion as LearnedDiffusion,
     LinearDiffusion as LinearDiffusion,
     LogSNRInterval as LogSNRInterval,
+    Recipe as Recipe,
     SubVPSDE as SubVPSDE,
     TimeInterval as TimeInterval,
     TimeVaryingDiffusion as TimeVaryingDiffusion,
@@ -67,34 +66,44 @@ from ._diffusion.schedule import (
 from ._levels import (
     AbstractDequantiser as AbstractDequantiser,
     AbstractTransform as AbstractTransform,
+    CentreDequantiser as CentreDequantiser,
     GreyLevels as GreyLevels,
-    LevelCentres as LevelCentres,
-    Logit as Logit,
-    Scale as Scale,
+    LogitTransform as LogitTransform,
+    ScaleTransform as ScaleTransform,
     TruncatedNormalDequantiser as TruncatedNormalDequantiser,
     UniformDequantiser as UniformDequantiser,
     bits_per_dim as bits_per_dim,
 )
+from ._likelihood.flow import (
+    FlowSolution as FlowSolution,
+    FlowSolver as FlowSolver,
+)
 from ._likelihood.log_likelihood import log_likelihood as log_likelihood
+from ._likelihood.result import Likelihood as Likelihood
 from ._likelihood.routes import (
     AbstractRoute as AbstractRoute,
     AugmentedRoute as AugmentedRoute,
     CollapsedRoute as CollapsedRoute,
-    Likelihood as Likelihood,
 )
 from ._metrics import (
-    Distance as Distance,
     frechet_distance as frechet_distance,
     maximum_mean_discrepancy as maximum_mean_discrepancy,
     sliced_wasserstein as sliced_wasserstein,
 )
-from ._model.score import (
-    AbstractScore as AbstractScore,
-    CallableScore as CallableScore,
-    DenoiserScore as DenoiserScore,
-    FreeScore as FreeScore,
+from ._model.base import AbstractModel as AbstractModel
+from ._model.denoiser import (
+    AbstractDenoiser as AbstractDenoiser,
+    DenoiserModel as DenoiserModel,
     PreconditionedDenoiser as PreconditionedDenoiser,
 )
+from ._model.divergence import (
+    AbstractDivergence as AbstractDivergence,
+    ExactDivergence as ExactDivergence,
+    HutchinsonDivergence as HutchinsonDivergence,
+)
+from ._model.function import FunctionModel as FunctionModel
+from ._model.noise import NoiseModel as NoiseModel
+from ._model.point import Point as Point
 from ._model.terms import (
     Problem as Problem,
     forward_sde as forward_sde,
@@ -108,45 +117,32 @@ from ._model.time_change import (
 )
 from ._sampling import (
     SSCS as SSCS,
-    AbstractMultistep as AbstractMultistep,
-    AbstractRoot as AbstractRoot,
-    AbstractSampler as AbstractSampler,
-    AlignedRoot as AlignedRoot,
-    AncestralSampler as AncestralSampler,
-    CholeskyRoot as CholeskyRoot,
-    Collapsed as Collapsed,
-    CollapsedHeun as CollapsedHeun,
-    DataPrediction as DataPrediction,
-    LangevinCorrector as LangevinCorrector,
-)
-from ._sampling.grids import (
     AbstractGrid as AbstractGrid,
+    AbstractSampler as AbstractSampler,
+    AbstractStepSampler as AbstractStepSampler,
+    AncestralSampler as AncestralSampler,
     CustomGrid as CustomGrid,
+    DiffraxSampler as DiffraxSampler,
+    DPMSolver as DPMSolver,
+    EDMHeun as EDMHeun,
+    LangevinCorrector as LangevinCorrector,
     LogSNRGrid as LogSNRGrid,
     QuadraticGrid as QuadraticGrid,
     RhoGrid as RhoGrid,
+    SampleResult as SampleResult,
+    SaveAt as SaveAt,
+    Trajectory as Trajectory,
     UniformGrid as UniformGrid,
+    sample as sample,
 )
-from ._sampling.sample import sample as sample
-from ._training.evaluate import (
-    Evaluation as Evaluation,
-    Objective as Objective,
-    evaluate as evaluate,
-    make_score as make_score,
-)
-from ._training.run import (
-    Restored as Restored,
-    Run as Run,
-    load as load,
-    resumed_state as resumed_state,
-)
-from ._training.stream import BatchStream as BatchStream, ExampleSource as ExampleSource
-from ._training.train import (
-    Batches as Batches,
-    TrainState as TrainState,
-    make_optimiser as make_optimiser,
-    parameters as parameters,
-    steps_per_call as steps_per_call,
-    train_step as train_step,
-    with_enough_doublings as with_enough_doublings,
-)
+from ._training.evaluate import Evaluation as Evaluation, evaluate as evaluate
+from ._training.examples import TrainingSet as TrainingSet
+from ._training.fit import fit as fit
+from ._training.load import load_run as load_run
+from ._training.loop import FitEvent as FitEvent, steps_per_call as steps_per_call
+from ._training.objective import Objective as Objective
+from ._training.optimiser import make_optimiser as make_optimiser
+from ._training.run import Run as Run
+from ._training.state import TrainState as TrainState
+from ._training.step import train_step as train_step
+from ._training.stream import BatchStream as BatchStream

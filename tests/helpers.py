@@ -36,23 +36,6 @@ _EVENTS = {
 }
 
 
-@contextlib.contextmanager
-def counted():
-    """The programs that are traced, lowered and compiled meanwhile."""
-    counts = {name: 0 for name in _EVENTS.values()}
-
-    def count(event, duration, **details):
-        del duration, details
-        if event in _EVENTS:
-            counts[_EVENTS[event]] += 1
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        yield counts
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
-
-
 def slow(parameter):
     """Marks one of a test's parameters as slow, where the others say as much."""
     return pytest.param(parameter, marks=pytest.mark.slow)

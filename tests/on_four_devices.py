@@ -11,7 +11,7 @@ import numpy as np
 
 import eqmdm
 from eqmdm import nn
-from eqmdm._training import train as training
+from eqmdm._training.step import lower_step
 
 
 jax.config.update("jax_enable_x64", True)
@@ -20,7 +20,7 @@ N_STEPS = 3
 ENDS = (-9.0, 13.3)
 optimiser = eqmdm.make_optimiser(1e-3)
 objective = eqmdm.Objective(
-    time_sampler=eqmdm.LogSNRTime(), grey_levels=eqmdm.GreyLevels(256), flip=True
+    time_sampler=eqmdm.LogSNRTimeSampler(), levels=eqmdm.GreyLevels(256), flip=True
 )
 data = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
 
@@ -33,7 +33,8 @@ def new_state():
     network = eqmdm.PreconditionedDenoiser(
         network, data_std=0.5, log_snr_range=(-10, 14)
     )
-    model = network, eqmdm.CLD(interval=eqmdm.LogSNRInterval(*ENDS))
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(*ENDS))
+    model = eqmdm.DenoiserModel(network, diffusion)
     return eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
 
 
@@ -53,7 +54,7 @@ def train(state, data, n_inner):
 
 def train_streamed(state):
     losses = []
-    with eqmdm.BatchStream(state, data, batch_size=16) as stream:
+    with eqmdm.BatchStream(state, data, objective, batch_size=16) as stream:
         for batches in itertools.islice(stream, N_STEPS):
             state, metrics = eqmdm.train_step(
                 state, batches, objective, optimiser, batch_size=16
@@ -64,12 +65,8 @@ def train_streamed(state):
 
 def operations(state, data):
     """Floating-point operations of one step on each device, as XLA counts them."""
-    # What `train_step` calls, which alone can be lowered.
-    compiled, calls = training._train_steps, []
-    training._train_steps = lambda *arguments: calls.append(arguments)
-    eqmdm.train_step(state, data, objective, optimiser, batch_size=16)
-    training._train_steps = compiled
-    return compiled.lower(*calls[0]).compile().compiled.cost_analysis()["flops"]
+    lowered = lower_step(state, data, objective, optimiser, 16)
+    return lowered.compile().compiled.cost_analysis()["flops"]
 
 
 def results(mesh, shard_parameters=False, n_inner=1, only_train=False):
@@ -80,7 +77,7 @@ def results(mesh, shard_parameters=False, n_inner=1, only_train=False):
     n_operations = operations(state, examples)
     state, losses = train(state, examples, n_inner)
     where = [x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
-    largest = max(eqmdm.parameters(state.model).values(), key=lambda x: x.size)
+    largest = max(jax.tree.leaves(state.ema), key=lambda x: x.size)
     of_training = {
         "operations": n_operations,
         "losses": losses,
@@ -92,12 +89,9 @@ def results(mesh, shard_parameters=False, n_inner=1, only_train=False):
     evaluation = eqmdm.evaluate(
         state.ema_model, data[:6], objective, key=jr.key(3), n_draws=2, batch_size=4
     )
-    score = eqmdm.make_score(*state.model)
-    x = eqmdm.sample(
-        score, state.model[1], (8, 8, 1), key=jr.key(4), n_samples=4, n_steps=3
-    )
+    x = eqmdm.sample(state.model, (8, 8, 1), key=jr.key(4), n_samples=4, n_steps=3)
     return state, of_training | {
-        "loss": evaluation.terms["loss"].tolist(),
+        "loss": evaluation.loss.tolist(),
         "samples": x.ravel().tolist(),
         "sample_devices": len(x.sharding.device_set),
     }
@@ -106,10 +100,10 @@ def results(mesh, shard_parameters=False, n_inner=1, only_train=False):
 def continued(directory, state, mesh):
     """The losses after a checkpoint of `state`, resumed on one device or on a mesh."""
     run = eqmdm.Run(directory)
-    run.start({}, {}, state.model)
+    run.start({})
     run.save(state)
     run.close()
-    state, examples = new_state().with_arrays(run.restore().arrays), jnp.asarray(data)
+    state, examples = run.restore().state(new_state()), jnp.asarray(data)
     if mesh is not None:
         state = eqmdm.distribute(state, mesh, shard_parameters=True)
         examples = eqmdm.distribute(examples, mesh)

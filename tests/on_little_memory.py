@@ -17,7 +17,7 @@ import eqmdm
 N_SPARE_BYTES = 120 * 2**20
 BATCH_SIZE = 64
 optimiser = eqmdm.make_optimiser()
-objective = eqmdm.Objective(grey_levels=eqmdm.GreyLevels(256))
+objective = eqmdm.Objective(levels=eqmdm.GreyLevels(256))
 
 
 class Scale(eqx.Module):

@@ -14,6 +14,7 @@ import numpy as np
 
 import eqmdm
 from eqmdm import nn
+from eqmdm._training.checkpoint import named_arrays
 
 
 BATCH_SIZE = 8
@@ -37,7 +38,8 @@ class Source:
 
 def new_state():
     # Its middle layers are large enough to be held in shares.
-    model = nn.MLP((2,), 1, width=64, depth=2, key=jr.key(1)), eqmdm.VPSDE()
+    network = nn.MLP((2,), 1, width=64, depth=2, key=jr.key(1))
+    model = eqmdm.NoiseModel(network, eqmdm.VPSDE())
     model = jax.tree.map(
         lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, model
     )
@@ -47,7 +49,7 @@ def new_state():
 def train(state, n_steps, source):
     losses = []
     with eqmdm.BatchStream(
-        state, source, batch_size=BATCH_SIZE, n_ahead=1, n_threads=1
+        state, source, objective, batch_size=BATCH_SIZE, n_ahead=1, n_threads=1
     ) as stream:
         for batches in itertools.islice(stream, n_steps):
             state, metrics = eqmdm.train_step(
@@ -66,23 +68,22 @@ def results(directory, shard_parameters):
     state, losses = train(place(new_state()), 3, source)
     run = eqmdm.Run(directory)
     if jax.process_index() == 0:
-        run.start({}, {}, state.model)
+        run.start({})
     run.save(state)
     restored = run.restore()
-    arrays = state.arrays()
+    arrays = eqmdm.on_host(named_arrays(state))
     same = all(np.array_equal(arrays[n], restored.arrays[n]) for n in arrays)
     run.close()
-    state, more = train(place(new_state().with_arrays(restored.arrays)), 2, source)
+    state, more = train(place(restored.state(new_state())), 2, source)
     evaluation = eqmdm.evaluate(
         state.ema_model, points[:6], objective, key=jr.key(3), batch_size=4
     )
-    score = eqmdm.make_score(*state.model)
-    x = eqmdm.sample(score, state.model[1], (2,), key=jr.key(4), n_samples=4, n_steps=3)
-    largest = max(eqmdm.parameters(state.model).values(), key=lambda x: x.size)
+    x = eqmdm.sample(state.model, (2,), key=jr.key(4), n_samples=4, n_steps=3)
+    largest = max(jax.tree.leaves(state.ema), key=lambda x: x.size)
     return {
         "losses": losses + more,
         "restored": restored.skipped == {} and same,
-        "evaluation": evaluation.terms["loss"].tolist(),
+        "evaluation": evaluation.loss.tolist(),
         "samples": eqmdm.on_host(x).ravel().tolist(),
         "share": largest.addressable_shards[0].data.size / largest.size,
         "read": source.read,

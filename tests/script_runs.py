@@ -58,14 +58,16 @@ def make_run(directory, *arguments, checkpoint=True):
     options = parse(TrainOptions, arguments).resolved()
     dataset = eqmdm.data.load(options.dataset)
     diffusion = build.build_diffusion(options, jr.key(0))
-    network = build.build_network(options, dataset, diffusion, jr.key(1))
+    data = build.DataFacts.of(options, dataset)
+    model = build.build_model(options, data, diffusion, jr.key(1))
     optimiser = eqmdm.make_optimiser(1e-3)
-    state = eqmdm.TrainState.create((network, diffusion), optimiser, key=jr.key(2))
+    state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
     # Averages that can be told from the parameters.
-    averages = {name: 0.5 * value for name, value in state.ema.items()}
+    averages = jax.tree.map(lambda value: 0.5 * value, state.ema)
     state = eqx.tree_at(lambda state: state.ema, state, averages)
     run = eqmdm.Run(directory)
-    run.start(build.as_json(options, dataset), build.facts(options.seed), state.model)
+    identity = build.as_json(options, dataset, data)
+    run.start(identity, build.facts(options.seed), builder=build.MODEL_BUILDER)
     if checkpoint:
         run.save(state)
         run.close()

@@ -13,28 +13,42 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 
 import eqmdm
-from eqmdm import nn
-from eqmdm._training.run import Run, resumed_state
-from eqmdm._training.train import TrainState, make_optimiser
+from eqmdm import Run, TrainState, nn
+from eqmdm._training.checkpoint import named_arrays
 from helpers import tree_allclose
 
 
 OPTIONS = {"dataset": "points", "width": 8, "log_snr_range": (-9.0, 13.3)}
-_OPTIMISER = make_optimiser(1e-3)
+OPTIONS |= {"kind": "noise", "learned": True, "data_std": 0.1}
+_OPTIMISER = eqmdm.make_optimiser(1e-3)
 
 
-def _model(score="free", *, learned=True):
-    diffusion = eqmdm.LearnedDiffusion(2, key=jr.key(3)) if learned else eqmdm.CLD()
-    n_vars = 1 if score == "denoiser" else 2
-    network = nn.MLP((2,), n_vars, width=8, depth=1, key=jr.key(4))
-    if score == "denoiser":
-        network = eqmdm.PreconditionedDenoiser(
-            network, data_std=1.0, log_snr_range=(-40.0, 14.0)
-        )
-    return network, diffusion
+def _build(options):
+    """The model of a run, from its options: what a program passes as its builder."""
+    kind, width = options["kind"], options["width"]
+    diffusion = eqmdm.CLD()
+    if options["learned"]:
+        diffusion = eqmdm.LearnedDiffusion(2, key=jr.key(3))
+    n_vars = 1 if kind == "denoiser" else 2
+    network = nn.MLP((2,), n_vars, width=width, depth=1, key=jr.key(4))
+    if kind == "noise":
+        return eqmdm.NoiseModel(network, diffusion)
+    network = eqmdm.PreconditionedDenoiser(
+        network, data_std=options["data_std"], log_snr_range=(-40.0, 14.0)
+    )
+    return eqmdm.DenoiserModel(network, diffusion)
+
+
+def _model(kind="noise", *, learned=True):
+    return _build(OPTIONS | {"kind": kind, "learned": learned})
+
+
+def _arrays(state):
+    return jax.tree.map(np.asarray, named_arrays(state))
 
 
 def _state(step=0, model=None):
@@ -55,9 +69,9 @@ def _state(step=0, model=None):
     )
 
 
-def _saved(directory, *steps, model=None, **settings):
+def _saved(directory, *steps, model=None, options=OPTIONS, **settings):
     run = Run(directory, **settings)
-    run.start(OPTIONS, {}, _state(0, model).model)
+    run.start(options, {"seed": 0})
     for step in steps:
         run.save(_state(step, model))
     run.close()
@@ -68,8 +82,63 @@ def test_checkpoint_comes_back_to_the_bit(tmp_path):
     run = _saved(tmp_path / "run", 3)
     restored = run.restore()
     assert (restored.step, restored.skipped) == (3, {})
-    state = resumed_state(_state(), restored)
+    state = restored.state(_state())
     assert tree_allclose(state, _state(3), rtol=0, atol=0)
+
+
+def test_checkpoint_names_each_array_by_its_place_in_the_model(tmp_path):
+    arrays = _saved(tmp_path, 1).restore().arrays
+    weight = "network.linear_out.weight"
+    assert {f"model.{weight}", f"ema.{weight}", "step", "key"} <= set(arrays)
+    assert "model.diffusion.skew_half" in arrays
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        optax.sgd(1e-4, momentum=0.9),
+        optax.lion(1e-3),
+        optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(),
+        eqmdm.make_optimiser(1e-3, diffusion_learning_rate=1e-2, warmup=3),
+    ],
+    ids=["sgd", "lion", "accumulated-adamw", "two-rates"],
+)
+def test_any_optimiser_trains_and_resumes_to_the_bit(tmp_path, optimiser):
+    data = jr.normal(jr.key(1), (20, 2), jnp.float32)
+    create = lambda: TrainState.create(_model(), optimiser, key=jr.key(0))
+
+    def train(state, n_steps):
+        for _ in range(n_steps):
+            state, _ = eqmdm.train_step(
+                state, data, eqmdm.Objective(), optimiser, batch_size=4
+            )
+        return state
+
+    with Run(tmp_path) as run:
+        run.save(train(create(), 2))
+        resumed = run.restore().state(create())
+    straight = train(create(), 4)
+    assert tree_allclose(train(resumed, 2), straight, rtol=0, atol=0)
+    # All parameters have moved.
+    before = jax.tree.leaves(eqx.filter(_model(), eqx.is_inexact_array))
+    after = jax.tree.leaves(eqx.filter(straight.model, eqx.is_inexact_array))
+    assert all((x != y).any() for x, y in zip(before, after, strict=True))
+
+
+def test_checkpoint_of_another_structure_is_rejected(tmp_path):
+    restored = _saved(tmp_path, 1).restore()
+    arrays = restored.arrays
+    state = _state()
+    for change, message in (
+        ({k: v for k, v in arrays.items() if k != "step"}, "step is missing in the ch"),
+        (arrays | {"new": np.zeros(2)}, r"new is float64\[2\] in .* missing in the mo"),
+        (
+            arrays | {"key": np.zeros(3, np.int32)},
+            r"key is int32\[3\] in the checkpoint",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            restored._replace(arrays=change).state(state)
 
 
 def test_newest_checkpoints_and_the_best_are_kept(tmp_path):
@@ -83,26 +152,50 @@ def test_newest_checkpoints_and_the_best_are_kept(tmp_path):
 # --- Loading -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("score", ["free", "denoiser"])
-def test_loaded_run_is_the_averaged_score_and_its_diffusion(tmp_path, score):
-    model = _model(score, learned=False)
-    _saved(tmp_path, 2, model=model)
+@pytest.mark.parametrize("kind", ["noise", "denoiser"])
+def test_loaded_run_is_the_averaged_model(tmp_path, kind):
+    model = _model(kind, learned=False)
+    options = OPTIONS | {"kind": kind, "learned": False}
+    _saved(tmp_path, 2, model=model, options=options)
     state = _state(2, model)
-    loaded_score, loaded_diffusion = eqmdm.load(tmp_path)
-    kind = eqmdm.FreeScore if score == "free" else eqmdm.DenoiserScore
-    assert isinstance(loaded_score, kind)
-    assert tree_allclose(loaded_diffusion, state.model[1], rtol=0, atol=0)
-    expected = kind(*state.ema_model)
-    assert tree_allclose(loaded_score, expected, rtol=0, atol=0)
-    last, _ = eqmdm.load(tmp_path, ema=False)
-    assert tree_allclose(last, kind(*state.model), rtol=0, atol=0)
+    # The options come back as JSON does, from which the model is built.
+    for like in (_build, model):
+        loaded = eqmdm.load_run(tmp_path, like=like)
+        assert jax.tree.structure(loaded) == jax.tree.structure(state.model)
+        assert tree_allclose(loaded, state.ema_model, rtol=0, atol=0)
+    last = eqmdm.load_run(tmp_path, like=_build, ema=False)
+    assert tree_allclose(last, state.model, rtol=0, atol=0)
 
 
 def test_run_directory_can_be_moved(tmp_path):
     _saved(tmp_path / "old", 1)
     shutil.move(tmp_path / "old", tmp_path / "new")
-    score, _ = eqmdm.load(tmp_path / "new")
-    assert isinstance(score, eqmdm.FreeScore)
+    assert isinstance(eqmdm.load_run(tmp_path / "new", like=_build), eqmdm.NoiseModel)
+
+
+def test_run_says_where_it_is_and_what_it_holds(tmp_path):
+    run = _saved(tmp_path / "run", 1, 3)
+    assert repr(run) == f"Run({str(tmp_path / 'run')!r}, steps=[1, 3])"
+    record = run.read_options()
+    assert record["seed"] == 0 and record["options"]["data_std"] == 0.1
+
+
+def test_run_without_a_builder_asks_for_a_model(tmp_path):
+    _saved(tmp_path, 1)
+    with pytest.raises(ValueError, match="`like` must be given for the run"):
+        eqmdm.load_run(tmp_path)
+
+
+@pytest.mark.parametrize("builder", ["os:getcwd", "eqmdm.cli.build:other", 3, ["a"]])
+def test_builder_that_a_file_names_is_not_imported(tmp_path, builder):
+    run = _saved(tmp_path, 1)
+    if isinstance(builder, str):
+        with pytest.raises(ValueError, match="`builder` must be one of this package"):
+            run.start(OPTIONS, builder=builder)
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"builder": builder}))
+    with pytest.raises(ValueError, match="`builder` must be one of this package"):
+        eqmdm.load_run(tmp_path)
 
 
 @typing.final
@@ -113,26 +206,24 @@ class _Foreign(eqx.Module):
         return self.scale * y
 
 
-def test_foreign_network_is_loaded_with_like(tmp_path):
-    model = (_Foreign(jnp.ones(())), eqmdm.CLD())
-    _saved(tmp_path, 1, model=model)
-    with pytest.raises(ValueError, match="`like` must be given for this run.*_Foreign"):
-        eqmdm.load(tmp_path)
-    score, _ = eqmdm.load(tmp_path, like=(_Foreign(jnp.zeros(())), eqmdm.CLD()))
-    assert float(score.network.scale) == pytest.approx(1.01)
-    with pytest.raises(ValueError, match="`arrays` must have the structure"):
-        eqmdm.load(tmp_path, like=(_Foreign(jnp.zeros(2)), eqmdm.CLD()))
+def test_network_of_ones_own_is_loaded_with_like(tmp_path):
+    model = lambda scale: eqmdm.NoiseModel(_Foreign(scale), eqmdm.CLD())
+    _saved(tmp_path, 1, model=model(jnp.ones(())))
+    loaded = eqmdm.load_run(tmp_path, like=model(jnp.zeros(())))
+    assert float(loaded.network.scale) == pytest.approx(1.01)
+    with pytest.raises(ValueError, match="The checkpoint must have the arrays of the"):
+        eqmdm.load_run(tmp_path, like=model(jnp.zeros(2)))
 
 
 def test_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`run_dir` must be the directory of a run"):
-        eqmdm.load(tmp_path / "nowhere")
+        eqmdm.load_run(tmp_path / "nowhere")
 
 
 def test_run_without_a_checkpoint_is_refused(tmp_path):
     _saved(tmp_path)
     with pytest.raises(ValueError, match="must hold a checkpoint that can be read"):
-        eqmdm.load(tmp_path)
+        eqmdm.load_run(tmp_path)
 
 
 # --- Options -------------------------------------------------------------------------
@@ -195,7 +286,7 @@ def test_any_damage_to_the_newest_leaves_the_previous_loadable(tmp_path):
                 path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
             restored = Run(copy).restore()
             # Some files carry nothing that is needed; no damage may go unnoticed.
-            expected = _state(restored.step).arrays()
+            expected = _arrays(_state(restored.step))
             assert tree_allclose(restored.arrays, expected, rtol=0, atol=0)
             noticed += restored.step == 1
             assert set(restored.skipped) == ({2} if restored.step == 1 else set())
@@ -210,7 +301,7 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path):
     with pytest.warns(
         UserWarning, match="step 2 in .* cannot be read.*step 1 is loaded"
     ):
-        eqmdm.load(tmp_path)
+        eqmdm.load_run(tmp_path, like=_build)
     run.discard(run.restore().skipped)
     assert run.steps == [1]
     # The resumed run can write step 2 again.
@@ -225,7 +316,7 @@ def test_only_damaged_checkpoints_are_named(tmp_path):
     for path in _files(tmp_path, 4):
         path.unlink()
     with pytest.raises(ValueError, match="only damaged ones .step 4"):
-        eqmdm.load(tmp_path)
+        eqmdm.load_run(tmp_path)
 
 
 _SAVER = """
@@ -288,24 +379,13 @@ def test_process_killed_while_saving_leaves_a_checkpoint_loadable(tmp_path):
     run = Run(tmp_path)
     restored = run.restore()
     assert restored.step >= 1
-    expected = _state(restored.step).arrays()
+    expected = _arrays(_state(restored.step))
     assert tree_allclose(restored.arrays, expected, rtol=0, atol=0)
     run.discard(restored.skipped)
     # What the killed save left behind is no obstacle.
     run.save(_state(restored.step + 1))
     run.close()
     assert run.restore().step == restored.step + 1
-
-
-def test_structure_is_written_as_data_that_can_be_read(tmp_path):
-    _saved(tmp_path, 1)
-    structure = json.loads((tmp_path / "model.json").read_text())
-    assert structure["kind"] == "tuple"
-    network, diffusion = structure["items"]
-    assert network["class"] == "eqmdm.MLP"
-    assert diffusion["class"] == "eqmdm.LearnedDiffusion"
-    options = json.loads((tmp_path / "options.json").read_text())
-    assert options["options"]["width"] == 8
 
 
 def test_no_run_is_read_from_a_pickle(tmp_path):

@@ -19,28 +19,24 @@ def _denoiser(log_snr, z):
     return z / (1 + jnp.exp(-log_snr))
 
 
-SCORE = eqmdm.DenoiserScore(_denoiser, CLD)
+MODEL = eqmdm.DenoiserModel(_denoiser, CLD)
 SHORT = jnp.ones(2, jnp.bfloat16)
 ENTRANCES_OF_PRECISION = {
-    "elbo": lambda: eqmdm.elbo(SCORE, CLD, SHORT, key=KEY),
+    "elbo": lambda: eqmdm.elbo(MODEL, SHORT, key=KEY),
     "discrete_elbo": lambda: eqmdm.discrete_elbo(
-        SCORE, CLD, SHORT, jnp.array([1.0, 0.5]), key=KEY
+        MODEL, SHORT, times=jnp.array([1.0, 0.5]), key=KEY
     ),
-    "log_likelihood": lambda: eqmdm.log_likelihood(SCORE, CLD, SHORT, key=KEY),
+    "log_likelihood": lambda: eqmdm.log_likelihood(MODEL, SHORT, key=KEY),
     "perturbation_kernel": lambda: CLD.perturbation_kernel(jnp.asarray(0.5, "float16")),
     "transition": lambda: CLD.transition(jnp.asarray(0.0), jnp.asarray(0.5, "float16")),
     "time_at_log_snr": lambda: CLD.time_at_log_snr(jnp.asarray(1.0, "bfloat16")),
     "forward_sde": lambda: eqmdm.forward_sde(CLD, SHORT, key=KEY),
-    "reverse_sde": lambda: eqmdm.reverse_sde(
-        SCORE, CLD, (2,), key=KEY, dtype=jnp.bfloat16
-    ),
-    "probability_flow": lambda: eqmdm.probability_flow(
-        SCORE, CLD, (2,), dtype="float16"
-    ),
-    "sample": lambda: eqmdm.sample(SCORE, CLD, (2,), key=KEY, dtype=jnp.int32),
+    "reverse_sde": lambda: eqmdm.reverse_sde(MODEL, (2,), key=KEY, dtype=jnp.bfloat16),
+    "probability_flow": lambda: eqmdm.probability_flow(MODEL, (2,), dtype="float16"),
+    "sample": lambda: eqmdm.sample(MODEL, (2,), key=KEY, dtype=jnp.int32),
     "grid": lambda: eqmdm.UniformGrid()(CLD, 3, jnp.bfloat16),
     "evaluate": lambda: eqmdm.evaluate(
-        (nn.MLP((2,), 2, width=8, dtype=jnp.bfloat16, key=KEY), CLD),
+        eqmdm.NoiseModel(nn.MLP((2,), 2, width=8, dtype=jnp.bfloat16, key=KEY), CLD),
         np.ones((3, 2), np.float32),
         eqmdm.Objective(),
         key=KEY,
@@ -55,10 +51,10 @@ def test_what_is_too_short_for_kernels_is_refused_by_name(entrance, unchecked):
 
 
 COUNTS = {
-    "n_steps": lambda n: eqmdm.sample(SCORE, CLD, (2,), key=KEY, n_steps=n),
-    "n_samples": lambda n: eqmdm.sample(SCORE, CLD, (2,), key=KEY, n_samples=n),
+    "n_steps": lambda n: eqmdm.sample(MODEL, (2,), key=KEY, n_steps=n),
+    "n_samples": lambda n: eqmdm.sample(MODEL, (2,), key=KEY, n_samples=n),
     "max_steps": lambda n: eqmdm.log_likelihood(
-        SCORE, CLD, jnp.ones(2), key=KEY, max_steps=n
+        MODEL, jnp.ones(2), key=KEY, max_steps=n
     ),
     "n_vars": lambda n: eqmdm.LearnedDiffusion(n, key=KEY),
     "n_levels": eqmdm.GreyLevels,
@@ -83,7 +79,7 @@ def test_count_that_is_none_is_refused_by_name(name, unchecked):
 def test_shape_of_no_example_is_refused(shape, unchecked):
     for call in (eqmdm.sample, eqmdm.reverse_sde):
         with pytest.raises(ValueError, match="`shape` must be the sizes of one"):
-            call(SCORE, CLD, shape, key=KEY)
+            call(MODEL, shape, key=KEY)
 
 
 EXACT = np.asarray([[1.5, -2.0], [0.25, 3e38]], np.float32)

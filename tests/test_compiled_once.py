@@ -17,28 +17,29 @@ _OBJECTIVE = eqmdm.Objective()
 _SHAPE = (2,)
 
 
-def _model(score, seed):
-    """A pair whose parameters, the diffusion's included, are those of a seed."""
+def _model(kind, seed):
+    """A model whose parameters, the diffusion's included, are those of a seed."""
     key_network, key_diffusion = jr.split(jr.key(seed))
     schedule = eqmdm.LinearSchedule(0.1 + 0.01 * seed, 10.0 - 0.1 * seed)
     diffusion = eqmdm.LearnedDiffusion(
         2, schedule=schedule, learn_schedule=True, key=key_diffusion
     )
-    n_vars = 1 if score == "denoiser" else 2
+    n_vars = 1 if kind == "denoiser" else 2
     network = nn.MLP(_SHAPE, n_vars, width=8, depth=1, key=key_network)
-    if score == "denoiser":
-        network = eqmdm.PreconditionedDenoiser(
-            network, data_std=1.0, log_snr_range=(-40.0, 40.0)
-        )
-    return network, diffusion
+    if kind == "noise":
+        return eqmdm.NoiseModel(network, diffusion)
+    network = eqmdm.PreconditionedDenoiser(
+        network, data_std=1.0, log_snr_range=(-40.0, 40.0)
+    )
+    return eqmdm.DenoiserModel(network, diffusion)
 
 
 def _points(seed, n=16):
     return jr.normal(jr.key(100 + seed), (n, *_SHAPE), jnp.float32)
 
 
-def _train(score, seed):
-    state = eqmdm.TrainState.create(_model(score, seed), _OPTIMISER, key=jr.key(seed))
+def _train(kind, seed):
+    state = eqmdm.TrainState.create(_model(kind, seed), _OPTIMISER, key=jr.key(seed))
     for _ in range(2):
         state, metrics = eqmdm.train_step(
             state, _points(seed), _OBJECTIVE, _OPTIMISER, batch_size=4
@@ -46,10 +47,10 @@ def _train(score, seed):
     return metrics["loss"]
 
 
-def _bound(score, seed):
+def _bound(kind, seed):
     # The last of the batches is not full.
     found = eqmdm.evaluate(
-        _model(score, seed),
+        _model(kind, seed),
         _points(seed)[:6],
         _OBJECTIVE,
         key=jr.key(seed),
@@ -57,48 +58,46 @@ def _bound(score, seed):
         batch_size=4,
         first=seed,
     )
-    return found.terms["loss"]
+    return found.loss
 
 
-def _likelihood(score, seed):
-    model = _model(score, seed)
-    view = eqmdm.make_score(*model)
+def _likelihood(kind, seed):
+    model = _model(kind, seed)
     keys = jr.split(jr.key(seed), 3)
-    return jax.vmap(lambda x, key: eqmdm.log_likelihood(view, model[1], x, key=key))(
+    return jax.vmap(lambda x, key: eqmdm.log_likelihood(model, x, key=key))(
         _points(seed, 3), keys
     ).log_likelihood
 
 
-def _sample(solver):
-    def sample(score, seed):
-        model = _model(score, seed)
+def _sample(sampler):
+    def sample(kind, seed):
+        model = _model(kind, seed)
         return eqmdm.sample(
-            eqmdm.make_score(*model),
-            model[1],
+            model,
             _SHAPE,
             key=jr.key(seed),
             n_samples=3,
             n_steps=4,
             first=seed,
-            solver=solver(),
+            sampler=sampler(),
             dtype=jnp.float32,
         )
 
     return sample
 
 
-def _sample_adaptively(score, seed):
-    model = _model(score, seed)
+def _sample_adaptively(kind, seed):
+    model = _model(kind, seed)
     return eqmdm.sample(
-        eqmdm.make_score(*model),
-        model[1],
+        model,
         _SHAPE,
         key=jr.key(seed),
         n_samples=3,
-        n_steps=64,
-        process=eqmdm.probability_flow,
-        solver=dfx.Tsit5(),
-        stepsize_controller=dfx.PIDController(rtol=1e-2, atol=1e-2),
+        sampler=eqmdm.DiffraxSampler(
+            dfx.Tsit5(),
+            eqmdm.probability_flow,
+            stepsize_controller=dfx.PIDController(rtol=1e-2, atol=1e-2),
+        ),
         dtype=jnp.float32,
     )
 
@@ -109,20 +108,18 @@ _CALLS = {
     "likelihood": _likelihood,
     "sample-sea": _sample(dfx.SEA),
     "sample-ancestral": _sample(eqmdm.AncestralSampler),
-    "sample-collapsed": _sample(eqmdm.Collapsed),
+    "sample-dpm": _sample(eqmdm.DPMSolver),
     "sample-tsit5": _sample_adaptively,
 }
 
 
-@pytest.mark.parametrize("score", ["denoiser", "free"])
+@pytest.mark.parametrize("kind", ["denoiser", "noise"])
 @pytest.mark.parametrize("name", _CALLS)
-def test_other_values_of_the_same_shapes_compile_nothing(name, score):
-    if (name, score) == ("sample-collapsed", "free"):
-        pytest.skip("the collapsed sampler is for denoisers")
+def test_other_values_of_the_same_shapes_compile_nothing(name, kind):
     with counted() as first:
-        before = jax.block_until_ready(_CALLS[name](score, 0))
+        before = jax.block_until_ready(_CALLS[name](kind, 0))
     with counted() as later:
-        others = [jax.block_until_ready(_CALLS[name](score, seed)) for seed in (1, 2)]
+        others = [jax.block_until_ready(_CALLS[name](kind, seed)) for seed in (1, 2)]
     # So that the counters do count, and the values do reach the results.
     assert all(first.values())
     assert not any((before == other).all() for other in others)
@@ -153,12 +150,11 @@ def test_ends_of_other_parameters_compile_nothing_outside_of_jit():
 
 def _steps_by_hand(seed):
     """The sampler and the bound of finitely many steps, called outside of `jit`."""
-    network, diffusion = _model("denoiser", seed)
-    score = eqmdm.DenoiserScore(network, diffusion)
+    model = _model("denoiser", seed)
     times = jnp.geomspace(1.0, 0.01, 5, dtype=jnp.float32)
     y = jnp.ones((2, *_SHAPE), jnp.float32)
-    x = eqmdm.Collapsed()(score, diffusion, y, times, key=jr.key(seed))
-    bound = eqmdm.discrete_elbo(score, diffusion, y[0], times, key=jr.key(seed))
+    x = eqmdm.DPMSolver()(model, y, times, key=jr.key(seed))
+    bound = eqmdm.discrete_elbo(model, y[0], times=times, key=jr.key(seed))
     return jnp.append(x, bound.total)
 
 

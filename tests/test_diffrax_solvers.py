@@ -19,7 +19,7 @@ import references
 
 import eqmdm
 from eqmdm._model import diffrax_solvers
-from eqmdm._sampling.sample import _least_levy_area
+from eqmdm._sampling.diffrax import _least_levy_area
 from helpers import slow
 
 
@@ -150,8 +150,8 @@ def test_kinds_of_solvers_are_told_apart(name):
     assert diffrax_solvers.takes_no_noise(solver) == (name in ODE_SOLVERS)
 
 
-def mixture_score(diffusion):
-    return eqmdm.DenoiserScore(references.mixture_denoiser, diffusion)
+def mixture_model(diffusion):
+    return eqmdm.DenoiserModel(references.mixture_denoiser, diffusion)
 
 
 # Where the score is smooth on the scale of a step.
@@ -160,13 +160,11 @@ SMOOTH = (-8.0, 2.0)
 
 @eqx.filter_jit
 def end_on_path(solver, diffusion, keys, n_steps):
-    """States at the cut on given Brownian paths, one a key."""
+    """States at t0 on given Brownian paths, one a key."""
 
     def one(key):
         key_start, key_path = jr.split(key)
-        problem = eqmdm.reverse_sde(
-            mixture_score(diffusion), diffusion, (), key=key_path
-        )
+        problem = eqmdm.reverse_sde(mixture_model(diffusion), (), key=key_path)
         return dfx.diffeqsolve(
             problem.terms,
             solver,
@@ -215,7 +213,7 @@ def data_covariance(diffusion, t):
 
 @eqx.filter_jit
 def ends_of_normal_data(solver, diffusion, keys, steps):
-    """States at the cut, from the exact law at the horizon."""
+    """States at t0, from the exact law at t1."""
 
     def path(t0, t1, structure, key):
         del t0, t1
@@ -227,7 +225,8 @@ def ends_of_normal_data(solver, diffusion, keys, steps):
 
     def one(key):
         key_start, key_path = jr.split(key)
-        problem = eqmdm.reverse_sde(score, diffusion, (), key=key_path, path=path)
+        model = eqmdm.FunctionModel(score, diffusion)
+        problem = eqmdm.reverse_sde(model, (), key=key_path, path=path)
         root = jnp.linalg.cholesky(data_covariance(diffusion, diffusion.t1))
         return dfx.diffeqsolve(
             problem.terms,
@@ -251,7 +250,7 @@ N_DRAWS = 6000
 def test_sde_solvers_give_the_variances_of_normal_data(name, seen):
     _, n_steps = SDE_SOLVERS[name]
     diffusion = eqmdm.CLD()
-    # Finer towards the cut.
+    # Finer towards the data.
     steps = 1 - jnp.linspace(1, 0, n_steps + 1) ** 2
     keys = jr.split(jr.key(2), N_DRAWS)
     y = ends_of_normal_data(SOLVERS[name](), diffusion, keys, steps)
@@ -265,7 +264,7 @@ def test_sde_solvers_give_the_variances_of_normal_data(name, seen):
 
 @eqx.filter_jit
 def end_of_flow(solver, diffusion, starts, controller, n_steps):
-    problem = eqmdm.probability_flow(mixture_score(diffusion), diffusion, (8,))
+    problem = eqmdm.probability_flow(mixture_model(diffusion), (8,))
     return dfx.diffeqsolve(
         problem.terms,
         solver,
@@ -324,16 +323,12 @@ def test_evaluations_are_counted(name):
         return -y
 
     process = eqmdm.reverse_sde if name in SDE_SOLVERS else eqmdm.probability_flow
-    eqmdm.sample(
-        score,
-        eqmdm.VPSDE(),
-        (),
-        key=jr.key(0),
-        n_samples=1,
-        n_steps=3,
-        solver=solver,
-        process=process,
-    ).block_until_ready()
+    model = eqmdm.FunctionModel(score, eqmdm.VPSDE())
+    sampler = eqmdm.DiffraxSampler(solver, process)
+    options = {"key": jr.key(0), "n_samples": 1, "n_steps": 3}
+    result = eqmdm.sample(model, (), sampler=sampler, full_output=True, **options)
+    jax.block_until_ready(result.x)
     jax.effects_barrier()
-    # The last is for the posterior mean at the cut.
+    # The last is for the posterior mean at t0.
     assert len(calls) == diffrax_solvers.n_evaluations(solver, 3) + 1
+    assert result.n_evaluations == len(calls) == sampler.n_evaluations(3)

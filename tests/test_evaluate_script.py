@@ -108,14 +108,18 @@ class Solver:
     def __init__(self):
         self.calls = []  # one for each compilation
 
-    def __call__(self, score, diffusion, x, *, key, **how):
+    def __call__(self, model, x, *, key, **how):
         self.calls.append(how)
         luck = jr.normal(key, (), x.dtype)
         # A lack of steps that depends on the example.
         converged = luck > (-jnp.inf if how["max_steps"] > 5 else -0.5)
         value = jnp.where(converged, luck - 0.5 * jnp.sum(x**2), jnp.nan)
         count = jnp.asarray(7, jnp.int32)
-        return eqmdm.Likelihood(value, 0 * value + 0.25, count, converged)
+        result = dfx.RESULTS.where(
+            converged, dfx.RESULTS.successful, dfx.RESULTS.max_steps_reached
+        )
+        error, size = 0 * value + 0.25, jnp.ones_like(value)
+        return eqmdm.Likelihood(value, error, size, count, result)
 
 
 SOLVER = Solver()
@@ -158,8 +162,7 @@ def test_log_likelihoods_are_those_of_the_library(points, tmp_path):
     examples = trained.dataset.test[3:24]
     results = [
         eqmdm.log_likelihood(
-            trained.score,
-            trained.model[1],
+            trained.model,
             jnp.asarray(x),
             key=jr.key(0),
             route=eqmdm.CollapsedRoute(eqmdm.LogSNRClock()),
@@ -195,24 +198,24 @@ def test_bounds_are_those_of_the_library(digits, tmp_path):
     form, decoder = objective.form, objective.decoder
     how = form, decoder, objective.time_sampler
     # `eqmdm.elbo` with a key of its own for the time, which is given here.
-    find = jax.jit(
-        lambda x, u, key: compute_elbo(
-            trained.score, trained.model[1], x, u, *how, key=key
-        )
-    )
+    find = jax.jit(lambda x, u, key: compute_elbo(trained.model, x, u, *how, key=key))
     key_time, key = jr.split(jr.fold_in(jr.key(0), BOUND))
-    shift = jr.uniform(key_time, (), jnp.float32)
     for i, number in enumerate(range(5, 9)):
         draws = []
+        # The golden ratio spreads the times of the examples.
+        shift = jnp.float32((number * 0x9E3779B9 % 2**32 >> 8) / 2**24)
+        # Three draws have one stratum, all of [0, 1).
+        places = [
+            (jr.uniform(jr.fold_in(key_time, draw), (), jnp.float32) + shift) % 1
+            for draw in range(n_draws)
+        ]
         for draw in range(n_draws):
-            # The golden ratio spreads the times of the examples.
-            place = number * 0x9E3779B9 % 2**32 / 2**32 + draw / n_draws
             key_draw = jr.fold_in(jr.fold_in(key, number), draw)
             key_encode, key_bound = jr.split(key_draw)
-            x, correction = objective.grey_levels.encode(
+            x, correction = objective.levels.encode(
                 trained.dataset.test[number], key=key_encode, dtype=jnp.float32
             )
-            bound = find(x, (jnp.float32(place) + shift) % 1, key_bound)
+            bound = find(x, places[draw], key_bound)
             terms = {name: getattr(bound, name) for name in BOUND_TERMS}
             draws.append(terms | {"total": bound.total + correction})
         # Of float32 times, near the cut.
@@ -417,14 +420,15 @@ def test_denoiser_is_evaluated_under_another_diffusion(points, tmp_path, ends):
     if ends:
         arguments += ["--t-range", *map(str, ends)]
     columns = _evaluate(points, tmp_path, *arguments)
-    score, vpsde = eqmdm.load(points)
+    model = eqmdm.load_run(points)
+    vpsde = model.diffusion
     low, high = (float(vpsde.log_snr(t)) for t in (vpsde.t1, vpsde.t0))
     interval = eqmdm.TimeInterval(*ends) if ends else eqmdm.LogSNRInterval(low, high)
     diffusion = eqmdm.CLD(interval=interval)
     expected = eqmdm.evaluate(
-        (score.denoiser, diffusion),
+        model.under(diffusion),
         eqmdm.data.load("mixture").test[3:24],
-        eqmdm.Objective(time_sampler=eqmdm.LogSNRTime()),
+        eqmdm.Objective(time_sampler=eqmdm.LogSNRTimeSampler()),
         key=jr.fold_in(jr.key(0), BOUND),
         n_draws=8,
         batch_size=7,
@@ -513,6 +517,20 @@ def test_wrong_runs_are_refused(tmp_path):
     assert "RUN must have a checkpoint" in _error(run)
     assert "from a newer eqmdm" in (error := _error(make_newer(run)))
     assert "99.0.0" in error and "Upgrade" in error
+
+
+@pytest.mark.parametrize("change", ["data_fingerprint", "width", "own"])
+def test_run_of_another_program_is_refused(points, tmp_path, change):
+    run = shutil.copytree(points, tmp_path / "run")
+    facts = json.loads((run / "options.json").read_text())
+    if change == "own":
+        facts["options"]["own"] = 3
+    else:
+        del facts["options"][change]
+    (run / "options.json").write_text(json.dumps(facts))
+    error = _error(run)
+    assert "RUN must be the directory of a run of `eqmdm train`" in error
+    assert change in error and "load_run" in error
 
 
 def test_other_settings_do_not_continue_an_evaluation(digits, solver, tmp_path):

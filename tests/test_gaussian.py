@@ -168,7 +168,16 @@ def test_transition_samples_have_its_mean_and_covariance(key):
 def random_kernel(key, n_vars, dtype=jnp.float64):
     key_mean, key_root = jr.split(key)
     mean_map = jr.normal(key_mean, (n_vars,), dtype)
-    return eqmdm.PerturbationKernel(mean_map, random_root(key_root, n_vars, dtype))
+    return kernel_of(mean_map, random_root(key_root, n_vars, dtype))
+
+
+def kernel_of(mean_map, root):
+    """The kernel of a start whose auxiliaries are known to be 0."""
+    n_vars, dtype = len(root), root.dtype
+    psi = jnp.zeros((n_vars, n_vars), dtype).at[:, 0].set(mean_map)
+    step = eqmdm.Transition(psi, root)
+    start_root = jnp.zeros((n_vars, 0), dtype)
+    return eqmdm.PerturbationKernel.after(jnp.ones((), dtype), step, start_root)
 
 
 @pytest.mark.parametrize("n_vars", [1, 2, 4])
@@ -222,9 +231,12 @@ def test_kernel_samples_have_its_mean_and_covariance(key):
 def test_log_snr_is_finite_where_the_ratio_leaves_float32():
     root = jnp.diag(jnp.asarray([1e-22, 3e-22], jnp.float32))
     mean_map = jnp.asarray([1.0, 1.0], jnp.float32)
-    kernel = eqmdm.PerturbationKernel(mean_map, root)
+    kernel = kernel_of(mean_map, root)
     expected = np.log(np.sum(1 / np.asarray([1e-22, 3e-22]) ** 2))
     assert tree_allclose(kernel.log_snr, jnp.float32(expected), rtol=1e-6, atol=0)
+    sigma = jnp.float32(np.exp(-0.5 * expected))
+    # The logarithm is of size 100, so its roundings are this large.
+    assert tree_allclose(kernel.sigma, sigma, rtol=1e-5, atol=0)
 
 
 # Centred Gaussians on states.

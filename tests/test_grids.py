@@ -1,3 +1,5 @@
+from typing import final
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -5,13 +7,7 @@ import numpy as np
 import pytest
 
 import eqmdm
-from eqmdm._sampling.grids import (
-    CustomGrid,
-    LogSNRGrid,
-    QuadraticGrid,
-    RhoGrid,
-    UniformGrid,
-)
+from eqmdm import CustomGrid, LogSNRGrid, QuadraticGrid, RhoGrid, UniformGrid
 from helpers import tree_allclose
 
 
@@ -24,7 +20,7 @@ GRIDS = {
 DIFFUSIONS = {
     "VPSDE": eqmdm.VPSDE(),
     "CLD": eqmdm.CLD(),
-    # Its log-SNR is stationary at two times before this end, and its cut is at 48.
+    # Its log-SNR is stationary at two times before this t1, and its t0 is at 48.
     "ALDA": eqmdm.ALDA(interval=eqmdm.TimeInterval(1e-3, 1.1)),
     "VESDE": eqmdm.VESDE(),
 }
@@ -37,7 +33,7 @@ def log_snrs(diffusion, times):
 
 @pytest.mark.parametrize("name", DIFFUSIONS)
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
-def test_times_decrease_from_the_horizon_to_the_cut(grid, name):
+def test_times_decrease_from_t1_to_t0(grid, name):
     diffusion = DIFFUSIONS[name]
     for dtype in (jnp.float32, jnp.float64):
         times = grid(diffusion, N_STEPS, dtype)
@@ -112,30 +108,32 @@ def test_custom_grid_has_the_times_given():
         assert tree_allclose(found, jnp.asarray([1.0, 0.3, 0.01]), rtol=1e-7, atol=0)
         # Whatever their own rounding.
         assert found[-1] == diffusion.t0
+    # It knows how many steps it has.
+    assert len(CustomGrid(times)(diffusion)) == 3
 
 
-def test_counts_below_one_are_refused():
+def test_counts_below_one_raise():
     for grid in GRIDS.values():
         with pytest.raises(ValueError, match="`n_steps` must be at least 1; got 0"):
             grid(DIFFUSIONS["VPSDE"], 0, jnp.float64)
 
 
-def test_steps_that_the_dtype_does_not_resolve_are_refused():
+def test_steps_that_the_dtype_does_not_resolve_raise():
     # Next to 1 the spacing of float32 is 6e-8.
     times = CustomGrid([1.0, 1.0 - 1e-8, 0.001])
-    with pytest.raises(ValueError, match="must strictly decrease.*not at t = 1.0"):
+    with pytest.raises(ValueError, match="must strictly decrease.*do not at t = 1.0"):
         times(DIFFUSIONS["VPSDE"], 2, jnp.float32)
     with pytest.raises(eqx.EquinoxRuntimeError, match="must strictly decrease"):
         eqx.filter_jit(times)(DIFFUSIONS["VPSDE"], 2, jnp.float32)
 
 
 @pytest.mark.parametrize("times", [[1.0], 1.0, [[1.0, 0.5]]], ids=str)
-def test_custom_times_of_another_shape_are_refused(times, unchecked):
+def test_custom_times_of_another_shape_raise(times, unchecked):
     with pytest.raises(ValueError, match="`times` must be a vector of two"):
         CustomGrid(times)
 
 
-def test_custom_times_that_do_not_decrease_are_refused():
+def test_custom_times_that_do_not_decrease_raise():
     with pytest.raises(ValueError, match="they do not at t = 0.5"):
         CustomGrid([1.0, 0.4, 0.5, 0.001])
     with pytest.raises(ValueError, match="they do not at t = nan"):
@@ -148,11 +146,84 @@ def test_custom_times_must_fit_the_diffusion_and_the_count():
         CustomGrid([0.9, 0.001])(diffusion, 1, jnp.float64)
     with pytest.raises(ValueError, match="the last is 0.01 and t0 is 0.001"):
         CustomGrid([1.0, 0.01])(diffusion, 1, jnp.float64)
-    with pytest.raises(ValueError, match="`n_steps` must be 1, one less"):
+    with pytest.raises(ValueError, match="`n_steps` must be 1 or left out, one less"):
         CustomGrid([1.0, 0.001])(diffusion, 2, jnp.float64)
 
 
 @pytest.mark.parametrize("rho", [0.0, -1.0, float("inf"), float("nan")], ids=str)
-def test_rho_that_is_not_positive_is_refused(rho):
+def test_rho_that_is_not_positive_raises(rho):
     with pytest.raises(ValueError, match="`rho` must be positive"):
         RhoGrid(rho)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_number_of_steps_is_that_of_the_grid_by_default(grid):
+    diffusion = DIFFUSIONS["VPSDE"]
+    assert len(grid(diffusion)) == 51
+    assert grid(diffusion).dtype == jnp.float64
+    assert len(LogSNRGrid(n_steps=7)(diffusion)) == 8
+    assert len(LogSNRGrid(n_steps=7)(diffusion, 9)) == 10
+
+
+@pytest.mark.parametrize(
+    "through",
+    [
+        [0.37],
+        [1.0, 0.5, 0.001],
+        # Several within one step of the grid, and at either end of it.
+        [0.9991, 0.999, 0.9989],
+        [0.5, 0.4999, 0.4998],
+        [0.001003, 0.001002, 0.001001],
+        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1],
+    ],
+    ids=lambda times: f"{times[0]}-{len(times)}",
+)
+def test_grid_goes_through_given_times_in_as_many_steps(through):
+    diffusion = DIFFUSIONS["VPSDE"]
+    for grid in (UniformGrid(), LogSNRGrid()):
+        plain = np.asarray(grid(diffusion, 12))
+        times = np.asarray(grid(diffusion, 12, through=jnp.asarray(through)))
+        assert len(times) == 13 and np.all(np.diff(times) < 0)
+        assert times[0] == plain[0] and times[-1] == plain[-1]
+        assert set(through) <= set(times)
+        # Of the others none has moved.
+        assert set(times) - set(through) <= set(plain)
+
+
+def test_grid_needs_more_steps_than_times_to_go_through():
+    with pytest.raises(ValueError, match="`save_at` must have fewer times.*4 for 4"):
+        times = jnp.asarray([0.8, 0.6, 0.4, 0.2])
+        UniformGrid()(DIFFUSIONS["VPSDE"], 4, through=times)
+
+
+def test_small_rho_stays_within_single_precision():
+    # The roots of the noise levels are from 1e-40 to 1e34.
+    diffusion = eqmdm.VESDE()
+    times = RhoGrid(0.05)(diffusion, 10, jnp.float32)
+    with jax.enable_x64(False):
+        single = RhoGrid(0.05)(eqmdm.VESDE(), 10)
+    assert single.dtype == jnp.float32 and jnp.all(jnp.diff(single) < 0)
+    assert tree_allclose(single, times, rtol=1e-4, atol=0)
+
+
+@final
+class Cosine(eqmdm.AbstractGrid):
+    n_steps: int = 20
+
+    def compute_times(self, diffusion, n_steps):
+        share = jnp.sin(0.5 * jnp.pi * jnp.linspace(1, 0, n_steps + 1))
+        return diffusion.t0 + (diffusion.t1 - diffusion.t0) * share
+
+
+def test_own_grid_is_a_grid_like_any_other(key):
+    diffusion = DIFFUSIONS["VPSDE"]
+    times = Cosine()(diffusion)
+    expected = np.sin(0.5 * np.pi * np.linspace(1, 0, 21))
+    expected = 0.001 + 0.999 * expected
+    assert tree_allclose(times, expected, rtol=1e-12, atol=1e-15)
+    model = eqmdm.FunctionModel(lambda t, y: -y, diffusion)
+    sampler = eqmdm.DPMSolver(grid=Cosine())
+    result = eqmdm.sample(
+        model, (2,), key=key, n_samples=3, sampler=sampler, full_output=True
+    )
+    assert jnp.all(result.n_evaluations == 21)

@@ -36,9 +36,11 @@ LOADERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "she
 LOADERS |= {"runpy", "code", "codeop"}
 RUNNERS = {"eval", "exec", "compile", "__import__", "execfile"}
 # Those that go by the same name as a method of their module too.
-IMPORTERS = {"import_module", "exec_module", "load_module"}
+IMPORTERS = {"import_module", "exec_module", "load_module", "resolve_name"}
 # The user's own code: `--features module:function` of solver_study.py names it.
 ALLOWED = {"features.py": {"import_module"}}
+# The builder of a run, one of a few names of this package.
+ALLOWED |= {"load.py": {"resolve_name"}}
 
 
 class _Payload:
@@ -171,19 +173,14 @@ def test_checkpoint_that_is_code_is_refused(program, run_dir, payload, marker, c
     assert not marker.exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_structure_that_names_other_classes_builds_none_of_them(
-    run_dir, marker, capsys
-):
-    # The model is rebuilt from what the checkpoint says of it.
-    (path,) = (run_dir / "checkpoints" / "0" / "meta").glob("*metadata*")
-    meta = json.loads(path.read_text())
-    call = {"class": "os.mkdir", "fields": {"path": str(marker)}}
-    for hostile in (call, call | {"class": "eqmdm.os.mkdir"}):
-        meta["structure"] = {"kind": "tuple", "items": [hostile, hostile]}
-        path.write_text(json.dumps(meta))
-        with pytest.raises(ValueError, match="`description"):
-            eqmdm.load(run_dir)
+def test_builder_that_is_of_no_program_is_never_called(run_dir, marker):
+    path = run_dir / "options.json"
+    record = json.loads(path.read_text())
+    for builder in ("os:mkdir", "eqmdm.os:mkdir", "eqmdm.cli.build:os.mkdir"):
+        hostile = record | {"builder": builder, "options": {"path": str(marker)}}
+        path.write_text(json.dumps(hostile))
+        with pytest.raises(ValueError, match="`builder` must be one of this package"):
+            eqmdm.load_run(run_dir)
     assert not marker.exists()
 
 
@@ -330,6 +327,7 @@ def test_file_neither_unpickles_nor_runs_what_it_reads(file):
         "np.load(file, allow_pickle=chosen)",
         "load_dataset(name, trust_remote_code=True)",
         "importlib.import_module(name)",
+        "pkgutil.resolve_name(name)",
         "import_module(name)",
         "spec.loader.exec_module(module)",
     ],

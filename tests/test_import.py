@@ -61,25 +61,25 @@ USES = """
 
     key = jr.key(0)
     diffusion = eqmdm.CLD(interval=eqmdm.TimeInterval(0.01, 1.0))
-    score = eqmdm.DenoiserScore(
+    model = eqmdm.DenoiserModel(
         lambda log_snr, z: z / (1 + jnp.exp(-log_snr)), diffusion
     )
     x = jnp.ones(2)
-    sampled = eqmdm.sample(score, diffusion, (2,), key=key, n_samples=2)
+    sampled = eqmdm.sample(model, (2,), key=key, n_samples=2)
     assert sampled.dtype == jnp.result_type(float)
-    bound = eqmdm.elbo(score, diffusion, x, key=key)
-    exact = eqmdm.log_likelihood(score, diffusion, x, key=key)
+    bound = eqmdm.elbo(model, x, key=key)
+    exact = eqmdm.log_likelihood(model, x, key=key)
     assert jnp.isfinite(bound.total) and exact.converged
 
     levels = eqmdm.GreyLevels(256)
     objective = eqmdm.Objective(
         decoder=eqmdm.DiscreteDecoder(levels),
-        grey_levels=eqmdm.GreyLevels(256, dequantiser=eqmdm.CentreDequantiser()),
+        levels=eqmdm.GreyLevels(256, dequantiser=eqmdm.CentreDequantiser()),
     )
     network = eqmdm.nn.MLP((3,), 2, width=4, depth=1, key=key)
-    learned = eqmdm.LearnedDiffusion(2, key=key)
+    noise = eqmdm.NoiseModel(network, eqmdm.LearnedDiffusion(2, key=key))
     optimiser = eqmdm.make_optimiser(1e-3, warmup=2)
-    state = eqmdm.TrainState.create((network, learned), optimiser, key=key)
+    state = eqmdm.TrainState.create(noise, optimiser, key=key)
     state, metrics = eqmdm.train_step(
         state,
         jnp.zeros((8, 3), jnp.uint8),

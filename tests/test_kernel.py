@@ -50,7 +50,7 @@ def largest(exact_mean):
 def check(laws, exact_laws, taus, dtype):
     for i, tau in enumerate(taus):
         given_start, given_data = exact_laws(tau)
-        step, kernel = laws.step, laws.kernel
+        step, kernel = laws.step, laws
         assert_accurate(step.mean_map[i], step.root[i], given_start, tau, dtype)
         mean = kernel.mean_map[i][:, None]
         assert_accurate(mean, kernel.root[i], given_data, tau, dtype)
@@ -75,7 +75,7 @@ def exact_laws_of(source, index, tau):
 @pytest.mark.parametrize("name", list(named_diffusions()))
 def test_kernels_of_named_diffusions_are_those_of_60_digits(name, dtype):
     diffusion = named_diffusions(**OPTIONS)[name]
-    compute = jax.jit(jax.vmap(diffusion.compute_laws), compiler_options=OPTIMISED)
+    compute = jax.jit(jax.vmap(diffusion.compute_kernel), compiler_options=OPTIMISED)
     laws = compute(jnp.asarray(TAUS, dtype))
     check(laws, lambda tau: exact_laws_of(name, 0, tau), TAUS, dtype)
 
@@ -89,7 +89,7 @@ def test_kernels_of_random_recipes_are_those_of_60_digits(n_vars, dtype):
     @functools.partial(jax.vmap, in_axes=(None, None, 0))
     def all_laws(skew, root, tau):
         diffusion = eqmdm.LinearDiffusion(skew, dissipation_root=root, **OPTIONS)
-        return diffusion.compute_laws(tau)
+        return diffusion.compute_kernel(tau)
 
     matrices = (jnp.asarray(part, dtype) for part in random_recipes(n_vars))
     laws = all_laws(*matrices, jnp.asarray(TAUS, dtype))
@@ -108,7 +108,7 @@ def test_kernels_of_long_chains_are_those_of_60_digits(n_vars):
     diffusion = eqmdm.LinearDiffusion(skew, dissipation_root=root, **OPTIONS)
     start = np.sqrt(0.01) * np.diag([0.0] + [1.0] * (n_vars - 1))
     taus = (0.1, 1.0, 5.0)
-    laws = jax.jit(jax.vmap(diffusion.compute_laws))(jnp.asarray(taus, "float64"))
+    laws = jax.jit(jax.vmap(diffusion.compute_kernel))(jnp.asarray(taus, "float64"))
 
     def exact_laws(tau):
         psi, exact_root = exact_kernel(skew, root, np.eye(n_vars), start, tau)

@@ -35,14 +35,14 @@ def normal_denoiser(log_snr, z):
 def _compute(denoiser, diffusions, x, keys, tolerance, options):
     controller = dfx.PIDController(rtol=tolerance, atol=tolerance)
 
-    def of_one(diffusion):
-        score = eqmdm.DenoiserScore(denoiser, diffusion)
+    def under(diffusion):
+        model = eqmdm.DenoiserModel(denoiser, diffusion)
         one = lambda x, key: eqmdm.log_likelihood(
-            score, diffusion, x, key=key, stepsize_controller=controller, **options
+            model, x, key=key, stepsize_controller=controller, **options
         )
         return jax.vmap(one)(x, keys)
 
-    return eqx.filter_vmap(of_one)(diffusions)
+    return eqx.filter_vmap(under)(diffusions)
 
 
 _COMPUTE = {
@@ -52,10 +52,10 @@ _COMPUTE = {
 
 
 def compute_all(denoiser, diffusions, x, key, *, tolerance=LOOSE, **options):
-    """The likelihoods of a batch under a denoiser's score, by each of several
-    diffusions of as many variables.
+    """The likelihoods of a batch under a denoiser, by each of several diffusions of as
+    many variables.
 
-    Numbers are traced, so that what differs in them alone is compiled once.
+    Numbers are traced, so that diffusions which differ in them alone share a program.
     """
     tolerance = jnp.asarray(tolerance, x.dtype)
     keys = jr.split(key, len(x))
@@ -71,8 +71,8 @@ def compute(denoiser, diffusion, x, key, **options):
 
 @jax.jit
 def ends(diffusion):
-    """The log-SNRs at the ends, and the variance of z at the horizon under the prior,
-    by dense matrices."""
+    """The log-SNRs at t0 and t1, and the variance of z at t1 under the prior, by dense
+    matrices."""
 
     @jax.vmap
     def at_end(t):
@@ -88,10 +88,10 @@ def ends(diffusion):
 @functools.cache
 def mixture_case():
     """Draws of the mixture, with log-densities in closed form and by a tight solve
-    between the wide ends.
+    between the wide log-SNRs.
 
     The solve takes the divergence from the posterior variance of the data, not from a
-    derivative of the denoiser. At its end the prior of z has the variance 1 / SNR, to
+    derivative of the denoiser. At its t1 the prior of z has the variance 1 / SNR, to
     some parts in a million, for every stationary diffusion.
     """
     log_snr0, log_snr1 = WIDE[1], WIDE[0]
@@ -205,15 +205,14 @@ def test_evaluations_are_counted(solver):
         return normal_denoiser(log_snr, z)
 
     diffusion = eqmdm.VPSDE()
-    score = eqmdm.DenoiserScore(denoiser, diffusion)
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
     controller = dfx.PIDController(rtol=1e-3, atol=1e-3)
     log_snr0, log_snr1, _ = ends(diffusion)
     grid = jnp.linspace(-log_snr0, -log_snr1, 8)
     for control in (controller, dfx.StepTo(grid)):
         calls.clear()
         result = eqmdm.log_likelihood(
-            score,
-            diffusion,
+            model,
             jnp.asarray(0.7),
             key=jr.key(0),
             route=CollapsedRoute(LogSNRClock()),
@@ -255,15 +254,16 @@ def test_likelihood_of_normal_data_includes_the_mismatch_of_the_prior(name, rout
 @pytest.mark.slow
 def test_augmented_likelihood_of_normal_data_is_the_closed_form_for_any_score(key):
     diffusion = eqmdm.MALDA(interval=eqmdm.LogSNRInterval(*WIDE))
-    exact = eqmdm.DenoiserScore(normal_denoiser, diffusion)
-    score = lambda t, y: exact(t, y)
+    model = eqmdm.FunctionModel(
+        eqmdm.DenoiserModel(normal_denoiser, diffusion).score, diffusion
+    )
     controller = dfx.PIDController(rtol=TIGHT, atol=TIGHT)
     x = jnp.linspace(-3, 3, 6).reshape(3, 1, 2)
 
     @jax.jit
     def run(x, keys):
         one = lambda x, key: eqmdm.log_likelihood(
-            score, diffusion, x, key=key, stepsize_controller=controller
+            model, x, key=key, stepsize_controller=controller
         )
         return jax.vmap(one)(x, keys).log_likelihood
 
@@ -289,31 +289,113 @@ def test_clock_of_the_augmented_route_changes_its_steps_alone(key):
     assert np.max(np.abs(error)) < 2e-4
 
 
-def test_clock_of_the_noise_is_refused_where_log_snr_stands_still(key):
-    diffusion = eqmdm.ALDA()
-    score = eqmdm.DenoiserScore(normal_denoiser, diffusion)
+def test_clock_of_the_noise_raises_where_log_snr_is_not_monotone(key):
+    model = eqmdm.DenoiserModel(normal_denoiser, eqmdm.ALDA())
     route = AugmentedRoute(clock=LogSNRClock())
-    with pytest.raises(ValueError, match="stands still near a time"):
-        eqmdm.log_likelihood(score, diffusion, jnp.zeros(()), key=key, route=route)
+    with pytest.raises(ValueError, match="`clock` must be"):
+        eqmdm.log_likelihood(model, jnp.zeros(()), key=key, route=route)
 
 
-def test_solver_of_noise_is_refused(key):
-    score = eqmdm.DenoiserScore(normal_denoiser, eqmdm.VPSDE())
+def test_solver_for_sdes_raises(key):
+    model = eqmdm.DenoiserModel(normal_denoiser, eqmdm.VPSDE())
     with pytest.raises(TypeError, match="`solver` must be one for ODEs.*got `SEA`"):
-        eqmdm.log_likelihood(
-            score, eqmdm.VPSDE(), jnp.zeros(2), key=key, solver=dfx.SEA()
+        eqmdm.log_likelihood(model, jnp.zeros(2), key=key, solver=dfx.SEA())
+
+
+def test_default_route_follows_the_model(key):
+    diffusion = eqmdm.VPSDE()
+    denoiser = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
+    function = eqmdm.FunctionModel(denoiser.score, diffusion)
+    x = jnp.asarray(0.3)
+    for model, route in ((denoiser, CollapsedRoute()), (function, AugmentedRoute())):
+        chosen = eqmdm.log_likelihood(model, x, key=key)
+        given = eqmdm.log_likelihood(model, x, key=key, route=route)
+        assert tree_allclose(chosen, given, rtol=0.0, atol=0.0)
+
+
+class NormalisedFlow(eqmdm.AbstractRoute):
+    """The flow of z in log-SNR, in units of its standard deviation for data of unit
+    variance; written with public names alone."""
+
+    def check(self, model, dtype):
+        del dtype
+        if not model.has_denoiser:
+            raise TypeError("`model` must be a `DenoiserModel`.")
+
+    def __call__(self, model, x, solver, *, key):
+        diffusion = model.diffusion
+        log_snrs = [diffusion.log_snr(t) for t in (diffusion.t0, diffusion.t1)]
+        scale = lambda log_snr: jnp.sqrt(1 + jnp.exp(-log_snr)).astype(x.dtype)
+
+        def flow(s):
+            r = scale(-s)
+
+            def function(u):
+                z = r * u[0]
+                share = 1 / (1 + jnp.exp(s))
+                # du/ds for u = z / r, whose own change is -u exp(s) / 2 (1 + exp(s)).
+                return 0.5 * ((z - model.denoise(-s, z)) / r - u[0] * (1 - share))[None]
+
+            return jnp.zeros((1, 1), x.dtype), jnp.ones((1, 1), x.dtype), function
+
+        first, last = (scale(log_snr) for log_snr in log_snrs)
+        start, end = (-log_snr.astype(x.dtype) for log_snr in log_snrs)
+        solution = solver(flow, start, end, x[None] / first, key=key)
+        density = jnp.sum(norm.logpdf(solution.y[0]))
+        values = density - x.size * jnp.log(first) + solution.divergences
+        return eqmdm.Likelihood(
+            log_likelihood=jnp.mean(values),
+            standard_error=solver.standard_error(values),
+            effective_sample_size=jnp.ones((), x.dtype),
+            n_evaluations=solution.n_evaluations,
+            result=solution.result,
         )
 
 
-def test_default_route_follows_the_score(key):
-    diffusion = eqmdm.VPSDE()
-    denoiser = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
-    function = eqmdm.CallableScore(lambda t, y: denoiser(t, y))
-    x = jnp.asarray(0.3)
-    for score, route in ((denoiser, CollapsedRoute()), (function, AugmentedRoute())):
-        chosen = eqmdm.log_likelihood(score, diffusion, x, key=key)
-        given = eqmdm.log_likelihood(score, diffusion, x, key=key, route=route)
-        assert tree_allclose(chosen, given, rtol=0.0, atol=0.0)
+def test_a_route_of_ones_own_gives_the_likelihood(key):
+    x, closed, _ = mixture_case()
+    x, closed = x[:64], closed[:64]
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*WIDE))
+    model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
+    one = lambda x: eqmdm.log_likelihood(model, x, key=key, route=NormalisedFlow())
+    result = jax.jit(jax.vmap(one))(x)
+    # The bar of the built-in routes.
+    assert rms(result.log_likelihood - closed) < 5e-4
+    other = eqmdm.FunctionModel(lambda t, y: -y, diffusion)
+    with pytest.raises(TypeError, match="must be a `DenoiserModel`"):
+        eqmdm.log_likelihood(other, x[0], key=key, route=NormalisedFlow())
+
+
+@pytest.mark.parametrize(
+    "diffusion",
+    [eqmdm.VPSDE(), eqmdm.CLD(interval=eqmdm.LogSNRInterval(-8.0, 6.0))],
+    ids=["VPSDE", "CLD"],
+)
+@pytest.mark.parametrize("route", [CollapsedRoute(), AugmentedRoute(2)])
+def test_program_does_not_call_back_to_the_host(route, diffusion, key):
+    # XLA's persistent cache holds no program that does.
+    denoiser = eqmdm.PreconditionedDenoiser(
+        lambda c, z: jnp.tanh(z) + c, data_std=1.0, log_snr_range=(-20.0, 40.0)
+    )
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
+    run = lambda x, key: eqmdm.log_likelihood(model, x, key=key, route=route)
+    program = jax.jit(run).lower(jnp.zeros(3), key).as_text()
+    assert "tanh" in program
+    assert "callback" not in program
+
+
+@pytest.mark.parametrize("route", [CollapsedRoute(), AugmentedRoute()])
+def test_network_is_compiled_once(route, key):
+    def network(c, z):
+        # An operation that nothing else in the program has.
+        return jax.lax.lgamma(1.5 + 0.1 * z**2)
+
+    denoiser = eqmdm.PreconditionedDenoiser(network, 1.0, (-20.0, 40.0))
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE())
+    run = lambda x, key: eqmdm.log_likelihood(model, x, key=key, route=route)
+    program = jax.jit(run).lower(jnp.zeros(3), key).as_text()
+    # With its derivative, which is that of the value.
+    assert program.count("chlo.lgamma") == 1
 
 
 def test_preconditioned_denoiser_keeps_its_digits_at_high_log_snr(key):
@@ -495,11 +577,10 @@ def test_importance_weights_tighten_the_bound_up_to_the_closed_form(key):
 
 
 def test_a_result_does_not_depend_on_its_batch(key):
-    diffusion = eqmdm.VPSDE()
-    score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
+    model = eqmdm.DenoiserModel(mixture_denoiser, eqmdm.VPSDE())
     x, _, _ = mixture_case()
-    many = compute(mixture_denoiser, diffusion, x, key, route=CollapsedRoute())
-    one = eqmdm.log_likelihood(score, diffusion, x[3], key=key)
+    many = compute(mixture_denoiser, model.diffusion, x, key, route=CollapsedRoute())
+    one = eqmdm.log_likelihood(model, x[3], key=key)
     # To rounding.
     close = dict(rtol=1e-10, atol=1e-10)
     assert tree_allclose(many.log_likelihood[3], one.log_likelihood, **close)
@@ -514,57 +595,80 @@ def test_a_solve_that_fails_leaves_the_others_of_its_batch(key):
         result = compute(mixture_denoiser, diffusion, x, key, **options)
         assert result.converged.tolist() == [True, False, True]
         assert np.isnan(result.log_likelihood).tolist() == [False, True, False]
+        assert np.isnan(result.standard_error).tolist() == [False, True, False]
         # More steps than there are allowed.
         options |= {"tolerance": 1e-14}
         result = compute(mixture_denoiser, diffusion, x, key, **options)
         assert not np.any(result.converged)
         assert np.all(np.isnan(result.log_likelihood))
+        failed = result.result == dfx.RESULTS.max_steps_reached
+        assert failed.tolist() == [True] * 3
 
 
-def test_integers_are_refused(key, unchecked):
-    score = eqmdm.DenoiserScore(normal_denoiser, eqmdm.VPSDE())
+def test_a_result_says_why_it_failed(key):
+    # Not a number at one time, which a solver on fixed steps takes no notice of.
+    function = lambda t, y: jnp.where(t > 0.5, jnp.nan, -y)
+    model = eqmdm.FunctionModel(function, eqmdm.VPSDE())
+    ends = model.diffusion.t0, model.diffusion.t1
+    result = eqmdm.log_likelihood(
+        model,
+        jnp.zeros(2),
+        key=key,
+        stepsize_controller=dfx.StepTo(jnp.linspace(*ends, 20)),
+    )
+    assert result.result == dfx.RESULTS.nonfinite and not result.converged
+    assert np.isnan(result.log_likelihood)
+
+
+def test_likelihood_shows_its_values(key):
+    model = eqmdm.DenoiserModel(normal_denoiser, eqmdm.VPSDE())
+    result = eqmdm.log_likelihood(model, jnp.zeros(2), key=key)
+    shown = f"log_likelihood={float(result.log_likelihood):.6g}, standard_error=0"
+    assert shown in repr(result) and "converged=1 of 1" in repr(result)
+    one = lambda x: eqmdm.log_likelihood(model, x, key=key)
+    batch = repr(jax.vmap(one)(jnp.zeros((3, 2))))
+    assert "log_likelihood=float64[3]" in batch and "converged=3 of 3" in batch
+
+
+def test_integers_raise(key, unchecked):
+    model = eqmdm.DenoiserModel(normal_denoiser, eqmdm.VPSDE())
     with pytest.raises(TypeError, match="`x` must be floating-point data; got int32"):
-        eqmdm.log_likelihood(score, eqmdm.VPSDE(), jnp.zeros(2, jnp.int32), key=key)
+        eqmdm.log_likelihood(model, jnp.zeros(2, jnp.int32), key=key)
 
 
-def test_collapsed_route_refuses_a_score_without_a_denoiser(key):
+def test_collapsed_route_raises_without_a_denoiser(key):
     with pytest.raises(TypeError, match="`route` must be an `AugmentedRoute`"):
         eqmdm.log_likelihood(
-            lambda t, y: -y,
-            eqmdm.VPSDE(),
+            eqmdm.FunctionModel(lambda t, y: -y, eqmdm.VPSDE()),
             jnp.zeros(2),
             key=key,
             route=CollapsedRoute(),
         )
 
 
-def test_counts_below_one_are_refused(key):
-    score = eqmdm.DenoiserScore(normal_denoiser, eqmdm.VPSDE())
+def test_counts_below_one_raise(key):
+    model = eqmdm.DenoiserModel(normal_denoiser, eqmdm.VPSDE())
     with pytest.raises(ValueError, match="`max_steps` must be at least 1; got 0"):
-        eqmdm.log_likelihood(score, eqmdm.VPSDE(), jnp.zeros(2), key=key, max_steps=0)
+        eqmdm.log_likelihood(model, jnp.zeros(2), key=key, max_steps=0)
     with pytest.raises(ValueError, match="`n_draws` must be at least 1; got 0"):
         AugmentedRoute(0)
 
 
-def test_tolerance_beyond_the_dtype_is_refused(key):
-    score = eqmdm.DenoiserScore(normal_denoiser, eqmdm.VPSDE())
+def test_tolerance_below_the_precision_of_the_dtype_raises(key):
+    model = eqmdm.DenoiserModel(normal_denoiser, eqmdm.VPSDE())
     x = jnp.zeros(2, jnp.float32)
     controller = dfx.PIDController(rtol=TIGHT, atol=TIGHT)
     with pytest.raises(ValueError, match="`stepsize_controller` must have a relative"):
-        eqmdm.log_likelihood(
-            score, eqmdm.VPSDE(), x, key=key, stepsize_controller=controller
-        )
+        eqmdm.log_likelihood(model, x, key=key, stepsize_controller=controller)
 
 
-def test_a_horizon_below_the_denoisers_range_is_refused(key):
+def test_final_log_snr_below_the_range_of_the_denoiser_raises(key):
     denoiser = eqmdm.PreconditionedDenoiser(
         lambda c, z: z, data_std=1.0, log_snr_range=(-3.0, 9.0)
     )
-    score = eqmdm.DenoiserScore(denoiser, eqmdm.VPSDE())
-    message = "`diffusion` must end within the denoiser"
-    run = lambda x: (
-        eqmdm.log_likelihood(score, eqmdm.VPSDE(), x, key=key).log_likelihood
-    )
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE())
+    message = "`model` must have a diffusion that ends within the log-SNR range"
+    run = lambda x: eqmdm.log_likelihood(model, x, key=key).log_likelihood
     for function in (run, eqx.filter_jit(run)):
         with pytest.raises(ValueError, match=message):
             function(jnp.zeros(2))

@@ -12,7 +12,7 @@ from script_runs import SCRIPTS
 
 from eqmdm.cli import entry
 from eqmdm.cli.evaluate.options import EvaluateOptions
-from eqmdm.cli.options import check_at_least, with_option_names
+from eqmdm.cli.fields import check_at_least, with_option_names
 from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample.options import SampleOptions
 from eqmdm.cli.solver_study.options import SolverStudyOptions

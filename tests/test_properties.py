@@ -171,7 +171,7 @@ def test_schedule_is_built_of_positive_finite_rates_alone(name, number):
 
 @eqx.filter_jit
 def laws_of(diffusion, t):
-    return diffusion.compute_laws(t)
+    return diffusion.compute_kernel(t)
 
 
 def in_float64(matrix):
@@ -204,7 +204,7 @@ def test_kernel_of_any_recipe_is_that_of_many_digits(recipe, tau, dtype):
     norm = np.linalg.norm(skew + noise @ noise.T, 2)
     for root, start_root in (
         (laws.step.root, 0 * start),
-        (laws.kernel.root, start),
+        (laws.root, start),
     ):
         psi, exact_root = exact_kernel(skew, noise, np.eye(n_vars), start_root, tau)
         expected = in_float64(exact_root)
@@ -388,7 +388,7 @@ def test_states_of_any_shape_are_matrix_products_over_the_vars(
     kind, shape, dtype, seed
 ):
     diffusion = diffusions()[kind]
-    law = diffusion.compute_laws(jnp.asarray(0.4, dtype))
+    law = diffusion.compute_kernel(jnp.asarray(0.4, dtype))
     x = jr.normal(jr.key(seed), shape, dtype)
     noise = jr.normal(jr.key(seed + 1), (diffusion.n_vars, *shape), dtype)
     y = diffusion.draw_start(x, key=jr.key(seed))
@@ -399,9 +399,9 @@ def test_states_of_any_shape_are_matrix_products_over_the_vars(
     rtol = 16 * float(jnp.finfo(dtype).eps)
     for actual, expected in (
         (law.step.perturb(y, noise), (law.step.mean_map, y, law.step.root)),
-        (law.kernel.perturb(x, noise), (law.kernel.mean_map[:, None], x[None])),
+        (law.perturb(x, noise), (law.mean_map[:, None], x[None])),
     ):
-        matrix, state, root = (*expected, law.kernel.root)[:3]
+        matrix, state, root = (*expected, law.root)[:3]
         expected = product(matrix, state) + product(root, noise)
         assert actual.shape == (diffusion.n_vars, *shape) and actual.dtype == dtype
         np.testing.assert_allclose(actual, expected, rtol=0, atol=4 * rtol)
@@ -439,6 +439,10 @@ def _minus(t, y):
     return -y
 
 
+def _model():
+    return eqmdm.FunctionModel(_minus, diffusions()["CLD"])
+
+
 KEY = jr.key(0)
 POINT = jnp.asarray([0.5, 1.0])
 # Everything that takes a number that must be finite, beside what is drawn above.
@@ -468,7 +472,7 @@ ENTRANCES = {
     "times": lambda bad: eqmdm.CustomGrid([1.0, bad, 1e-3]),
     "times first": lambda bad: eqmdm.CustomGrid([bad, 0.5, 1e-3]),
     "times last": lambda bad: eqmdm.CustomGrid([1.0, 0.5, bad]),
-    "snr": lambda bad: eqmdm.LangevinCorrector(eqmdm.Collapsed(), snr=bad),
+    "snr": lambda bad: eqmdm.LangevinCorrector(eqmdm.DPMSolver(), snr=bad),
     "data_std": lambda bad: eqmdm.PreconditionedDenoiser(_minus, bad, (-5.0, 5.0)),
     "log_snr_range": lambda bad: eqmdm.PreconditionedDenoiser(_minus, 1.0, (bad, 5.0)),
     "log_snr_range high": lambda bad: eqmdm.PreconditionedDenoiser(
@@ -492,26 +496,20 @@ ENTRANCES = {
     "x forward": lambda bad: eqmdm.forward_sde(
         diffusions()["CLD"], bad * POINT, key=KEY
     ),
-    "x bound": lambda bad: eqmdm.elbo(
-        _minus, diffusions()["CLD"], bad * POINT, key=KEY
-    ),
-    "u": lambda bad: eqmdm.elbo(
-        _minus, diffusions()["CLD"], POINT, key=KEY, u=jnp.asarray(bad)
-    ),
-    "x likelihood": lambda bad: eqmdm.log_likelihood(
-        _minus, diffusions()["CLD"], bad * POINT, key=KEY
-    ),
+    "x bound": lambda bad: eqmdm.elbo(_model(), bad * POINT, key=KEY),
+    "u": lambda bad: eqmdm.elbo(_model(), POINT, key=KEY, u=jnp.asarray(bad)),
+    "x likelihood": lambda bad: eqmdm.log_likelihood(_model(), bad * POINT, key=KEY),
     "x discrete": lambda bad: eqmdm.discrete_elbo(
-        _minus, diffusions()["CLD"], bad * POINT, jnp.asarray([0.5, 1e-3]), key=KEY
+        _model(), bad * POINT, times=jnp.asarray([0.5, 1e-3]), key=KEY
     ),
     "times discrete": lambda bad: eqmdm.discrete_elbo(
-        _minus, diffusions()["CLD"], POINT, jnp.asarray([0.5, bad, 1e-3]), key=KEY
+        _model(), POINT, times=jnp.asarray([0.5, bad, 1e-3]), key=KEY
     ),
-    "t": lambda bad: eqmdm.FreeScore(_minus, diffusions()["CLD"])(
+    "t": lambda bad: eqmdm.NoiseModel(_minus, diffusions()["CLD"]).score(
         jnp.asarray(bad), jnp.zeros((2, 3))
     ),
     "examples": lambda bad: eqmdm.evaluate(
-        (_minus, diffusions()["CLD"]), _points(bad), eqmdm.Objective(), key=KEY
+        _model(), _points(bad), eqmdm.Objective(), key=KEY
     ),
     "examples trained": lambda bad: _trained_on(jnp.asarray(_points(bad))),
     "examples streamed": lambda bad: _streamed(_points(bad)),
@@ -521,14 +519,16 @@ ENTRANCES = {
 def _trained_on(examples):
     optimiser = eqmdm.make_optimiser()
     network = eqmdm.nn.MLP((3,), 2, width=4, depth=1, key=KEY)
-    state = eqmdm.TrainState.create((network, diffusions()["CLD"]), optimiser, key=KEY)
+    model = eqmdm.NoiseModel(network, diffusions()["CLD"])
+    state = eqmdm.TrainState.create(model, optimiser, key=KEY)
     eqmdm.train_step(state, examples, eqmdm.Objective(), optimiser, batch_size=8)
 
 
 def _streamed(examples):
     optimiser = eqmdm.make_optimiser()
-    state = eqmdm.TrainState.create((jnp.ones(3),), optimiser, key=KEY)
-    with eqmdm.BatchStream(state, examples, batch_size=len(examples)) as batches:
+    state = eqmdm.TrainState.create(_model(), optimiser, key=KEY)
+    n, objective = len(examples), eqmdm.Objective()
+    with eqmdm.BatchStream(state, examples, objective, batch_size=n) as batches:
         next(batches)
 
 
@@ -543,7 +543,7 @@ def test_number_that_is_not_finite_is_refused_where_it_enters(entrance, bad):
 @pytest.mark.parametrize("bad", [0.0, *NOT_FINITE], ids=str)
 def test_points_that_a_traced_function_closes_over_are_looked_at(bad):
     x = POINT + bad
-    bound = jax.jit(lambda: eqmdm.elbo(_minus, diffusions()["CLD"], x, key=KEY).total)
+    bound = jax.jit(lambda: eqmdm.elbo(_model(), x, key=KEY).total)
     if bad:
         with pytest.raises(ValueError, match="`x` must be finite"):
             bound()

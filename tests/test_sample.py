@@ -25,22 +25,23 @@ def mixture_denoiser(log_snr, z):
 
 
 def sample(diffusion, shape=(), **options):
-    score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
-    return eqmdm.sample(score, diffusion, shape, **options)
+    model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
+    return eqmdm.sample(model, shape, **options)
 
 
-FLOW = {"process": eqmdm.probability_flow}
+def flow(solver, **options):
+    return eqmdm.DiffraxSampler(solver, eqmdm.probability_flow, **options)
 
 
 @pytest.mark.parametrize(
     ("cls", "options"),
     [
-        (eqmdm.VPSDE, {"n_steps": 150}),
-        (eqmdm.CLD, {"n_steps": 150}),
-        (eqmdm.CLD, {"n_steps": 40, "solver": eqmdm.Collapsed()}),
-        (eqmdm.VPSDE, {"n_steps": 60, "solver": dfx.Heun(), **FLOW}),
+        (eqmdm.VPSDE, {"n_steps": 150, "sampler": dfx.SEA()}),
+        (eqmdm.CLD, {"n_steps": 150, "sampler": dfx.SEA()}),
+        (eqmdm.CLD, {}),
+        (eqmdm.VPSDE, {"n_steps": 60, "sampler": flow(dfx.Heun())}),
     ],
-    ids=["VPSDE", "CLD", "Collapsed", "flow"],
+    ids=["VPSDE", "CLD", "default", "flow"],
 )
 def test_samples_with_the_exact_denoiser_have_the_moments_of_the_data(
     cls, options, key
@@ -64,8 +65,9 @@ def test_samples_with_the_exact_denoiser_have_the_moments_of_the_data(
 
 def test_a_sample_depends_on_its_number_alone(key):
     diffusion = eqmdm.VPSDE()
+    options = {"n_steps": 8, "sampler": eqmdm.AncestralSampler()}
     many, few, later = (
-        sample(diffusion, (2,), key=key, n_samples=n, n_steps=8, first=first)
+        sample(diffusion, (2,), key=key, n_samples=n, first=first, **options)
         for n, first in ((5, 0), (2, 0), (2, 3))
     )
     assert few.shape == (2, 2) and many.shape == (5, 2)
@@ -78,10 +80,11 @@ def test_a_sample_depends_on_its_number_alone(key):
 
 def test_steps_are_those_of_the_grid_on_the_clock(key):
     diffusion, clock = eqmdm.VPSDE(), eqmdm.LogSNRClock()
-    score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
+    model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
     times = jnp.asarray([1.0, 0.7, 0.5, 0.1, float(diffusion.t0)])
-    options = {"solver": dfx.Euler(), "grid": eqmdm.CustomGrid(times), "clock": clock}
-    x = sample(diffusion, (2,), key=key, n_samples=1, n_steps=4, **options, **FLOW)
+    sampler = flow(dfx.Euler(), grid=eqmdm.CustomGrid(times), clock=clock)
+    # As many as the grid has.
+    x = sample(diffusion, (2,), key=key, n_samples=1, sampler=sampler)
 
     @jax.jit
     def by_hand(key):
@@ -94,44 +97,68 @@ def test_steps_are_those_of_the_grid_on_the_clock(key):
                 matrix(times[i])
                 for matrix in (diffusion.drift_matrix, diffusion.diffusion_matrix)
             )
-            slope = F @ y - 0.5 * G @ G.T @ score(times[i], y)
+            slope = F @ y - 0.5 * G @ G.T @ model.score(times[i], y)
             y = y + (log_snrs[i + 1] - log_snrs[i]) * rate * slope
         kernel = diffusion.compute_kernel(times[-1])
-        return score.data_estimate(times[-1], kernel, y)
+        return model.data_estimate(kernel, y)
 
     # Log-SNR is inverted to some 1e-10 of a time.
     assert tree_allclose(x[0], by_hand(key), rtol=1e-8, atol=1e-8)
 
 
+def adaptive(tolerance, **options):
+    controller = dfx.PIDController(rtol=tolerance, atol=tolerance)
+    return flow(dfx.Tsit5(), stepsize_controller=controller, **options)
+
+
 def test_the_flow_leads_every_solver_from_a_start_to_the_same_sample(key):
     diffusion = eqmdm.VPSDE()
     draw = lambda **options: sample(diffusion, (2,), key=key, n_samples=8, **options)
-    tight = dfx.PIDController(rtol=1e-8, atol=1e-8)
-    adaptive = draw(solver=dfx.Tsit5(), stepsize_controller=tight, n_steps=1000, **FLOW)
+    tight = draw(sampler=adaptive(1e-8))
     # Second order at 400 steps, where the fifth order is exact.
-    for options in ({"solver": eqmdm.Collapsed()}, {"solver": dfx.Heun(), **FLOW}):
-        x = draw(n_steps=400, **options)
-        assert tree_allclose(x, adaptive, rtol=0.0, atol=1e-2)
-        assert not tree_allclose(x, adaptive, rtol=0.0, atol=1e-9)
+    for sampler in (eqmdm.DPMSolver(), flow(dfx.Heun())):
+        x = draw(sampler=sampler, n_steps=400)
+        assert tree_allclose(x, tight, rtol=0.0, atol=1e-2)
+        assert not tree_allclose(x, tight, rtol=0.0, atol=1e-9)
 
 
 def test_a_solve_that_needs_more_steps_is_not_a_number_and_the_others_are_kept(key):
-    options = {"solver": dfx.Tsit5(), **FLOW}
-    options["stepsize_controller"] = dfx.PIDController(rtol=1e-5, atol=1e-5)
-    draw = lambda n_steps: sample(
-        eqmdm.VPSDE(), (1,), key=key, n_samples=64, n_steps=n_steps, **options
+    draw = lambda max_steps: sample(
+        eqmdm.VPSDE(),
+        (1,),
+        key=key,
+        n_samples=64,
+        sampler=adaptive(1e-5, max_steps=max_steps),
+        full_output=True,
     )
-    enough, few, fewer = draw(1000)[:, 0], draw(15)[:, 0], draw(2)[:, 0]
-    assert jnp.all(jnp.isfinite(enough)) and jnp.all(jnp.isnan(fewer))
-    done = jnp.isfinite(few)
+    enough, few, fewer = draw(1000), draw(15), draw(2)
+    assert jnp.all(jnp.isfinite(enough.x)) and jnp.all(jnp.isnan(fewer.x))
+    done = jnp.isfinite(few.x[:, 0])
     assert 0 < jnp.sum(done) < 64
-    assert tree_allclose(few[done], enough[done], rtol=1e-10, atol=1e-10)
+    assert tree_allclose(few.x[done], enough.x[done], rtol=1e-10, atol=1e-10)
+    # With the reason, and the evaluations that were made: six a step, one at the start
+    # and one at the end.
+    successful, too_many = dfx.RESULTS.successful, dfx.RESULTS.max_steps_reached
+    assert jnp.all(enough.result == successful)
+    assert jnp.all(jnp.where(done, few.result == successful, few.result == too_many))
+    assert jnp.all(fewer.n_evaluations == 6 * 2 + 2)
+    assert jnp.all(enough.n_evaluations > fewer.n_evaluations)
+
+
+def test_a_sample_that_is_not_finite_says_so(key):
+    model = eqmdm.DenoiserModel(
+        lambda l, z: jnp.where(z > 0, z, jnp.nan), eqmdm.VPSDE()
+    )
+    result = eqmdm.sample(model, (), key=key, n_steps=1, full_output=True)
+    failed = jnp.isnan(result.x)
+    assert 0 < jnp.sum(failed) < 64
+    assert jnp.all(failed == (result.result == dfx.RESULTS.nonfinite))
 
 
 def test_adaptive_steps_serve_an_sde(key):
     controller = dfx.PIDController(rtol=1e-2, atol=1e-2, dtmin=1e-5)
-    options = {"solver": dfx.ShARK(), "stepsize_controller": controller}
-    x = sample(eqmdm.VPSDE(), (2,), key=key, n_samples=8, n_steps=4000, **options)
+    sampler = eqmdm.DiffraxSampler(dfx.ShARK(), stepsize_controller=controller)
+    x = sample(eqmdm.VPSDE(), (2,), key=key, n_samples=8, sampler=sampler)
     assert jnp.all(
         jnp.min(jnp.abs(x[..., None] - MEANS[None, None]), axis=-1) < 6 * STD
     )
@@ -139,7 +166,7 @@ def test_adaptive_steps_serve_an_sde(key):
 
 @pytest.mark.parametrize("solver", [dfx.Euler(), dfx.ShARK()], ids=["Euler", "ShARK"])
 def test_sample_takes_other_solvers(solver, key):
-    x = sample(eqmdm.VPSDE(), (2,), key=key, n_samples=3, n_steps=20, solver=solver)
+    x = sample(eqmdm.VPSDE(), (2,), key=key, n_samples=3, n_steps=20, sampler=solver)
     # The data lie within some standard deviations of the two means.
     assert x.shape == (3, 2) and jnp.all(jnp.abs(x) < 4)
 
@@ -154,73 +181,238 @@ def test_samples_have_the_dtype_that_is_asked_for_and_follow_the_key(key):
     assert jnp.all(draws[0] != draws[1])
 
 
-def test_any_callable_serves_as_a_score(key):
+def test_any_score_serves_as_a_model(key):
     # Standard normal data under a diffusion that keeps them: the score is -y.
     diffusion = eqmdm.VPSDE()
     x = eqmdm.sample(
-        lambda t, y: -y, diffusion, (8,), key=key, n_samples=300, n_steps=100
+        eqmdm.FunctionModel(lambda t, y: -y, diffusion),
+        (8,),
+        key=key,
+        n_samples=300,
+        n_steps=100,
+        sampler=dfx.SEA(),
     )
     assert within_standard_errors(x.reshape(-1), 0.0)
-    # What is returned is the posterior mean at the cut, which varies a little less.
+    # What is returned is the posterior mean at t0, which varies a little less.
     expected = jnp.exp(-diffusion.schedule.integrated_rate(jnp.zeros(()), diffusion.t0))
     assert within_standard_errors(x.reshape(-1) ** 2, expected)
 
 
-def test_counts_below_one_are_refused(key):
+def test_counts_below_one_raise(key):
     for options in ({"n_steps": 0}, {"n_samples": 0}, {"n_steps": -1}):
         [name] = options
         with pytest.raises(ValueError, match=f"`{name}` must be at least 1; got"):
             sample(eqmdm.VPSDE(), key=key, **options)
 
 
-def test_a_horizon_below_the_denoisers_range_is_refused(key):
+def test_diffusion_that_ends_below_the_denoisers_range_raises(key):
     diffusion = eqmdm.VPSDE()
     denoiser = eqmdm.PreconditionedDenoiser(
         lambda c, z: z, data_std=1.0, log_snr_range=(-3.0, 9.0)
     )
-    score = eqmdm.DenoiserScore(denoiser, diffusion)
-    with pytest.raises(ValueError, match="`diffusion` must end within the denoiser"):
-        eqmdm.sample(score, diffusion, (2,), key=key, n_samples=1)
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
+    with pytest.raises(
+        ValueError, match="must have a diffusion that ends within the log-SNR"
+    ):
+        eqmdm.sample(model, (2,), key=key, n_samples=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "make"),
+    [
+        (
+            TypeError,
+            "`solver` must be one for SDEs.*`Tsit5`",
+            lambda: eqmdm.DiffraxSampler(dfx.Tsit5()),
+        ),
+        (TypeError, "`solver` must be one for ODEs.*`SEA`", lambda: flow(dfx.SEA())),
+        (
+            ValueError,
+            "`process` must be `eqmdm.reverse_sde` or",
+            lambda: eqmdm.DiffraxSampler(dfx.SEA(), print),
+        ),
+        (
+            TypeError,
+            "`grid` must be left out where a `stepsize_controller`",
+            lambda: adaptive(1e-3, grid=eqmdm.UniformGrid()),
+        ),
+        (
+            ValueError,
+            "`solver` must have a root finder with tolerances",
+            lambda: flow(dfx.Kvaerno3()),
+        ),
+        (ValueError, "`max_steps` must be at", lambda: adaptive(1e-3, max_steps=0)),
+    ],
+    ids=["ode-solver", "sde-solver", "process", "grid", "tolerance", "max-steps"],
+)
+def test_samplers_that_cannot_be_built_raise(error, message, make):
+    with pytest.raises(error, match=message):
+        make()
 
 
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
         (ValueError, "`first` must be at least 0; got -1", {"first": -1}),
-        (TypeError, "`solver` must be one for SDEs.*`Tsit5`", {"solver": dfx.Tsit5()}),
+        (TypeError, "`solver` must be one for SDEs.*`Tsit5`", {"sampler": dfx.Tsit5()}),
+        (TypeError, "`sampler` must be a sampler.*got 'sea'", {"sampler": "sea"}),
         (
-            TypeError,
-            "`solver` must be one for ODEs.*`SEA`",
-            {"solver": dfx.SEA(), **FLOW},
-        ),
-        (ValueError, "`process` must be `eqmdm.reverse_sde` or", {"process": print}),
-        (
-            TypeError,
-            "`clock` must be left out for `Collapsed`",
-            {"solver": eqmdm.Collapsed(), "clock": eqmdm.LogSNRClock()},
+            ValueError,
+            "`n_steps` must be left out where a `stepsize_controller`.*got 7",
+            {"sampler": adaptive(1e-3), "n_steps": 7},
         ),
         (
-            TypeError,
-            "`process` must be left out for `SSCS`",
-            {"solver": eqmdm.SSCS(), **FLOW},
-        ),
-        (
-            TypeError,
-            "`grid` must be left out where a `stepsize_controller`",
-            {
-                "grid": eqmdm.UniformGrid(),
-                "stepsize_controller": dfx.PIDController(rtol=1e-3, atol=1e-3),
-            },
+            ValueError,
+            "`full_output` must be True",
+            {"save_at": eqmdm.SaveAt(times=[0.5])},
         ),
     ],
-    ids=["first", "ode-solver", "sde-solver", "process", "clock", "flow", "grid"],
+    ids=["first", "ode-solver", "sampler", "n-steps", "save-at"],
 )
-def test_options_that_do_not_fit_are_refused(error, message, options, key):
+def test_arguments_that_do_not_fit_raise(error, message, options, key, unchecked):
     with pytest.raises(error, match=message):
-        sample(eqmdm.VPSDE(), (2,), key=key, n_samples=1, n_steps=2, **options)
+        sample(eqmdm.VPSDE(), (2,), key=key, n_samples=1, **options)
 
 
-def test_a_clock_that_cannot_tell_the_time_is_refused(key):
-    with pytest.raises(ValueError, match="stands still near a time"):
-        clock = eqmdm.LogSNRClock()
-        sample(eqmdm.ALDA(), (2,), key=key, n_samples=1, n_steps=2, clock=clock)
+def test_a_clock_that_is_not_monotone_in_time_raises(key):
+    sampler = eqmdm.DiffraxSampler(dfx.SEA(), clock=eqmdm.LogSNRClock())
+    with pytest.raises(ValueError, match="not strictly monotone"):
+        sample(eqmdm.ALDA(), (2,), key=key, n_samples=1, n_steps=2, sampler=sampler)
+
+
+SAMPLERS = {
+    "SEA": dfx.SEA(),
+    "SEA-clock": eqmdm.DiffraxSampler(dfx.SEA(), clock=eqmdm.LogSNRClock()),
+    "Heun": flow(dfx.Heun()),
+    "Tsit5-adaptive": adaptive(1e-3),
+    "Tsit5-adaptive-clock": adaptive(1e-3, clock=eqmdm.AngleClock()),
+    "DPMSolver": eqmdm.DPMSolver(),
+    "DPMSolver-3": eqmdm.DPMSolver(order=3),
+    "EDMHeun": eqmdm.EDMHeun(),
+    "ancestral": eqmdm.AncestralSampler(),
+    "SSCS": eqmdm.SSCS(),
+    "Langevin": eqmdm.LangevinCorrector(eqmdm.DPMSolver()),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_programs_call_nothing_on_the_host(name, key):
+    # JAX's persistent cache keeps no program that does.
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-6.0, 11.0))
+    model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
+
+    def draw(key):
+        return eqmdm.sample(
+            model, (2,), key=key, n_samples=3, n_steps=n_steps, sampler=SAMPLERS[name]
+        )
+
+    n_steps = None if "adaptive" in name else 4
+    assert "callback" not in jax.jit(draw).lower(key).as_text()
+
+
+# The exact variance of z at a log-SNR, for normal data that the process leads to.
+VARIANCE = 1.5
+
+
+def gaussian_denoiser(log_snr, z):
+    return z * (VARIANCE / (VARIANCE + jnp.exp(-log_snr)))
+
+
+@pytest.mark.parametrize(
+    "name", ["SEA", "Heun", "Tsit5-adaptive", "DPMSolver-3", "EDMHeun", "SSCS"]
+)
+def test_trajectories_have_the_law_of_the_process(name, key):
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-7.0, 9.0))
+    model = eqmdm.DenoiserModel(gaussian_denoiser, diffusion)
+    log_snrs = jnp.asarray([4.0, -7.0, -2.0, 9.0, 0.5])
+    result = eqmdm.sample(
+        model,
+        (4,),
+        key=key,
+        n_samples=1000,
+        n_steps=None if "adaptive" in name else 150,
+        sampler=SAMPLERS[name],
+        save_at=eqmdm.SaveAt(log_snrs=log_snrs),
+        full_output=True,
+    )
+    path = result.trajectory
+    # From noise to data, exactly where it was asked for.
+    assert tree_allclose(path.log_snrs, jnp.sort(log_snrs), rtol=0, atol=1e-6)
+    n_rows = 1 if name in ("DPMSolver-3", "EDMHeun") else 2
+    assert path.states.shape == (1000, 5, n_rows, 4)
+    for i, t in enumerate(path.times):
+        kernel = diffusion.compute_kernel(t)
+        states = path.states[:, i]
+        z = states[:, 0] if n_rows == 1 else jax.vmap(kernel.project)(states)
+        spread = VARIANCE + kernel.sigma**2
+        # Of the prior, whose variance of z is that of N(0, 1) data, little is left.
+        assert within_standard_errors(z.reshape(-1) ** 2, spread, n=6.0)
+        expected = gaussian_denoiser(kernel.log_snr, z)
+        assert tree_allclose(path.estimates[:, i], expected, rtol=1e-9, atol=1e-9)
+    # The sample is the estimate at the end of its trajectory.
+    assert tree_allclose(result.x, path.estimates[:, -1], rtol=1e-9, atol=1e-9)
+
+
+EXACT = {"rtol": 0.0, "atol": 0.0}
+
+
+def test_saved_states_are_those_of_the_steps(key):
+    diffusion = eqmdm.VPSDE()
+    times = [1.0, 0.7, 0.4, 0.1, 0.001]
+    sampler = eqmdm.DPMSolver(grid=eqmdm.CustomGrid(times))
+    options = {"key": key, "n_samples": 2, "full_output": True}
+    plain = sample(diffusion, (3,), sampler=sampler, **options)
+    assert plain.trajectory is None and jnp.all(plain.n_evaluations == 5)
+    saved = sample(
+        diffusion,
+        (3,),
+        sampler=sampler,
+        save_at=eqmdm.SaveAt(times=[0.1, 0.7]),
+        **options,
+    )
+    # Of the grid's own times: no step moves, and no sample.
+    assert tree_allclose(saved.x, plain.x, rtol=1e-12, atol=1e-12)
+    assert tree_allclose(saved.trajectory.times, jnp.asarray([0.7, 0.1]), **EXACT)
+    assert jnp.all(saved.n_evaluations == 7)
+    # The first step by hand, of order 1.
+    model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
+    start, end = (diffusion.compute_kernel(jnp.asarray(t)) for t in (1.0, 0.7))
+    for i in range(2):
+        key_start, _ = jr.split(jr.fold_in(key, i))
+        z = start.project(diffusion.prior.sample((3,), key=key_start))
+        x = model.denoise(start.log_snr, z)
+        expected = x + end.sigma / start.sigma * (z - x)
+        actual = saved.trajectory.states[i, 0, 0]
+        assert tree_allclose(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either `times` or `log_snrs`"),
+        ({"times": [0.1], "log_snrs": [1.0]}, "either `times` or `log_snrs`"),
+        ({"times": [[0.1]]}, "must have a vector of values; got shape .1, 1."),
+    ],
+    ids=["none", "both", "shape"],
+)
+def test_save_at_takes_one_vector(options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        eqmdm.SaveAt(**options)
+
+
+@pytest.mark.parametrize(
+    "save_at",
+    [
+        eqmdm.SaveAt(times=[0.5, 1.5]),
+        eqmdm.SaveAt(times=[0.5, float("nan")]),
+        eqmdm.SaveAt(times=[0.5, 0.5]),
+        eqmdm.SaveAt(log_snrs=[1e3]),
+    ],
+    ids=["late", "nan", "twice", "log-snr"],
+)
+def test_times_to_save_at_must_be_distinct_and_within_the_interval(save_at, key):
+    message = (
+        r"`save_at` must be within the diffusion's interval, of times \[0.001, 1.0"
+    )
+    with pytest.raises(ValueError, match=message):
+        sample(eqmdm.VPSDE(), key=key, save_at=save_at, full_output=True)

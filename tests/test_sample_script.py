@@ -20,6 +20,7 @@ from script_runs import (
 )
 
 import eqmdm
+from eqmdm import DiffraxSampler
 from eqmdm.cli import plots
 from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample import program
@@ -78,8 +79,8 @@ class Sampler:
         self.calls = []
         self.lost = ()
 
-    def __call__(self, score, diffusion, shape, **how):
-        self.calls.append((score, how))
+    def __call__(self, model, shape, **how):
+        self.calls.append((model, how))
         numbers = how["first"] + np.arange(how["n_samples"])
         x = np.stack([self.value(number, shape) for number in numbers])
         x[np.isin(numbers, self.lost)] = np.nan
@@ -100,18 +101,16 @@ def sampler(monkeypatch):
 
 
 def test_samples_are_those_of_the_library(digits, tmp_path, capsys):
-    how = "--solver=collapsed-1", "--grid=uniform", "--steps=3", "--n-samples=5"
+    how = "--solver=dpm-1", "--grid=uniform", "--steps=3", "--n-samples=5"
     images, numbers, settings = _sample(digits, tmp_path, *how, "--batch-size=2")
-    score, diffusion = eqmdm.load(digits)
+    model = eqmdm.load_run(digits)
     x = eqmdm.sample(
-        score,
-        diffusion,
+        model,
         (8, 8, 1),
         key=jr.fold_in(jr.key(0), SAMPLES),
         n_samples=2,
         first=2,
-        solver=eqmdm.Collapsed(order=1),
-        grid=eqmdm.UniformGrid(),
+        sampler=eqmdm.DPMSolver(order=1, grid=eqmdm.UniformGrid()),
         n_steps=3,
         dtype=np.float32,
     )
@@ -123,7 +122,7 @@ def test_samples_are_those_of_the_library(digits, tmp_path, capsys):
     np.testing.assert_array_equal(numbers, np.arange(5))
     assert settings["evaluations_per_sample"] == 4
     assert settings["seconds_per_sample"] > 0
-    assert (settings["solver"], settings["steps"]) == ("collapsed-1", 3)
+    assert (settings["solver"], settings["steps"]) == ("dpm-1", 3)
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "4 evaluations of the network" in shown
@@ -133,15 +132,13 @@ def test_samples_are_those_of_the_library(digits, tmp_path, capsys):
 def test_points_are_drawn_by_a_solver_of_diffrax(free, tmp_path):
     how = "--solver=ode-euler", "--steps=2", "--n-samples=3"
     x, _, settings = _sample(free, tmp_path, *how)
-    score, diffusion = eqmdm.load(free)
+    model = eqmdm.load_run(free)
     expected = eqmdm.sample(
-        score,
-        diffusion,
+        model,
         (2,),
         key=jr.fold_in(jr.key(0), SAMPLES),
         n_samples=3,
-        solver=dfx.Euler(),
-        process=eqmdm.probability_flow,
+        sampler=DiffraxSampler(dfx.Euler(), eqmdm.probability_flow),
         n_steps=2,
         dtype=np.float32,
     )
@@ -154,31 +151,31 @@ def test_points_are_drawn_by_a_solver_of_diffrax(free, tmp_path):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (
-            ["--solver=heun"],
-            {"solver": dfx.Heun(), "process": eqmdm.reverse_sde, "n_steps": 50},
-        ),
+        (["--solver=heun"], {"sampler": DiffraxSampler(dfx.Heun()), "n_steps": 50}),
         (
             ["--solver=tsit5", "--clock=log_snr", "--grid=uniform", "--steps=7"],
             {
-                "solver": dfx.Tsit5(),
-                "process": eqmdm.probability_flow,
-                "clock": eqmdm.LogSNRClock(),
-                "grid": eqmdm.UniformGrid(),
+                "sampler": DiffraxSampler(
+                    dfx.Tsit5(),
+                    eqmdm.probability_flow,
+                    clock=eqmdm.LogSNRClock(),
+                    grid=eqmdm.UniformGrid(),
+                ),
                 "n_steps": 7,
             },
         ),
         (
             ["--grid=rho", "--rho=3"],
-            {
-                "solver": eqmdm.DataPrediction(),
-                "grid": eqmdm.RhoGrid(3.0),
-                "n_steps": 50,
-            },
+            {"sampler": eqmdm.DPMSolver(grid=eqmdm.RhoGrid(3.0)), "n_steps": 50},
         ),
         (
-            ["--solver=sscs", "--grid=quadratic"],
-            {"solver": eqmdm.SSCS(), "grid": eqmdm.QuadraticGrid(), "n_steps": 50},
+            ["--solver=langevin-dpm", "--grid=quadratic"],
+            {
+                "sampler": eqmdm.LangevinCorrector(
+                    eqmdm.DPMSolver(grid=eqmdm.QuadraticGrid())
+                ),
+                "n_steps": 50,
+            },
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -207,8 +204,8 @@ def test_batches_share_a_size_and_follow_the_numbers(points, sampler, tmp_path):
 def test_either_parameters_can_be_used(points, sampler, tmp_path):
     _, _, averaged = _sample(points, tmp_path / "averaged")
     _, _, last = _sample(points, tmp_path / "last", "--no-ema")
-    for ema, (score, _) in zip((True, False), sampler.calls[::2], strict=True):
-        assert eqx.tree_equal(score, eqmdm.load(points, ema=ema)[0])
+    for ema, (model, _) in zip((True, False), sampler.calls[::2], strict=True):
+        assert eqx.tree_equal(model, eqmdm.load_run(points, ema=ema))
     assert averaged["ema"] and not last["ema"]
     assert averaged["parameters"] != last["parameters"]
 
@@ -250,7 +247,7 @@ def test_samples_are_not_replaced_unasked(points, sampler, tmp_path):
         (["--n-samples=0"], "--n-samples must be at least 1; got 0"),
         (["--batch-size=0"], "--batch-size must be at least 1; got 0"),
         (["--seed=-1"], "--seed must be at least 0; got -1"),
-        (["--clock=angle"], "--clock must be time for the solver data-prediction"),
+        (["--clock=angle"], "--clock must be time for the solver dpm"),
         (["--grid=rho", "--rho=0"], "--rho must be positive and finite; got 0.0"),
     ],
 )
@@ -259,14 +256,15 @@ def test_wrong_options_are_refused(points, arguments, message):
 
 
 def test_solver_of_denoisers_is_refused_for_a_free_score(free):
-    error = _error(free, "--solver=langevin-collapsed")
+    error = _error(free, "--solver=edm-heun")
     assert "--solver must not need a denoiser" in error
-    assert "got langevin-collapsed. Take data-prediction" in error
+    assert "got edm-heun. Take dpm" in error
 
 
 def test_clock_that_the_diffusion_cannot_invert_is_refused(points, monkeypatch):
     trained = load_once(points, data_dir=None)
-    trained = dataclasses.replace(trained, model=(trained.model[0], eqmdm.ALDA()))
+    model = trained.model.under(eqmdm.ALDA())
+    trained = dataclasses.replace(trained, model=model)
     monkeypatch.setattr(program, "load_trained", lambda *_, **__: trained)
     error = _error(points, "--solver=sea", "--clock=log_snr")
     assert "--clock must be time" in error and "got log_snr" in error

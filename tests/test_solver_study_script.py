@@ -31,14 +31,19 @@ from eqmdm.cli.train_classifier import classifier
 # The purposes of the keys.
 SAMPLES, DIRECTIONS, HELD_OUT = 5, 7, 8
 # Every solver and count is a program of its own, and takes seconds to compile.
-REAL = "--solvers=collapsed --evaluations=4,12 --n-samples=60 --reference-samples=20 "
+REAL = "--solvers=dpm --evaluations=4,12 --n-samples=60 --reference-samples=20 "
 REAL += "--reference-steps=100"
 REAL = REAL.split()
 # Two batches a row, and a solver that cannot do with four evaluations.
-STUDY = "--solvers=collapsed,euler,tsit5 --evaluations=4,15 --n-samples=60 "
+STUDY = "--solvers=dpm,euler,tsit5 --evaluations=4,15 --n-samples=60 "
 STUDY += "--batch-size=40 --reference-samples=20"
 STUDY = STUDY.split()
-KEYS = [(solver, n) for solver in ("collapsed", "euler", "tsit5") for n in (4, 15)]
+TIGHT = eqmdm.DiffraxSampler(
+    dfx.Tsit5(),
+    eqmdm.probability_flow,
+    stepsize_controller=dfx.PIDController(rtol=1e-6, atol=1e-6),
+)
+KEYS = [(solver, n) for solver in ("dpm", "euler", "tsit5") for n in (4, 15)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,18 +103,18 @@ class Sampler:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, score, diffusion, shape, **how):
-        self.calls.append((diffusion, how))
-        solver = how["solver"]
-        if isinstance(solver, eqmdm.SSCS):
+    def __call__(self, model, shape, **how):
+        self.calls.append((model.diffusion, how))
+        sampler = how["sampler"]
+        if isinstance(sampler, eqmdm.SSCS):
             raise TypeError("no\nlaw")
         x = np.random.Generator(np.random.PCG64(0)).standard_normal((1000, *shape))
         numbers = how["first"] + np.arange(how["n_samples"])
-        is_tight = "stepsize_controller" in how or how["n_steps"] == 1000
+        is_tight = how.get("n_steps", 1000) == 1000
         # Halves of the samples err by 3 and by 4.
         gaps = np.where(numbers % 2, 4.0, 3.0) * (0 if is_tight else 1 / how["n_steps"])
         x = x[numbers] + gaps.reshape(-1, *(1 for _ in shape))
-        if isinstance(solver, eqmdm.AncestralSampler):
+        if isinstance(sampler, eqmdm.AncestralSampler):
             x[numbers == 50] = np.nan
         return jnp.asarray(x, how["dtype"])
 
@@ -126,7 +131,7 @@ def sampler(monkeypatch):
 def test_samples_are_compared_with_data_and_with_a_tight_solution(run):
     _study(run, *REAL)
     rows = _rows(run / "solver_study")
-    coarse, fine = (rows["vpsde", "collapsed", n] for n in (4, 12))
+    coarse, fine = (rows["vpsde", "dpm", n] for n in (4, 12))
     assert float(fine["reference_rms"]) < float(coarse["reference_rms"]) / 4
     trained = load_once(run, data_dir=None)
     dataset = trained.dataset
@@ -138,13 +143,12 @@ def test_samples_are_compared_with_data_and_with_a_tight_solution(run):
     assert len(set(chosen.tolist())) == 120
     chosen, others = chosen[:60], held_out[chosen[60:]]
     x = eqmdm.sample(
-        trained.score,
-        trained.model[1],
+        trained.model,
         (2,),
         key=key_samples,
         n_samples=60,
         n_steps=11,
-        solver=eqmdm.Collapsed(),
+        sampler=eqmdm.DPMSolver(),
         dtype=np.float32,
     )
     floor = rows["", "real data", 0]
@@ -170,7 +174,7 @@ def test_study_has_a_row_for_each_solver_and_count(run, sampler, tmp_path):
     assert failed["failure"] == "--evaluations must be at least 8"
     assert failed["steps"] == failed["sliced_wasserstein"] == ""
     real = rows.pop(("", "real data", 0))
-    evaluations = {"collapsed": lambda n: n + 1, "euler": lambda n: n + 1}
+    evaluations = {"dpm": lambda n: n + 1, "euler": lambda n: n + 1}
     # Six a step, the last of which is the first of the next, and one at either end.
     evaluations["tsit5"] = lambda n: 6 * n + 2
     for (_, solver, allowed), row in rows.items():
@@ -187,7 +191,7 @@ def test_study_has_a_row_for_each_solver_and_count(run, sampler, tmp_path):
 def test_distance_to_the_tight_solution_is_the_root_mean_square(run, sampler, tmp_path):
     _study(run, *STUDY, f"--output-dir={tmp_path}")
     rows = _rows(tmp_path)
-    for solver, n_steps in (("collapsed", 14), ("tsit5", 2)):
+    for solver, n_steps in (("dpm", 14), ("tsit5", 2)):
         row = rows["vpsde", solver, 15]
         # Of squares 9 and 16, with the standard error of the mean of 20.
         rms = np.sqrt(12.5) / n_steps
@@ -200,13 +204,9 @@ def test_distance_to_the_tight_solution_is_the_root_mean_square(run, sampler, tm
 @pytest.mark.parametrize(
     "solver, tight",
     [
-        ("collapsed-heun", eqmdm.Collapsed(order=3)),
-        ("data-prediction", eqmdm.Collapsed(order=3)),
-        (
-            "data-prediction-cholesky",
-            eqmdm.DataPrediction(order=3, root=eqmdm.CholeskyRoot()),
-        ),
-        ("ode-heun", dfx.Tsit5()),
+        ("edm-heun", eqmdm.DPMSolver(order=3)),
+        ("dpm", eqmdm.DPMSolver(order=3)),
+        ("ode-heun", TIGHT),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -215,21 +215,18 @@ def test_tight_solution_is_of_what_the_solver_solves(
 ):
     options = f"--solvers={solver}", "--evaluations=9", f"--output-dir={tmp_path}"
     _study(run, *STUDY[2:], *options)
-    (how,) = [how for _, how in sampler.calls if repr(how["solver"]) == repr(tight)]
+    calls = [how for _, how in sampler.calls if repr(how["sampler"]) == repr(tight)]
+    (how,) = calls
     assert (how["first"], how["n_samples"]) == (0, 20)
-    if isinstance(tight, dfx.Tsit5):
-        assert how["process"] is eqmdm.probability_flow
-        assert how["stepsize_controller"].rtol == 1e-6
-    else:
-        assert how["n_steps"] == 1000 and isinstance(how["grid"], eqmdm.LogSNRGrid)
+    assert how.get("n_steps") == (None if tight is TIGHT else 1000)
 
 
 def test_free_score_has_a_tight_solution_too(free_run, sampler, tmp_path):
-    options = "--solvers=data-prediction", "--evaluations=9", f"--output-dir={tmp_path}"
+    options = "--solvers=dpm", "--evaluations=9", f"--output-dir={tmp_path}"
     _study(free_run, *STUDY[2:], *options)
-    solvers = {repr(how["solver"]) for _, how in sampler.calls}
-    assert repr(eqmdm.DataPrediction(order=3)) in solvers
-    assert float(_rows(tmp_path)["vpsde", "data-prediction", 9]["reference_rms"]) > 0
+    samplers = {repr(how["sampler"]) for _, how in sampler.calls}
+    assert repr(eqmdm.DPMSolver(order=3)) in samplers
+    assert float(_rows(tmp_path)["vpsde", "dpm", 9]["reference_rms"]) > 0
 
 
 def test_batches_number_their_samples_and_share_the_key(run, sampler, tmp_path):
@@ -239,7 +236,8 @@ def test_batches_number_their_samples_and_share_the_key(run, sampler, tmp_path):
     assert [how["n_samples"] for _, how in sampler.calls] == [40, 40]
     keys = [jr.key_data(how["key"]).tolist() for _, how in sampler.calls]
     assert keys[0] == keys[1]
-    assert all(isinstance(how["grid"], eqmdm.RhoGrid) for _, how in sampler.calls)
+    grids = {type(how["sampler"].grid) for _, how in sampler.calls}
+    assert grids == {eqmdm.RhoGrid}
 
 
 def test_row_that_fails_is_kept_and_says_why(run, sampler, tmp_path, capsys):
@@ -290,13 +288,13 @@ def test_study_is_extended_but_not_continued_with_other_settings(
 
 
 def test_clock_is_for_solvers_of_diffrax(run, sampler, tmp_path):
-    options = "--solvers=euler,collapsed", "--evaluations=5", "--clock=angle"
+    options = "--solvers=euler,dpm", "--evaluations=5", "--clock=angle"
     _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
-    clocks = {type(how["solver"]): how.get("clock") for _, how in sampler.calls}
-    assert isinstance(clocks[dfx.Euler], eqmdm.AngleClock)
-    assert clocks[eqmdm.Collapsed] is None
-    line = _error(run, "--solvers=collapsed,sscs", "--clock=angle")
-    assert "--clock must be time for collapsed, sscs" in line and "got angle" in line
+    samplers = [how["sampler"] for _, how in sampler.calls]
+    clocks = {type(s.clock) for s in samplers if isinstance(s, eqmdm.DiffraxSampler)}
+    assert clocks == {eqmdm.AngleClock}
+    line = _error(run, "--solvers=dpm,sscs", "--clock=angle")
+    assert "--clock must be time for dpm, sscs" in line and "got angle" in line
     line = _error(run, *STUDY, "--clock=log_snr", "--diffusions=vpsde,alda")
     assert "--clock must be time for alda" in line and "got log_snr" in line
 
@@ -378,11 +376,11 @@ def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):
     "arguments, messages",
     [
         (
-            ["--solvers=colapsed"],
+            ["--solvers=edm-hun"],
             [
                 "--solvers must be the name of a solver",
-                "'colapsed'",
-                "Did you mean collapsed",
+                "'edm-hun'",
+                "Did you mean edm-heun",
             ],
         ),
         (["--solvers=ode-sea"], ["must be one for ODEs", "'ode-sea'", "Take sea"]),
@@ -422,8 +420,8 @@ def test_run_that_cannot_be_studied_is_refused(run, tmp_path, capsys):
 
 
 def test_free_score_is_studied_as_it_was_trained_only(free_run, capsys):
-    line = _error(free_run, "--solvers=sea,collapsed")
-    assert "must not have collapsed" in line and "data-prediction" in line
+    line = _error(free_run, "--solvers=sea,edm-heun")
+    assert "must not have edm-heun" in line and "dpm" in line
     line = _error(free_run, "--solvers=sea", "--diffusions=vpsde,cld")
     assert "must be vpsde alone" in line and "got cld" in line
 

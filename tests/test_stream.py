@@ -21,7 +21,8 @@ ROUNDING = 1e-9
 
 
 def new_state():
-    model = nn.MLP((2,), 1, width=8, depth=1, key=jr.key(1)), eqmdm.VPSDE()
+    network = nn.MLP((2,), 1, width=8, depth=1, key=jr.key(1))
+    model = eqmdm.NoiseModel(network, eqmdm.VPSDE())
     model = jax.tree.map(
         lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, model
     )
@@ -51,7 +52,7 @@ def test_training_from_a_stream_ends_alike(n_inner):
     # With two steps a call, into the second epoch of 50 examples.
     streamed = new_state()
     counts = {"batch_size": BATCH_SIZE, "n_inner": n_inner}
-    with eqmdm.BatchStream(streamed, EXAMPLES, **counts) as stream:
+    with eqmdm.BatchStream(streamed, EXAMPLES, OBJECTIVE, **counts) as stream:
         streamed, streamed_losses = train(streamed, stream, 5, n_inner)
     # Two programs, whose sums may be in another order.
     np.testing.assert_allclose(streamed_losses, losses, rtol=ROUNDING)
@@ -60,13 +61,17 @@ def test_training_from_a_stream_ends_alike(n_inner):
 
 def test_resumed_run_goes_on_with_the_batch_it_would_have_come_to():
     state = new_state()
-    with eqmdm.BatchStream(state, EXAMPLES, batch_size=BATCH_SIZE) as stream:
+    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, batch_size=BATCH_SIZE) as stream:
         _, losses = train(state, stream, 6)
     state = new_state()
-    with eqmdm.BatchStream(state, EXAMPLES, batch_size=BATCH_SIZE) as stream:
+    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, batch_size=BATCH_SIZE) as stream:
         state, before = train(state, stream, 4)
-    resumed = new_state().with_arrays(state.arrays())
-    with eqmdm.BatchStream(resumed, EXAMPLES, batch_size=BATCH_SIZE) as stream:
+    resumed = jax.tree.map(
+        lambda x: jnp.array(np.asarray(x)) if eqx.is_array(x) else x, state
+    )
+    with eqmdm.BatchStream(
+        resumed, EXAMPLES, OBJECTIVE, batch_size=BATCH_SIZE
+    ) as stream:
         _, after = train(resumed, stream, 2)
     assert before + after == losses
 
@@ -86,7 +91,9 @@ class Source:
 
 def test_stream_reads_ahead_as_far_as_it_is_told():
     source = Source()
-    with eqmdm.BatchStream(new_state(), source, batch_size=5, n_ahead=3) as stream:
+    with eqmdm.BatchStream(
+        new_state(), source, OBJECTIVE, batch_size=5, n_ahead=3
+    ) as stream:
         next(stream)
         # It is asked for three calls at first, and one more for each it gives.
         next(stream)
@@ -96,7 +103,7 @@ def test_stream_reads_ahead_as_far_as_it_is_told():
 def test_every_epoch_has_each_example_once():
     source = Source()
     with eqmdm.BatchStream(
-        new_state(), source, batch_size=5, n_ahead=1, n_threads=1
+        new_state(), source, OBJECTIVE, batch_size=5, n_ahead=1, n_threads=1
     ) as stream:
         for _ in range(8):
             next(stream)
@@ -109,7 +116,7 @@ def test_failure_to_read_is_raised_where_the_batch_is_asked_for():
         def __getitem__(self, indices):
             raise OSError("the disk is gone")
 
-    with eqmdm.BatchStream(new_state(), Broken(), batch_size=5) as stream:
+    with eqmdm.BatchStream(new_state(), Broken(), OBJECTIVE, batch_size=5) as stream:
         with pytest.raises(OSError, match="the disk is gone"):
             next(stream)
 
@@ -118,11 +125,11 @@ def test_failure_to_read_is_raised_where_the_batch_is_asked_for():
 def test_stream_refuses_a_count_below_one(name):
     counts = {"batch_size": BATCH_SIZE} | {name: 0}
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1; got 0"):
-        eqmdm.BatchStream(new_state(), EXAMPLES, **counts)
+        eqmdm.BatchStream(new_state(), EXAMPLES, OBJECTIVE, **counts)
 
 
 def test_step_refuses_batches_of_another_size():
     state = new_state()
-    with eqmdm.BatchStream(state, EXAMPLES, batch_size=4) as stream:
+    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, batch_size=4) as stream:
         with pytest.raises(ValueError, match=r"1 x 8; its shape is \[1, 4, 2\]"):
             step(state, next(stream))

@@ -19,13 +19,13 @@ def data_covariance(diffusion, t):
     return DATA_VARIANCE * jnp.outer(a, a) + kernel.root @ kernel.root.T
 
 
-def gaussian_score(diffusion):
+def gaussian_model(diffusion):
     def score(t, y):
         covariance = data_covariance(diffusion, jnp.asarray(t, y.dtype))
         flat = jnp.linalg.solve(covariance, y.reshape(len(y), -1))
         return -flat.reshape(y.shape)
 
-    return score
+    return eqmdm.FunctionModel(score, diffusion)
 
 
 def solve(problem, solver, n_steps, key):
@@ -66,11 +66,11 @@ def test_forward_sde_reaches_the_moments_of_the_kernel(cls, key):
 @pytest.mark.slow
 def test_reverse_sde_with_the_exact_score_gives_the_data(key):
     diffusion = eqmdm.VPSDE()
-    score = gaussian_score(diffusion)
+    model = gaussian_model(diffusion)
 
     def draw(key):
         key_path, key_start = jr.split(key)
-        problem = eqmdm.reverse_sde(score, diffusion, (8,), key=key_path)
+        problem = eqmdm.reverse_sde(model, (8,), key=key_path)
         return solve(problem, dfx.SEA(), 100, key_start)
 
     y = jax.jit(jax.vmap(draw))(jr.split(key, 300)).reshape(-1)
@@ -90,8 +90,8 @@ def test_reverse_sde_takes_a_path_of_the_users(key):
             structure, key=key, levy_area=dfx.SpaceTimeLevyArea
         )
 
-    score = gaussian_score(diffusion)
-    problem = eqmdm.reverse_sde(score, diffusion, (2,), key=key, path=path)
+    model = gaussian_model(diffusion)
+    problem = eqmdm.reverse_sde(model, (2,), key=key, path=path)
     assert asked == [(1, 2)]
     y = jax.jit(lambda key: solve(problem, dfx.SEA(), 10, key))(key)
     assert y.shape == (1, 2) and jnp.all(jnp.isfinite(y))
@@ -100,11 +100,11 @@ def test_reverse_sde_takes_a_path_of_the_users(key):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_clocks_of_all_problems_increase(dtype, key):
     diffusion = eqmdm.CLD(interval=eqmdm.TimeInterval(0.01, 0.8))
-    score = lambda t, y: -y
+    model = eqmdm.FunctionModel(lambda t, y: -y, diffusion)
     x = jnp.zeros((3,), dtype)
     forward = eqmdm.forward_sde(diffusion, x, key=key)
-    reverse = eqmdm.reverse_sde(score, diffusion, (3,), key=key, dtype=dtype)
-    flow = eqmdm.probability_flow(score, diffusion, (3,), dtype=dtype)
+    reverse = eqmdm.reverse_sde(model, (3,), key=key, dtype=dtype)
+    flow = eqmdm.probability_flow(model, (3,), dtype=dtype)
     t0, t1 = (jnp.asarray(t, dtype) for t in (0.01, 0.8))
     close = dict(rtol=1e-6, atol=1e-8)
     for problem, start, end in (
@@ -122,14 +122,14 @@ def test_clocks_of_all_problems_increase(dtype, key):
 
 def test_reverse_drift_is_that_of_anderson(key):
     diffusion = eqmdm.CLD()
-    score = gaussian_score(diffusion)
+    model = gaussian_model(diffusion)
     y = jr.normal(key, (2, 3))
     s = jnp.asarray(0.4)
-    reverse = eqmdm.reverse_sde(score, diffusion, (3,), key=key)
-    flow = eqmdm.probability_flow(score, diffusion, (3,))
+    reverse = eqmdm.reverse_sde(model, (3,), key=key)
+    flow = eqmdm.probability_flow(model, (3,))
     t = diffusion.t1 - s
     F, G = diffusion.drift_matrix(t), diffusion.diffusion_matrix(t)
-    push = G @ G.T @ jax.jit(score)(t, y)
+    push = G @ G.T @ jax.jit(model.score)(t, y)
     drift, noise = reverse.terms.terms
     close = dict(rtol=1e-12, atol=1e-12)
     assert tree_allclose(drift.vf(s, y, None), push - F @ y, **close)
@@ -138,10 +138,10 @@ def test_reverse_drift_is_that_of_anderson(key):
 
 
 @pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD], ids=["VPSDE", "CLD"])
-def test_probability_flow_maps_the_marginal_at_the_end_to_that_at_the_cut(cls):
+def test_probability_flow_maps_the_marginal_at_t1_to_that_at_t0(cls):
     diffusion = cls(interval=eqmdm.TimeInterval(0.01, 1.0))
-    score = gaussian_score(diffusion)
-    problem = eqmdm.probability_flow(score, diffusion, (diffusion.n_vars,))
+    model = gaussian_model(diffusion)
+    problem = eqmdm.probability_flow(model, (diffusion.n_vars,))
 
     @jax.jit
     def compute():
@@ -167,7 +167,7 @@ def test_probability_flow_maps_the_marginal_at_the_end_to_that_at_the_cut(cls):
 def test_time_reversed_flow_undoes_the_forward_one(key):
     # Along the exact flow the density is carried: a one-dimensional map of quantiles.
     diffusion = eqmdm.VPSDE()
-    problem = eqmdm.probability_flow(gaussian_score(diffusion), diffusion, (5,))
+    problem = eqmdm.probability_flow(gaussian_model(diffusion), (5,))
     y = jr.normal(key, (1, 5))
 
     @eqx.filter_jit
@@ -195,15 +195,15 @@ def test_time_reversed_flow_undoes_the_forward_one(key):
 )
 def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls, key):
     diffusion = cls(interval=eqmdm.TimeInterval(0.01, 0.8))
-    score = lambda t, y: -y / (1 + t)
+    model = eqmdm.FunctionModel(lambda t, y: -y / (1 + t), diffusion)
     x, y = jnp.linspace(-1, 1, 3), jr.normal(key, (diffusion.n_vars, 3))
 
     def make(clock):
         if process == "forward":
             return eqmdm.forward_sde(diffusion, x, key=key, clock=clock)
         if process == "reverse":
-            return eqmdm.reverse_sde(score, diffusion, (3,), key=key, clock=clock)
-        return eqmdm.probability_flow(score, diffusion, (3,), clock=clock)
+            return eqmdm.reverse_sde(model, (3,), key=key, clock=clock)
+        return eqmdm.probability_flow(model, (3,), clock=clock)
 
     @eqx.filter_jit
     def evaluate(problem, t):
@@ -228,14 +228,16 @@ def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls
     assert tree_allclose(problem.t1 - problem.t0, high - low, rtol=1e-10, atol=0.0)
 
 
-def test_a_cut_that_is_lost_in_counting_down_to_it_is_refused(key):
+def test_t0_that_is_lost_in_counting_down_to_it_raises(key):
     diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-5.0, 20.0))
-    score = gaussian_score(diffusion)
-    message = "`diffusion` must have a cut that float32 resolves beside its horizon"
+    model = gaussian_model(diffusion)
+    message = "`diffusion` must have a t0 that float32 resolves beside its t1"
     options = {"key": key, "dtype": jnp.float32}
     with pytest.raises(ValueError, match=message):
-        eqmdm.reverse_sde(score, diffusion, (2,), **options)
+        eqmdm.reverse_sde(model, (2,), **options)
     with pytest.raises(ValueError, match=message):
-        eqmdm.sample(score, diffusion, (2,), n_samples=2, **options)
-    eqmdm.reverse_sde(score, diffusion, (2,), clock=eqmdm.LogSNRClock(), **options)
-    eqmdm.reverse_sde(score, diffusion, (2,), key=key)
+        eqmdm.sample(model, (2,), n_samples=2, sampler=dfx.SEA(), **options)
+    # Which count down to nothing.
+    eqmdm.sample(model, (2,), n_samples=2, n_steps=2, **options)
+    eqmdm.reverse_sde(model, (2,), clock=eqmdm.LogSNRClock(), **options)
+    eqmdm.reverse_sde(model, (2,), key=key)

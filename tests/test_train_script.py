@@ -33,7 +33,7 @@ TINY = (
 ).split()
 
 STUDY = (
-    "--solvers=collapsed,tsit5 --evaluations=6,15 --n-samples=40 --reference-samples=4 "
+    "--solvers=dpm,tsit5 --evaluations=6,15 --n-samples=40 --reference-samples=4 "
     "--reference-steps=16"
 ).split()
 
@@ -116,9 +116,9 @@ def test_run_reports_a_bound_whose_terms_add_up(finished):
 
 def test_finished_run_loads(finished):
     run_dir, _ = finished
-    score, diffusion = eqmdm.load(run_dir)
-    assert isinstance(score, eqmdm.DenoiserScore)
-    assert isinstance(diffusion, eqmdm.VPSDE)
+    model = eqmdm.load_run(run_dir)
+    assert isinstance(model, eqmdm.DenoiserModel)
+    assert isinstance(model.diffusion, eqmdm.VPSDE)
 
 
 @pytest.mark.slow
@@ -634,7 +634,7 @@ def test_run_with_rematerialisation_resumes_without_it_and_the_reverse(
     assert status == 0, stderr
     assert "resuming from step 12" in stdout
     assert run.steps[-1] == 16
-    eqmdm.load(run.run_dir)
+    eqmdm.load_run(run.run_dir)
 
 
 @pytest.mark.slow
@@ -682,7 +682,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(
     assert (
         sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())[-1] != "16"
     )
-    eqmdm.load(tmp_path / "run")
+    eqmdm.load_run(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ class Events(AbstractEvents):
 def _train(monkeypatch, steps, events, *, n_steps, start=0, n_inner=1, log_every=4):
     monkeypatch.setattr(eqmdm, "train_step", steps)
     state = eqmdm.TrainState(
-        model=None,
+        model=eqmdm.NoiseModel(lambda t, y: y, eqmdm.VPSDE()),
         ema={},
         opt_state=None,
         step=jnp.asarray(start, jnp.int32),

@@ -17,7 +17,7 @@ from bare import (
 import eqmdm
 
 
-_OBJECTIVE = eqmdm.Objective(grey_levels=eqmdm.GreyLevels(17))
+_OBJECTIVE = eqmdm.Objective(levels=eqmdm.GreyLevels(17))
 _OPTIMISER = eqmdm.make_optimiser(2e-4)
 _DENOISER_RANGE = (-9.0, 13.3)
 

@@ -100,7 +100,7 @@ def _flow_loop(n_vars, n_evaluations):
     """As many evaluations of the network and of a directional derivative as a solve
     with one of Hutchinson's probes."""
     network = make_unet(n_vars)
-    _, [y] = _states(1, n_vars)
+    _, y = _states(1, n_vars)
 
     @eqx.filter_jit
     def loop(network, y, key):
@@ -119,7 +119,7 @@ def _flow_loop(n_vars, n_evaluations):
         times = jnp.linspace(0.0, 1.0, n_evaluations)
         return lax.scan(body, (y, jnp.zeros(())), times)[0]
 
-    return lambda: loop(network, y, KEY)
+    return lambda: loop(network, y[0], KEY)
 
 
 def sampling_loop():

@@ -40,8 +40,12 @@ def train(images: bool, score: str):
         else:
             data, grey_levels = problems.points().draw(65536, 0), None
             data, batch_size = data.astype(np.float32), settings["points"]
-        time = eqmdm.LogSNRTime() if score == "denoiser" else eqmdm.ImportanceTime()
-        objective = eqmdm.Objective(time_sampler=time, grey_levels=grey_levels)
+        time = (
+            eqmdm.LogSNRTimeSampler()
+            if score == "denoiser"
+            else eqmdm.ImportanceTimeSampler()
+        )
+        objective = eqmdm.Objective(time_sampler=time, levels=grey_levels)
         optimiser = eqmdm.make_optimiser()
         state = eqmdm.TrainState.create(model(network, score), optimiser, key=jr.key(1))
         data = jnp.asarray(data)
@@ -64,20 +68,20 @@ def sample(images: bool, solver: str):
         n_samples = settings["sampled_images" if images else "sampled_points"]
         shape = problems.IMAGE_SHAPE if images else (2,)
         options = {"n_steps": settings["evaluations"] - 1, "n_samples": n_samples}
-        options |= {"solver": eqmdm.Collapsed()} if solver == "Collapsed" else {}
+        options["sampler"] = eqmdm.DPMSolver() if solver == "DPMSolver" else dfx.SEA()
         denoiser, process = model(network, "denoiser")
         key = jr.key(2)
 
         def draw(score):
-            return eqmdm.sample(score, process, shape, key=key, **options)
+            return eqmdm.sample(score, shape, key=key, **options)
 
         def check():
             law = problems.points()
             exact = lambda log_snr, z: shared.denoiser(law, jnp.exp(-log_snr), z)
-            found = draw(eqmdm.DenoiserScore(exact, process))
+            found = draw(eqmdm.DenoiserModel(exact, process))
             return problems.sample_distance(law, np.asarray(found))
 
-        score = eqmdm.DenoiserScore(denoiser, process)
+        score = eqmdm.DenoiserModel(denoiser, process)
         facts = {"n_samples": n_samples, "evaluations": settings["evaluations"]}
         call = lambda: jax.block_until_ready(draw(score))
         return Case(call, facts, None if images else check)
@@ -96,7 +100,7 @@ def likelihood(task: str, route: str, tolerance: float = 1e-5):
         if task.endswith("probe"):
             options["divergence"] = eqmdm.HutchinsonDivergence()
         if route == "CollapsedRoute":
-            score = eqmdm.DenoiserScore(
+            score = eqmdm.DenoiserModel(
                 lambda log_snr, z: shared.denoiser(law, jnp.exp(-log_snr), z), process
             )
         else:
@@ -105,7 +109,7 @@ def likelihood(task: str, route: str, tolerance: float = 1e-5):
         @jax.jit
         @jax.vmap
         def evaluate(x, key):
-            return eqmdm.log_likelihood(score, process, x, key=key, **options)
+            return eqmdm.log_likelihood(score, x, key=key, **options)
 
         def check():
             found = evaluate(x, keys)
@@ -132,7 +136,7 @@ CASES = {
 }
 for _task, _images in (("sample images", True), ("sample points", False)):
     CASES[_task, "SEA, the default"] = sample(_images, "SEA")
-    CASES[_task, "Collapsed"] = sample(_images, "Collapsed")
+    CASES[_task, "DPMSolver"] = sample(_images, "DPMSolver")
 for _task in problems.LIKELIHOODS:
     CASES[_task, "CollapsedRoute, the default"] = likelihood(_task, "CollapsedRoute")
     CASES[_task, "AugmentedRoute"] = likelihood(_task, "AugmentedRoute")

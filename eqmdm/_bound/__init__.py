@@ -1,0 +1,26 @@
+"""Evidence lower bounds: forms, decoders and samplers of the time."""
+
+from .decoders import (
+    AbstractDecoder as AbstractDecoder,
+    DataDecoder as DataDecoder,
+    DiscreteDecoder as DiscreteDecoder,
+    StartDecoder as StartDecoder,
+)
+from .discrete_time import discrete_elbo as discrete_elbo
+from .elbo import Elbo as Elbo, elbo as elbo
+from .forms import (
+    AbstractForm as AbstractForm,
+    DenoisingScoreMatching as DenoisingScoreMatching,
+    HybridScoreMatching as HybridScoreMatching,
+    ImplicitScoreMatching as ImplicitScoreMatching,
+    LowVariance as LowVariance,
+)
+from .times import (
+    AbstractTimeSampler as AbstractTimeSampler,
+    ImportanceTimeSampler as ImportanceTimeSampler,
+    LogSNRTimeSampler as LogSNRTimeSampler,
+    UniformTimeSampler as UniformTimeSampler,
+    low_discrepancy as low_discrepancy,
+    stratified as stratified,
+    stratified_standard_error as stratified_standard_error,
+)

@@ -1,4 +1,4 @@
-"""Decoders at the cut, which complete a bound on the data."""
+"""Decoders of the data given the state at the start time, which complete a bound."""
 
 import abc
 import math
@@ -10,18 +10,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._core.gaussian import (
-    apply_to_vars,
     log_det,
     n_coordinates,
     standard_log_density,
 )
 from .._core.types import Data, Scalar, State
 from .._levels import GreyLevels
-from .._model.score import Point
+from .._model.base import AbstractModel
+from .._model.point import Point
+from .forms import noise_control
 
 
 class AbstractDecoder(eqx.Module):
-    """The law of the data given the state at the cut, which completes a bound."""
+    """The law of the data given the state at the start time; it completes a bound."""
 
     @property
     @abc.abstractmethod
@@ -29,24 +30,26 @@ class AbstractDecoder(eqx.Module):
         """Whether it is a law of all of $y(0)$, auxiliaries included."""
 
     @abc.abstractmethod
-    def log_density(self, cut: Point, error: State) -> Scalar:
-        """The decoder's log-density (or log-mass) of the truth, in nats.
+    def log_density(self, point: Point, error: State, model: AbstractModel) -> Scalar:
+        """An unbiased estimate of the decoder's log-density (or log-mass), in nats.
 
         **Arguments:**
 
-        - `cut`: a state at the cut, drawn given the whole start for a decoder of that.
-        - `error`: the error of the score there, `cut.error(...)`.
+        - `point`: a state at the start time, drawn given the whole start for a decoder
+            of that.
+        - `error`: the error of the model there, `point.error(model)`.
+        - `model`: for what it knows of the data.
         """
 
 
 @final
 class StartDecoder(AbstractDecoder):
-    r"""The decoder of the whole start given the state at the cut.
+    r"""The decoder of the whole start given the state at the start time.
 
     $$p(y_0 \mid y) = \mathcal{N}(\Psi^{-1} (y + \Sigma s_\theta(y)), \Psi^{-1} \Sigma
     \Psi^{-\top})$$
 
-    with $\Psi$ and $\Sigma$ of the transition from 0 to the cut.
+    with $\Psi$ and $\Sigma$ of the transition from 0 to the start time.
 
     **Source:** Singhal et al. (2023), theorem 3.
     """
@@ -55,11 +58,12 @@ class StartDecoder(AbstractDecoder):
     def of_whole_start(self) -> bool:
         return True
 
-    def log_density(self, cut: Point, error: State) -> Scalar:
+    def log_density(self, point: Point, error: State, model: AbstractModel) -> Scalar:
         # In units of the decoder's own root, Psi^-1 L, the residual of the truth is
         # minus the whitened error of the score.
-        growth = jnp.linalg.slogdet(cut.laws.step.mean_map)[1] - log_det(cut.root)
-        scale = n_coordinates(cut.y) * growth.astype(error.dtype)
+        del model
+        growth = jnp.linalg.slogdet(point.kernel.step.mean_map)[1] - log_det(point.root)
+        scale = n_coordinates(point.y) * growth.astype(error.dtype)
         return standard_log_density(error) + scale
 
 
@@ -76,10 +80,13 @@ class DataDecoder(AbstractDecoder):
     def of_whole_start(self) -> bool:
         return False
 
-    def log_density(self, cut: Point, error: State) -> Scalar:
-        residual = _estimate_error(cut, error)
-        half_log_snr = 0.5 * cut.laws.kernel.log_snr.astype(residual.dtype)
-        return standard_log_density(residual) + residual.size * half_log_snr
+    def log_density(self, point: Point, error: State, model: AbstractModel) -> Scalar:
+        kernel, residual = point.kernel, point.kernel.along_data(error)
+        half_log_snr = 0.5 * kernel.log_snr.astype(residual.dtype)
+        control = noise_control(kernel, point.kernel_noise, model.data_std)
+        # One sum, as in `LowVariance`.
+        quadratic = jnp.sum(control - 0.5 * residual**2)
+        return quadratic + residual.size * (half_log_snr - 0.5 * math.log(2 * math.pi))
 
 
 @final
@@ -104,9 +111,10 @@ class DiscreteDecoder(AbstractDecoder):
     def of_whole_start(self) -> bool:
         return False
 
-    def log_density(self, cut: Point, error: State) -> Scalar:
-        x, residual = cut.start[0], _estimate_error(cut, error)
-        std = jnp.exp(-0.5 * cut.laws.kernel.log_snr).astype(x.dtype)
+    def log_density(self, point: Point, error: State, model: AbstractModel) -> Scalar:
+        del model
+        x, residual = point.x, point.kernel.along_data(error)
+        std = point.kernel.sigma.astype(x.dtype)
 
         def whitened(edge: Data) -> Data:
             # An infinite edge has no derivative in the noise, which learns with the
@@ -117,13 +125,6 @@ class DiscreteDecoder(AbstractDecoder):
 
         low, high = (whitened(edge) for edge in self.levels.edges(x))
         return jnp.sum(log_normal_mass(low, high))
-
-
-def _estimate_error(cut: Point, error: State) -> Data:
-    r"""$(\hat x - x) \, \mathrm{SNR}^{1/2}$: the error of the data's estimate in units
-    of its own standard deviation."""
-    b = cut.laws.kernel.whitened_mean_map
-    return apply_to_vars((b / jnp.linalg.norm(b))[None], error)[0]
 
 
 def log_normal_mass(

@@ -8,27 +8,21 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from .._core.gaussian import PerturbationKernel
+from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, Scalar
-from .._diffusion import AbstractLinearDiffusion
 from .._levels import as_dequantised
-from .._model.score import (
-    AbstractScore,
-    Point,
-    ScoreFunction,
-    as_score,
-    check_trained_range,
-)
-from .._sampling import Reading, part, read_state
+from .._model.base import AbstractModel, check_model
+from .._model.point import Point
 from .decoders import AbstractDecoder, DataDecoder
 from .elbo import Elbo
 
 
 def discrete_elbo(
-    score: ScoreFunction,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     x: Data,
-    times: Float[Array, " times"],
     *,
+    times: Float[Array, " times"],
     key: PRNGKey,
     decoder: AbstractDecoder | None = None,
 ) -> Elbo:
@@ -47,10 +41,10 @@ def discrete_elbo(
 
     **Arguments:**
 
-    - `score`, `diffusion`, `x`, `key`: as for [`eqmdm.elbo`][].
+    - `model`, `x`, `key`: as for [`eqmdm.elbo`][].
     - `times`: decreasing, from `diffusion.t1` to `diffusion.t0`, as a grid such as
         [`eqmdm.LogSNRGrid`][] gives them. All are evaluated, one after another.
-    - `decoder`: of the data at the cut, [`eqmdm.DataDecoder`][] by default.
+    - `decoder`: of the data at the start time, [`eqmdm.DataDecoder`][] by default.
 
     **Returns:**
 
@@ -65,6 +59,7 @@ def discrete_elbo(
     **Source:** Ho, Jain & Abbeel (2020), equation 5, and Kingma et al. (2021), equation
     13, for one variable.
     """
+    check_model(model)
     x = as_dequantised(x, "bound")
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(
@@ -83,43 +78,43 @@ def discrete_elbo(
             "`decoder` must be one of the data, such as `DataDecoder`; got "
             f"{type(decoder).__name__}, which decodes the whole start."
         )
-    score = as_score(score, diffusion)
-    x = check_trained_range(score, diffusion, x)
-    return _discrete_elbo(score, diffusion, x, times, decoder, key)
+    x = model.check_final_time(x)
+    return _discrete_elbo(model, x, times, decoder, key)
 
 
 # Compiled by itself: outside of `jax.jit` its loop would be compiled at every call.
 @eqx.filter_jit
 def _discrete_elbo(
-    score: AbstractScore,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     x: Data,
     times: Float[Array, " times"],
     decoder: AbstractDecoder,
     key: PRNGKey,
 ) -> Elbo:
-    key_start, key_cut, key_steps = jr.split(key, 3)
-    times = times.astype(x.dtype)
-    cast = lambda leaf: leaf.astype(x.dtype)
-    readings = jax.tree.map(cast, read_state(diffusion, times))
+    diffusion = model.diffusion
+    key_aux, key_start, key_steps = jr.split(key, 3)
+    kernels = jax.vmap(diffusion.compute_kernel)(times.astype(x.dtype))
+    at_end, at_start = (
+        jax.tree.map(lambda leaf, i=i: leaf[i], kernels) for i in (0, -1)
+    )
 
-    def squared_error(inputs: tuple[Reading, PRNGKey]) -> Scalar:
-        reading, key = inputs
-        y = reading.kernel.sample(x, key=key)
-        return jnp.sum((x - reading.data_estimate(score, y, None)) ** 2)
+    def cost(inputs: tuple[PerturbationKernel, Scalar, PRNGKey]) -> Scalar:
+        kernel, gain, key = inputs
+        noise = draw_normal(key, (diffusion.n_vars, *x.shape), x.dtype)
+        y = kernel.perturb(x, noise)
+        # The error of the data estimate in units of its noise, computed from the noise:
+        # x and the estimate itself agree in all digits where the signal is strong.
+        error = kernel.along_data(model.whitened_error(kernel, x, noise, y))
+        return 0.5 * jnp.expm1(gain) * jnp.sum(error**2)
 
-    before = part(readings, slice(-1))
+    before = jax.tree.map(lambda leaf: leaf[:-1], kernels)
     keys = jr.split(key_steps, len(times) - 1)
-    squared_errors = jax.lax.map(squared_error, (before, keys))
-    gains = jnp.exp(before.log_snr) * jnp.expm1(jnp.diff(readings.log_snr))
-    end = part(readings, 0).kernel
-    laws = jax.tree.map(cast, diffusion.compute_laws(times[-1]))
-    start = diffusion.draw_start(x, key=key_start)
-    cut = Point.draw(times[-1], laws, start, given_start=False, key=key_cut)
-    error = cut.error(score.whitened_error(*cut.arguments))
+    costs = jax.lax.map(cost, (before, jnp.diff(kernels.log_snr), keys))
+    state = diffusion.draw_start(x, key=key_aux)
+    point = Point.draw(at_start, state, given_start=False, key=key_start)
     return Elbo(
-        reconstruction=decoder.log_density(cut, error),
-        prior=-diffusion.prior.kl_from(end.root, end.mean(x)).astype(x.dtype),
-        diffusion=-0.5 * jnp.sum(gains * squared_errors),
+        reconstruction=decoder.log_density(point, point.error(model), model),
+        prior=-diffusion.prior.kl_from(at_end.root, at_end.mean(x)).astype(x.dtype),
+        diffusion=-jnp.sum(costs),
         auxiliary=jnp.zeros((), x.dtype),
     )

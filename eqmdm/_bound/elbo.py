@@ -9,49 +9,70 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from .._core.checks import concrete
-from .._core.gaussian import apply_to_vars, log_det, n_coordinates
+from .._core.checks import check_count, concrete
+from .._core.gaussian import PerturbationKernel, apply_to_vars, log_det, n_coordinates
 from .._core.random import draw_normal
+from .._core.show import show_array
 from .._core.types import Data, PRNGKey, Scalar, State
-from .._diffusion import AbstractLinearDiffusion, Laws
+from .._diffusion import AbstractLinearDiffusion
 from .._levels import as_dequantised
-from .._model.score import (
-    AbstractScore,
-    DenoiserScore,
-    Point,
-    ScoreFunction,
-    as_score,
-    check_trained_range,
-)
+from .._model.base import AbstractModel, check_model
+from .._model.point import Point
 from .decoders import AbstractDecoder, DataDecoder, StartDecoder
 from .forms import AbstractForm, LowVariance
-from .times import AbstractTimeSampler, ImportanceTime, LogSNRTime
+from .times import (
+    AbstractTimeSampler,
+    ImportanceTimeSampler,
+    LogSNRTimeSampler,
+    stratified,
+    stratified_standard_error,
+)
 
 
 @final
 class Elbo(eqx.Module):
     r"""A lower bound of $\log p(x)$ in nats, term by term; `total` is their sum.
 
-    An unbiased estimate of the bound for one example, from one time and one noise; or
-    for each of a batch, under `jax.vmap`.
+    An unbiased estimate of the bound for one example; or for each of a batch, under
+    `jax.vmap`. `standard_error` is that of `total`, where the estimate is a mean over
+    several draws, and `None` for a single one.
     """
 
     reconstruction: Float[Array, "*batch"]
     prior: Float[Array, "*batch"]
     diffusion: Float[Array, "*batch"]
     auxiliary: Float[Array, "*batch"]
+    standard_error: Float[Array, "*batch"] | None = None
 
     @property
     def total(self) -> Float[Array, "*batch"]:
         return self.reconstruction + self.prior + self.diffusion + self.auxiliary
 
+    def terms(self) -> dict[str, Float[Array, "*batch"]]:
+        """The four terms by name, in nats."""
+        return {
+            "reconstruction": self.reconstruction,
+            "prior": self.prior,
+            "diffusion": self.diffusion,
+            "auxiliary": self.auxiliary,
+        }
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{name}={show_array(value)}"
+            for name, value in ({"total": self.total} | self.terms()).items()
+        ]
+        if self.standard_error is not None:
+            parts.append(f"standard_error={show_array(self.standard_error)}")
+        return f"Elbo({', '.join(parts)})"
+
 
 def elbo(
-    score: ScoreFunction,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     x: Data,
     *,
     key: PRNGKey,
+    n_draws: int = 1,
     form: AbstractForm | None = None,
     decoder: AbstractDecoder | None = None,
     time_sampler: AbstractTimeSampler | None = None,
@@ -67,26 +88,37 @@ def elbo(
 
     whose four terms are `reconstruction`, `auxiliary`, `prior` and `diffusion`. The
     entropy H belongs to the decoder of the whole start: of the auxiliaries given the
-    data and the state at the cut, or given the data where the form conditions on the
-    start; with a decoder of the data alone it is absent. A direct form has $\mathrm{E}
-    \log \pi(y_{t_1})$, sampled, for its prior term, and its reconstruction includes the
-    entropy of the state at the cut.
+    data and the state at the start time, or given the data where the form conditions
+    on the start; with a decoder of the data alone it is absent. A direct form has
+    $\mathrm{E} \log \pi(y_{t_1})$, sampled, for its prior term, and its reconstruction
+    includes the entropy of the state at the start time.
+
+    !!! Example
+
+        ```python
+        keys = jr.split(jr.key(0), len(examples))
+        bound = jax.vmap(lambda x, key: eqmdm.elbo(model, x, key=key, n_draws=8))
+        print(bound(examples, keys).total.mean())
+        ```
 
     **Arguments:**
 
-    - `score`: a callable `(t, y) -> score` on one example: a
-        [`eqmdm.FreeScore`][], a [`eqmdm.DenoiserScore`][] or any function.
-    - `diffusion`: the process; its ends are those of the bound.
+    - `model`: an [`eqmdm.DenoiserModel`][], [`eqmdm.NoiseModel`][],
+        [`eqmdm.FunctionModel`][] or one of your own.
     - `x`: one example, in the units that the model sees. Grey levels must be
         dequantised, or be level centres together with the discrete decoder.
-    - `key`: for the noise.
+    - `key`: for times and noise.
+    - `n_draws`: draws of time and noise that are averaged. Their times are stratified,
+        and the result has a `standard_error`.
     - `form`: [`eqmdm.LowVariance`][] by default.
     - `decoder`: [`eqmdm.DataDecoder`][] by default, or the decoder of the whole start
         for a form that conditions on it.
-    - `time_sampler`: [`eqmdm.LogSNRTime`][] by default for a denoiser, whose integrand
-        is nearly flat in log-SNR, and [`eqmdm.ImportanceTime`][] for other scores.
+    - `time_sampler`: [`eqmdm.LogSNRTimeSampler`][] by default for a denoiser, whose
+        integrand is nearly flat in log-SNR, and [`eqmdm.ImportanceTimeSampler`][] for
+        other models.
     - `u`: the quantile of the time in [0, 1), drawn from `key` unless given, so that a
-        batch can draw its own together, as [`eqmdm.low_discrepancy`][] does.
+        batch can use stratified draws, such as [`eqmdm.low_discrepancy`][]'s. It goes
+        with one draw.
 
     **Returns:**
 
@@ -94,24 +126,60 @@ def elbo(
 
     **Raises:**
 
-    `TypeError` for integers; `ValueError` for an `x` that is not finite, a `u` outside
-    [0, 1), or a decoder that does not go with the form; where a denoiser states the
-    range it was trained on, `ValueError`, or `equinox.EquinoxRuntimeError` under a JAX
-    transform, if the diffusion ends below it.
+    `TypeError` for anything that is no model, or integers; `ValueError` for an `x` that
+    is not finite, a `u` outside [0, 1), or a decoder that does not go with the form;
+    where the model states the range it was trained on, `ValueError`, or
+    `equinox.EquinoxRuntimeError` under a JAX transform, if the diffusion ends below it.
 
     **Source:** Singhal et al. (2023), theorems 1 and 3.
     """
+    check_model(model)
     x = as_dequantised(x, "bound")
+    check_count("n_draws", n_draws)
     form = LowVariance() if form is None else form
     decoder = default_decoder(form) if decoder is None else decoder
     check_decoder(form, decoder)
-    score = as_score(score, diffusion)
     if time_sampler is None:
-        time_sampler = default_time_sampler(score)
-    x = check_trained_range(score, diffusion, x)
+        time_sampler = default_time_sampler(model)
+    x = model.check_final_time(x)
+    if u is not None:
+        if n_draws != 1:
+            raise ValueError(
+                "`u` must be left out where `n_draws` is above 1, for their times are "
+                f"drawn together; got n_draws={n_draws}."
+            )
+        u = _as_quantile(u, x.dtype)
+    return _elbo(model, x, u, form, decoder, time_sampler, n_draws, key)
+
+
+# Compiled by itself: called as a plain function it is then one program, not one for
+# each of its operations.
+@eqx.filter_jit
+def _elbo(
+    model: AbstractModel,
+    x: Data,
+    u: Scalar | None,
+    form: AbstractForm,
+    decoder: AbstractDecoder,
+    time_sampler: AbstractTimeSampler,
+    n_draws: int,
+    key: PRNGKey,
+) -> Elbo:
     key_time, key = jr.split(key)
-    u = jr.uniform(key_time, (), x.dtype) if u is None else _as_quantile(u, x.dtype)
-    return compute_elbo(score, diffusion, x, u, form, decoder, time_sampler, key=key)
+    if n_draws == 1:
+        u = jr.uniform(key_time, (), x.dtype) if u is None else u
+        return compute_elbo(model, x, u, form, decoder, time_sampler, key=key)
+
+    @jax.vmap
+    def draw(u: Scalar, key: PRNGKey) -> Elbo:
+        return compute_elbo(model, x, u, form, decoder, time_sampler, key=key)
+
+    draws = draw(
+        stratified(n_draws, key=key_time).astype(x.dtype), jr.split(key, n_draws)
+    )
+    means = {name: jnp.mean(term) for name, term in draws.terms().items()}
+    standard_error = jnp.asarray(stratified_standard_error(draws.total))
+    return Elbo(**means, standard_error=standard_error)
 
 
 def default_decoder(form: AbstractForm) -> AbstractDecoder:
@@ -119,9 +187,9 @@ def default_decoder(form: AbstractForm) -> AbstractDecoder:
     return StartDecoder() if form.conditions_on_start else DataDecoder()
 
 
-def default_time_sampler(score: AbstractScore) -> AbstractTimeSampler:
+def default_time_sampler(model: AbstractModel) -> AbstractTimeSampler:
     """In log-SNR for a denoiser, whose integrand is nearly flat in it."""
-    return LogSNRTime() if isinstance(score, DenoiserScore) else ImportanceTime()
+    return LogSNRTimeSampler() if model.has_denoiser else ImportanceTimeSampler()
 
 
 def _as_quantile(u: Scalar, dtype: jnp.dtype) -> Scalar:
@@ -135,7 +203,7 @@ def _as_quantile(u: Scalar, dtype: jnp.dtype) -> Scalar:
 
 
 def check_decoder(form: AbstractForm, decoder: AbstractDecoder) -> None:
-    """Refuses a decoder that does not go with the form."""
+    """**Raises:** `ValueError` for a decoder that does not go with the form."""
     if form.conditions_on_start and not decoder.of_whole_start:
         raise ValueError(
             f"`decoder` must be a `StartDecoder` for the form {type(form).__name__}, "
@@ -145,8 +213,7 @@ def check_decoder(form: AbstractForm, decoder: AbstractDecoder) -> None:
 
 
 def compute_elbo(
-    score: AbstractScore,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     x: Data,
     u: Scalar,
     form: AbstractForm,
@@ -155,35 +222,16 @@ def compute_elbo(
     *,
     key: PRNGKey,
 ) -> Elbo:
-    """As `elbo`, without its checks and defaults."""
-    key_start, key_cut, key_path, key_prior, key_probe = jr.split(key, 5)
-    dtype = x.dtype
-    t, density = _moving_with_ends(diffusion, *time_sampler(diffusion, u))
-    times = jnp.stack([diffusion.t0.astype(dtype), diffusion.t1.astype(dtype), t])
-    # One batched computation instead of three: a third of the compilation.
-    laws = jax.vmap(diffusion.compute_laws)(times)
-    at_cut, at_end, at_time = (_take(laws, i) for i in range(3))
-    start = diffusion.draw_start(x, key=key_start)
-    cut = Point.draw(
-        times[0], at_cut, start, given_start=decoder.of_whole_start, key=key_cut
-    )
-    path = Point.draw(
-        t, at_time, start, given_start=form.conditions_on_start, key=key_path
-    )
-    error = path.error(score.whitened_error(*path.arguments))
-    integrand = form.integrand(path, error, score, diffusion, key=key_probe)
-    error = cut.error(score.whitened_error(*cut.arguments))
-    return Elbo(
-        reconstruction=_reconstruction(form, decoder, cut, error),
-        prior=_prior(form, diffusion, at_end, start, key=key_prior),
-        diffusion=integrand / density,
-        auxiliary=_auxiliary(form, decoder, diffusion, at_cut, start),
+    """The bound on one example from one draw, without the checks of `elbo`."""
+    # Both states of the example go through the network together, so that it is traced
+    # and compiled once.
+    return compute_shared_elbo(
+        model, x[None], u[None], 1, form, decoder, time_sampler, keys=key[None]
     )
 
 
 def compute_shared_elbo(
-    score: AbstractScore,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     x: Float[Array, "examples *data"],
     u: Float[Array, " shared"],
     n_reconstruction: int,
@@ -193,75 +241,76 @@ def compute_shared_elbo(
     *,
     keys: Key[Array, " examples"],
 ) -> Elbo:
-    """The bound averaged over a batch whose examples share its terms among them.
+    """The bound averaged over a batch, its terms estimated on parts of the batch.
 
     The reconstruction is that of the first `n_reconstruction` examples, the diffusion
-    term that of the last `len(u)`, and the others are those of all: each is what
-    `compute_elbo` gives for these examples and keys, and unbiased for a batch in random
-    order. The network is evaluated once, on the states of both together, which costs
-    one evaluation an example if the two shares are disjoint.
+    term that of the last `len(u)`, and the others are those of all: each is unbiased
+    for a batch in random order. The network is evaluated once, on the states of both
+    together, which costs one evaluation an example if the two parts are disjoint.
     """
-    n_cut, n_path = n_reconstruction, len(u)
+    diffusion, n_start, n_path = model.diffusion, n_reconstruction, len(u)
     keys = jax.vmap(lambda key: jr.split(key, 5))(keys)
-    key_start, key_cut, key_path, key_prior, key_probe = (keys[:, i] for i in range(5))
-    time = lambda u: _moving_with_ends(diffusion, *time_sampler(diffusion, u))
-    t, density = jax.vmap(time)(u)
+    key_aux, key_start, key_path, key_prior, key_probe = (keys[:, i] for i in range(5))
+    t, density = jax.vmap(
+        lambda u: _moving_with_interval(diffusion, *time_sampler(diffusion, u))
+    )(u)
     ends = jnp.stack([diffusion.t0, diffusion.t1]).astype(x.dtype)
-    laws = jax.vmap(diffusion.compute_laws)(jnp.concatenate([ends, t]))
-    at_cut, at_end, at_time = (_take(laws, i) for i in (0, 1, slice(2, None)))
-    start = jax.vmap(lambda x, key: diffusion.draw_start(x, key=key))(x, key_start)
+    # One batched computation instead of three: a third of the compilation.
+    kernels = jax.vmap(diffusion.compute_kernel)(jnp.concatenate([ends, t]))
+    at_start, at_end, at_times = (_take(kernels, i) for i in (0, 1, slice(2, None)))
+    state = jax.vmap(lambda x, key: diffusion.draw_start(x, key=key))(x, key_aux)
 
     @jax.vmap
-    def draw_cut(start, key):
+    def draw_start(state, key):
         whole = decoder.of_whole_start
-        return Point.draw(ends[0], at_cut, start, given_start=whole, key=key)
+        return Point.draw(at_start, state, given_start=whole, key=key)
 
     @jax.vmap
-    def draw_path(t, laws, start, key):
+    def draw_path(kernel, state, key):
         whole = form.conditions_on_start
-        return Point.draw(t, laws, start, given_start=whole, key=key)
+        return Point.draw(kernel, state, given_start=whole, key=key)
 
-    cut = draw_cut(start[:n_cut], key_cut[:n_cut])
-    path = draw_path(t, at_time, start[-n_path:], key_path[-n_path:])
+    start = draw_start(state[:n_start], key_start[:n_start])
+    path = draw_path(at_times, state[-n_path:], key_path[-n_path:])
     arguments = jax.tree.map(
         lambda *parts: jnp.concatenate(parts),
-        *(jax.vmap(lambda point: point.arguments)(points) for points in (cut, path)),
+        *(jax.vmap(lambda point: point.arguments)(points) for points in (start, path)),
     )
-    errors = jax.vmap(score.whitened_error)(*arguments)
+    errors = jax.vmap(model.whitened_error)(*arguments)
 
     @jax.vmap
     def reconstruction(point, error):
-        return _reconstruction(form, decoder, point, point.error(error))
+        return _reconstruction(form, decoder, point, point.own_error(error), model)
 
     @jax.vmap
     def integrand(point, error, key):
-        return form.integrand(point, point.error(error), score, diffusion, key=key)
+        return form.integrand(point, point.own_error(error), model, key=key)
 
     @jax.vmap
-    def rest(start, key):
-        prior = _prior(form, diffusion, at_end, start, key=key)
-        return prior, _auxiliary(form, decoder, diffusion, at_cut, start)
+    def rest(state, key):
+        prior = _prior(form, diffusion, at_end, state, key=key)
+        return prior, _auxiliary(form, decoder, diffusion, at_start, state)
 
-    prior, auxiliary = rest(start, key_prior)
-    path_terms = integrand(path, errors[n_cut:], key_probe[-n_path:]) / density
+    prior, auxiliary = rest(state, key_prior)
+    path_terms = integrand(path, errors[n_start:], key_probe[-n_path:]) / density
     return Elbo(
-        reconstruction=jnp.mean(reconstruction(cut, errors[:n_cut])),
+        reconstruction=jnp.mean(reconstruction(start, errors[:n_start])),
         prior=jnp.mean(prior),
         diffusion=jnp.mean(path_terms),
         auxiliary=jnp.mean(auxiliary),
     )
 
 
-def _take(laws: Laws, index: int | slice) -> Laws:
-    return jax.tree.map(lambda leaf: leaf[index], laws)
+def _take(kernels: PerturbationKernel, index: int | slice) -> PerturbationKernel:
+    return jax.tree.map(lambda leaf: leaf[index], kernels)
 
 
-def _moving_with_ends(
+def _moving_with_interval(
     diffusion: AbstractLinearDiffusion, t: Scalar, density: Scalar
 ) -> tuple[Scalar, Scalar]:
-    """The same time and density, where the ends have derivatives.
+    """The same time and density, where the interval has derivatives.
 
-    Ends given in log-SNR move with the parameters of a learned diffusion, and with them
+    One given in log-SNR moves with the parameters of a learned diffusion, and with it
     the limits of the integral: what stays is the share of the interval before `t`.
     """
     t0, t1 = diffusion.t0.astype(t.dtype), diffusion.t1.astype(t.dtype)
@@ -272,20 +321,24 @@ def _moving_with_ends(
 
 
 def _reconstruction(
-    form: AbstractForm, decoder: AbstractDecoder, cut: Point, error: State
+    form: AbstractForm,
+    decoder: AbstractDecoder,
+    point: Point,
+    error: State,
+    model: AbstractModel,
 ) -> Scalar:
-    value = decoder.log_density(cut, error)
+    value = decoder.log_density(point, error, model)
     if form.is_direct:
-        laws = cut.laws
-        law = laws.step if form.conditions_on_start else laws.kernel
-        value = value + _entropy(law.root, cut.start)
+        kernel = point.kernel
+        root = kernel.step.root if form.conditions_on_start else kernel.root
+        value = value + _entropy(root, point.start)
     return value
 
 
 def _prior(
     form: AbstractForm,
     diffusion: AbstractLinearDiffusion,
-    at_end: Laws,
+    at_end: PerturbationKernel,
     start: State,
     *,
     key: PRNGKey,
@@ -293,7 +346,7 @@ def _prior(
     if form.conditions_on_start:
         mean, root = at_end.step.mean(start), at_end.step.root
     else:
-        mean, root = at_end.kernel.mean(start[0]), at_end.kernel.root
+        mean, root = at_end.mean(start[0]), at_end.root
     if form.is_direct:
         noise = draw_normal(key, start.shape, start.dtype)
         return diffusion.prior.log_density(mean + apply_to_vars(root, noise))
@@ -310,7 +363,7 @@ def _auxiliary(
     form: AbstractForm,
     decoder: AbstractDecoder,
     diffusion: AbstractLinearDiffusion,
-    at_cut: Laws,
+    at_start: PerturbationKernel,
     start: State,
 ) -> Scalar:
     start_root = diffusion.start_root(start.dtype)[1:]
@@ -320,5 +373,5 @@ def _auxiliary(
     if form.conditions_on_start:
         return entropy
     # H(v | x, y) = H(v | x) + H(y | v, x) - H(y | x).
-    given = log_det(at_cut.step.root) - log_det(at_cut.kernel.root)
+    given = log_det(at_start.step.root) - log_det(at_start.root)
     return entropy + n_coordinates(start) * given.astype(start.dtype)

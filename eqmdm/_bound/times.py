@@ -1,7 +1,7 @@
 """Samplers of the times at which a bound's integrand is estimated."""
 
 import abc
-import functools
+import math
 from collections.abc import Callable
 from typing import final
 
@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from .._core.checks import check_count
@@ -31,11 +29,58 @@ def low_discrepancy(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
     return (jr.uniform(key, (), dtype) + spaced) % 1
 
 
-def antithetic(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
-    """`n` quantiles, each uniform on [0, 1), in pairs that add to 1."""
+def stratified(
+    n: int, *, key: PRNGKey, shift: Scalar | float = 0.0
+) -> Float[Array, " n"]:
+    """`n` quantiles, each uniform within a stratum of [0, 1) of its own share.
+
+    Two draws share a stratum (three where `n` is odd), so that the variance of a mean
+    over them can be estimated without bias: see [`eqmdm.stratified_standard_error`][].
+
+    **Arguments:**
+
+    - `shift`: added to every draw within its stratum, modulo its width. Shifts that are
+        spread evenly over examples spread their times too.
+    """
     check_count("n", n)
-    half = jr.uniform(key, ((n + 1) // 2,), jnp.result_type(float))
-    return jnp.concatenate([half, 1 - half])[:n] % 1
+    dtype = jnp.result_type(float)
+    within = (jr.uniform(key, (n,), dtype) + shift) % 1
+    low, width = (jnp.asarray(part, dtype) for part in strata_of_draws(n))
+    # The sum may round up to 1.
+    return jnp.minimum(low + width * within, 1 - float(jnp.finfo(dtype).epsneg))
+
+
+def stratified_standard_error(
+    values: Float[Array | np.ndarray, "*batch n"],
+) -> Float[Array | np.ndarray, "*batch"]:
+    """The standard error of the mean of values at quantiles drawn by `stratified`.
+
+    NaN for one value.
+    """
+    n = values.shape[-1]
+    if n == 1:
+        return values[..., 0] * math.nan
+    _, sizes = _strata(n)
+    starts = np.cumsum([0, *sizes[:-1]])
+    variance = sum(
+        values[..., start : start + size].var(axis=-1, ddof=1) * int(size)
+        for start, size in zip(starts, sizes, strict=True)
+    )
+    return variance**0.5 / n
+
+
+def strata_of_draws(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lower end and the width of the stratum of each of `n` draws."""
+    strata, sizes = _strata(n)
+    starts = np.cumsum([0, *sizes[:-1]])
+    return starts[strata] / n, sizes[strata] / n
+
+
+def _strata(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The stratum of each draw, and how many draws each stratum has."""
+    n_strata = max(n // 2, 1)
+    strata = np.minimum(np.arange(n) // 2, n_strata - 1)
+    return strata, np.bincount(strata)
 
 
 class AbstractTimeSampler(eqx.Module):
@@ -53,7 +98,7 @@ class AbstractTimeSampler(eqx.Module):
 
 
 @final
-class UniformTime(AbstractTimeSampler):
+class UniformTimeSampler(AbstractTimeSampler):
     """Times uniform between the ends."""
 
     def __call__(
@@ -67,7 +112,7 @@ class UniformTime(AbstractTimeSampler):
 
 
 @final
-class ImportanceTime(AbstractTimeSampler):
+class ImportanceTimeSampler(AbstractTimeSampler):
     r"""Times by the expected size of the bound's integrand, $\mathrm{tr}(G^\top
     \Sigma^{-1} G)$: for VPSDE $\beta / \sigma^2$, and so for any diffusion.
 
@@ -92,13 +137,13 @@ class ImportanceTime(AbstractTimeSampler):
 
 
 @final
-class LogSNRTime(AbstractTimeSampler):
+class LogSNRTimeSampler(AbstractTimeSampler):
     r"""Times uniform in log-SNR between the ends.
 
     The natural choice for a denoiser, whose part of the bound is an integral over
     log-SNR. Where log-SNR is stationary in time (ALDA, some learned diffusions) times
     are rare and their weights large: choose another sampler there for a free score.
-    Tabulated like [`eqmdm.ImportanceTime`][], with exact weights.
+    Tabulated like [`eqmdm.ImportanceTimeSampler`][], with exact weights.
 
     **Arguments:**
 
@@ -141,15 +186,9 @@ def _tabulated(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf,
         diffusion,
     )
-    try:
-        if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
-            raise _NotConstant
-        wide = jnp.result_type(float)
-        table = _constant_table(diffusion, rises, n_grid, jnp.dtype(u.dtype), wide)
-    except _NotConstant:
-        # It does not depend on `u`, so that under `jax.vmap` it is made once.
-        table = jax.lax.stop_gradient(_table(diffusion, rises, n_grid, u.dtype))
-    times, share, cumulative = (jnp.asarray(part) for part in table)
+    # It does not depend on `u`, so that under `jax.vmap` it is made once.
+    table = jax.lax.stop_gradient(_table(diffusion, rises, n_grid, u.dtype))
+    times, share, cumulative = table
     cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, n_grid - 1)
     width = times[cell + 1] - times[cell]
     within = jnp.clip((u - cumulative[cell]) / share[cell], 0, 1)
@@ -172,34 +211,3 @@ def _table(
     share = rise / jnp.sum(rise)
     cumulative = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(share)])
     return times, share, cumulative
-
-
-class _NotConstant(Exception):
-    """A diffusion with parameters, its own or those its functions close over."""
-
-
-@functools.lru_cache(maxsize=64)
-def _constant_table(
-    diffusion: AbstractLinearDiffusion,
-    rises: Callable[[AbstractLinearDiffusion, Array], Array],
-    n_grid: int,
-    dtype: jnp.dtype,
-    wide: jnp.dtype,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The values of `_table`, inside a trace too.
-
-    From one program: `jax.ensure_compile_time_eval` would compile every operation by
-    itself, which takes as long as the network of a small training step.
-    """
-    # In the key because the ends of a diffusion have this dtype.
-    del wide
-    traced = jax.make_jaxpr(lambda: _table(diffusion, rises, n_grid, dtype))()
-    if any(isinstance(value, Tracer) for value in traced.consts):
-        raise _NotConstant
-    table = jax.jit(jaxpr_as_fun(traced))
-    # It runs once, so that optimising it is lost time.
-    options: dict[str, str | bool] = {}
-    if jax.default_backend() == "cpu":
-        options["xla_backend_optimization_level"] = "0"
-    times, share, cumulative = table.lower().compile(options)()
-    return np.asarray(times), np.asarray(share), np.asarray(cumulative)

@@ -1,5 +1,6 @@
 """Validation of counts and arrays where they enter public functions."""
 
+import contextlib
 import operator
 from collections.abc import Iterable
 from types import ModuleType
@@ -63,6 +64,40 @@ def concrete(value: float | Array | np.ndarray) -> float | None:
         return float(value)
     except TypeError:  # JAX's ConcretizationTypeError: the value is being traced.
         return None
+
+
+def is_known(*trees: Any) -> bool:
+    """Whether no array of some trees is traced."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def now_if_known(*trees: Any) -> contextlib.AbstractContextManager[None]:
+    """A context in which what follows from some trees alone is computed at once, inside
+    a trace too, where they are known.
+
+    Checks are then made while a program is traced. At run time a check is a callback to
+    the host, and JAX's persistent cache keeps no program with one.
+    """
+    if not is_known(*trees):
+        return contextlib.nullcontext()
+    return jax.ensure_compile_time_eval()
+
+
+def raise_or_error_if(value: Array, wrong: Any, message: str) -> Array:
+    """`value`, if nothing is wrong with it.
+
+    The returned value must be used: it carries the check where that is traced.
+
+    **Raises:** `ValueError` where `wrong` is known to be true,
+    `equinox.EquinoxRuntimeError` at run time where it is traced.
+    """
+    try:
+        is_wrong = bool(wrong)
+    except jax.errors.ConcretizationTypeError:
+        return eqx.error_if(value, wrong, message)
+    if is_wrong:
+        raise ValueError(message)
+    return value
 
 
 def as_number(value: int | float | Array | np.ndarray | np.generic) -> float | Array:

@@ -6,7 +6,6 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 from jaxtyping import Array, Float
 
 from .random import draw_normal
@@ -47,6 +46,11 @@ def contract(vector: VarsVector, y: State) -> Data:
     return apply_to_vars(vector[None], y)[0]
 
 
+def contract_rows(matrix: VarsMatrix, vector: VarsVector) -> VarsVector:
+    r"""$M^\top v$."""
+    return jnp.sum(matrix * vector[:, None], axis=0)
+
+
 def outer_with_data(vector: VarsVector, x: Data) -> State:
     """The state whose variable `i` is `vector[i] * x`."""
     return vector.reshape(-1, *([1] * x.ndim)).astype(x.dtype) * x[None]
@@ -55,32 +59,20 @@ def outer_with_data(vector: VarsVector, x: Data) -> State:
 def solve_lower(
     root: VarsMatrix, rhs: Float[Array, "vars *columns"], *, transpose: bool = False
 ) -> Float[Array, "vars *columns"]:
-    r"""$L^{-1} b$, or $L^{-\top} b$, for a lower-triangular root."""
-    root = jnp.tril(root)
-    product = lambda x: matmul(root.T if transpose else root, x)
-    solve = lambda _, b: _solve_triangular(root, b, transpose)
-    transpose_solve = lambda _, b: _solve_triangular(root, b, not transpose)
-    # JAX's rule for derivatives of a solve and not Lineax's, whose own solves check
-    # their results, `throw=False` or not.
-    return jax.lax.custom_linear_solve(product, rhs, solve, transpose_solve)
+    r"""$L^{-1} b$, or $L^{-\top} b$, for a lower-triangular root.
 
-
-def _solve_triangular(
-    root: VarsMatrix, rhs: Float[Array, "vars *columns"], transpose: bool
-) -> Float[Array, "vars *columns"]:
-    if transpose:
-        operator = lx.MatrixLinearOperator(root.T, lx.upper_triangular_tag)
-    else:
-        operator = lx.MatrixLinearOperator(root, lx.lower_triangular_tag)
-    # Lineax's check of its result calls back to Python in every program that has it: a
-    # GPU waits for it, and XLA keeps no such program. A singular root gives what is not
-    # a finite number instead.
-    solve = lambda column: (
-        lx.linear_solve(operator, column, lx.Triangular(), throw=False).value
-    )
-    if rhs.ndim == 1:
-        return solve(rhs)
-    return jax.vmap(solve, in_axes=1, out_axes=1)(rhs)
+    Substitution, written out: a library call traces, lowers and compiles ten times as
+    long for matrices of this size, and computes the same values. A singular root gives
+    values that are not finite.
+    """
+    n_vars = len(root)
+    columns = root.T if not transpose else root
+    rest = rhs.reshape(n_vars, -1)
+    solution: list[Array] = [rest[0]] * n_vars
+    for i in reversed(range(n_vars)) if transpose else range(n_vars):
+        solution[i] = rest[i] / root[i, i]
+        rest = rest - columns[i][:, None] * solution[i][None]
+    return jnp.stack(solution).reshape(rhs.shape)
 
 
 def _reflectors(
@@ -196,12 +188,65 @@ class Transition(eqx.Module):
 
 @final
 class PerturbationKernel(eqx.Module):
-    r"""The law of $y(t)$ given the data: normal, mean $a x$, covariance $L L^\top$."""
+    r"""The law of $y(t)$ given the data: normal, mean $a x$, covariance $L L^\top$.
 
+    The factors that scores, bounds and samplers need of it are computed once, when it
+    is built. With $b = L^{-1} a$ and $\mathrm{SNR} = |b|^2$, the statistic $z = w \cdot
+    y$ is the data plus noise of standard deviation $\sigma = \mathrm{SNR}^{-1/2}$, and
+    sufficient for the data. Nothing here is as large as the signal-to-noise ratio
+    itself, which float32 cannot hold beyond a logarithm of 88.
+
+    - `t`: the time.
+    - `step`: the law of $y(t)$ given the whole start $y(0)$.
+    - `mean_map`, `root`: $a$ and $L$.
+    - `whitening`: $L^{-1}$, lower triangular.
+    - `direction`: $b / |b|$, the direction of the data among the whitened variables.
+    - `sigma`: $\sigma$, the noise of the sufficient statistic.
+    - `data_weights`: $w = \Sigma^{-1} a / \mathrm{SNR}$.
+    """
+
+    t: Scalar
+    step: Transition
     mean_map: VarsVector
     root: VarsMatrix
+    whitening: VarsMatrix
+    direction: VarsVector
+    sigma: Scalar
+    data_weights: VarsVector
+
+    @classmethod
+    def after(
+        cls, t: Scalar, step: Transition, start_root: Float[Array, "vars columns"]
+    ) -> "PerturbationKernel":
+        """The kernel at `t`, from the transition out of time 0 and the start's root.
+
+        The start covariance goes in last and as a root: added to the covariance of the
+        step it would cost digits from three variables on.
+        """
+        root = step.root
+        if start_root.shape[1] > 0:
+            columns = [matmul(step.mean_map, start_root), root]
+            root = lq_root(jnp.concatenate(columns, axis=1))
+        mean_map = step.mean_map[:, 0]
+        whitening = solve_lower(root, jnp.eye(len(root), dtype=root.dtype))
+        b = solve_lower(root, mean_map)
+        # Its square may exceed the largest number of the dtype where it does not.
+        scale = jax.lax.stop_gradient(jnp.max(jnp.abs(b)))
+        scale = jnp.where(scale > 0, scale, 1)
+        norm = scale * jnp.sqrt(jnp.sum((b / scale) ** 2))
+        direction = b / norm
+        data_weights = contract_rows(whitening, direction) / norm
+        return cls(
+            t, step, mean_map, root, whitening, direction, 1 / norm, data_weights
+        )
+
+    @property
+    def log_snr(self) -> Float[Array, "*times"]:
+        r"""$\log a^\top \Sigma^{-1} a$, natural logarithm; of stacked kernels, all."""
+        return -2 * jnp.log(self.sigma)
 
     def mean(self, x: Data) -> State:
+        r"""$a x$."""
         return outer_with_data(self.mean_map, x)
 
     def perturb(self, x: Data, noise: State) -> State:
@@ -209,40 +254,25 @@ class PerturbationKernel(eqx.Module):
         return self.mean(x) + apply_to_vars(self.root, noise)
 
     def sample(self, x: Data, *, key: PRNGKey) -> State:
+        """A draw of the state given the data."""
         noise = draw_normal(key, (*self.mean_map.shape, *x.shape), x.dtype)
         return self.perturb(x, noise)
-
-    @property
-    def whitening(self) -> VarsMatrix:
-        r"""$L^{-1}$, lower triangular."""
-        identity = jnp.eye(len(self.root), dtype=self.root.dtype)
-        return solve_lower(self.root, identity)
-
-    @property
-    def whitened_mean_map(self) -> VarsVector:
-        r"""$L^{-1} a$, whose squared norm is the signal-to-noise ratio."""
-        return solve_lower(self.root, self.mean_map)
-
-    @property
-    def log_snr(self) -> Scalar:
-        r"""$\log a^\top \Sigma^{-1} a$."""
-        b = self.whitened_mean_map
-        # The ratio reaches e^60 and its square root is what fits into float32.
-        scale = jax.lax.stop_gradient(jnp.max(jnp.abs(b)))
-        scale = jnp.where(scale > 0, scale, 1)
-        return 2 * jnp.log(scale) + jnp.log(jnp.sum((b / scale) ** 2))
-
-    @property
-    def data_weights(self) -> VarsVector:
-        r"""$w = \Sigma^{-1} a / \mathrm{SNR}$, so that $w \cdot y$ is the data plus
-        noise of variance $1 / \mathrm{SNR}$, and sufficient for it."""
-        b = self.whitened_mean_map
-        norm = jnp.exp(0.5 * self.log_snr)
-        return solve_lower(self.root, b / norm, transpose=True) / norm
 
     def project(self, y: State) -> Data:
         r"""$z = w \cdot y$, the sufficient statistic of the data in `y`."""
         return contract(self.data_weights, y)
+
+    def whiten(self, y: State) -> State:
+        r"""$L^{-1} y$."""
+        return apply_to_vars(self.whitening, y)
+
+    def unwhiten_score(self, whitened: State) -> State:
+        r"""$L^{-\top} e$: a score from its whitened form."""
+        return apply_to_vars(self.whitening.T, whitened)
+
+    def along_data(self, whitened: State) -> Data:
+        r"""$b \cdot e / |b|$: the part of a whitened state along the data."""
+        return contract(self.direction, whitened)
 
 
 @final

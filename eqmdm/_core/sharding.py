@@ -1,4 +1,4 @@
-"""Where arrays lie on several devices: batches in shares, parameters whole or not.
+"""Sharding of batches and parameters over devices.
 
 There is one code path for any number of devices. Functions that take a batch follow the
 mesh on which the model lies, and XLA inserts the communication.
@@ -59,16 +59,17 @@ def distribute(tree: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> P
 
 def mesh_of(tree: PyTree) -> Mesh | None:
     """The mesh on which `distribute` has put a tree; `None` if it has not."""
-    return mesh_among(shardings(tree))
-
-
-def mesh_among(places: tuple[NamedSharding | None, ...]) -> Mesh | None:
-    """The mesh of `mesh_of`, from what `shardings` returns."""
-    for place in places:
-        if place is not None and isinstance(place.mesh, Mesh):
-            if place.mesh.axis_names == (_BATCH,):
-                return place.mesh
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
+            mesh = getattr(leaf.sharding, "mesh", None)
+            if isinstance(mesh, Mesh) and mesh.axis_names == (_BATCH,):
+                return mesh
     return None
+
+
+def placement(tree: PyTree) -> PyTree:
+    """The sharding of each array of a tree on a mesh, `None` for all other leaves."""
+    return jax.tree.map(lambda leaf: leaf.sharding, eqx.filter(tree, eqx.is_array))
 
 
 def divide_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
@@ -111,43 +112,22 @@ def over_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, _BATCH))
 
 
-def shardings(tree: PyTree) -> tuple[NamedSharding | None, ...]:
-    """Where each leaf of `tree` lies, `None` for what is not an array on a mesh."""
+def gathering(fn: Callable[[PyTree], Any], placement: PyTree) -> Callable[..., Any]:
+    """`fn`, under a trace, applied to whole arrays where `placement` divides them.
 
-    def place(leaf):
-        if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
-            return None
-        return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
-
-    return tuple(place(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def kept(tree: PyTree, where: tuple) -> PyTree:
-    """`tree`, under a trace, with its arrays where `shardings` says."""
-    leaves, structure = jax.tree.flatten(tree)
-    leaves = [
-        leaf if place is None else jax.lax.with_sharding_constraint(leaf, place)
-        for leaf, place in zip(leaves, where, strict=True)
-    ]
-    return jax.tree.unflatten(structure, leaves)
-
-
-def gathering(fn: Callable[[PyTree], Any], where: tuple) -> Callable[[PyTree], Any]:
-    """`fn`, under a trace, given all of each array that lies in shares.
-
-    They are put together on every device before `fn` begins and, instead of being kept
-    for it, once more for its gradient, which is summed over the batch. Were `fn` given
-    the shares, XLA would divide its products along channels and move activations.
+    They are gathered on every device before `fn` begins and again for its gradient,
+    which is summed over the batch, instead of being stored between the two. On shares,
+    XLA would divide the products in `fn` along channels and move activations.
     """
-    divided = [place is not None and not place.is_fully_replicated for place in where]
-    if not any(divided):
+    places, structure = jax.tree.flatten(placement)
+    if all(place.is_fully_replicated for place in places):
         return fn
-    everywhere = tuple(
-        NamedSharding(place.mesh, PartitionSpec()) if in_shares else None
-        for place, in_shares in zip(where, divided, strict=True)
-    )
+    whole = [NamedSharding(place.mesh, PartitionSpec()) for place in places]
+    everywhere = jax.tree.unflatten(structure, whole)
     keep = lambda primitive, *_, **__: primitive.name != "sharding_constraint"
-    return jax.checkpoint(lambda tree: fn(kept(tree, everywhere)), policy=keep)
+    return jax.checkpoint(
+        lambda tree: fn(eqx.filter_shard(tree, everywhere)), policy=keep
+    )
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from .base import (
     AbstractLinearDiffusion as AbstractLinearDiffusion,
-    Laws as Laws,
 )
 from .composed import (
     TimeVaryingDiffusion as TimeVaryingDiffusion,

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,23 +15,13 @@ from .._core.gaussian import (
     PerturbationKernel,
     Transition,
     apply_to_vars,
-    lq_root,
     matmul,
-    solve_lower,
 )
 from .._core.operator import VarsOperator
 from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
 from .interval import Interval, LogSNRInterval, known_times
 from .search import as_time, check_reached, check_resolved, check_value, find_root
-
-
-@final
-class Laws(eqx.Module):
-    """The laws of one time given the whole start, and given the data alone."""
-
-    step: Transition
-    kernel: PerturbationKernel
 
 
 class AbstractLinearDiffusion(eqx.Module):
@@ -125,26 +115,8 @@ class AbstractLinearDiffusion(eqx.Module):
 
     def compute_kernel(self, t: Scalar) -> PerturbationKernel:
         """The law of $y(t)$ given the data, without checks of the time."""
-        return self.compute_laws(t).kernel
-
-    def compute_laws(self, t: Scalar) -> Laws:
-        """The laws of $y(t)$ given the start and given the data, without checks."""
         step = self.compute_transition(jnp.zeros_like(t), t)
-        return Laws(step, self._kernel_after(step))
-
-    def _kernel_after(self, step: Transition) -> PerturbationKernel:
-        """The law of $y(t)$ given the data, from the transition out of time 0.
-
-        The start covariance goes in last and as a root: added to the covariance of the
-        step it would cost digits from three variables on.
-        """
-        start = self.start_root(step.root.dtype)
-        if start.shape[1] == 0:
-            root = step.root
-        else:
-            columns = [matmul(step.mean_map, start), step.root]
-            root = lq_root(jnp.concatenate(columns, axis=1))
-        return PerturbationKernel(step.mean_map[:, 0], root)
+        return PerturbationKernel.after(t, step, self.start_root(step.root.dtype))
 
     def draw_start(self, x: Data, *, key: PRNGKey) -> State:
         """A draw of $y(0)$ given the data: `x`, and the auxiliaries at random."""
@@ -197,12 +169,8 @@ class AbstractLinearDiffusion(eqx.Module):
     def log_snr_rate(self, t: Scalar, kernel: PerturbationKernel) -> Scalar:
         r"""$\mathrm{d} \log \mathrm{SNR} / \mathrm{d}t = -\|G^\top \Sigma^{-1} a\|^2 /
         \mathrm{SNR}$."""
-        b = kernel.whitened_mean_map
-        # Its square is the ratio itself, which float32 does not hold above e^88.
-        b = b / jax.lax.stop_gradient(jnp.max(jnp.abs(b)))
-        b = b / jnp.linalg.norm(b)
-        noise = solve_lower(kernel.root, self.diffusion_matrix(t))
-        return -jnp.sum(jnp.sum(noise * b[:, None], axis=0) ** 2)
+        noise = matmul(kernel.whitening, self.diffusion_matrix(t))
+        return -jnp.sum(matmul(kernel.direction[None], noise) ** 2)
 
     def time_at_log_snr(self, log_snr: Scalar) -> Scalar:
         """The time at which the log signal-to-noise ratio has a given value.

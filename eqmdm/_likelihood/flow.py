@@ -8,9 +8,8 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from .._bound.forms import AbstractDivergence, ExactDivergence
 from .._core.gaussian import apply_to_vars, n_coordinates
 from .._core.types import (
     IntScalar,
@@ -22,6 +21,7 @@ from .._core.types import (
     VarsMatrix,
 )
 from .._model.diffrax_solvers import n_evaluations
+from .._model.divergence import AbstractDivergence, ExactDivergence
 
 
 # A(s), G(s) and f(s, .) of dy/ds = A y + G G^T f(y).
@@ -31,18 +31,26 @@ Flow: TypeAlias = Callable[
 
 
 @final
-class FlowEnd(eqx.Module):
-    r"""Where a flow ends, and $\int \nabla \cdot f$ along it by each estimate."""
+class FlowSolution(eqx.Module):
+    r"""The solution of a flow at its end.
+
+    - `y`: the state.
+    - `divergences`: $\int \nabla \cdot v \,\mathrm{d}s$ along the flow, $v$ its
+        velocity, by each of the independent estimates of the divergence.
+    - `n_evaluations`: of the velocity; -1 where the solver does not tell.
+    - `result`: success, or the reason of a failure.
+    """
 
     y: State
     divergences: Float[Array, " estimates"]
     n_evaluations: IntScalar
-    converged: Bool[Array, ""]
+    result: dfx.RESULTS
 
 
 @final
 class FlowSolver(eqx.Module):
-    """How a flow is solved together with its divergence."""
+    """Solves a flow together with its divergence; what [`eqmdm.log_likelihood`][]
+    gives to a route."""
 
     divergence: AbstractDivergence
     solver: dfx.AbstractSolver
@@ -51,38 +59,49 @@ class FlowSolver(eqx.Module):
 
     def __call__(
         self, flow: Flow, start: Scalar, end: Scalar, y: State, *, key: PRNGKey
-    ) -> FlowEnd:
-        """The end of `flow` from `y`, on a clock that increases from `start` to `end`.
+    ) -> FlowSolution:
+        r"""The solution at `end` of $\mathrm{d}y/\mathrm{d}s = A y + G G^\top f(y)$.
 
-        The key fixes the probes for the whole of the solve.
+        **Arguments:**
+
+        - `flow`: a function of $s$ that returns $A$, of shape `(vars, vars)`, $G$, of
+            shape `(vars, rank)`, and the function $f$ of a state. They act on the
+            variables and leave the data axes alone.
+        - `start`, `end`: the interval of $s$, which increases.
+        - `y`: the state at `start`.
+        - `key`: fixes the probes of the divergence for the whole of the solve.
         """
         # A mean over coordinates, so that one tolerance serves any number of them.
         size = n_coordinates(y)
 
+        # Diffrax traces a vector field three times; under `jax.jit` the network is
+        # traced in the first of them only.
+        @jax.jit
+        def velocity(s: Scalar, y: State) -> tuple[State, Array]:
+            # After a state that is not a number the next time is none either, and a
+            # kernel there would raise an error for the whole of a batch.
+            A, G, function = flow(jnp.where(s <= end, s, end))
+            value, derivative = jax.linearize(function, y)
+            traces = self.divergence(derivative, G, y, key=key)
+            change = apply_to_vars(A, y) + apply_to_vars(G, apply_to_vars(G.T, value))
+            return change, traces / size + jnp.trace(A).astype(y.dtype)
+
         def field(s: Time, state: tuple[State, Array], args: Any):
             del args
             y, _ = state
-            # After a state that is not a number the next time is none either, and a
-            # kernel there would raise an error for the whole of a batch.
-            s = jnp.asarray(s, start.dtype)
-            A, G, function = flow(jnp.where(s <= end, s, end))
-            value, linear = jax.linearize(function, y)
-            traces = self.divergence(linear, G, y, key=key)
-            velocity = apply_to_vars(A, y)
-            velocity = velocity + apply_to_vars(G, apply_to_vars(G.T, value))
-            return velocity, traces / size + jnp.trace(A).astype(y.dtype)
+            return velocity(jnp.asarray(s, start.dtype), y)
 
-        adaptive = dfx.AbstractAdaptiveStepSizeController
-        is_adaptive = isinstance(self.stepsize_controller, adaptive)
+        controller = self.stepsize_controller
+        if isinstance(controller, dfx.AbstractAdaptiveStepSizeController):
+            controller = _WithFirstStep(controller)
         solution = dfx.diffeqsolve(
             dfx.ODETerm(field),
             self.solver,
             start,
             end,
-            # Given, so that finding one costs no evaluations.
-            0.01 * (end - start) if is_adaptive else None,
+            None,
             (y, jnp.zeros(self.divergence.n_estimates, y.dtype)),
-            stepsize_controller=self.stepsize_controller,
+            stepsize_controller=controller,
             # A loop without a bound: the cheapest, and it has forward derivatives.
             adjoint=dfx.ForwardMode(),
             max_steps=self.max_steps,
@@ -92,22 +111,77 @@ class FlowSolver(eqx.Module):
         y, means = jax.tree.map(lambda saved: saved[-1], solution.ys)
         n_steps = solution.stats["num_steps"]
         count = n_evaluations(self.solver, n_steps)
-        return FlowEnd(
+        return FlowSolution(
             y,
             size * means,
             jnp.full_like(n_steps, -1) if count is None else jnp.asarray(count),
-            solution.result == dfx.RESULTS.successful,
+            solution.result,
         )
 
     def standard_error(self, estimates: Float[Array, " estimates"]) -> Scalar:
-        """That of the mean; 0 where the divergence is exact."""
+        """The standard error of the mean of what `divergences` gives; 0 where the
+        divergence is exact, NaN for one estimate."""
         if isinstance(self.divergence, ExactDivergence):
             return jnp.zeros((), estimates.dtype)
         return standard_error(estimates)
 
 
+@final
+class _WithFirstStep(dfx.AbstractAdaptiveStepSizeController):
+    """A controller whose first step is a hundredth of the interval.
+
+    Diffrax's own choice of one costs evaluations. As the `dt0` of `diffeqsolve` it
+    would be checked, on an interval that is traced by a callback to the host, and XLA's
+    persistent cache holds no program that has any.
+    """
+
+    controller: dfx.AbstractAdaptiveStepSizeController
+    # Read by implicit solvers.
+    rtol: Any
+    atol: Any
+    norm: Any
+
+    def __init__(self, controller: dfx.AbstractAdaptiveStepSizeController):
+        self.controller = controller
+        self.rtol, self.atol = controller.rtol, controller.atol
+        self.norm = controller.norm
+
+    def wrap(self, direction: Any) -> "_WithFirstStep":
+        controller: Any = self.controller.wrap(direction)
+        return _WithFirstStep(controller)
+
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        dt0: Any,
+        args: Any,
+        func: Any,
+        error_order: Any,
+    ) -> Any:
+        del dt0
+        first = 0.01 * (t1 - t0)
+        return self.controller.init(terms, t0, t1, y0, first, args, func, error_order)
+
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> Any:
+        step = t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+        return self.controller.adapt_step_size(*step)
+
+
 def standard_error(values: Float[Array, " draws"]) -> Scalar:
-    """That of the mean; NaN for one value."""
+    """The standard error of the mean; NaN for one value."""
     if len(values) == 1:
         return jnp.full((), jnp.nan, values.dtype)
     return jnp.std(values, ddof=1) / math.sqrt(len(values))

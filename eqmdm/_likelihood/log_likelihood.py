@@ -1,24 +1,24 @@
 """Exact likelihood, by the probability-flow ODE."""
 
+from typing import Any
+
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
 
-from .._bound.forms import AbstractDivergence, ExactDivergence
 from .._core.checks import check_count, concrete
 from .._core.types import Data, PRNGKey
-from .._diffusion import AbstractLinearDiffusion
 from .._levels import as_dequantised
+from .._model.base import AbstractModel, check_model
 from .._model.diffrax_solvers import check_kind
-from .._model.score import DenoiserScore, ScoreFunction, as_score, check_trained_range
-from .._model.time_change import make_timing
+from .._model.divergence import AbstractDivergence, ExactDivergence
 from .flow import FlowSolver
-from .routes import AbstractRoute, AugmentedRoute, CollapsedRoute, Likelihood
+from .result import Likelihood
+from .routes import AbstractRoute, AugmentedRoute, CollapsedRoute
 
 
 def log_likelihood(
-    score: ScoreFunction,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     x: Data,
     *,
     key: PRNGKey,
@@ -31,88 +31,104 @@ def log_likelihood(
     r"""The log-density of one example under the probability-flow ODE, in nats.
 
     With $z$ the statistic of the state that is sufficient for the data, it is the
-    density of $z$ at the cut that is evaluated, at $z = x$: that of the data with noise
+    density of $z$ at $t_0$ that is evaluated, at $z = x$: that of the data with noise
     of variance $1 / \mathrm{SNR}$ added. At a log-SNR of 13.3 and data no narrower than
-    0.15 this costs below 1e-4 nats a dimension; at VPSDE's default cut, 9.2, up to
-    1e-2.
+    0.15 this costs below 1e-4 nats a dimension; at the default $t_0$ of VPSDE, of
+    log-SNR 9.2, up to 1e-2.
 
     Batch with `jax.vmap`. Every example then has steps of its own, and its result does
     not depend on the others. A batch lasts as long as its slowest example, 1.6 times
     the mean for 64 draws of a mixture; steps in common would take 1.3 times the mean
     for all to meet the tolerance, but tie every result to its batch.
 
+    !!! Example
+
+        ```python
+        keys = jr.split(jr.key(0), len(examples))
+        one = lambda x, key: eqmdm.log_likelihood(model, x, key=key)
+        print(jax.vmap(one)(examples, keys).log_likelihood)
+        ```
+
     **Arguments:**
 
-    - `score`: a callable `(t, y) -> score` on one example.
-    - `diffusion`: the process; its ends are those of the ODE.
+    - `model`: an [`eqmdm.DenoiserModel`][], [`eqmdm.NoiseModel`][],
+        [`eqmdm.FunctionModel`][] or one of your own; the interval of its diffusion is
+        that of the ODE.
     - `x`: one example, in the units that the model sees.
     - `key`: for probes and auxiliaries; unused by an exact divergence on the collapsed
         route.
-    - `route`: [`eqmdm.CollapsedRoute`][] by default for a [`eqmdm.DenoiserScore`][],
-        and [`eqmdm.AugmentedRoute`][] for other scores.
+    - `route`: [`eqmdm.CollapsedRoute`][] by default for a [`eqmdm.DenoiserModel`][],
+        and [`eqmdm.AugmentedRoute`][] for other models.
     - `divergence`: [`eqmdm.ExactDivergence`][] by default, one forward derivative for
         every data coordinate (and noise, on the augmented route); or
         [`eqmdm.HutchinsonDivergence`][], whose probes are drawn once per solve and
         whose `n_probes`, if above one, give a standard error.
     - `solver`: any Diffrax ODE solver; `Tsit5` by default.
     - `stepsize_controller`: any of Diffrax's, `PIDController(rtol=1e-5, atol=1e-5)` by
-        default; for fixed steps a `StepTo` between the ends of the route's clock.
-        The log-density is a part of what it controls, as a mean over coordinates.
-    - `max_steps`: of a solve, those that are rejected included.
+        default; for fixed steps a `StepTo` from the first to the last reading of the
+        route's clock. The log-density is a part of what it controls, as a mean over
+        coordinates. An adaptive one begins with a hundredth of the interval.
+    - `max_steps`: the largest number of steps of a solve, rejected ones included.
 
     **Returns:**
 
-    An [`eqmdm.Likelihood`][]. A solve that fails does not raise, so that a batch keeps
-    its other results: `converged` says which, and these are NaN. There are forward
-    derivatives only.
+    An [`eqmdm.Likelihood`][]. A solve that fails does not raise an error, so that a
+    batch keeps its other results: its log-likelihood and standard error are NaN, and
+    `result` has the reason. There are forward derivatives only.
 
     **Raises:**
 
     `TypeError` for integers, for the collapsed route without a denoiser, and for a
-    `solver` that is one for SDEs only;
-    `ValueError` for an `x` that is not finite, `max_steps` below 1 or a relative
-    tolerance that the dtype of `x` cannot meet, or a `clock` of the route that cannot
-    tell the diffusion's time; where a denoiser states the range it was trained on,
-    `ValueError`, or `equinox.EquinoxRuntimeError` under a JAX transform, if the
-    diffusion ends below it.
+    `solver` that is one for SDEs only; `ValueError` for an `x` that is not finite,
+    `max_steps` below 1, a relative tolerance below the precision of the dtype of `x`,
+    or a `clock` of the route for a diffusion whose log-SNR is not strictly monotone;
+    where a denoiser states the range it was trained on, `ValueError`, or
+    `equinox.EquinoxRuntimeError` under a JAX transform, if the diffusion ends below it.
 
     **Source:** Song et al. (2021), section 4.3 and appendix D.2.
     """
+    check_model(model)
     x = as_dequantised(x, "log-likelihood")
     check_count("max_steps", max_steps)
-    score = as_score(score, diffusion)
     if route is None:
-        by_data = isinstance(score, DenoiserScore)
-        route = CollapsedRoute() if by_data else AugmentedRoute()
+        route = CollapsedRoute() if model.has_denoiser else AugmentedRoute()
     if stepsize_controller is None:
         stepsize_controller = dfx.PIDController(rtol=1e-5, atol=1e-5)
     _check_tolerance(stepsize_controller, x.dtype)
     solver = dfx.Tsit5() if solver is None else solver
     check_kind(solver, noise=False)
-    solve = FlowSolver(
+    flow_solver = FlowSolver(
         ExactDivergence() if divergence is None else divergence,
         solver,
         stepsize_controller,
         max_steps,
     )
-    if isinstance(route, AugmentedRoute):
-        # Refuses a clock before anything is compiled.
-        make_timing(diffusion, route.clock, x.dtype)
-    x = check_trained_range(score, diffusion, x)
-    return _solve(route, score, diffusion, x, solve, key)
+    route.check(model, x.dtype)
+    x = model.check_final_time(x)
+    return _log_likelihood(route, model, x, flow_solver, key)
 
 
-# Compiled by itself, so that calls outside of `jax.jit` share a compilation.
+# Compiled by itself: called as a plain function it is then one program.
 @eqx.filter_jit
-def _solve(route, score, diffusion, x, solve, key) -> Likelihood:
-    result = route(score, diffusion, x, solve, key=key)
-    # Where the drift is not a number the solver may not notice.
-    converged = result.converged & jnp.isfinite(result.log_likelihood)
+def _log_likelihood(
+    route: AbstractRoute,
+    model: AbstractModel,
+    x: Data,
+    flow_solver: FlowSolver,
+    key: PRNGKey,
+) -> Likelihood:
+    found = route(model, x, flow_solver, key=key)
+    # Of a drift that is not a number a solver need not take notice.
+    unnoticed = found.converged & ~jnp.isfinite(found.log_likelihood)
+    nonfinite: Any = dfx.RESULTS.nonfinite
+    result = dfx.RESULTS.where(unnoticed, nonfinite, found.result)
+    converged = result == dfx.RESULTS.successful
     return Likelihood(
-        jnp.where(converged, result.log_likelihood, jnp.nan),
-        jnp.where(converged, result.standard_error, jnp.nan),
-        result.n_evaluations,
-        converged,
+        jnp.where(converged, found.log_likelihood, jnp.nan),
+        jnp.where(converged, found.standard_error, jnp.nan),
+        jnp.where(converged, found.effective_sample_size, jnp.nan),
+        found.n_evaluations,
+        result,
     )
 
 

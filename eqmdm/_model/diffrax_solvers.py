@@ -1,4 +1,4 @@
-"""What Diffrax's solvers can solve, and how often a step evaluates the drift."""
+"""Kinds of Diffrax's solvers, and their evaluations of the drift a step."""
 
 import diffrax as dfx
 from jaxtyping import Array, Int
@@ -42,26 +42,22 @@ def takes_no_noise(solver: dfx.AbstractSolver) -> bool:
 
 
 def check_kind(solver: dfx.AbstractSolver, *, noise: bool) -> None:
-    """Refuses a solver that is not for an SDE, or not for an ODE.
+    """**Raises:** `TypeError` for a solver that is not for SDEs, or not for ODEs.
 
-    Diffrax itself takes any Runge-Kutta method for an SDE, with a warning, and returns
-    what has the wrong law.
-
-    **Raises:**
-
-    `TypeError`.
+    Diffrax itself takes any Runge-Kutta method for an SDE, with a warning, and the
+    samples then have the wrong law.
     """
+    name = type(solver).__name__
     if noise and not takes_noise(solver):
         raise TypeError(
             "`solver` must be one for SDEs, such as `diffrax.SEA()`, for a process "
-            f"with noise; got `{type(solver).__name__}`. Or solve the probability-flow "
-            "ODE with it."
+            f"with noise; got `{name}`. Solve the probability flow with it: "
+            f"`eqmdm.DiffraxSampler(diffrax.{name}(), eqmdm.probability_flow)`."
         )
     if not noise and not takes_no_noise(solver):
         raise TypeError(
             "`solver` must be one for ODEs, such as `diffrax.Tsit5()`, for the "
-            f"probability flow; got `{type(solver).__name__}`. Or solve the reverse "
-            "SDE with it."
+            f"probability flow; got `{name}`, which is for SDEs alone."
         )
 
 

@@ -10,12 +10,18 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from .._core.checks import check_finite, check_precision, check_shape, concrete
+from .._core.checks import (
+    check_finite,
+    check_precision,
+    check_shape,
+    concrete,
+    now_if_known,
+)
 from .._core.gaussian import apply_to_vars
 from .._core.operator import VarsOperator
 from .._core.types import PRNGKey, Scalar, State, Time
 from .._diffusion import AbstractLinearDiffusion
-from .score import ScoreFunction, as_score
+from .base import AbstractModel, check_model
 from .time_change import AbstractNoiseClock, AbstractTiming, make_timing
 
 
@@ -86,15 +92,15 @@ def forward_sde(
     path: PathFunction = _tree_path,
 ) -> Problem:
     r"""The noising process $\mathrm{d}y = F y \mathrm{d}t + G \mathrm{d}w$ from data
-    `x`, up to the horizon.
+    `x`, up to t1.
 
     **Arguments:**
 
     - `x`: one example, where `initial` starts the data row.
     - `key`: of the Brownian path.
     - `clock`: `None` for the diffusion's own time, which starts at 0; or a clock of
-        the noise, [`eqmdm.LogSNRClock`][] say, on which `initial` draws the state at
-        the cut: at time 0 its reading is infinite.
+        the noise, such as [`eqmdm.LogSNRClock`][], on which `initial` draws the state
+        at t0, because at time 0 its reading is infinite.
     - `path`: a function `(t0, t1, structure, key)` that returns a Diffrax Brownian
         path; a `VirtualBrownianTree` with space-time Levy area by default, which serves
         every solver and step controller. On fixed steps `UnsafeBrownianPath` costs
@@ -102,9 +108,9 @@ def forward_sde(
 
     **Raises:**
 
-    `ValueError` for an `x` that is not finite, or a `clock` of the noise where log-SNR
-    stands still at a time between the ends, which is named;
-    `equinox.EquinoxRuntimeError` where that is traced.
+    `ValueError` for an `x` that is not finite, or a `clock` of the noise for a
+    diffusion whose log-SNR is not strictly monotone; `equinox.EquinoxRuntimeError` for
+    the latter where it is traced.
     """
     check_precision("x", x.dtype)
     check_finite("x", x)
@@ -130,8 +136,7 @@ def forward_sde(
 
 
 def reverse_sde(
-    score: ScoreFunction,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     shape: tuple[int, ...],
     *,
     key: PRNGKey,
@@ -139,7 +144,7 @@ def reverse_sde(
     clock: AbstractNoiseClock | None = None,
     path: PathFunction = _tree_path,
 ) -> Problem:
-    r"""The reverse-time process, on the clock $s = t_1 - t$, from the prior to the cut.
+    r"""The reverse-time process, on the clock $s = t_1 - t$, from the prior to t0.
 
     $$\mathrm{d}y = (-F y + G G^\top s_\theta) \mathrm{d}s + G \mathrm{d}w$$
 
@@ -148,41 +153,48 @@ def reverse_sde(
 
     **Arguments:**
 
-    - `score`: a callable `(t, y) -> score` on one example, in the diffusion's time.
+    - `model`: any of the models, or one of your own.
     - `shape`: of one example of data.
     - `key`: of the Brownian path.
     - `dtype`: of states and times; JAX's default by default.
-    - `clock`: whose readings $s$ counts down; as for [`eqmdm.forward_sde`][], with its
-        errors, but that it starts from the horizon.
+    - `clock`: `None` for the diffusion's own time, or a clock of the noise, whose
+        readings $s$ then counts down.
     - `path`: as for [`eqmdm.forward_sde`][].
+
+    **Raises:**
+
+    `ValueError` for a `clock` of the noise for a diffusion whose log-SNR is not
+    strictly monotone (`equinox.EquinoxRuntimeError` where that is traced), and for a t0
+    that the rounding of times near t1 does not resolve.
 
     **Source:** Anderson (1982); Song et al. (2021), equation 6.
     """
-    reverse = _Reverse.of(score, diffusion, shape, dtype, clock)
+    reverse = _Reverse.of(model, shape, dtype, clock)
 
     def drift(s: Time, y: State, args: Any) -> State:
         pull, push, rate = reverse.parts(s, y, args)
         return rate * (push - pull)
 
+    coefficient_of = model.diffusion.diffusion_coefficient
+
     def coefficient(s: Time, y: State, args: Any) -> VarsOperator:
-        t, rate = reverse.time(s)
-        return _scaled(diffusion.diffusion_coefficient(t, y, args), jnp.sqrt(rate))
+        t, rate = reverse.timing.time(reverse.clock_reading(s))
+        return _scaled(coefficient_of(t, y, args), jnp.sqrt(rate))
 
     start, length = reverse.interval
-    structure = _noise_structure(diffusion, shape, length.dtype)
+    structure = _noise_structure(model.diffusion, shape, length.dtype)
     noise = dfx.ControlTerm(coefficient, path(start, length, structure, key))
     return reverse.problem(dfx.MultiTerm(dfx.ODETerm(drift), noise))
 
 
 def probability_flow(
-    score: ScoreFunction,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     shape: tuple[int, ...],
     *,
     dtype: DTypeLike | None = None,
     clock: AbstractNoiseClock | None = None,
 ) -> Problem:
-    r"""The probability-flow ODE, on the clock $s = t_1 - t$, from the prior to the cut.
+    r"""The probability-flow ODE, on the clock $s = t_1 - t$, from the prior to t0.
 
     $$\mathrm{d}y / \mathrm{d}s = -F y + \tfrac12 G G^\top s_\theta$$
 
@@ -190,7 +202,7 @@ def probability_flow(
 
     **Source:** Song et al. (2021), equation 13.
     """
-    reverse = _Reverse.of(score, diffusion, shape, dtype, clock)
+    reverse = _Reverse.of(model, shape, dtype, clock)
 
     def drift(s: Time, y: State, args: Any) -> State:
         pull, push, rate = reverse.parts(s, y, args)
@@ -201,49 +213,48 @@ def probability_flow(
 
 @final
 class _Reverse(eqx.Module):
-    """What the processes from the prior to the cut share."""
+    """The parts that the processes from the prior to t0 share."""
 
-    score: ScoreFunction
-    diffusion: AbstractLinearDiffusion
+    model: AbstractModel
     timing: AbstractTiming
     shape: tuple[int, ...] = eqx.field(static=True)
 
     @classmethod
     def of(
         cls,
-        score: ScoreFunction,
-        diffusion: AbstractLinearDiffusion,
+        model: AbstractModel,
         shape: tuple[int, ...],
         dtype: DTypeLike | None,
         clock: AbstractNoiseClock | None,
     ) -> "_Reverse":
         dtype = jnp.result_type(float) if dtype is None else dtype
         dtype, shape = check_precision("dtype", dtype), check_shape(shape)
-        score = as_score(score, diffusion)
-        timing = make_timing(diffusion, clock, dtype)
+        timing = make_timing(check_model(model).diffusion, clock, dtype)
         check_countdown(timing)
-        return cls(score, diffusion, timing, shape)
+        return cls(model, timing, shape)
 
     @property
     def interval(self) -> tuple[Scalar, Scalar]:
-        length = self.timing.end - self.timing.start
-        return jnp.zeros_like(length), length
+        with now_if_known(self.timing.start, self.timing.end):
+            length = self.timing.end - self.timing.start
+            return jnp.zeros_like(length), length
 
-    def time(self, s: Time) -> tuple[Scalar, Scalar]:
-        """The diffusion's time, and how fast it falls."""
+    def clock_reading(self, s: Time) -> Scalar:
         end = self.timing.end
-        return self.timing.time(end - jnp.asarray(s, end.dtype))
+        return end - jnp.asarray(s, end.dtype)
 
     def parts(self, s: Time, y: State, args: Any) -> tuple[State, State, Scalar]:
-        r"""$F y$, $G G^\top s_\theta$, and how fast time falls."""
-        t, rate = self.time(s)
-        G = self.diffusion.diffusion_matrix(t)
-        push = apply_to_vars(G, apply_to_vars(G.T, self.score(t, y)))
-        return self.diffusion.drift(t, y, args), push, rate
+        r"""$F y$, $G G^\top s_\theta$, and the rate at which time falls."""
+        kernel, rate = self.timing.kernel(self.clock_reading(s))
+        diffusion = self.model.diffusion
+        G = diffusion.diffusion_matrix(kernel.t)
+        score = self.model.score_at(kernel, y)
+        push = apply_to_vars(G, apply_to_vars(G.T, score))
+        return diffusion.drift(kernel.t, y, args), push, rate
 
     def problem(self, terms: dfx.AbstractTerm) -> Problem:
         def initial(key: PRNGKey) -> State:
-            prior = self.diffusion.prior
+            prior = self.model.diffusion.prior
             return prior.sample(self.shape, key=key).astype(self.timing.end.dtype)
 
         start, length = self.interval
@@ -251,18 +262,20 @@ class _Reverse(eqx.Module):
 
 
 def check_countdown(timing: AbstractTiming) -> None:
-    """Refuses a cut that is lost in the rounding of a clock that counts down to it."""
+    """**Raises:** `ValueError` if t0 is lost in the rounding of a clock that counts
+    down from t1 to it, where both are known."""
     start, end = concrete(timing.start), concrete(timing.end)
     if start is None or end is None:
         return
-    reached = concrete(timing.end - (timing.end - timing.start))
+    with now_if_known(timing.start, timing.end):
+        reached = concrete(timing.end - (timing.end - timing.start))
     assert reached is not None
     if abs(reached - start) > 0.01 * abs(start):
         raise ValueError(
-            f"`diffusion` must have a cut that {timing.end.dtype} resolves beside its "
-            f"horizon: it is {start}, and counted down to from {end} it becomes "
-            f"{reached}. Run on `clock=eqmdm.LogSNRClock()`, lower the upper end of "
-            "`log_snr_range`, or take float64."
+            f"`diffusion` must have a t0 that {timing.end.dtype} resolves beside its "
+            f"t1: t0 is {start}, and counted down to from t1 = {end} it becomes "
+            f"{reached}. Take `clock=eqmdm.LogSNRClock()`, an `interval` that begins "
+            "later, or float64."
         )
 
 

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._core.checks import concrete
-from .._core.gaussian import solve_lower
+from .._core.checks import concrete, now_if_known, raise_or_error_if
+from .._core.gaussian import PerturbationKernel, matmul
 from .._core.types import Scalar
 from .._diffusion import AbstractLinearDiffusion
 
 
-# Times uniform in their logarithm at which log-SNR is tabulated, to start the search
-# for a time: between two of them it is close to a line.
+# Times, uniform in their logarithm, of the table of log-SNR that the search for a time
+# starts from: between two of them log-SNR is close to a line.
 _N_TIMES = 257
-# Each squares the relative error that interpolation leaves, of about 1e-4.
-_N_NEWTON_STEPS = 4
+# Each squares the relative error that interpolation leaves, of about 1e-4: two would do
+# in float64, and one more is for where log-SNR is nearly stationary.
+_N_NEWTON_STEPS = 3
 
 
 class AbstractNoiseClock(eqx.Module):
@@ -65,14 +66,21 @@ class LogSNRClock(AbstractNoiseClock):
 
 
 class AbstractTiming(eqx.Module):
-    """The diffusion's time as a function of what a clock reads, between its ends.
+    """The diffusion's time as a function of a clock's reading, which increases with it.
 
-    Readings increase with time: `start` is at the cut, or at time 0, and `end` at the
-    horizon.
+    `start` is the reading at t0, or at time 0, and `end` that at t1.
     """
 
     start: eqx.AbstractVar[Scalar]
     end: eqx.AbstractVar[Scalar]
+
+    @abc.abstractmethod
+    def kernel(self, reading: Scalar) -> tuple[PerturbationKernel, Scalar]:
+        r"""The kernel at a reading, and $\mathrm{d}t$ by the change of the reading.
+
+        A noise clock computes kernels to find its time, so that whoever needs the
+        kernel takes it from here.
+        """
 
     @abc.abstractmethod
     def time(self, reading: Scalar) -> tuple[Scalar, Scalar]:
@@ -80,15 +88,19 @@ class AbstractTiming(eqx.Module):
 
     @abc.abstractmethod
     def reading(self, t: Scalar) -> Scalar:
-        """The reading at a time between the ends."""
+        """The reading at a time in the interval."""
 
 
 @final
 class _OwnTiming(AbstractTiming):
-    """That of the diffusion's own time."""
+    """The diffusion's own time."""
 
+    diffusion: AbstractLinearDiffusion
     start: Scalar
     end: Scalar
+
+    def kernel(self, reading: Scalar) -> tuple[PerturbationKernel, Scalar]:
+        return self.diffusion.compute_kernel(reading), jnp.ones_like(reading)
 
     def time(self, reading: Scalar) -> tuple[Scalar, Scalar]:
         return reading, jnp.ones_like(reading)
@@ -99,7 +111,7 @@ class _OwnTiming(AbstractTiming):
 
 @final
 class _NoiseTiming(AbstractTiming):
-    """That of a clock of the noise."""
+    """A clock of the noise."""
 
     diffusion: AbstractLinearDiffusion
     clock: AbstractNoiseClock
@@ -108,26 +120,30 @@ class _NoiseTiming(AbstractTiming):
     start: Scalar
     end: Scalar
 
-    def time(self, reading: Scalar) -> tuple[Scalar, Scalar]:
+    def kernel(self, reading: Scalar) -> tuple[PerturbationKernel, Scalar]:
         at = lambda reading: self.clock.log_snr(reading, 1.0)
         log_snr, change = jax.jvp(at, (reading,), (jnp.ones_like(reading),))
         low, high = self.log_times[0], self.log_times[-1]
-        log_t = jnp.interp(-log_snr, -self.log_snrs, self.log_times)
 
-        def improve(_, found: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
-            log_t, _ = found
+        def kernel_and_slope(log_t: Scalar) -> tuple[PerturbationKernel, Scalar]:
             t = jnp.exp(log_t)
             kernel = self.diffusion.compute_kernel(t)
-            slope = t * self.diffusion.log_snr_rate(t, kernel)
+            return kernel, t * self.diffusion.log_snr_rate(t, kernel)
+
+        def improve(_, log_t: Scalar) -> Scalar:
+            kernel, slope = kernel_and_slope(log_t)
             log_t = log_t - (kernel.log_snr - log_snr) / slope
-            return jnp.clip(log_t, low, high), slope
+            return jnp.clip(log_t, low, high)
 
         # A loop, because compiling it once rather than for each step saves seconds.
-        # The last slope is that of the step before, which is exact by then.
-        start = log_t, jnp.ones_like(log_t)
-        log_t, slope = jax.lax.fori_loop(0, _N_NEWTON_STEPS, improve, start)
-        t = jnp.exp(log_t)
-        return t, change * t / slope
+        log_t = jnp.interp(-log_snr, -self.log_snrs, self.log_times)
+        log_t = jax.lax.fori_loop(0, _N_NEWTON_STEPS, improve, log_t)
+        kernel, slope = kernel_and_slope(log_t)
+        return kernel, change * kernel.t / slope
+
+    def time(self, reading: Scalar) -> tuple[Scalar, Scalar]:
+        kernel, rate = self.kernel(reading)
+        return kernel.t, rate
 
     def reading(self, t: Scalar) -> Scalar:
         return self.clock.reading(self.diffusion.compute_kernel(t).log_snr, 1.0)
@@ -142,26 +158,28 @@ def make_timing(
 ) -> AbstractTiming:
     """The diffusion's time by a clock; by `None`, its own.
 
-    `from_zero` begins the diffusion's own time at 0 instead of at the cut.
+    `from_zero` begins the diffusion's own time at 0 instead of t0.
 
     **Raises:**
 
     `ValueError`, or `equinox.EquinoxRuntimeError` where the diffusion is traced, if its
-    log-SNR is stationary at a time between its ends.
+    log-SNR is not strictly monotone within its interval.
     """
-    t0, t1 = diffusion.t0.astype(dtype), diffusion.t1.astype(dtype)
-    if clock is None:
-        return _OwnTiming(jnp.zeros((), dtype) if from_zero else t0, t1)
-    log_times, log_snrs = _log_snr_table(diffusion, t0, t1)
-    start, end = clock.reading(log_snrs[0], 1.0), clock.reading(log_snrs[-1], 1.0)
-    return _NoiseTiming(
-        start=start,
-        end=end,
-        diffusion=diffusion,
-        clock=clock,
-        log_times=log_times,
-        log_snrs=log_snrs,
-    )
+    with now_if_known(diffusion, clock):
+        t0, t1 = diffusion.t0.astype(dtype), diffusion.t1.astype(dtype)
+        if clock is None:
+            start = jnp.zeros((), dtype) if from_zero else t0
+            return _OwnTiming(diffusion=diffusion, start=start, end=t1)
+        log_times, log_snrs = _log_snr_table(diffusion, t0, t1)
+        start, end = (clock.reading(log_snrs[i], 1.0) for i in (0, -1))
+        return _NoiseTiming(
+            diffusion=diffusion,
+            clock=clock,
+            log_times=log_times,
+            log_snrs=log_snrs,
+            start=start,
+            end=end,
+        )
 
 
 @eqx.filter_jit
@@ -173,14 +191,11 @@ def _read_table(diffusion: AbstractLinearDiffusion, t0: Scalar, t1: Scalar):
         kernel = diffusion.compute_kernel(t)
         # G^T Sigma^-1 a, whose norm is the speed of the signal-to-noise ratio, scaled
         # to a norm of about 1.
-        scale = jnp.exp(0.5 * kernel.log_snr)
-        G = diffusion.diffusion_matrix(t) * jnp.sqrt(t)
-        noise = solve_lower(kernel.root, G)
-        b = kernel.whitened_mean_map / scale
-        return kernel.log_snr, jnp.sum(noise * b[:, None], axis=0)
+        noise = matmul(kernel.whitening, diffusion.diffusion_matrix(t) * jnp.sqrt(t))
+        return kernel.log_snr, matmul(kernel.direction[None], noise)[0]
 
     log_snrs, speeds = jax.vmap(read)(log_times)
-    # A speed that turns round between two times has been near 0 on the way.
+    # Between two times at which the vector points in opposite directions it is near 0.
     turned = jnp.sum(speeds[1:] * speeds[:-1], axis=1) <= 0
     stationary = turned | ~(jnp.diff(log_snrs) < 0)
     return log_times, log_snrs, stationary
@@ -191,16 +206,11 @@ def _log_snr_table(
 ) -> tuple[Float[Array, " times"], Float[Array, " times"]]:
     log_times, log_snrs, stationary = _read_table(diffusion, t0, t1)
     first = concrete(jnp.exp(log_times[jnp.argmax(stationary)]))
-    where = "" if first is None else f" at t = {first:.4g}"
+    where = "" if first is None else f" near t = {first:.4g}"
     message = (
-        "`clock` must be left out for this diffusion: its log signal-to-noise ratio "
-        f"stands still near a time between its ends{where}, so no clock of the noise "
-        "tells the time there. Use the diffusion's own time, `clock=None`, or ends "
-        "that leave this time out."
+        "`clock` must be None for this diffusion, which then runs on its own time: its "
+        f"log signal-to-noise ratio is not strictly monotone{where}, so that no clock "
+        "of the noise determines the time there. An `interval` without that time "
+        "serves too."
     )
-    wrong = jnp.any(stationary)
-    if concrete(wrong) is None:
-        log_times = eqx.error_if(log_times, wrong, message)
-    elif concrete(wrong):
-        raise ValueError(message)
-    return log_times, log_snrs
+    return raise_or_error_if(log_times, jnp.any(stationary), message), log_snrs

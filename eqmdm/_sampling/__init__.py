@@ -1,22 +1,24 @@
-"""Samplers that use the linear structure, each a scan over a grid of times."""
+"""Samplers, the grids of their steps, and the drawing of samples."""
 
-from .base import (
-    AbstractSampler as AbstractSampler,
-    Reading as Reading,
-    part as part,
-    read_state as read_state,
+from .ancestral import AncestralSampler as AncestralSampler
+from .base import AbstractSampler as AbstractSampler
+from .diffrax import DiffraxSampler as DiffraxSampler
+from .dpm_solver import DPMSolver as DPMSolver
+from .edm_heun import EDMHeun as EDMHeun
+from .grids import (
+    AbstractGrid as AbstractGrid,
+    CustomGrid as CustomGrid,
+    LogSNRGrid as LogSNRGrid,
+    QuadraticGrid as QuadraticGrid,
+    RhoGrid as RhoGrid,
+    UniformGrid as UniformGrid,
 )
-from .multistep import (
-    AbstractMultistep as AbstractMultistep,
-    AbstractRoot as AbstractRoot,
-    AlignedRoot as AlignedRoot,
-    CholeskyRoot as CholeskyRoot,
-    Collapsed as Collapsed,
-    CollapsedHeun as CollapsedHeun,
-    DataPrediction as DataPrediction,
-)
-from .stochastic import (
-    SSCS as SSCS,
-    AncestralSampler as AncestralSampler,
-    LangevinCorrector as LangevinCorrector,
+from .langevin import LangevinCorrector as LangevinCorrector
+from .sample import sample as sample
+from .sscs import SSCS as SSCS
+from .step_sampler import AbstractStepSampler as AbstractStepSampler
+from .trajectory import (
+    SampleResult as SampleResult,
+    SaveAt as SaveAt,
+    Trajectory as Trajectory,
 )

@@ -1,174 +1,76 @@
-"""The interface of samplers, and the scan that runs them."""
+"""The interface of samplers."""
 
 import abc
-from typing import TypeAlias, final
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import jax.random as jr
-from jaxtyping import Array, Float, PyTree
+from jax.typing import DTypeLike
 
-from .._core.gaussian import PerturbationKernel, apply_to_vars, contract
-from .._core.types import Data, PRNGKey, Scalar, State, VarsMatrix, VarsVector
+from .._core.types import Data, PRNGKey, State
 from .._diffusion import AbstractLinearDiffusion
-from .._model.score import (
-    AbstractScore,
-    CallableScore,
-    DenoiserScore,
-    FreeScore,
-    ScoreFunction,
-    as_score,
-)
-
-
-Clip: TypeAlias = tuple[float, float] | None
-Times: TypeAlias = Float[Array, " times"]
-# A sampler's own: the diffusion's, or that of a statistic, which has one row.
-SamplerState: TypeAlias = Float[Array, "rows *data"]
-
-
-def part(tree: PyTree, index: int | slice) -> PyTree:
-    """The part of every leaf of a stacked tree."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def clipped(x: Data, clip: Clip) -> Data:
-    return x if clip is None else jnp.clip(x, *clip)
-
-
-@final
-class Reading(eqx.Module):
-    """What a score is read with at one time: the kernel, and what follows from it.
-
-    Made for all times of a grid at once, so that no step solves anything.
-    """
-
-    t: Scalar
-    kernel: PerturbationKernel
-    log_snr: Scalar
-    whitening: VarsMatrix
-    data_weights: VarsVector
-    score_weights: VarsVector
-
-    @classmethod
-    def of(cls, t: Scalar, kernel: PerturbationKernel) -> "Reading":
-        log_snr = kernel.log_snr
-        return cls(
-            t,
-            kernel,
-            log_snr,
-            kernel.whitening,
-            kernel.data_weights,
-            kernel.mean_map / jnp.exp(log_snr),
-        )
-
-    def data_estimate(self, score: AbstractScore, y: State, clip: Clip) -> Data:
-        r"""$E[x \mid y]$ according to the score, by one evaluation of its network."""
-        if isinstance(score, DenoiserScore):
-            z = contract(self.data_weights, y)
-            return clipped(score.estimate(self.log_snr, z), clip)
-        if isinstance(score, FreeScore | CallableScore):
-            # Tweedie's formula for the sufficient statistic.
-            z = contract(self.data_weights, y)
-            shift = contract(self.score_weights, self.score(score, y, None))
-            return clipped(z + shift, clip)
-        return clipped(score.data_estimate(self.t, self.kernel, y), clip)
-
-    def score(self, score: AbstractScore, y: State, clip: Clip) -> State:
-        """The score at `y`, by one evaluation of its network.
-
-        Only the data estimate that a denoiser's score is made of can be clipped.
-        """
-        if isinstance(score, DenoiserScore):
-            residual = self.kernel.mean(self.data_estimate(score, y, clip)) - y
-            whitened = apply_to_vars(self.whitening, residual)
-            return apply_to_vars(self.whitening.T, whitened)
-        if isinstance(score, FreeScore):
-            return -apply_to_vars(self.whitening.T, score.noise(self.t, y))
-        return score(self.t, y)
+from .._model.base import AbstractModel, check_model
+from .grids import SavedTimes, Times
+from .trajectory import SampleResult
 
 
 class AbstractSampler(eqx.Module):
-    r"""A way from the prior to the data along a grid of times.
+    """A sampler: from a state at the final time t1 to a sample of the data.
 
-    A sampler reads the score at every time, prepares the coefficients of its steps, and
-    then scans over them. Its state is the diffusion's own, or a statistic of it; the
-    kernel of each reading is the law of that state given the data. The last step of
-    every sampler is the posterior mean of the data at the cut.
-
-    `clip` bounds the estimates $\hat x$ of the data that steps are made of, `(low,
-    high)` in their units, where they are known to lie between; `None` leaves them.
+    Samplers of fixed steps subclass [`eqmdm.AbstractStepSampler`][], which needs a step
+    only.
     """
 
-    clip: eqx.AbstractVar[Clip]
-
-    def __check_init__(self):
-        if self.clip is not None and not self.clip[0] < self.clip[1]:
-            raise ValueError(
-                f"`clip` must be (low, high), increasing, or None; got {self.clip}."
-            )
-
     @abc.abstractmethod
-    def n_evaluations(self, n_steps: int) -> int:
-        """The evaluations of the network for a grid of `n_steps` steps, the posterior
-        mean at the cut included."""
-
-    @abc.abstractmethod
-    def prepare(
+    def times(
         self,
-        score: AbstractScore,
         diffusion: AbstractLinearDiffusion,
-        times: Times,
-        y: State,
-    ) -> tuple[SamplerState, Reading, PyTree]:
-        """What the scan starts from and runs over, from the diffusion's state `y`.
+        n_steps: int | None = None,
+        dtype: DTypeLike | None = None,
+        *,
+        through: SavedTimes | None = None,
+    ) -> Times:
+        """The times to run on, from t1 to t0.
 
-        **Returns:**
-
-        The sampler's own state at the first time; the readings at all times, stacked;
-        and the coefficients of all steps, stacked.
+        **Arguments:** as for [`eqmdm.AbstractGrid`][].
 
         **Raises:**
 
-        `TypeError` for a score or a diffusion that the sampler cannot use.
+        `ValueError` for a number of steps that the sampler cannot take, or a diffusion
+        that it cannot run on.
         """
 
     @abc.abstractmethod
-    def init(self, y: SamplerState) -> PyTree:
-        """What the first step is to remember of the steps before it."""
+    def n_evaluations(self, n_steps: int) -> int | None:
+        """The evaluations of the network for a sample of `n_steps` steps, the posterior
+        mean at t0 included; `None` where they vary."""
 
     @abc.abstractmethod
-    def step(
+    def solve(
         self,
-        score: AbstractScore,
-        start: Reading,
-        end: Reading,
-        coefficients: PyTree,
-        y: SamplerState,
-        memory: PyTree,
-        *,
-        key: PRNGKey,
-    ) -> tuple[SamplerState, PyTree]:
-        """The state at the end of a step, and what the next is to remember."""
-
-    def __call__(
-        self,
-        score: ScoreFunction,
-        diffusion: AbstractLinearDiffusion,
+        model: AbstractModel,
         y: State,
         times: Times,
         *,
         key: PRNGKey,
+        saved: SavedTimes | None = None,
+    ) -> SampleResult:
+        """One sample, and the account of it, without checks.
+
+        **Arguments:**
+
+        - `model`, `y`, `times`, `key`: as for `__call__`.
+        - `saved`: those of `times`, decreasing, at which states are to be kept.
+        """
+
+    def __call__(
+        self, model: AbstractModel, y: State, times: Times, *, key: PRNGKey
     ) -> Data:
         """One sample of the data.
 
         **Arguments:**
 
-        - `score`: a score, or any callable `(t, y) -> score`, on one example.
-        - `diffusion`: that the score is of.
+        - `model`: what is sampled from.
         - `y`: the state at `times[0]`, drawn from the prior.
-        - `times`: a grid's: decreasing, at least two.
+        - `times`: decreasing, at least two, as the method `times` makes them.
         - `key`: of the noises; unused where a sampler has none.
 
         **Returns:**
@@ -178,52 +80,25 @@ class AbstractSampler(eqx.Module):
 
         **Raises:**
 
-        `ValueError` for shapes that do not fit; `TypeError` for a score or a diffusion
-        that the sampler cannot use.
+        `ValueError` for shapes that do not fit; `TypeError` for a model that the
+        sampler cannot use.
         """
         if times.ndim != 1 or len(times) < 2:
             raise ValueError(
                 f"`times` must be a vector of two or more; got shape {times.shape}."
             )
-        if y.ndim < 1 or len(y) != diffusion.n_vars:
-            raise ValueError(
-                f"`y` must have a row for each of the {diffusion.n_vars} variables of "
-                f"`diffusion`; got shape {y.shape}. Batch with `jax.vmap`."
-            )
-        score = as_score(score, diffusion)
-        return _run(self, score, diffusion, y, times, key)
+        y = check_model(model).check_state(y)
+        return _solve(self, model, y, times, key)
 
 
 # Compiled by itself: outside of `jax.jit` the loop over a new function would be
 # compiled at every call.
 @eqx.filter_jit
-def _run(
+def _solve(
     sampler: AbstractSampler,
-    score: AbstractScore,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     y: State,
     times: Times,
     key: PRNGKey,
 ) -> Data:
-    y, readings, coefficients = sampler.prepare(score, diffusion, times, y)
-    # Coefficients may be of a wider dtype, the state's stays.
-    cast = lambda leaf: leaf.astype(y.dtype)
-    readings, coefficients = jax.tree.map(cast, (readings, coefficients))
-    start, end = part(readings, slice(-1)), part(readings, slice(1, None))
-
-    def step(carry, inputs):
-        start, end, coefficients, key = inputs
-        y, memory = sampler.step(score, start, end, coefficients, *carry, key=key)
-        return (y, memory), None
-
-    keys = jr.split(key, len(times) - 1)
-    inputs = start, end, coefficients, keys
-    (y, _), _ = jax.lax.scan(step, (y, sampler.init(y)), inputs)
-    return part(readings, -1).data_estimate(score, y, sampler.clip)
-
-
-@eqx.filter_jit
-def read_state(diffusion: AbstractLinearDiffusion, times: Times) -> Reading:
-    """The readings of the diffusion's own state at several times, stacked."""
-    read = lambda t: Reading.of(t, diffusion.compute_kernel(t))
-    return jax.vmap(read)(times)
+    return sampler.solve(model, y, times, key=key).x

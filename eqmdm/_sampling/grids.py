@@ -1,4 +1,4 @@
-"""Step grids: the times that a sampler visits, from the horizon down to the cut."""
+"""Step grids: the times that a sampler visits, from t1 down to t0."""
 
 import abc
 import math
@@ -9,58 +9,93 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Float
 
-from .._core.checks import check_count, check_finite, check_precision, concrete
+from .._core.checks import (
+    check_count,
+    check_finite,
+    check_precision,
+    concrete,
+    now_if_known,
+    raise_or_error_if,
+)
 from .._core.types import Scalar
 from .._diffusion import AbstractLinearDiffusion
 
 
 Times: TypeAlias = Float[Array, " times"]
+# Those of them at which states are kept.
+SavedTimes: TypeAlias = Float[Array, " saves"]
+
+# Of every grid: with the default sampler, finer ones leave the distance of samples to
+# the data where it is (benchmarks/RESULTS.md).
+DEFAULT_N_STEPS = 50
 
 
 class AbstractGrid(eqx.Module):
-    """A way to divide the interval between the ends of a diffusion into steps."""
+    """A division of a diffusion's interval into steps.
+
+    A new kind of grid implements `compute_times` and has a field `n_steps`.
+    """
+
+    # The number of steps where the caller names none.
+    n_steps: eqx.AbstractVar[int]
 
     @abc.abstractmethod
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
         """The `n_steps + 1` times, without checks, in JAX's default dtype.
 
         What subclasses implement; users call the grid. The first and the last are
-        replaced by the diffusion's own ends.
+        replaced by the diffusion's own t1 and t0.
         """
 
     def __call__(
-        self, diffusion: AbstractLinearDiffusion, n_steps: int, dtype: DTypeLike
+        self,
+        diffusion: AbstractLinearDiffusion,
+        n_steps: int | None = None,
+        dtype: DTypeLike | None = None,
+        *,
+        through: SavedTimes | None = None,
     ) -> Times:
-        """Diffusion times that decrease from the horizon `t1` to the cut `t0`.
+        """Diffusion times that decrease from `t1` to `t0`.
 
         **Arguments:**
 
-        - `diffusion`: whose ends they run between.
-        - `n_steps`: the number of steps, one less than that of the times.
-        - `dtype`: of the times returned.
+        - `diffusion`: whose interval they divide.
+        - `n_steps`: the number of steps, one less than that of the times; the grid's
+            own by default.
+        - `dtype`: of the times returned; JAX's default by default.
+        - `through`: decreasing times within the interval that are to be among those of
+            the grid. The nearest ones move there, so that the number of steps stays.
 
         **Raises:**
 
-        `ValueError` if `n_steps` is below 1, or the times do not strictly decrease in
-        `dtype`; `equinox.EquinoxRuntimeError` for the latter where they are traced.
+        `ValueError` if `n_steps` is below 1 or too low for `through`, or the times do
+        not strictly decrease in `dtype`; `equinox.EquinoxRuntimeError` for the latter
+        where they are traced.
         """
+        n_steps = self.n_steps if n_steps is None else n_steps
         check_count("n_steps", n_steps)
+        dtype = jnp.result_type(float) if dtype is None else dtype
         dtype = check_precision("dtype", dtype)
-        times = self.compute_times(diffusion, n_steps)
-        times = times.at[0].set(diffusion.t1.astype(times.dtype))
-        times = times.at[-1].set(diffusion.t0.astype(times.dtype))
-        return _check_decreasing(times.astype(dtype))
+        with now_if_known(self, diffusion, through):
+            times = self.compute_times(diffusion, n_steps)
+            times = _with_ends(times, diffusion.t1, diffusion.t0, dtype)
+            if through is not None:
+                times = _move_through(times, through)
+            return _check_decreasing(times)
 
 
 @final
 class UniformGrid(AbstractGrid):
-    """Times uniform between the ends."""
+    """Times uniform in the interval."""
+
+    n_steps: int = eqx.field(default=DEFAULT_N_STEPS, kw_only=True)
 
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
-        return diffusion.t0 + (diffusion.t1 - diffusion.t0) * _falling(n_steps)
+        return _between(diffusion.t1, diffusion.t0, _falling(n_steps))
 
 
 @final
@@ -70,13 +105,15 @@ class QuadraticGrid(AbstractGrid):
     **Source:** Dockhorn, Vahdat & Kreis (2022), appendix, as quadratic striding.
     """
 
+    n_steps: int = eqx.field(default=DEFAULT_N_STEPS, kw_only=True)
+
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
-        return diffusion.t0 + (diffusion.t1 - diffusion.t0) * _falling(n_steps) ** 2
+        return _between(diffusion.t1, diffusion.t0, _falling(n_steps) ** 2)
 
 
 @final
 class LogSNRGrid(AbstractGrid):
-    """Times uniform in log-SNR between the ends, found by bisection.
+    """Times uniform in log-SNR, by bisection.
 
     The ratio never increases with time, so each value has a time; where it is
     stationary (ALDA, some learned diffusions) a step is long in time, and only there.
@@ -84,9 +121,11 @@ class LogSNRGrid(AbstractGrid):
     **Source:** Lu et al. (2022), section 3.4.
     """
 
+    n_steps: int = eqx.field(default=DEFAULT_N_STEPS, kw_only=True)
+
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
         low, high = _log_snr_ends(diffusion)
-        return _times_at(diffusion, high + (low - high) * _falling(n_steps))
+        return times_at(diffusion, _between(low, high, _falling(n_steps)))
 
 
 @final
@@ -103,15 +142,20 @@ class RhoGrid(AbstractGrid):
     """
 
     rho: float = 7.0
+    n_steps: int = eqx.field(default=DEFAULT_N_STEPS, kw_only=True)
 
     def __check_init__(self):
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"`rho` must be positive and finite; got {self.rho}.")
 
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
-        low, high = (jnp.exp(-0.5 * l / self.rho) for l in _log_snr_ends(diffusion))
-        root = high + (low - high) * _falling(n_steps)
-        return _times_at(diffusion, -2 * self.rho * jnp.log(root))
+        # In logarithms: a small rho takes the roots themselves out of float32.
+        low, high = (-0.5 * l / self.rho for l in _log_snr_ends(diffusion))
+        share = _falling(n_steps)
+        with np.errstate(divide="ignore"):
+            log_share, log_rest = np.log(share), np.log1p(-share)
+        log_roots = jnp.logaddexp(low + log_share, high + log_rest)
+        return times_at(diffusion, -2 * self.rho * log_roots)
 
 
 @final
@@ -124,6 +168,7 @@ class CustomGrid(AbstractGrid):
     """
 
     times: Times
+    n_steps: int
 
     def __init__(self, times: ArrayLike | Sequence[float]):
         if not isinstance(times, jax.Array):
@@ -136,13 +181,13 @@ class CustomGrid(AbstractGrid):
             )
         times = _check_decreasing(times)
         check_finite("times", times)
-        self.times = times
+        self.times, self.n_steps = times, len(times) - 1
 
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
-        if n_steps != len(self.times) - 1:
+        if n_steps != self.n_steps:
             raise ValueError(
-                f"`n_steps` must be {len(self.times) - 1}, one less than the number of "
-                f"`times`; got {n_steps}."
+                f"`n_steps` must be {self.n_steps} or left out, one less than the "
+                f"number of `times`; got {n_steps}."
             )
         times = self.times
         for place, name, end in ((0, "t1", diffusion.t1), (-1, "t0", diffusion.t0)):
@@ -152,43 +197,85 @@ class CustomGrid(AbstractGrid):
                 f"`times` must run from the diffusion's t1 to its t0; the "
                 f"{'first' if place == 0 else 'last'} is {concrete(times[place])} and "
                 f"{name} is {concrete(end)}. Begin with `float(diffusion.t1)`, end "
-                "with `float(diffusion.t0)`, or move the diffusion's ends"
+                "with `float(diffusion.t0)`, or take another `interval`."
             )
-            times = _refuse(times, wrong, message)
+            times = raise_or_error_if(times, wrong, message)
         return times
 
 
-def _falling(n_steps: int) -> Times:
-    return jnp.linspace(1, 0, n_steps + 1, dtype=jnp.result_type(float))
+def _falling(n_steps: int) -> np.ndarray:
+    return np.linspace(1, 0, n_steps + 1, dtype=jnp.result_type(float))
+
+
+# Compiled by themselves, as the searches below are: the operations one by one take a
+# first call several times as long.
+@jax.jit
+def _between(start: Scalar, end: Scalar, share_of_start: Times) -> Times:
+    return end + (start - end) * share_of_start
+
+
+@eqx.filter_jit
+def _with_ends(times: Times, first: Scalar, last: Scalar, dtype: np.dtype) -> Times:
+    times = times.at[0].set(first.astype(times.dtype))
+    return times.at[-1].set(last.astype(times.dtype)).astype(dtype)
 
 
 @eqx.filter_jit
 def _log_snr_ends(diffusion: AbstractLinearDiffusion) -> tuple[Scalar, Scalar]:
-    """The log-SNR at the horizon and at the cut."""
+    """The log-SNR at t1 and at t0."""
     ends = jnp.stack([diffusion.t1, diffusion.t0])
     low, high = jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr)(ends)
     return low, high
 
 
 @eqx.filter_jit
-def _times_at(diffusion: AbstractLinearDiffusion, log_snrs: Times) -> Times:
+def times_at(diffusion: AbstractLinearDiffusion, log_snrs: Times) -> Times:
+    """The times of several log-SNRs, without checks."""
     return jax.vmap(diffusion._solve_log_snr)(log_snrs)
 
 
+@jax.jit
+def _place_through(times: Times, through: SavedTimes) -> Times:
+    n_steps, n_through = len(times) - 1, len(through)
+    gaps = jnp.abs(jnp.log(times)[None] - jnp.log(through)[:, None])
+    nearest = jnp.argmin(gaps, axis=1)
+    # The first and the last time stay, so only they themselves may be placed there.
+    begins, ends = through[0] >= times[0], through[-1] <= times[-1]
+    lowest = jnp.where(begins, 0, 1)
+    highest = jnp.where(ends, n_steps, n_steps - 1)
+    order = jnp.arange(n_through)
+    last_inner = jnp.where(ends & (order < n_through - 1), n_steps - 1, highest)
+    first_inner = jnp.where(begins & (order > 0), 1, lowest)
+    places = jnp.clip(nearest, first_inner, last_inner)
+    # Each after the one before, and none so late that those after it have no place.
+    places = order + jax.lax.cummax(places - order)
+    places = jnp.minimum(places, highest - (n_through - 1 - order))
+    return times.at[places].set(jnp.clip(through, times[-1], times[0]))
+
+
+def _move_through(times: Times, through: SavedTimes) -> Times:
+    n_steps = len(times) - 1
+    through = through.astype(times.dtype)
+    if len(through) > n_steps - 1:
+        raise ValueError(
+            "`save_at` must have fewer times than the grid has between its first and "
+            f"last; got {len(through)} for {n_steps} steps. Take more steps, or save "
+            "at fewer times."
+        )
+    return _place_through(times, through)
+
+
 def _check_decreasing(times: Times) -> Times:
-    falls = jnp.diff(times) < 0
-    first = concrete(times[1:][jnp.argmax(~falls)])
     message = (
-        "`times` must strictly decrease from the diffusion's t1 to its t0; "
-        f"they do not at t = {first}. Take fewer steps, a wider dtype or another grid"
+        "`times` must strictly decrease from the diffusion's t1 to its t0{}. Take "
+        "fewer steps, a wider dtype or another grid."
     )
-    return _refuse(times, ~jnp.all(falls), message)
-
-
-def _refuse(times: Times, wrong: Bool[Array, ""], message: str) -> Times:
-    is_wrong = concrete(wrong)
-    if is_wrong is None:
-        return eqx.error_if(times, wrong, message + ".")
-    if is_wrong:
-        raise ValueError(message + ".")
+    if isinstance(times, Tracer):
+        wrong = ~jnp.all(jnp.diff(times) < 0)
+        return eqx.error_if(times, wrong, message.format(""))
+    values = np.asarray(times)
+    falls = np.diff(values) < 0
+    if not falls.all():
+        first = float(values[1:][np.argmin(falls)])
+        raise ValueError(message.format(f"; they do not at t = {first}"))
     return times

@@ -1,7 +1,6 @@
-"""Drawing samples: a process solved by Diffrax, or one of the library's samplers."""
+"""Drawing samples."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, overload
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,233 +8,183 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from .._core.checks import check_count, check_precision, check_shape
 from .._core.sharding import divide_batch, mesh_of
-from .._core.types import PRNGKey, State
-from .._diffusion import AbstractLinearDiffusion
-from .._model.diffrax_solvers import check_kind
-from .._model.score import AbstractScore, ScoreFunction, as_score, check_trained_range
-from .._model.terms import Problem, check_countdown, probability_flow, reverse_sde
-from .._model.time_change import AbstractNoiseClock, make_timing
-from . import SSCS, AbstractSampler, LangevinCorrector
-from .grids import AbstractGrid, LogSNRGrid, QuadraticGrid
+from .._core.types import IntScalar, PRNGKey
+from .._model.base import AbstractModel, check_model
+from .base import AbstractSampler
+from .diffrax import DiffraxSampler
+from .dpm_solver import DPMSolver
+from .grids import SavedTimes, Times
+from .trajectory import SampleResult, SaveAt
 
 
-Solver: TypeAlias = dfx.AbstractSolver | AbstractSampler
-Process: TypeAlias = Callable[..., Problem]
+# Of library and programs. With as many evaluations it is as close to the data as any
+# in benchmarks/RESULTS.md, for every diffusion, and closer than SDE solvers at 50.
+DEFAULT_SAMPLER = DPMSolver()
 
 
+@overload
 def sample(
-    score: ScoreFunction,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     shape: tuple[int, ...],
     *,
     key: PRNGKey,
     n_samples: int = 64,
+    sampler: AbstractSampler | dfx.AbstractSolver | None = None,
+    n_steps: int | None = None,
+    save_at: None = None,
+    full_output: Literal[False] = False,
     first: int = 0,
-    solver: Solver | None = None,
-    n_steps: int = 200,
-    grid: AbstractGrid | None = None,
-    process: Process = reverse_sde,
-    clock: AbstractNoiseClock | None = None,
-    stepsize_controller: dfx.AbstractStepSizeController | None = None,
     dtype: DTypeLike | None = None,
-) -> Float[Array, "n_samples *data"]:
-    r"""Samples of the data: a process from the prior to the cut, then the exact
-    posterior mean there.
+) -> Float[Array, "n_samples *data"]: ...
+
+
+@overload
+def sample(
+    model: AbstractModel,
+    shape: tuple[int, ...],
+    *,
+    key: PRNGKey,
+    n_samples: int = 64,
+    sampler: AbstractSampler | dfx.AbstractSolver | None = None,
+    n_steps: int | None = None,
+    save_at: SaveAt | None = None,
+    full_output: Literal[True],
+    first: int = 0,
+    dtype: DTypeLike | None = None,
+) -> SampleResult: ...
+
+
+def sample(
+    model: AbstractModel,
+    shape: tuple[int, ...],
+    *,
+    key: PRNGKey,
+    n_samples: int = 64,
+    sampler: AbstractSampler | dfx.AbstractSolver | None = None,
+    n_steps: int | None = None,
+    save_at: SaveAt | None = None,
+    full_output: bool = False,
+    first: int = 0,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "n_samples *data"] | SampleResult:
+    r"""Samples of the data: a process from the prior to t0, then the exact posterior
+    mean there.
 
     Sample `i` is keyed by `first + i`, so it does not depend on how many are drawn, and
-    starts from the same draw of the prior with every solver.
+    starts from the same draw of the prior with every sampler.
 
     **Arguments:**
 
-    - `score`, `diffusion`, `shape`, `dtype`: as for [`eqmdm.reverse_sde`][].
+    - `model`: any of the models, or one of your own.
+    - `shape`: of one example of data.
     - `key`: of starts and noises.
     - `n_samples`: how many.
-    - `first`: the number of the first of them.
-    - `solver`: one of the library's samplers, such as [`eqmdm.Collapsed`][] for
-        denoisers, or any of Diffrax's solvers that suits the process; by default
-        Diffrax's `SEA`, an SDE solver that takes one evaluation a step.
-    - `n_steps`: of the grid.
-    - `grid`: the times that are stepped to. By default [`eqmdm.LogSNRGrid`][] for the
-        library's samplers, and [`eqmdm.QuadraticGrid`][], fine towards the data, for
-        `SSCS` and Diffrax's solvers.
-    - `process`: for Diffrax's solvers: [`eqmdm.reverse_sde`][] or
-        [`eqmdm.probability_flow`][].
-    - `clock`: that the process runs on, as for [`eqmdm.reverse_sde`][].
-    - `stepsize_controller`: an adaptive one for Diffrax's solvers, instead of a grid.
-        `n_steps` is then the most steps that may be tried.
+    - `sampler`: [`eqmdm.DPMSolver`][] by default. Of a Diffrax solver, such as
+        `diffrax.SEA()`, a [`eqmdm.DiffraxSampler`][] of the reverse SDE is made.
+    - `n_steps`: the number of steps; by default that of the sampler's grid, which is 50
+        unless it has another.
+    - `save_at`: the times at which states are kept, for `full_output`.
+    - `full_output`: whether to return the account of the samples with them.
+    - `first`: the number of the first sample.
+    - `dtype`: of states, times and samples; JAX's default by default.
 
     **Returns:**
 
-    The samples. One whose adaptive solve does not reach the cut within `n_steps` is
-    NaN, and the others are kept.
+    The samples. With `full_output`, an [`eqmdm.SampleResult`][] with the samples, their
+    trajectories, evaluations of the network and outcomes.
+
+    A sample that fails, such as one whose adaptive solve takes too many steps, is NaN,
+    and the others are kept.
 
     **Raises:**
 
     `ValueError` if a count is out of range, the diffusion ends below the range that a
-    denoiser was trained on, or the clock cannot tell its time; `TypeError` if the
-    solver does not suit the process or the score, or comes with an option that it has
-    no use for.
+    denoiser was trained on, the clock is not monotone in time for the diffusion, or
+    `save_at` is not within its interval; `TypeError` if the model is none, or the
+    sampler is none or does not suit the model.
+
+    !!! Example
+
+        ```python
+        denoiser = lambda log_snr, z: z / (1 + jnp.exp(-log_snr))
+        model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD())
+        x = eqmdm.sample(model, (8,), key=jax.random.key(0))
+        result = eqmdm.sample(
+            model,
+            (8,),
+            key=jax.random.key(0),
+            save_at=eqmdm.SaveAt(log_snrs=[-2.0, 0.0, 2.0]),
+            full_output=True,
+        )
+        result.trajectory.estimates  # of shape (64, 3, 8)
+        ```
     """
-    check_count("n_steps", n_steps)
+    check_model(model)
     check_count("n_samples", n_samples)
     check_count("first", first, least=0)
     shape = check_shape(shape)
     dtype = jnp.result_type(float) if dtype is None else dtype
     dtype = check_precision("dtype", dtype)
-    solver = dfx.SEA() if solver is None else solver
-    _check_options(solver, process, clock, grid, stepsize_controller)
-    score = as_score(score, diffusion)
-    numbers = check_trained_range(score, diffusion, first + jnp.arange(n_samples))
-    keys = jax.vmap(lambda i: jr.fold_in(key, i))(numbers)
-    keys = divide_batch(keys, mesh_of((score, diffusion)))
-    # Refuses a clock before anything is compiled.
-    timing = make_timing(diffusion, clock, dtype)
-    if isinstance(solver, dfx.AbstractSolver):
-        check_countdown(timing)
-    if stepsize_controller is not None:
-        assert isinstance(solver, dfx.AbstractSolver)
-        how = process, clock, solver, stepsize_controller, n_steps
-        return _draw_adaptively(score, diffusion, keys, shape, dtype, *how)
-    grid = _default_grid(solver) if grid is None else grid
-    times = grid(diffusion, n_steps, dtype)
-    if isinstance(solver, AbstractSampler):
-        return _draw_by_sampler(score, diffusion, keys, shape, times, solver)
-    return _draw_on_grid(score, diffusion, keys, shape, times, process, clock, solver)
-
-
-def _check_options(
-    solver: Solver,
-    process: Process,
-    clock: AbstractNoiseClock | None,
-    grid: AbstractGrid | None,
-    stepsize_controller: dfx.AbstractStepSizeController | None,
-) -> None:
-    if process not in (reverse_sde, probability_flow):
+    sampler = _as_sampler(sampler)
+    if save_at is not None and not full_output:
         raise ValueError(
-            "`process` must be `eqmdm.reverse_sde` or `eqmdm.probability_flow`; got "
-            f"{process}."
+            "`full_output` must be True where `save_at` is given: the states are part "
+            "of the full output."
         )
-    if isinstance(solver, dfx.AbstractSolver):
-        check_kind(solver, noise=process is reverse_sde)
-        if stepsize_controller is not None and grid is not None:
-            raise TypeError(
-                "`grid` must be left out where a `stepsize_controller` chooses the "
-                f"steps; got {grid}."
-            )
-        return
-    given = {"clock": clock, "stepsize_controller": stepsize_controller}
-    given["process"] = None if process is reverse_sde else process
-    for name, value in given.items():
-        if value is not None:
-            raise TypeError(
-                f"`{name}` must be left out for `{type(solver).__name__}`, which "
-                f"defines its own steps on a `grid`; got {value}. It is for Diffrax's "
-                "solvers."
-            )
+    saved = None if save_at is None else save_at.resolve(model.diffusion, dtype)
+    times = sampler.times(model.diffusion, n_steps, dtype, through=saved)
+    start = model.check_final_time(jnp.asarray(first))
+    keys = divide_batch(_sample_keys(key, start, n_samples), mesh_of(model))
+    if saved is not None:
+        # The ends as the grid has them, to the last digit.
+        saved = jnp.clip(saved, times[-1], times[0])
+    result = _draw(model, keys, shape, times, saved, sampler)
+    return result if full_output else result.x
 
 
-def _default_grid(solver: Solver) -> AbstractGrid:
-    while isinstance(solver, LangevinCorrector):
-        solver = solver.sampler
-    coarse_in_noise = isinstance(solver, SSCS | dfx.AbstractSolver)
-    return QuadraticGrid() if coarse_in_noise else LogSNRGrid()
+def _as_sampler(
+    sampler: AbstractSampler | dfx.AbstractSolver | None,
+) -> AbstractSampler:
+    if sampler is None:
+        return DEFAULT_SAMPLER
+    if isinstance(sampler, dfx.AbstractSolver):
+        return DiffraxSampler(sampler)
+    if not isinstance(sampler, AbstractSampler):
+        raise TypeError(
+            "`sampler` must be a sampler, such as `eqmdm.DPMSolver()`, or a Diffrax "
+            f"solver, such as `diffrax.SEA()`; got {sampler!r}."
+        )
+    return sampler
 
 
 @eqx.filter_jit
-def _draw_by_sampler(score, diffusion, keys, shape, times, sampler):
-    def one(key):
+def _sample_keys(
+    key: PRNGKey, first: IntScalar, n_samples: int
+) -> Key[Array, " n_samples"]:
+    return jax.vmap(lambda i: jr.fold_in(key, i))(first + jnp.arange(n_samples))
+
+
+@eqx.filter_jit
+def _draw(
+    model: AbstractModel,
+    keys: Key[Array, " n_samples"],
+    shape: tuple[int, ...],
+    times: Times,
+    saved: SavedTimes | None,
+    sampler: AbstractSampler,
+) -> SampleResult:
+    def one(key: PRNGKey) -> SampleResult:
         key_start, key_noise = jr.split(key)
-        y = diffusion.prior.sample(shape, key=key_start).astype(times.dtype)
-        return sampler(score, diffusion, y, times, key=key_noise)
+        y = model.diffusion.prior.sample(shape, key=key_start).astype(times.dtype)
+        return sampler.solve(model, y, times, key=key_noise, saved=saved)
 
-    return jax.vmap(one)(keys)
-
-
-@eqx.filter_jit
-def _draw_on_grid(score, diffusion, keys, shape, times, process, clock, solver):
-    n_steps = len(times) - 1
-    levy_area = _least_levy_area(solver)
-
-    def fixed_grid_path(t0, t1, structure, key):
-        # On a fixed grid the path is asked for each interval once, which is all that
-        # this one supports; the tree costs 2.8 times a hand-written loop.
-        del t0, t1
-        return dfx.UnsafeBrownianPath(structure, key=key, levy_area=levy_area)
-
-    def one(key):
-        key_start, key_path = jr.split(key)
-        options = {"dtype": times.dtype, "clock": clock}
-        if process is reverse_sde:
-            options |= {"key": key_path, "path": fixed_grid_path}
-        problem = process(score, diffusion, shape, **options)
-        steps = jax.vmap(problem.reading)(times)
-        steps = steps.at[0].set(problem.t0).at[-1].set(problem.t1)
-        solution = dfx.diffeqsolve(
-            problem.terms,
-            solver,
-            problem.t0,
-            problem.t1,
-            None,
-            problem.initial(key=key_start),
-            stepsize_controller=dfx.StepTo(steps),
-            adjoint=dfx.ForwardMode(),
-            max_steps=n_steps,
-        )
-        assert solution.ys is not None
-        return _posterior_mean(score, diffusion, solution.ys[-1])
-
-    return jax.vmap(one)(keys)
-
-
-@eqx.filter_jit
-def _draw_adaptively(
-    score,
-    diffusion,
-    keys,
-    shape,
-    dtype,
-    process,
-    clock,
-    solver,
-    stepsize_controller,
-    max_steps,
-):
-    def one(key):
-        key_start, key_path = jr.split(key)
-        options = {"key": key_path} if process is reverse_sde else {}
-        problem = process(score, diffusion, shape, dtype=dtype, clock=clock, **options)
-        solution = dfx.diffeqsolve(
-            problem.terms,
-            solver,
-            problem.t0,
-            problem.t1,
-            0.01 * (problem.t1 - problem.t0),
-            problem.initial(key=key_start),
-            stepsize_controller=stepsize_controller,
-            adjoint=dfx.ForwardMode(),
-            max_steps=max_steps,
-            throw=False,
-        )
-        assert solution.ys is not None
-        x = _posterior_mean(score, diffusion, solution.ys[-1])
-        return jnp.where(solution.result == dfx.RESULTS.successful, x, jnp.nan)
-
-    return jax.vmap(one)(keys)
-
-
-def _posterior_mean(
-    score: AbstractScore, diffusion: AbstractLinearDiffusion, y: State
-) -> Float[Array, "*data"]:
-    t0 = diffusion.t0.astype(y.dtype)
-    return score.data_estimate(t0, diffusion.compute_kernel(t0), y)
-
-
-def _least_levy_area(solver: dfx.AbstractSolver) -> type:
-    """The cheapest kind of Brownian increment that a solver can work with."""
-    needed = getattr(solver, "minimal_levy_area", dfx.AbstractBrownianIncrement)
-    kinds = dfx.BrownianIncrement, dfx.SpaceTimeLevyArea, dfx.SpaceTimeTimeLevyArea
-    return next(kind for kind in kinds if issubclass(kind, needed))
+    result = jax.vmap(one)(keys)
+    if result.trajectory is None:
+        return result
+    # Those of the first sample are those of all.
+    where = lambda r: (r.trajectory.times, r.trajectory.log_snrs)
+    return eqx.tree_at(where, result, replace_fn=lambda of_each: of_each[0])

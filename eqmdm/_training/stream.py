@@ -1,4 +1,4 @@
-"""Batches for training out of examples that are not in the devices' memory."""
+"""Batches of examples that are read from the host while training runs."""
 
 import collections
 import functools
@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._core.checks import check_count, check_finite
+from .._core.checks import check_count
 from .._core.sharding import mesh_of, over_batch
 from ..data._shuffle import shuffled_indices
-from .train import Batches, TrainState, order_key
+from .examples import Batches, n_levels_of, order_key
+from .objective import Objective
+from .state import TrainState, check_state
 
 
 @runtime_checkable
@@ -33,19 +35,19 @@ class ExampleSource(Protocol):
 
 @final
 class BatchStream(Iterator[Batches]):
-    """The batches of each call of [`eqmdm.train_step`][], in turn, from the host.
+    """An iterator over the batches of successive calls of [`eqmdm.train_step`][].
 
-    They are those that a step would take from the same examples on the device, in the
-    same order, so a run that resumes goes on with the batch that it would have come to:
-    nothing of a stream needs to be saved. Threads read ahead.
+    The batches are those that a step would take from the same examples on the device,
+    in the same order. They depend on the state's key and step alone, so a resumed run
+    needs nothing of the stream. Threads read ahead and validate.
 
-    Where the state lies on several devices, each is sent its share of a batch, and a
+    Where the state is on several devices, each receives its share of a batch, and a
     process reads only the shares of its own devices.
 
     !!! Example
 
         ```python
-        with eqmdm.BatchStream(state, examples, batch_size=128) as batches:
+        with eqmdm.BatchStream(state, x, objective, batch_size=128) as batches:
             for batch in batches:
                 state, metrics = eqmdm.train_step(
                     state, batch, objective, optimiser, batch_size=128
@@ -57,6 +59,7 @@ class BatchStream(Iterator[Batches]):
         self,
         state: TrainState,
         examples: ExampleSource,
+        objective: Objective,
         *,
         batch_size: int,
         n_inner: int = 1,
@@ -65,22 +68,26 @@ class BatchStream(Iterator[Batches]):
     ):
         """**Arguments:**
 
-        - `state`: where training is; the stream begins with its next step.
-        - `examples`: the training split.
+        - `state`: the training state. The stream begins with its next step.
+        - `examples`: the training examples: a NumPy array, one mapped from a file, or
+            any object with `shape` that an array of integers can index, from several
+            threads.
+        - `objective`: the objective that the batches are for.
         - `batch_size`, `n_inner`: as for [`eqmdm.train_step`][].
-        - `n_ahead`: calls whose batches are read before they are asked for.
-        - `n_threads`: that read.
+        - `n_ahead`: the number of calls whose batches are read ahead.
+        - `n_threads`: the number of threads that read.
 
         **Raises:**
 
-        `ValueError` for counts below 1; when a batch is asked for that holds points
-        that are not finite, too.
+        `ValueError` for counts below 1; on iteration, for a batch with grey levels out
+        of range or points that are not finite.
         """
+        check_state(state)
         counts = {"examples": examples.shape[0], "batch_size": batch_size}
         counts |= {"n_inner": n_inner, "n_ahead": n_ahead, "n_threads": n_threads}
         for name, count in counts.items():
             check_count(name, count)
-        self._examples = examples
+        self._examples, self._objective = examples, objective
         self._key = order_key(jax.device_get(state.key))
         self._mesh = mesh_of(state)
         self._counts = n_inner, batch_size
@@ -96,7 +103,7 @@ class BatchStream(Iterator[Batches]):
         self.close()
 
     def close(self) -> None:
-        """End the threads, once they have read what they are at."""
+        """Ends the threads once they have finished what they are reading."""
         self._threads.shutdown(cancel_futures=True)
 
     def __next__(self) -> Batches:
@@ -115,14 +122,17 @@ class BatchStream(Iterator[Batches]):
         def read(where: Any) -> np.ndarray:
             chosen = indices[where[:2]]
             examples = np.asarray(self._examples[chosen.ravel()])
-            check_finite("examples", examples)
+            self._objective.check(examples)
             return examples.reshape(*chosen.shape, *shape)
 
+        n_levels = n_levels_of(self._objective)
         if self._mesh is None:
-            return Batches(jnp.asarray(read((slice(None), slice(None)))))
+            batches = read((slice(None), slice(None)))
+            return Batches(jax.device_put(batches), n_levels)
         sharding = over_batch(self._mesh, axis=1)
         whole = (n_inner, batch_size, *shape)
-        return Batches(jax.make_array_from_callback(whole, sharding, read))
+        batches = jax.make_array_from_callback(whole, sharding, read)
+        return Batches(batches, n_levels)
 
 
 _shuffled = functools.partial(jax.jit, static_argnums=(2, 3))(shuffled_indices)

@@ -6,7 +6,7 @@ import enum
 import itertools
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -85,18 +85,36 @@ def build_diffusion(options: ResolvedTrainOptions, key: jax.Array) -> Any:
     return _DIFFUSIONS[options.diffusion](**settings)
 
 
-def build_network(
-    options: ResolvedTrainOptions, dataset: Any, diffusion: Any, key: jax.Array
-) -> Any:
-    """The network of a free score, or a denoiser around one."""
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+    """What a model is built for."""
+
+    shape: tuple[int, ...]
+    n_levels: int | None
+    std: float
+    """The standard deviation about zero of the training data, as the network sees them.
+    """
+
+    @classmethod
+    def of(cls, options: TrainOptions, dataset: Any) -> "DataFacts":
+        return cls(tuple(dataset.shape), dataset.n_levels, data_scale(options, dataset))
+
+
+def build_model(
+    options: ResolvedTrainOptions,
+    data: DataFacts,
+    diffusion: eqmdm.AbstractLinearDiffusion,
+    key: jax.Array,
+) -> eqmdm.AbstractModel:
+    """The model to be trained: of the noise, or of the data."""
     n_vars = 1 if options.score == "denoiser" else diffusion.n_vars
-    if dataset.n_levels is None:
+    if data.n_levels is None:
         network = nn.MLP(
-            dataset.shape, n_vars, width=options.width, depth=options.n_blocks, key=key
+            data.shape, n_vars, width=options.width, depth=options.n_blocks, key=key
         )
     else:
         network = nn.UNet(
-            dataset.shape,
+            data.shape,
             n_vars,
             width=options.width,
             multipliers=options.multipliers,
@@ -106,15 +124,16 @@ def build_network(
             key=key,
         )
     if options.score == "free":
-        return network
+        return eqmdm.NoiseModel(network, diffusion)
     low = float(diffusion.log_snr(diffusion.t1))
     high = float(diffusion.log_snr(diffusion.t0))
     margin = _LEARNED_MARGIN if options.diffusion == "learned" else 0.01
-    return eqmdm.PreconditionedDenoiser(
+    denoiser = eqmdm.PreconditionedDenoiser(
         network,
-        data_std=data_scale(options, dataset),
+        data_std=data.std,
         log_snr_range=(low - margin, min(high + margin, _TOP_LOG_SNR)),
     )
+    return eqmdm.DenoiserModel(denoiser, diffusion)
 
 
 def data_scale(options: TrainOptions, dataset: Any) -> float:
@@ -168,11 +187,17 @@ def build_objective(options: ResolvedTrainOptions, dataset: Any) -> Any:
         assert grey_levels is not None
         decoder = eqmdm.DiscreteDecoder(grey_levels)
     time_sampler = {
-        "uniform": eqmdm.UniformTime,
-        "importance": eqmdm.ImportanceTime,
-        "log_snr": eqmdm.LogSNRTime,
+        "uniform": eqmdm.UniformTimeSampler,
+        "importance": eqmdm.ImportanceTimeSampler,
+        "log_snr": eqmdm.LogSNRTimeSampler,
     }[options.time]()
-    return eqmdm.Objective(form, decoder, time_sampler, grey_levels, dataset.flip)
+    return eqmdm.Objective(
+        form=form,
+        decoder=decoder,
+        time_sampler=time_sampler,
+        levels=grey_levels,
+        flip=dataset.flip,
+    )
 
 
 def build_mesh(batch_size: int) -> jax.sharding.Mesh:
@@ -188,17 +213,21 @@ def build_mesh(batch_size: int) -> jax.sharding.Mesh:
 
 
 def batches(
-    options: ResolvedTrainOptions, state: Any, examples: Any, n_inner: int
+    options: ResolvedTrainOptions,
+    state: eqmdm.TrainState,
+    objective: eqmdm.Objective,
+    examples: Any,
+    n_inner: int,
 ) -> contextlib.AbstractContextManager[Iterator[Any]]:
     """The data of each call of `train_step`."""
     # A process reads what its own devices need, and no more.
     if options.stream or jax.process_count() > 1:
-        return eqmdm.BatchStream(
-            state, examples, batch_size=options.batch_size, n_inner=n_inner
-        )
+        counts = {"batch_size": options.batch_size, "n_inner": n_inner}
+        return eqmdm.BatchStream(state, examples, objective, **counts)
     mesh = build_mesh(options.batch_size)
     on_devices = eqmdm.distribute(jnp.asarray(examples), mesh)
-    return contextlib.nullcontext(itertools.repeat(on_devices))
+    data = eqmdm.TrainingSet(on_devices, objective)
+    return contextlib.nullcontext(itertools.repeat(data))
 
 
 def facts(seed: int) -> dict[str, Any]:
@@ -221,9 +250,57 @@ def facts(seed: int) -> dict[str, Any]:
     }
 
 
-def as_json(options: ResolvedTrainOptions, dataset: Any) -> dict[str, Any]:
+def as_json(
+    options: ResolvedTrainOptions, dataset: Any, data: DataFacts
+) -> dict[str, Any]:
     """What identifies a run: its options and its data."""
-    return dataclasses.asdict(options) | {"data_fingerprint": dataset.fingerprint}
+    return dataclasses.asdict(options) | {
+        "data_fingerprint": dataset.fingerprint,
+        "data": dataclasses.asdict(data),
+    }
+
+
+def from_json(record: Mapping[str, Any]) -> tuple[ResolvedTrainOptions, DataFacts, str]:
+    """The options, the facts and the fingerprint of the data that `as_json` recorded.
+
+    **Raises:** `ValueError` for a record of anything but `eqmdm train`.
+    """
+    stored = dict(record)
+    known = {field.name for field in dataclasses.fields(ResolvedTrainOptions)}
+    differ = stored.keys() ^ (known | {"data_fingerprint", "data"})
+    try:
+        if differ:
+            raise KeyError(min(differ))
+        fingerprint, data = stored.pop("data_fingerprint"), stored.pop("data")
+        # JSON has no tuples.
+        options = ResolvedTrainOptions(**{k: _tupled(v) for k, v in stored.items()})
+        return (
+            options,
+            DataFacts(**{k: _tupled(v) for k, v in data.items()}),
+            fingerprint,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            "`run` must be the directory of a run of `eqmdm train`; its options are "
+            f"those of another program ({error}). Load a run of your own in Python, "
+            "with `eqmdm.load_run(run_dir, like=model)`."
+        ) from error
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def model_from_options(record: dict[str, Any]) -> eqmdm.AbstractModel:
+    """A model of the structure that a run of `eqmdm train` with these options has."""
+    options, data, _ = from_json(record)
+    key = lambda purpose: purpose_key(options.seed, purpose)
+    diffusion = build_diffusion(options, key(Purpose.DIFFUSION))
+    return build_model(options, data, diffusion, key(Purpose.NETWORK))
+
+
+# The name under which runs record it.
+MODEL_BUILDER = f"{__name__}:{model_from_options.__name__}"
 
 
 def purpose_key(seed: int, purpose: int) -> jax.Array:
@@ -231,4 +308,5 @@ def purpose_key(seed: int, purpose: int) -> jax.Array:
 
 
 def _transform(options: TrainOptions) -> Any:
-    return eqmdm.Scale() if options.transform == "scale" else eqmdm.Logit()
+    scale = options.transform == "scale"
+    return eqmdm.ScaleTransform() if scale else eqmdm.LogitTransform()

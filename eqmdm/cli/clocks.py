@@ -20,7 +20,7 @@ def check_clock(
     shape, dtype = trained.dataset.shape, trained.dtype
     how = {"clock": CLOCKS[name], "dtype": dtype}
     try:
-        eqmdm.probability_flow(trained.score, trained.model[1], shape, **how)
+        eqmdm.probability_flow(trained.model, shape, **how)
     except ValueError as error:
         raise ValueError(
             f"`clock` must be time for {whose}, whose log signal-to-noise ratio is not "

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from .errors import clean_errors
 from .evaluate.results import REPORT, TABLE
+from .fields import positional
 from .files import LOSS_UNITS, loss_name
-from .options import positional
 from .parsing import parse
 
 

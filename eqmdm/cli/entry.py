@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from .options import did_you_mean
+from .fields import did_you_mean
 
 
 PROGRAMS = {

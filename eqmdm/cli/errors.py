@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from .options import with_option_names
+from .fields import with_option_names
 
 
 @contextlib.contextmanager

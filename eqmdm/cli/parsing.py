@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from .options import CommaSeparated
+from .fields import CommaSeparated
 
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .options import chosen, positional
+from .fields import chosen, positional
 from .parsing import parse
 
 

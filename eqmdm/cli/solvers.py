@@ -6,24 +6,18 @@ from collections.abc import Callable
 import diffrax as dfx
 
 import eqmdm
-from eqmdm._model import diffrax_solvers
 
-from .options import did_you_mean
+from .fields import did_you_mean
 
 
 _SAMPLERS = {
-    "collapsed": eqmdm.Collapsed(),
-    "collapsed-1": eqmdm.Collapsed(order=1),
-    "collapsed-3": eqmdm.Collapsed(order=3),
-    "collapsed-heun": eqmdm.CollapsedHeun(),
-    "data-prediction": eqmdm.DataPrediction(),
-    "data-prediction-1": eqmdm.DataPrediction(order=1),
-    "data-prediction-3": eqmdm.DataPrediction(order=3),
-    "data-prediction-cholesky": eqmdm.DataPrediction(root=eqmdm.CholeskyRoot()),
+    "dpm": eqmdm.DPMSolver(),
+    "dpm-1": eqmdm.DPMSolver(order=1),
+    "dpm-3": eqmdm.DPMSolver(order=3),
+    "edm-heun": eqmdm.EDMHeun(),
     "ancestral": eqmdm.AncestralSampler(),
     "sscs": eqmdm.SSCS(),
-    "langevin-collapsed": eqmdm.LangevinCorrector(eqmdm.Collapsed()),
-    "langevin-data-prediction": eqmdm.LangevinCorrector(eqmdm.DataPrediction()),
+    "langevin-dpm": eqmdm.LangevinCorrector(eqmdm.DPMSolver()),
     "langevin-ancestral": eqmdm.LangevinCorrector(eqmdm.AncestralSampler()),
 }
 # Diffrax's, without those that are unstable with noise, need other terms or solve an
@@ -57,32 +51,33 @@ _OF_ODES = (
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A solver with the process that it solves; `None` for the library's samplers."""
+    """A sampler by its name."""
 
     name: str
-    solver: eqmdm.AbstractSampler | dfx.AbstractSolver
-    process: Callable | None
+    sampler: eqmdm.AbstractSampler
+
+    @property
+    def process(self) -> Callable | None:
+        """The process that a Diffrax solver solves; `None` for the library's own."""
+        sampler = self.sampler
+        is_diffrax = isinstance(sampler, eqmdm.DiffraxSampler)
+        return sampler.process if is_diffrax else None
 
     @property
     def needs_denoiser(self) -> bool:
-        return isinstance(
-            _innermost(self.solver), eqmdm.Collapsed | eqmdm.CollapsedHeun
-        )
+        return isinstance(_innermost(self.sampler), eqmdm.EDMHeun)
 
     @property
     def deterministic(self) -> bool:
         """Whether a sample depends on its start alone."""
-        without_noise = eqmdm.AbstractMultistep | eqmdm.CollapsedHeun
         is_flow = self.process is eqmdm.probability_flow
-        return is_flow or isinstance(self.solver, without_noise)
+        return is_flow or isinstance(self.sampler, eqmdm.DPMSolver | eqmdm.EDMHeun)
 
     def n_evaluations(self, n_steps: int) -> int:
-        """Of the network, the posterior mean at the cut included."""
-        if isinstance(self.solver, eqmdm.AbstractSampler):
-            return self.solver.n_evaluations(n_steps)
-        count = diffrax_solvers.n_evaluations(self.solver, n_steps)
-        assert isinstance(count, int)
-        return count + 1
+        """The evaluations of the network, the posterior mean at t0 included."""
+        count = self.sampler.n_evaluations(n_steps)
+        assert count is not None
+        return count
 
     def steps_within(self, evaluations: int) -> int:
         """The most steps that take no more than so many evaluations; 0 if none do."""
@@ -91,29 +86,44 @@ class Method:
             n_steps += 1
         return n_steps
 
-    @property
-    def options(self) -> dict:
-        """What `eqmdm.sample` is to be called with."""
-        options = {"solver": self.solver}
-        return options if self.process is None else options | {"process": self.process}
+    def sampler_on(
+        self,
+        grid: eqmdm.AbstractGrid | None,
+        clock: eqmdm.AbstractNoiseClock | None = None,
+    ) -> eqmdm.AbstractSampler:
+        """The sampler with another grid and clock; `None` leaves its own."""
+        return _on_grid(self.sampler, grid, clock)
 
 
-def _innermost(solver):
-    while isinstance(solver, eqmdm.LangevinCorrector):
-        solver = solver.sampler
-    return solver
+def _on_grid(sampler, grid, clock):
+    if isinstance(sampler, eqmdm.LangevinCorrector):
+        inner = _on_grid(sampler.sampler, grid, clock)
+        return eqmdm.LangevinCorrector(inner, sampler.snr, sampler.n_steps)
+    if isinstance(sampler, eqmdm.DiffraxSampler):
+        grid = sampler.grid if grid is None else grid
+        return eqmdm.DiffraxSampler(
+            sampler.solver, sampler.process, clock=clock, grid=grid
+        )
+    return sampler if grid is None else dataclasses.replace(sampler, grid=grid)
+
+
+def _innermost(sampler):
+    while isinstance(sampler, eqmdm.LangevinCorrector):
+        sampler = sampler.sampler
+    return sampler
 
 
 def _methods() -> dict[str, Method]:
-    methods = {name: Method(name, s, None) for name, s in _SAMPLERS.items()}
+    methods = {name: Method(name, sampler) for name, sampler in _SAMPLERS.items()}
     for cls in _OF_SDES:
         name = cls.__name__.lower()
-        methods[name] = Method(name, cls(), eqmdm.reverse_sde)
+        methods[name] = Method(name, eqmdm.DiffraxSampler(cls()))
     for cls in _OF_ODES:
         name = cls.__name__.lower()
         # The bare name is the SDE where a solver serves for both.
         name = f"ode-{name}" if name in methods else name
-        methods[name] = Method(name, cls(), eqmdm.probability_flow)
+        sampler = eqmdm.DiffraxSampler(cls(), eqmdm.probability_flow)
+        methods[name] = Method(name, sampler)
     return methods
 
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jax.tree_util as jtu
 import numpy as np
 
 import eqmdm
@@ -28,7 +30,7 @@ class TrainedRun:
     step: int
     options: ResolvedTrainOptions
     dataset: Any
-    model: tuple[Any, Any]
+    model: eqmdm.AbstractModel
     dtype: jnp.dtype
     parameters: str
     """A digest of the parameters' values."""
@@ -69,7 +71,7 @@ class TrainedRun:
                 f"`{option}` must not have learned for this run, nor may the interval "
                 f"of a learned one change; it was trained on {own}. Leave both out."
             )
-        denoiser, present = self.model
+        present = self.model.diffusion
         if log_snr_range is None and t_range is None:
             low, high = (float(present.log_snr(t)) for t in (present.t1, present.t0))
             log_snr_range = low, high
@@ -80,15 +82,11 @@ class TrainedRun:
             t_range=t_range,
         )
         other = build.build_diffusion(options.resolved(), jr.key(0))
-        return dataclasses.replace(self, model=(denoiser, other))
-
-    @property
-    def score(self) -> Any:
-        return eqmdm.make_score(*self.model)
+        return dataclasses.replace(self, model=self.model.under(other))
 
     @property
     def is_denoiser(self) -> bool:
-        return isinstance(self.score, eqmdm.DenoiserScore)
+        return self.model.has_denoiser
 
 
 def load_trained(
@@ -112,12 +110,7 @@ def load_trained(
         )
     facts = run.read_options()
     _check_version(facts)
-    stored: dict[str, Any] = dict(facts["options"])
-    fingerprint = stored.pop("data_fingerprint")
-    # JSON has no tuples.
-    for name, value in stored.items():
-        stored[name] = tuple(value) if isinstance(value, list) else value
-    options = ResolvedTrainOptions(**stored)
+    options, _, fingerprint = build.from_json(facts["options"])
     if not run.steps:
         raise ValueError(
             f"`run` must have a checkpoint to evaluate; {directory} has none yet."
@@ -126,7 +119,7 @@ def load_trained(
     with warnings.catch_warnings():
         # Said in one line here.
         warnings.simplefilter("ignore", UserWarning)
-        score, diffusion = eqmdm.load(directory, ema=ema)
+        model = eqmdm.load_run(directory, ema=ema)
     for step, reason in restored.skipped.items():
         print(f"the checkpoint of step {step} cannot be read ({reason})")
     data_dir = options.data_dir if data_dir is None else data_dir
@@ -138,13 +131,11 @@ def load_trained(
             f"fingerprint is {fingerprint[:16]}; got {data_dir} with "
             f"{dataset.fingerprint[:16]}."
         )
-    denoiser = isinstance(score, eqmdm.DenoiserScore)
-    model = (score.denoiser if denoiser else score.network), diffusion
-    parameters = eqmdm.parameters(model)
+    trainable = eqx.filter(model, eqx.is_inexact_array)
     digest = hashlib.sha256()
-    for name, value in sorted(parameters.items()):
-        digest.update(name.encode() + np.asarray(value).tobytes())
-    dtype = jnp.result_type(*parameters.values())
+    for path, value in jtu.tree_leaves_with_path(trainable):
+        digest.update(jtu.keystr(path).encode() + np.asarray(value).tobytes())
+    dtype = jnp.result_type(*jax.tree.leaves(trainable))
     return TrainedRun(
         directory.resolve().name,
         restored.step,

@@ -91,8 +91,7 @@ class Evaluator:
         )
         draws = [
             _solve_batch(
-                self._trained.score,
-                self._trained.model[1],
+                self._trained.model,
                 self._grey_levels,
                 self._method,
                 examples,
@@ -166,7 +165,7 @@ def _make_method(options: EvaluateSettings) -> dict[str, Any]:
 
 @eqx.filter_jit
 def _solve_batch(
-    score, diffusion, grey_levels, method, examples, numbers, draw, key, dtype
+    model, grey_levels, method, examples, numbers, draw, key, dtype
 ) -> Any:
     def one(example, number):
         key_draw = jr.fold_in(jr.fold_in(key, number), draw)
@@ -178,9 +177,7 @@ def _solve_batch(
                 example, key=key_encode, dtype=dtype, check=False
             )
             jacobian = grey_levels.log_jacobian(x)
-        found = eqmdm.log_likelihood(
-            score, diffusion, x.astype(dtype), key=key_solve, **method
-        )
+        found = eqmdm.log_likelihood(model, x.astype(dtype), key=key_solve, **method)
         return {
             "log_likelihood": found.log_likelihood,
             "dequantisation": correction - jacobian,

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from ..fields import check_at_least, chosen, positional
 from ..names import ClockName, DiffusionName, Range
-from ..options import check_at_least, chosen, positional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

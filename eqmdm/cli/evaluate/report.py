@@ -33,7 +33,7 @@ def make_report(
     `timing` has the seconds per example, and whether they include compilation.
     """
     converged = columns["converged"]
-    diffusion = trained.model[1]
+    diffusion = trained.model.diffusion
     facts = build.facts(trained.options.seed)
     return {
         "run": trained.name,

@@ -9,8 +9,8 @@ import diffrax as dfx
 import jax.numpy as jnp
 
 from ..clocks import check_clock
+from ..fields import did_you_mean
 from ..names import ClockName
-from ..options import did_you_mean
 from ..trained import TrainedRun
 from .options import EvaluateOptions
 

@@ -4,16 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ..fields import check_at_least, chosen, positional
 from ..names import ClockName, GridName
-from ..options import check_at_least, chosen, positional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerOptions:
     """How samples are drawn."""
 
-    solver: str = "data-prediction"
-    """The solver by name: one of the library's own (data-prediction, ancestral, sscs,
+    solver: str = "dpm"
+    """The solver by name: one of the library's own (dpm, edm-heun, ancestral, sscs,
     collapsed and others) or of Diffrax's. Of the latter sea, heun and others solve the
     reverse SDE; ode-heun and others with this prefix, and tsit5, the probability-flow
     ODE. A wrong name lists all."""

@@ -91,8 +91,7 @@ def run(options: SampleOptions) -> None:
 
 def draw(trained: Any, options: SampleOptions, first: int, n: int) -> np.ndarray:
     x = eqmdm.sample(
-        trained.score,
-        trained.model[1],
+        trained.model,
         trained.dataset.shape,
         # That of `eqmdm train`, whose samples start from the same noise.
         key=build.purpose_key(options.seed, Purpose.SAMPLES),

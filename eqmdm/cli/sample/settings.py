@@ -12,16 +12,16 @@ from .options import SampleOptions
 
 def sampling_arguments(options: SampleOptions) -> dict[str, Any]:
     """The arguments of `eqmdm.sample` that the options choose."""
-    arguments = find_method(options.solver).options | {"n_steps": options.steps}
-    if options.grid != "default":
-        arguments["grid"] = {
-            "uniform": eqmdm.UniformGrid,
-            "quadratic": eqmdm.QuadraticGrid,
-            "log_snr": eqmdm.LogSNRGrid,
-            "rho": lambda: eqmdm.RhoGrid(options.rho),
-        }[options.grid]()
-    clock = CLOCKS[options.clock]
-    return arguments if clock is None else arguments | {"clock": clock}
+    grid = {
+        "default": lambda: None,
+        "uniform": eqmdm.UniformGrid,
+        "quadratic": eqmdm.QuadraticGrid,
+        "log_snr": eqmdm.LogSNRGrid,
+        "rho": lambda: eqmdm.RhoGrid(options.rho),
+    }[options.grid]()
+    method = find_method(options.solver)
+    sampler = method.sampler_on(grid, CLOCKS[options.clock])
+    return {"sampler": sampler, "n_steps": options.steps}
 
 
 def check_names(options: SampleOptions) -> None:
@@ -41,7 +41,7 @@ def check_run(options: SampleOptions, trained: TrainedRun) -> None:
     if find_method(options.solver).needs_denoiser and not trained.is_denoiser:
         raise ValueError(
             "`solver` must not need a denoiser for this run, whose score is free; "
-            f"got {options.solver}. Take data-prediction, which serves any score."
+            f"got {options.solver}. Take dpm, which serves any score."
         )
     if options.clock != "time":
         check_clock(options.clock, trained)

@@ -63,7 +63,6 @@ class SolverComparison:
         # Their data are one.
         trained = next(iter(runs.values()))
         self._dataset, self._dtype = trained.dataset, trained.dtype
-        self._is_denoiser = trained.is_denoiser
         self._grey_levels = build.build_grey_levels(trained.options, trained.dataset)
         self._held_out, self._real, self.real_split = self._choose()
         self.n_held_out = len(self._held_out)
@@ -95,11 +94,9 @@ class SolverComparison:
             "steps": n_steps,
             "evaluations": method.n_evaluations(n_steps),
         }
-        how = method.options | {"n_steps": n_steps}
-        if self._options.grid != "default":
-            how["grid"] = _GRIDS[self._options.grid]
-        if method.process is not None:
-            how["clock"] = CLOCKS[self._options.clock]
+        grid = _GRIDS.get(self._options.grid)
+        sampler = method.sampler_on(grid, CLOCKS[self._options.clock])
+        how = {"sampler": sampler, "n_steps": n_steps}
         try:
             x, row["seconds"] = self._draw(self._runs[diffusion], how, progress)
         # A diffusion or a number of steps that the solver refuses.
@@ -136,8 +133,7 @@ class SolverComparison:
 
     def _batch(self, trained: TrainedRun, first: int, n: int, how: dict) -> np.ndarray:
         x = eqmdm.sample(
-            trained.score,
-            trained.model[1],
+            trained.model,
             self._dataset.shape,
             key=self._key(Purpose.SAMPLES),
             n_samples=n,
@@ -181,7 +177,7 @@ class SolverComparison:
 
     def _reference(self, diffusion: str, method: Any) -> np.ndarray:
         how = self._tight(method)
-        name = diffusion, repr(how["solver"])
+        name = diffusion, repr(how["sampler"])
         if name not in self._references:
             n = min(self._options.reference_samples, self._options.n_samples)
             size = min(n, self._options.batch_size)
@@ -193,17 +189,15 @@ class SolverComparison:
     def _tight(self, method: Any) -> dict[str, Any]:
         """How to solve what a solver without noise solves, tightly."""
         if method.process is not None:
-            tight = dfx.PIDController(rtol=_TOLERANCE, atol=_TOLERANCE)
-            how = {"solver": dfx.Tsit5(), "process": method.process}
-            return how | {"stepsize_controller": tight, "n_steps": _MAX_STEPS}
-        solver = eqmdm.Collapsed(order=3)
-        if isinstance(method.solver, eqmdm.DataPrediction):
-            root = method.solver.root
-            # With an aligned root and a denoiser it is the collapsed one.
-            if not (self._is_denoiser and isinstance(root, eqmdm.AlignedRoot)):
-                solver = eqmdm.DataPrediction(order=3, root=root)
-        steps = {"n_steps": self._options.reference_steps}
-        return {"solver": solver, "grid": eqmdm.LogSNRGrid()} | steps
+            sampler = eqmdm.DiffraxSampler(
+                dfx.Tsit5(),
+                method.process,
+                stepsize_controller=dfx.PIDController(rtol=_TOLERANCE, atol=_TOLERANCE),
+                max_steps=_MAX_STEPS,
+            )
+            return {"sampler": sampler}
+        sampler = eqmdm.DPMSolver(order=3)
+        return {"sampler": sampler, "n_steps": self._options.reference_steps}
 
     def _decode(self, x: np.ndarray) -> np.ndarray:
         """Samples as examples are stored."""

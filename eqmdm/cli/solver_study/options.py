@@ -5,8 +5,8 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..fields import CommaSeparated, check_at_least, chosen, did_you_mean, positional
 from ..names import ClockName, DiffusionName, GridName
-from ..options import CommaSeparated, check_at_least, chosen, did_you_mean, positional
 
 
 # The jackknife of the distances has 20 blocks, each of at least two samples.
@@ -21,7 +21,7 @@ Counts = Annotated[tuple[int, ...], CommaSeparated(int, "N,N,...")]
 class ComparedOptions:
     """What is compared."""
 
-    solvers: Names = ("collapsed", "data-prediction", "sscs", "sea", "ode-heun")
+    solvers: Names = ("dpm", "edm-heun", "sscs", "sea", "ode-heun")
     """Solvers by name: the library's own (collapsed, ancestral, sscs and others) and
     Diffrax's. Those of SDEs solve the reverse process; those of ODEs (tsit5, or with
     the prefix ode-) the probability flow. A wrong name lists all."""

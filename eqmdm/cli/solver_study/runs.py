@@ -41,7 +41,7 @@ def runs_by_diffusion(
         raise ValueError(
             f"`solvers` must not have {', '.join(needing)} for this run, for they "
             "follow the data's estimate of a denoiser, and its score is free. Take "
-            "data-prediction, which serves any score."
+            "dpm, which serves any score."
         )
     runs = {}
     for name in options.diffusions or (own,):

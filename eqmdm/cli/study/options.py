@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from ..options import chosen, positional
+from ..fields import chosen, positional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

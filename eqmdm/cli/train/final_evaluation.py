@@ -42,16 +42,15 @@ def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
     options, model = setup.options, state.ema_model
     print(f"drawing {options.n_samples} samples ...", flush=True)
     x = eqmdm.sample(
-        eqmdm.make_score(*model),
-        model[1],
+        model,
         setup.dataset.shape,
         key=setup.key(Purpose.SAMPLES),
         n_samples=options.n_samples,
         n_steps=options.sample_steps,
     )
     x = eqmdm.on_host(x)
-    if setup.objective.grey_levels is not None:
-        x = setup.objective.grey_levels.decode(x)
+    if setup.objective.levels is not None:
+        x = setup.objective.levels.decode(x)
     if is_first():
         path = setup.run.run_dir / "samples.png"
         plots.samples(path, np.asarray(x), setup.dataset.n_levels)
@@ -61,17 +60,18 @@ def _evaluate_bound(setup: Setup, state: eqmdm.TrainState) -> None:
     options = setup.options
     test = setup.dataset.test[: options.test_examples]
     print(f"evaluating {len(test)} test examples ...", flush=True)
-    summary = eqmdm.evaluate(
+    evaluation = eqmdm.evaluate(
         state.ema_model,
         test,
         setup.objective,
         key=setup.key(Purpose.BOUND),
         n_draws=options.test_draws,
         batch_size=options.batch_size,
-    ).summary()
+    )
     settings = {"step": int(state.step), "examples": len(test)}
     settings["draws"] = options.test_draws
     if is_first():
-        summary[setup.loss_name] = summary.pop("loss")
+        summary: dict[str, tuple[float, float]] = dict(evaluation.summary())
+        summary[setup.loss_name] = eqmdm.Estimate.from_mean(evaluation.loss)
         path = setup.run.run_dir / "test_bound.json"
         report(path, summary, settings)

@@ -4,8 +4,8 @@ import dataclasses
 import itertools
 from typing import Any, Literal
 
+from ..fields import check_at_least, chosen
 from ..names import DiffusionName, Range
-from ..options import check_at_least, chosen
 
 
 _MNIST: dict[str, Any] = {
@@ -224,7 +224,7 @@ class EvaluationOptions:
     """Draws of time and noise averaged for each of them."""
     n_samples: int | None = _by_data_set()
     """Samples to draw after training; 0 for none."""
-    sample_steps: int = 250
+    sample_steps: int = 50
     """Steps of the reverse-time SDE that draws them."""
 
 

@@ -50,7 +50,9 @@ def train(setup: Setup, records: Records, preemption: Preemption) -> eqmdm.Train
     )
     # The bar is closed first: what is printed then begins on a line of its own.
     with (
-        build.batches(options, setup.state, setup.dataset.train, n_inner) as batches,
+        build.batches(
+            options, setup.state, setup.objective, setup.dataset.train, n_inner
+        ) as batches,
         Progress(setup, records, preemption) as progress,
     ):
         try:

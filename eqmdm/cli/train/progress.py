@@ -69,9 +69,6 @@ class Progress(AbstractEvents):
         self._profile.stop()
         options = self._setup.options
         last = step == options.steps
-        # Only at regular steps, so that a resumed run does what one never stopped does.
-        if last or step % options.log_every == 0:
-            state = self._with_enough_doublings(step, state)
         self._log(step, state, values)
         validated = None
         if step % options.validate_every == 0 or last:
@@ -85,17 +82,6 @@ class Progress(AbstractEvents):
         self._clock = time.perf_counter()
         return state
 
-    def _with_enough_doublings(
-        self, step: int, state: eqmdm.TrainState
-    ) -> eqmdm.TrainState:
-        state, n_doublings = eqmdm.with_enough_doublings(state)
-        if n_doublings is not None:
-            self._bar.write(
-                f"step {step}: the learned diffusion is faster now; its kernels "
-                f"take {n_doublings} doublings, and the step is compiled again"
-            )
-        return state
-
     def _log(
         self, step: int, state: eqmdm.TrainState, values: dict[str, np.ndarray]
     ) -> None:
@@ -105,7 +91,7 @@ class Progress(AbstractEvents):
         record |= self._named({k: float(v.mean()) for k, v in values.items()})
         record["steps_averaged"] = n_averaged
         if self._setup.options.diffusion == "learned":
-            record |= learned(state.model[1])
+            record |= learned(state.model.diffusion)
         self._records.add(record | {"steps_per_second": rate})
         loss = f"{record[self._setup.loss_name]:.3f} {self._setup.loss_unit}"
         self._bar.set_description("training")
@@ -114,16 +100,18 @@ class Progress(AbstractEvents):
 
     def _validate(self, step: int, state: eqmdm.TrainState) -> float:
         setup, options = self._setup, self._setup.options
-        summary = eqmdm.evaluate(
+        evaluation = eqmdm.evaluate(
             state.ema_model,
             setup.dataset.validation[: options.validation_examples],
             setup.objective,
             key=setup.key(Purpose.VALIDATION),
             n_draws=options.validation_draws,
             batch_size=options.batch_size,
-        ).summary()
-        self._records.add({"step": step, "validation": self._named(summary)})
-        mean, error = summary["loss"]
+        )
+        loss = eqmdm.Estimate.from_mean(evaluation.loss)
+        summary = dict(evaluation.summary()) | {setup.loss_name: loss}
+        self._records.add({"step": step, "validation": summary})
+        mean, error = loss
         self._bar.write(
             f"step {step}: validation {mean:.4f} +- {error:.4f} {setup.loss_unit}"
         )
@@ -132,6 +120,4 @@ class Progress(AbstractEvents):
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
         """Metrics by the names that files have for them."""
         names = {"loss": self._setup.loss_name}
-        # Of the step only their sum is known; there is neither for points.
-        names["correction"] = "dequantisation_and_data_transform"
         return {names.get(name, name): value for name, value in values.items()}

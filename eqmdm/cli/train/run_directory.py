@@ -40,4 +40,4 @@ def resume(run: eqmdm.Run, state: eqmdm.TrainState) -> Any:
         print(f"the checkpoint of step {step} cannot be read ({reason})")
     first_does(lambda: run.discard(restored.skipped))
     print(f"resuming from step {restored.step}")
-    return eqmdm.resumed_state(state, restored)
+    return restored.state(state)

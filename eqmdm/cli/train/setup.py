@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+import equinox as eqx
 import jax
 import optax
 
@@ -42,7 +43,8 @@ class Setup:
     @property
     def title(self) -> str:
         options, dataset = self.options, self.dataset
-        sizes = [leaf.size for leaf in eqmdm.parameters(self.state.model).values()]
+        trainable = eqx.filter(self.state.model, eqx.is_inexact_array)
+        sizes = [leaf.size for leaf in jax.tree.leaves(trainable)]
         return (
             f"{options.dataset}: {len(dataset.train)} examples of shape "
             f"{dataset.shape}; {options.diffusion} diffusion, {options.score} score, "
@@ -68,12 +70,13 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     dataset = eqmdm.data.load(
         options.dataset, data_dir=options.data_dir, in_memory=not options.stream
     )
-    identity = build.as_json(options, dataset)
+    data = build.DataFacts.of(options, dataset)
+    identity = build.as_json(options, dataset, data)
     if options.resume:
         run.check_options(identity, may_differ=MAY_DIFFER)
     key = lambda purpose: build.purpose_key(options.seed, purpose)
     diffusion = build.build_diffusion(options, key(Purpose.DIFFUSION))
-    network = build.build_network(options, dataset, diffusion, key(Purpose.NETWORK))
+    model = build.build_model(options, data, diffusion, key(Purpose.NETWORK))
     objective = build.build_objective(options, dataset)
     optimiser = eqmdm.make_optimiser(
         options.learning_rate,
@@ -82,11 +85,9 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
         warmup=options.warmup,
         accumulate=options.accumulate,
     )
-    state = eqmdm.TrainState.create(
-        (network, diffusion), optimiser, key=key(Purpose.TRAINING)
-    )
+    state = eqmdm.TrainState.create(model, optimiser, key=key(Purpose.TRAINING))
     facts = build.facts(options.seed)
-    start_run = lambda: run.start(identity, facts, state.model)
+    start_run = lambda: run.start(identity, facts, builder=build.MODEL_BUILDER)
     first_does(lambda: run_directory.claim(run, options, start_run))
     if options.resume:
         state = run_directory.resume(run, state)

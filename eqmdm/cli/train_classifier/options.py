@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from ..options import chosen
+from ..fields import chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

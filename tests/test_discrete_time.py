@@ -20,8 +20,8 @@ def normal_denoiser(log_snr, z):
 
 @eqx.filter_jit
 def bounds(diffusion, x, times, keys):
-    score = eqmdm.DenoiserScore(normal_denoiser, diffusion)
-    one = lambda key: eqmdm.discrete_elbo(score, diffusion, x, times, key=key)
+    model = eqmdm.DenoiserModel(normal_denoiser, diffusion)
+    one = lambda key: eqmdm.discrete_elbo(model, x, times=times, key=key)
     return jax.vmap(one)(keys)
 
 
@@ -66,18 +66,19 @@ def test_cost_of_a_step_is_the_divergence_between_posteriors(key):
 
 
 def test_a_step_less_is_refused(key):
-    arguments = lambda y, t: -y, eqmdm.VPSDE(), jnp.zeros(2)
+    model = eqmdm.FunctionModel(lambda t, y: -y, eqmdm.VPSDE())
     with pytest.raises(ValueError, match="`times` must be a vector of two or more"):
-        eqmdm.discrete_elbo(*arguments, jnp.ones(1), key=key)
+        eqmdm.discrete_elbo(model, jnp.zeros(2), times=jnp.ones(1), key=key)
 
 
 def test_a_decoder_of_the_start_is_refused(key):
-    arguments = lambda y, t: -y, eqmdm.VPSDE(), jnp.zeros(2), jnp.asarray([1.0, 1e-3])
+    model = eqmdm.FunctionModel(lambda t, y: -y, eqmdm.VPSDE())
+    options = {"times": jnp.asarray([1.0, 1e-3]), "decoder": eqmdm.StartDecoder()}
     with pytest.raises(ValueError, match="`decoder` must be one of the data"):
-        eqmdm.discrete_elbo(*arguments, key=key, decoder=eqmdm.StartDecoder())
+        eqmdm.discrete_elbo(model, jnp.zeros(2), key=key, **options)
 
 
 def test_integers_are_refused(key, unchecked):
-    arguments = lambda y, t: -y, eqmdm.VPSDE(), jnp.zeros(2, int), jnp.ones(2)
+    model = eqmdm.FunctionModel(lambda t, y: -y, eqmdm.VPSDE())
     with pytest.raises(TypeError, match="`x` must be floating-point data; got int64"):
-        eqmdm.discrete_elbo(*arguments, key=key)
+        eqmdm.discrete_elbo(model, jnp.zeros(2, int), times=jnp.ones(2), key=key)

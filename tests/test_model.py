@@ -9,8 +9,8 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 
 import eqmdm
-from eqmdm._model.score import Point
-from helpers import tree_allclose
+from eqmdm._model.point import Point
+from helpers import tree_allclose, within_standard_errors
 
 
 VARIANCE = 1.5
@@ -51,16 +51,16 @@ def preconditioned(low=-12.0, high=50.0, network=wavy_network):
     )
 
 
-def wavy_scores(diffusion):
+def wavy_models(diffusion):
     return {
-        "free": eqmdm.FreeScore(wavy_network, diffusion),
-        "denoiser": eqmdm.DenoiserScore(lambda l, z: jnp.tanh(z) + 0.1, diffusion),
-        "preconditioned": eqmdm.DenoiserScore(preconditioned(), diffusion),
-        "function": eqmdm.CallableScore(lambda t, y: jnp.sin(t + y)),
+        "noise": eqmdm.NoiseModel(wavy_network, diffusion),
+        "denoiser": eqmdm.DenoiserModel(lambda l, z: jnp.tanh(z) + 0.1, diffusion),
+        "preconditioned": eqmdm.DenoiserModel(preconditioned(), diffusion),
+        "function": eqmdm.FunctionModel(lambda t, y: jnp.sin(t + y), diffusion),
     }
 
 
-KINDS = ["free", "denoiser", "preconditioned", "function"]
+KINDS = ["noise", "denoiser", "preconditioned", "function"]
 
 
 @pytest.mark.parametrize("n_vars", [1, 2, 3])
@@ -70,14 +70,14 @@ def test_scores_of_normal_data_are_the_derivative_of_the_log_density(n_vars, key
     y = jr.normal(key, (n_vars,))
     zero, total = jnp.zeros(n_vars), covariance(kernel, VARIANCE)
     expected = jax.grad(lambda y: multivariate_normal.logpdf(y, zero, total))(y)
-    # A noise prediction is minus the whitened score: L^T Sigma^-1 y here.
+    # A noise prediction is minus the whitened model: L^T Sigma^-1 y here.
     root = jnp.linalg.cholesky(covariance_given_data(kernel))
     network = lambda t, y: root.T @ jnp.linalg.solve(total, y)
-    free = eqmdm.FreeScore(network, diffusion)
-    denoiser = eqmdm.DenoiserScore(normal_denoiser, diffusion)
+    noise = eqmdm.NoiseModel(network, diffusion)
+    denoiser = eqmdm.DenoiserModel(normal_denoiser, diffusion)
     # Condition numbers of up to 1e4.
-    for score in (free, denoiser):
-        actual = jax.jit(lambda t, y, s=score: s(t, y))(jnp.asarray(TIME), y)
+    for model in (noise, denoiser):
+        actual = jax.jit(model.score)(jnp.asarray(TIME), y)
         assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -98,19 +98,20 @@ def test_score_of_a_mixture_needs_the_sufficient_statistic_alone(n_vars, key):
         weights = jax.nn.softmax(-0.5 * (z - modes) ** 2 / spread)
         return jnp.sum(weights * (WIDTH**2 * z + noise * modes)) / spread
 
-    score = eqmdm.DenoiserScore(denoiser, diffusion)
-    actual = jax.jit(lambda t, y: score(t, y))(jnp.asarray(TIME), y)
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
+    actual = jax.jit(model.score)(jnp.asarray(TIME), y)
     # Condition numbers of up to 1e4.
     assert tree_allclose(actual, jax.grad(log_density)(y), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("n_vars", [1, 2, 3])
 def test_data_estimate_of_an_exact_score_is_the_posterior_mean(n_vars, key):
-    kernel = kernel_at(random_diffusion(n_vars), TIME)
+    diffusion = random_diffusion(n_vars)
+    kernel = kernel_at(diffusion, TIME)
     y = jr.normal(key, (n_vars, 2))
     total = covariance(kernel, VARIANCE)
     exact = lambda t, y: -jnp.linalg.solve(total, y)
-    actual = eqmdm.CallableScore(exact).data_estimate(jnp.asarray(TIME), kernel, y)
+    actual = eqmdm.FunctionModel(exact, diffusion).data_estimate(kernel, y)
     # Regression of x on y.
     expected = VARIANCE * kernel.mean_map @ jnp.linalg.solve(total, y)
     assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-9)
@@ -119,7 +120,7 @@ def test_data_estimate_of_an_exact_score_is_the_posterior_mean(n_vars, key):
 @pytest.mark.parametrize("kind", KINDS)
 def test_whitened_error_is_the_error_of_the_score_in_units_of_noise(kind, key):
     diffusion = random_diffusion(3)
-    score = wavy_scores(diffusion)[kind]
+    model = wavy_models(diffusion)[kind]
     t = jnp.asarray(TIME)
     key_start, key_noise = jr.split(key)
     start, noise = jr.normal(key_start, (3, 2)), jr.normal(key_noise, (3, 2))
@@ -127,18 +128,18 @@ def test_whitened_error_is_the_error_of_the_score_in_units_of_noise(kind, key):
 
     @jax.jit
     def evaluate(t):
-        laws = diffusion.compute_laws(t)
-        ys = laws.kernel.perturb(x, noise), laws.step.perturb(start, noise)
-        points = [Point(t, laws, start, noise, y, i == 1) for i, y in enumerate(ys)]
-        errors = [p.error(score.whitened_error(*p.arguments)) for p in points]
+        kernel = diffusion.compute_kernel(t)
+        ys = kernel.perturb(x, noise), kernel.step.perturb(start, noise)
+        points = [Point(kernel, start, noise, y, i == 1) for i, y in enumerate(ys)]
+        errors = [point.error(model) for point in points]
         given_data, given_start = zip(
-            errors, [score(t, y) for y in ys], ys, strict=True
+            errors, [model.score(t, y) for y in ys], ys, strict=True
         )
-        return laws, given_data, given_start
+        return kernel, given_data, given_start
 
-    laws, given_data, given_start = evaluate(t)
-    means = laws.kernel.mean_map[:, None] * x[None], laws.step.mean_map @ start
-    roots = laws.kernel.root, laws.step.root
+    kernel, given_data, given_start = evaluate(t)
+    means = kernel.mean_map[:, None] * x[None], kernel.step.mean_map @ start
+    roots = kernel.root, kernel.step.root
     for (error, s, y), mean, root in zip(
         (given_data, given_start), means, roots, strict=True
     ):
@@ -152,13 +153,13 @@ def test_whitened_error_is_the_error_of_the_score_in_units_of_noise(kind, key):
 )
 def test_whitened_error_of_a_denoiser_keeps_its_digits_in_float32(name, log_snr, key):
     diffusion = getattr(eqmdm, name)()
-    score = eqmdm.DenoiserScore(preconditioned(), diffusion)
+    model = eqmdm.DenoiserModel(preconditioned(), diffusion)
 
     @jax.jit
     def error(t, x, noise):
         kernel = diffusion.compute_kernel(t)
         y = kernel.perturb(x, noise)
-        return score.whitened_error(t, kernel, x, noise, y), kernel.log_snr
+        return model.whitened_error(kernel, x, noise, y), kernel.log_snr
 
     args = (
         jnp.asarray(1e-3, jnp.float32),
@@ -222,20 +223,20 @@ def test_denoiser_above_its_range_is_the_posterior_mean_of_normal_data(value, ke
 def test_diffusion_that_ends_below_the_range_of_its_denoiser_is_refused(key):
     diffusion = eqmdm.VPSDE()
     low = float(diffusion.log_snr(diffusion.t1)) + 0.1
-    score = eqmdm.DenoiserScore(preconditioned(low, 20.0), diffusion)
-    bound = lambda x: eqmdm.elbo(score, diffusion, x, key=key).total
-    message = "`diffusion` must end within the denoiser's `log_snr_range`"
+    model = eqmdm.DenoiserModel(preconditioned(low, 20.0), diffusion)
+    bound = lambda x: eqmdm.elbo(model, x, key=key).total
+    message = "`model` must have a diffusion that ends within the log-SNR range"
     for function in (bound, eqx.filter_jit(bound)):
         with pytest.raises(ValueError, match=message):
             function(jnp.zeros(2))
 
     def bound_of(rate):
         diffusion = eqmdm.VPSDE(schedule=eqmdm.ConstantSchedule(rate))
-        score = eqmdm.DenoiserScore(preconditioned(low, 20.0), diffusion)
-        return eqmdm.elbo(score, diffusion, jnp.zeros(2), key=key).total
+        model = eqmdm.DenoiserModel(preconditioned(low, 20.0), diffusion)
+        return eqmdm.elbo(model, jnp.zeros(2), key=key).total
 
     with pytest.raises(eqx.EquinoxRuntimeError, match=message):
-        # The integral of its rate is twice that of the default clock.
+        # The integral of its rate is twice that of the default schedule.
         eqx.filter_jit(bound_of)(jnp.asarray(10.1))
 
 
@@ -251,76 +252,134 @@ def test_denoiser_refuses_a_range_that_is_out_of_order(log_snr_range):
         eqmdm.PreconditionedDenoiser(wavy_network, 0.5, log_snr_range)
 
 
-@pytest.mark.parametrize("cls", [eqmdm.FreeScore, eqmdm.DenoiserScore])
+@pytest.mark.parametrize("cls", [eqmdm.NoiseModel, eqmdm.DenoiserModel])
 @pytest.mark.parametrize("t", [0.0, -1.0, math.nan])
 def test_score_at_no_positive_time_is_refused(cls, t):
-    score = cls(lambda level, y: y, eqmdm.CLD())
-    with pytest.raises(ValueError, match="`t` must be positive: .* got"):
-        score(jnp.asarray(t), jnp.ones((2, 3)))
+    model = cls(lambda level, y: y, eqmdm.CLD())
+    with pytest.raises(ValueError, match="`t` must be positive and finite: .* Got"):
+        model.score(jnp.asarray(t), jnp.ones((2, 3)))
 
 
 @pytest.mark.parametrize(
     "name, make",
     [
-        ("score", lambda diffusion: lambda t, y: y[:1]),
-        ("score", lambda diffusion: lambda t, y: y[0]),
-        ("network", lambda d: eqmdm.FreeScore(lambda t, y: y[:1], d)),
-        ("denoiser", lambda d: eqmdm.DenoiserScore(lambda l, z: z[:1], d)),
-        ("network", lambda d: eqmdm.DenoiserScore(preconditioned(network=_sum), d)),
+        ("score", lambda d: eqmdm.FunctionModel(lambda t, y: y[:1], d)),
+        ("score", lambda d: eqmdm.FunctionModel(lambda t, y: y[0], d)),
+        ("network", lambda d: eqmdm.NoiseModel(lambda t, y: y[:1], d)),
+        ("network", lambda d: eqmdm.DenoiserModel(lambda l, z: z[:1], d)),
+        ("network", lambda d: eqmdm.DenoiserModel(preconditioned(network=_sum), d)),
     ],
 )
 def test_outputs_that_would_broadcast_are_refused(name, make, key):
     diffusion, x = eqmdm.CLD(), jnp.ones(2)
-    score = make(diffusion)
-    message = f"`{name}` must return an array of the shape of what it is given"
+    model = make(diffusion)
+    message = f"`{name}` must return an array of the shape of its input"
     with pytest.raises(ValueError, match=message):
-        eqmdm.elbo(score, diffusion, x, key=key)
+        eqmdm.elbo(model, x, key=key)
     with pytest.raises(ValueError, match=message):
-        eqmdm.sample(score, diffusion, (2,), key=key, n_samples=2)
+        eqmdm.sample(model, (2,), key=key, n_samples=2)
 
 
 def _sum(c, y):
     return jnp.sum(y)[None]
 
 
-@pytest.mark.filterwarnings("ignore:The law of this diffusion")
-def test_a_denoisers_score_becomes_that_of_the_diffusion_asked_about(key):
+def test_a_denoiser_serves_another_diffusion(key):
     # Exact for normal data of standard deviation 0.1, whatever the diffusion.
     denoiser = lambda log_snr, z: z * 0.01 / (0.01 + jnp.exp(-log_snr))
-    other = eqmdm.DenoiserScore(
-        denoiser, eqmdm.VPSDE(schedule=eqmdm.ConstantSchedule(1.0))
-    )
-    diffusion = eqmdm.VPSDE()
-    own = eqmdm.DenoiserScore(denoiser, diffusion)
-    draw = lambda score: eqmdm.sample(
-        score, diffusion, (2,), key=key, n_samples=4, n_steps=10
-    )
-    assert tree_allclose(draw(other), draw(own), rtol=0, atol=0)
+    slow = eqmdm.VPSDE(schedule=eqmdm.ConstantSchedule(5.0))
+    diffusion = eqmdm.CLD()
+    own = eqmdm.DenoiserModel(denoiser, diffusion)
+    moved = eqmdm.DenoiserModel(denoiser, slow).under(diffusion)
+    t, y = jnp.asarray(0.4), jr.normal(key, (2, 3))
+    assert tree_allclose(moved.score(t, y), own.score(t, y), rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:The law of this diffusion")
-def test_a_free_score_of_another_process_is_refused(key):
-    network = lambda t, y: y
-    score, x = eqmdm.FreeScore(network, eqmdm.CLD()), jnp.ones(2)
-    for diffusion in (eqmdm.VPSDE(), eqmdm.PSLD()):
-        bound = lambda x, diffusion=diffusion: eqmdm.elbo(score, diffusion, x, key=key)
-        for function in (bound, jax.jit(bound)):
-            with pytest.raises(ValueError, match="`score` must be of `diffusion`, "):
-                function(x)
-    # Between other ends it is the same process.
-    shorter = eqmdm.CLD(interval=eqmdm.TimeInterval(1e-2, 0.5))
-    assert jnp.isfinite(eqmdm.elbo(score, shorter, x, key=key).total)
+@pytest.mark.parametrize("cls", [eqmdm.NoiseModel, eqmdm.FunctionModel])
+def test_models_of_one_process_name_it_when_asked_for_another(cls):
+    model = cls(lambda t, y: y, eqmdm.CLD())
+    with pytest.raises(ValueError, match="`diffusion` must be the one .* CLD.* VPSDE"):
+        model.under(eqmdm.VPSDE())
+    with pytest.raises(TypeError, match="`model` must be a `DenoiserModel`"):
+        model.denoise(jnp.asarray(1.0), jnp.ones(2))
+
+
+STANDARD = {
+    # Of standard normal data: y is standard normal at all times, for unit S and S0.
+    "denoiser": lambda d: eqmdm.DenoiserModel(lambda l, z: z / (1 + jnp.exp(-l)), d),
+    "noise": lambda d: eqmdm.NoiseModel(lambda t, y: _vp_noise(d, t, y), d),
+    "score": lambda d: eqmdm.FunctionModel(lambda t, y: -y, d),
+}
+
+
+def _vp_noise(diffusion, t, y):
+    # Minus the score, times the noise's standard deviation 1 - e^-B.
+    zero = jnp.zeros_like(t)
+    integral = diffusion.schedule.integrated_rate(zero, t)
+    return jnp.sqrt(-jnp.expm1(-integral)) * y
+
+
+@pytest.mark.parametrize("kind", STANDARD)
+def test_own_network_of_each_kind_gives_the_closed_form(kind, key):
+    model = STANDARD[kind](eqmdm.VPSDE())
+    x, n = jnp.asarray([0.3, -1.2]), 4096
+    exact = -0.5 * float(x @ x) - np.log(2 * np.pi)
+    bound = lambda key: eqmdm.elbo(model, x, key=key).total
+    totals = jax.vmap(bound)(jr.split(key, n))
+    # Standard normal data stay so, and so is the prior: nothing is lost but 1e-4 nats
+    # by the decoder, whose variance is that of the noise alone.
+    assert within_standard_errors(totals, exact)
+    likelihood = eqmdm.log_likelihood(model, x, key=key)
+    # The noise at the start time adds 1e-4 to the variance of the data.
+    assert abs(likelihood.log_likelihood - exact) < 1e-3
+    samples = eqmdm.sample(model, (2,), key=key, n_samples=n)
+    assert within_standard_errors(samples, 0.0)
+    assert within_standard_errors(samples**2, 1.0)
+
+
+@pytest.mark.parametrize("function", ["elbo", "log_likelihood", "sample"])
+@pytest.mark.parametrize(
+    "wrong", [lambda t, y: y, (lambda t, y: y, eqmdm.VPSDE()), None, eqmdm.VPSDE()]
+)
+@pytest.mark.usefixtures("unchecked")
+def test_anything_that_is_no_model_is_answered_with_the_constructors(
+    function, wrong, key
+):
+    argument = (2,) if function == "sample" else jnp.ones(2)
+    with pytest.raises(TypeError, match="`model` must be .*DenoiserModel.*NoiseModel"):
+        getattr(eqmdm, function)(wrong, argument, key=key)
+
+
+@pytest.mark.parametrize("cls", [eqmdm.NoiseModel, eqmdm.DenoiserModel])
+@pytest.mark.usefixtures("unchecked")
+def test_a_model_is_built_of_a_diffusion(cls):
+    with pytest.raises(TypeError, match="`diffusion` must be a linear diffusion"):
+        cls(lambda t, y: y, lambda t: t)
+
+
+def test_network_that_cannot_take_the_example_is_named(key):
+    W = jnp.ones((6, 6))
+    model = eqmdm.NoiseModel(lambda t, y: W @ y.ravel(), eqmdm.CLD())
+    with pytest.raises(
+        TypeError, match=r"`network` must accept one example of .*\(2, 5"
+    ):
+        eqmdm.elbo(model, jnp.ones(5), key=key)
+
+
+def test_state_of_another_number_of_variables_is_named():
+    model = eqmdm.NoiseModel(lambda t, y: y, eqmdm.CLD())
+    with pytest.raises(ValueError, match="`y` must have a row for each of the 2 var"):
+        model.score(jnp.asarray(0.5), jnp.ones((3, 4)))
 
 
 def test_numpy_numbers_of_a_denoiser_are_no_parameters():
     std = np.std(np.arange(3.0))
-    assert not eqmdm.parameters(
-        eqmdm.PreconditionedDenoiser(wavy_network, std, (np.float64(-6.0), 14.0))
-    )
+    denoiser = eqmdm.PreconditionedDenoiser(wavy_network, std, (np.float64(-6.0), 14.0))
+    assert not jax.tree.leaves(eqx.filter(denoiser, eqx.is_array))
 
 
-def test_a_constant_horizon_is_checked_without_calling_back():
+def test_a_constant_final_time_is_checked_without_calling_back():
     diffusion = eqmdm.VPSDE()
-    score = eqmdm.DenoiserScore(preconditioned(), diffusion)
-    bound = lambda x: eqmdm.elbo(score, diffusion, x, key=jr.key(0)).total
+    model = eqmdm.DenoiserModel(preconditioned(), diffusion)
+    bound = lambda x: eqmdm.elbo(model, x, key=jr.key(0)).total
     assert "callback" not in jax.jit(bound).lower(jnp.ones(2)).as_text()

@@ -1,4 +1,4 @@
-"""Options: what the fields of their dataclasses say, and their names in errors."""
+"""The fields of options: what they say of themselves, and their names in errors."""
 
 import dataclasses
 import difflib

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import eqmdm
-from eqmdm._model.score import Point
+from eqmdm._model.point import Point
 from helpers import tree_allclose, within_standard_errors
 
 
@@ -34,19 +34,29 @@ def state_at(diffusion, key, *, given_start):
     key_start, key_noise = jr.split(key)
     shape = (diffusion.n_vars, 2)
     start, noise = jr.normal(key_start, shape), jr.normal(key_noise, shape)
-    laws = jax.jit(diffusion.compute_laws)(jnp.asarray(TIME))
+    kernel = jax.jit(diffusion.compute_kernel)(jnp.asarray(TIME))
     if given_start:
-        mean, root = laws.step.mean_map @ start, laws.step.root
+        mean, root = kernel.step.mean_map @ start, kernel.step.root
     else:
-        mean, root = laws.kernel.mean_map[:, None] * start[0][None], laws.kernel.root
+        mean, root = kernel.mean_map[:, None] * start[0][None], kernel.root
     y = mean + root @ noise
     target = -jnp.linalg.solve(root @ root.T, y - mean)
-    return laws, start, noise, y, target
+    return kernel, start, noise, y, target
 
 
-def integrand_at(form, score, diffusion, point, key):
-    error = point.error(score.whitened_error(*point.arguments))
-    return form.integrand(point, error, score, diffusion, key=key)
+def integrand_at(form, model, point, key):
+    return form.integrand(point, point.error(model), model, key=key)
+
+
+def control_variate(kernel, noise, G):
+    """Half the square of the data's part of the noise, less its mean, in the integrand
+    of an exact model of data of variance 1 whose signal is strong."""
+    covariance = kernel.root @ kernel.root.T
+    pull = jnp.linalg.solve(covariance, kernel.mean_map)
+    snr = kernel.mean_map @ pull
+    along = jnp.linalg.solve(kernel.root, kernel.mean_map) @ noise / jnp.sqrt(snr)
+    rate = jnp.sum((G.T @ pull) ** 2) / snr
+    return 0.5 * rate * (snr / (1 + snr)) ** 2 * (jnp.sum(along**2) - along.size)
 
 
 def dense_divergence(function, y):
@@ -60,20 +70,22 @@ def test_integrand_is_the_equation_of_its_form(name, n_vars, key):
     form, diffusion = FORMS[name], random_diffusion(n_vars)
     t = jnp.asarray(TIME)
     state = state_at(diffusion, key, given_start=form.conditions_on_start)
-    laws, start, noise, y, target = state
+    kernel, start, noise, y, target = state
     G, F = diffusion.diffusion_matrix(t), diffusion.drift_matrix(t)
     size = lambda s: jnp.sum((G.T @ s) ** 2)
     drift = dense_divergence(lambda y: F @ y, y)
     if name.startswith("low_variance"):
         expected = -0.5 * size(wavy(t, y) - target)
+        if not form.given_start:
+            expected = expected + control_variate(kernel, noise, G)
     elif name == "implicit":
         flow = lambda y: G @ G.T @ wavy(t, y) - F @ y
         expected = -0.5 * size(wavy(t, y)) - dense_divergence(flow, y)
     else:
         expected = 0.5 * (size(target) - size(wavy(t, y) - target)) + drift
-    score = eqmdm.CallableScore(wavy)
-    point = Point(t, laws, start, noise, y, form.conditions_on_start)
-    integrand = jax.jit(lambda: integrand_at(form, score, diffusion, point, key))
+    model = eqmdm.FunctionModel(wavy, diffusion)
+    point = Point(kernel, start, noise, y, form.conditions_on_start)
+    integrand = jax.jit(lambda: integrand_at(form, model, point, key))
     # Condition numbers of up to 1e4.
     assert tree_allclose(integrand(), expected, rtol=1e-9, atol=1e-9)
 
@@ -119,14 +131,14 @@ def test_integrand_keeps_its_digits_in_float32(name, key):
 
     @jax.jit
     def integrand(t, start, noise):
-        score = eqmdm.FreeScore(lambda t, y: 0.5 * y + 0.1, diffusion)
-        laws = diffusion.compute_laws(t)
+        model = eqmdm.NoiseModel(lambda t, y: 0.5 * y + 0.1, diffusion)
+        kernel = diffusion.compute_kernel(t)
         if form.conditions_on_start:
-            y = laws.step.perturb(start, noise)
+            y = kernel.step.perturb(start, noise)
         else:
-            y = laws.kernel.perturb(start[0], noise)
-        point = Point(t, laws, start, noise, y, form.conditions_on_start)
-        return integrand_at(form, score, diffusion, point, key)
+            y = kernel.perturb(start[0], noise)
+        point = Point(kernel, start, noise, y, form.conditions_on_start)
+        return integrand_at(form, model, point, key)
 
     actual = integrand(jnp.asarray(1e-3, jnp.float32), start, noise)
     assert actual.dtype == jnp.float32

@@ -9,8 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import eqmdm
-from eqmdm._bound.elbo import compute_elbo, compute_shared_elbo
-from eqmdm._model.score import Point
+from eqmdm._bound.elbo import compute_elbo, compute_shared_elbo, default_decoder
+from eqmdm._model.point import Point
 from helpers import slow, tree_allclose, within_standard_errors
 
 
@@ -71,9 +71,9 @@ def random_diffusion(n_vars, **options):
     return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B, **options)
 
 
-def elbo_at_noise(monkeypatch, start_noise, noise, *args, **kwargs):
-    """`elbo` with given noise in place of draws: one for the start's auxiliaries, one
-    for the states at the cut, at the time and at the end."""
+def elbo_at_noise(monkeypatch, start_noise, noise, model, x, u, time_sampler, name):
+    """The bound with given noise in place of draws: one for the start's auxiliaries,
+    one for the states at the start time, at the time and at the final time."""
     given = {len(noise): noise, len(start_noise): start_noise}
 
     def normal(key, shape, dtype):
@@ -82,17 +82,20 @@ def elbo_at_noise(monkeypatch, start_noise, noise, *args, **kwargs):
 
     with monkeypatch.context() as context:
         context.setattr(jr, "normal", normal)
-        return eqmdm.elbo(*args, key=jr.key(0), **kwargs)
+        form, decoder = FORMS[name]
+        decoder = default_decoder(form) if decoder is None else decoder
+        args = model, x, u, form, decoder, time_sampler
+        return compute_elbo(*args, key=jr.key(0))
 
 
-def expected_bounds(monkeypatch, score, diffusion, names):
+def expected_bounds(monkeypatch, model, names):
     """Expectations, over normal data too, of every term of several bounds.
 
-    Each term is quadratic in standard normal variables if the score is affine, and
+    Each term is quadratic in standard normal variables if the model is affine, and
     the mean over symmetric sigma points is exact for quadratics. Every term has noise
     of its own, but the terms are summed, so they may share it here.
     """
-    n_vars = diffusion.n_vars
+    n_vars = model.diffusion.n_vars
     points = np.sqrt(2 * n_vars) * np.eye(2 * n_vars)
     points = jnp.asarray(np.concatenate([points, -points]))
     # The error of 48 nodes is below 1e-9, as 24 and 96 nodes show.
@@ -101,14 +104,8 @@ def expected_bounds(monkeypatch, score, diffusion, names):
     def at(u, point):
         x, start_noise, noise = jnp.split(point, [1, n_vars])
         x = jnp.sqrt(VARIANCE) * x[0]
-        bounds = {}
-        for name in names:
-            form, decoder = FORMS[name]
-            options = {"form": form, "decoder": decoder, "u": u}
-            options["time_sampler"] = GeometricTime()
-            args = monkeypatch, start_noise, noise, score, diffusion, x
-            bounds[name] = elbo_at_noise(*args, **options)
-        return bounds
+        args = monkeypatch, start_noise, noise, model, x, u, GeometricTime()
+        return {name: elbo_at_noise(*args, name) for name in names}
 
     over_points = jax.vmap(at, in_axes=(None, 0))
     run = jax.vmap(lambda u: jax.tree.map(jnp.mean, over_points(u, points)))
@@ -127,10 +124,10 @@ ORACLES = {
 @pytest.mark.parametrize("name", ORACLES)
 def test_bounds_of_normal_data_are_the_closed_forms(name, monkeypatch):
     diffusion = getattr(eqmdm, name)()
-    score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
+    model = eqmdm.DenoiserModel(gaussian_denoiser, diffusion)
     few = ["low variance, data", "low variance, start", "denoising"]
     names = few if name == "MALDA" else list(FORMS)
-    bounds = expected_bounds(monkeypatch, score, diffusion, names)
+    bounds = expected_bounds(monkeypatch, model, names)
     theorem3, without, with_data, end = ORACLES[name]
     # The oracles are rounded at 1e-6.
     for form, bound in bounds.items():
@@ -158,18 +155,18 @@ def test_log_snr_at_the_ends_is_that_of_the_paper_settings(name, first, last):
     assert abs(log_snr(diffusion.t1) - last) < 5e-4 + 1e-9
 
 
-SCORES = {
-    "denoiser": lambda d: eqmdm.DenoiserScore(lambda l, z: 0.7 * z + 0.1, d),
+MODELS = {
+    "denoiser": lambda d: eqmdm.DenoiserModel(lambda l, z: 0.7 * z + 0.1, d),
     # The couplings make it the gradient of nothing.
-    "free": lambda d: eqmdm.FreeScore(lambda t, y: 0.4 * t * y[::-1] + 0.5 * y, d),
+    "noise": lambda d: eqmdm.NoiseModel(lambda t, y: 0.4 * t * y[::-1] + 0.5 * y, d),
 }
 
 
-@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("kind", MODELS)
 def test_all_forms_have_one_expectation_for_a_wrong_score(kind, monkeypatch):
     diffusion = random_diffusion(2, interval=eqmdm.TimeInterval(0.05, 0.8))
-    score = SCORES[kind](diffusion)
-    bounds = expected_bounds(monkeypatch, score, diffusion, list(FORMS))
+    model = MODELS[kind](diffusion)
+    bounds = expected_bounds(monkeypatch, model, list(FORMS))
     for group in (DATA, START):
         totals = [bounds[name].total for name in group]
         # Quadrature and rounding, of terms up to 1e2.
@@ -180,7 +177,7 @@ def test_all_forms_have_one_expectation_for_a_wrong_score(kind, monkeypatch):
 def test_elbo_averages_to_its_expectation_over_its_own_draws(key):
     n = 4096
     diffusion = eqmdm.CLD()
-    score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
+    model = eqmdm.DenoiserModel(gaussian_denoiser, diffusion)
     key_data, key_time, key_bound = jr.split(key, 3)
     x = jnp.sqrt(VARIANCE) * jr.normal(key_data, (n,))
     u = eqmdm.low_discrepancy(n, key=key_time)
@@ -188,9 +185,7 @@ def test_elbo_averages_to_its_expectation_over_its_own_draws(key):
 
     def total(name, x, u, key):
         form, decoder = FORMS[name]
-        bound = eqmdm.elbo(
-            score, diffusion, x, key=key, form=form, decoder=decoder, u=u
-        )
+        bound = eqmdm.elbo(model, x, key=key, form=form, decoder=decoder, u=u)
         return bound.total
 
     @jax.vmap
@@ -226,8 +221,8 @@ def test_bound_of_mixture_data_is_below_their_log_density(name, key):
 
     def gap(x, u, key, shift):
         denoiser = lambda l, z: mixture_denoiser(l, z) + shift / (1 + jnp.exp(l))
-        score = eqmdm.DenoiserScore(denoiser, diffusion)
-        bound = eqmdm.elbo(score, diffusion, x, key=key, u=u)
+        model = eqmdm.DenoiserModel(denoiser, diffusion)
+        bound = eqmdm.elbo(model, x, key=key, u=u)
         return bound.total - jnp.log(mixture_log_density(x)), bound.prior
 
     gaps, priors = jax.jit(
@@ -248,7 +243,7 @@ def test_bound_of_mixture_data_is_below_their_log_density(name, key):
 def test_bound_between_equal_log_snr_ends_is_that_of_every_diffusion(n_vars, key):
     low, high = -8.0, 10.0
     diffusion = random_diffusion(n_vars, interval=eqmdm.LogSNRInterval(low, high))
-    score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
+    model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
     u, _ = gauss_legendre(16)
     # The terms are equal at each log-SNR, each datum and each noise of z, and so are
     # their integrals.
@@ -257,24 +252,24 @@ def test_bound_between_equal_log_snr_ends_is_that_of_every_diffusion(n_vars, key
 
     def terms(u, x, z_noise):
         t = diffusion.time_at_log_snr(high + u * (low - high))
-        both = jax.vmap(diffusion.compute_laws)(jnp.stack([diffusion.t0, t]))
+        both = jax.vmap(diffusion.compute_kernel)(jnp.stack([diffusion.t0, t]))
         at_cut, at_time = (jax.tree.map(lambda a, i=i: a[i], both) for i in (0, 1))
         start = jnp.zeros(n_vars).at[0].set(x)
 
         def draw(kernel):
             # Any noise of the state with this part along the data does.
-            along = kernel.whitened_mean_map / jnp.exp(0.5 * kernel.log_snr)
+            along = kernel.direction
             other = jnp.arange(1.0, n_vars + 1)
             noise = z_noise * along + other - along * jnp.sum(along * other)
             return noise, kernel.perturb(x, noise)
 
-        cut = Point(diffusion.t0, at_cut, start, *draw(at_cut.kernel), False)
-        path = Point(t, at_time, start, *draw(at_time.kernel), False)
-        errors = [score.whitened_error(*point.arguments) for point in (cut, path)]
+        cut = Point(at_cut, start, *draw(at_cut), False)
+        path = Point(at_time, start, *draw(at_time), False)
         form = eqmdm.LowVariance()
-        integrand = form.integrand(path, errors[1], score, diffusion, key=key)
-        density = diffusion.log_snr_rate(t, at_time.kernel) / (low - high)
-        return eqmdm.DataDecoder().log_density(cut, errors[0]), integrand / density
+        integrand = form.integrand(path, path.error(model), model, key=key)
+        density = diffusion.log_snr_rate(t, at_time) / (low - high)
+        log_density = eqmdm.DataDecoder().log_density(cut, cut.error(model), model)
+        return log_density, integrand / density
 
     over_noise = jax.vmap(terms, in_axes=(None, None, 0))
     over_data = jax.vmap(over_noise, in_axes=(None, 0, None))
@@ -296,12 +291,17 @@ def test_bound_between_equal_log_snr_ends_is_that_of_every_diffusion(n_vars, key
         mean = (WIDTH**2 * z + noise * (share @ modes)) / total
         return (mean - x[:, None]) ** 2
 
-    expected = -0.5 * (high - low) * np.exp(log_snr)[:, None, None]
-    expected = expected * square_error(log_snr)
+    # What is known of the square of the noise of z is taken out, less its mean.
+    control = lambda log_snr: (
+        0.5 / (1 + np.exp(-log_snr[..., None, None])) ** 2 * (nodes**2 - 1)
+    )
+    expected = -0.5 * np.exp(log_snr)[:, None, None] * square_error(log_snr)
+    expected = (high - low) * (expected + control(log_snr))
     # Ends and times are found to rounding in the logarithm of time.
     np.testing.assert_allclose(diffusion_term, expected, rtol=1e-8, atol=1e-12)
     error = square_error(np.asarray(high))
     at_cut = 0.5 * (high - np.log(2 * np.pi)) - 0.5 * np.exp(high) * error
+    at_cut = at_cut + control(np.asarray(high))[0]
     np.testing.assert_allclose(reconstruction[0], at_cut, rtol=1e-8, atol=1e-8)
 
 
@@ -311,11 +311,11 @@ def images(key):
 
 def test_elbo_of_a_batch_of_images_is_that_of_each(key):
     diffusion = eqmdm.CLD()
-    score = eqmdm.FreeScore(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
+    model = eqmdm.NoiseModel(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
     key_data, key_bound, key_time = jr.split(key, 3)
     x = images(key_data).astype(jnp.float32)
     keys, u = jr.split(key_bound, 3), eqmdm.low_discrepancy(3, key=key_time)
-    single = lambda x, key, u: eqmdm.elbo(score, diffusion, x, key=key, u=u)
+    single = lambda x, key, u: eqmdm.elbo(model, x, key=key, u=u)
     batch = jax.jit(jax.vmap(single))(x, keys, u)
     each = [jax.jit(single)(*args) for args in zip(x, keys, u, strict=True)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
@@ -330,14 +330,14 @@ def test_elbo_of_a_batch_of_images_is_that_of_each(key):
 
 def test_elbo_is_by_default_that_of_its_named_defaults(key):
     diffusion = eqmdm.VPSDE()
-    score = eqmdm.FreeScore(lambda t, y: 0.5 * y, diffusion)
+    model = eqmdm.NoiseModel(lambda t, y: 0.5 * y, diffusion)
     x = images(key)
     named = {
         "form": eqmdm.LowVariance(),
         "decoder": eqmdm.DataDecoder(),
-        "time_sampler": eqmdm.ImportanceTime(),
+        "time_sampler": eqmdm.ImportanceTimeSampler(),
     }
-    run = lambda **options: eqmdm.elbo(score, diffusion, x, key=key, **options)
+    run = lambda **options: eqmdm.elbo(model, x, key=key, **options)
     default, same, moved = jax.jit(
         lambda: (run(), run(**named), run(u=jnp.asarray(0.3)))
     )()
@@ -361,8 +361,8 @@ def test_elbo_is_by_default_that_of_its_named_defaults(key):
     ids=["low_variance", "theorem_3", "denoising", "implicit"],
 )
 def test_shared_elbo_has_the_terms_of_each_share(form, decoder, disjoint, key):
-    diffusion, sampler = eqmdm.CLD(), eqmdm.ImportanceTime()
-    score = eqmdm.FreeScore(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
+    diffusion, sampler = eqmdm.CLD(), eqmdm.ImportanceTimeSampler()
+    model = eqmdm.NoiseModel(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
     n, n_cut = 5, 2 if disjoint else 5
     key_data, key_bound, key_time = jr.split(key, 3)
     x = jr.normal(key_data, (n, 3))
@@ -373,10 +373,10 @@ def test_shared_elbo_has_the_terms_of_each_share(form, decoder, disjoint, key):
     @jax.jit
     def compute(x, keys, u):
         shared = compute_shared_elbo(
-            score, diffusion, x, u[-n_path:], n_cut, form, decoder, sampler, keys=keys
+            model, x, u[-n_path:], n_cut, form, decoder, sampler, keys=keys
         )
         one = lambda x, key, u: compute_elbo(
-            score, diffusion, x, u, form, decoder, sampler, key=key
+            model, x, u, form, decoder, sampler, key=key
         )
         return shared, jax.vmap(one)(x, keys, u)
 
@@ -395,9 +395,9 @@ def test_shared_elbo_has_the_terms_of_each_share(form, decoder, disjoint, key):
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
 def test_elbo_refuses_integers(dtype, key):
     diffusion = eqmdm.VPSDE()
-    score = eqmdm.FreeScore(lambda t, y: y, diffusion)
+    model = eqmdm.NoiseModel(lambda t, y: y, diffusion)
     with pytest.raises(TypeError, match="`x` must be floating-point data"):
-        eqmdm.elbo(score, diffusion, jnp.zeros((2, 2), dtype), key=key)
+        eqmdm.elbo(model, jnp.zeros((2, 2), dtype), key=key)
 
 
 @pytest.mark.parametrize(
@@ -405,10 +405,10 @@ def test_elbo_refuses_integers(dtype, key):
 )
 def test_forms_given_the_start_refuse_a_decoder_of_the_data(form, key):
     diffusion = eqmdm.CLD()
-    score = eqmdm.FreeScore(lambda t, y: y, diffusion)
+    model = eqmdm.NoiseModel(lambda t, y: y, diffusion)
     with pytest.raises(ValueError, match="`decoder` must be a `StartDecoder`"):
         options = {"form": form, "decoder": eqmdm.DataDecoder()}
-        eqmdm.elbo(score, diffusion, jnp.zeros(2), key=key, **options)
+        eqmdm.elbo(model, jnp.zeros(2), key=key, **options)
 
 
 @pytest.mark.parametrize(
@@ -425,10 +425,10 @@ def test_gradient_of_elbo_in_the_diffusion_is_that_of_differences(ends, key):
 
     def total(values):
         diffusion = eqx.combine(unravel(values), fixed)
-        score = eqmdm.FreeScore(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
-        options = {"time_sampler": eqmdm.UniformTime(), "u": jnp.asarray(0.1)}
+        model = eqmdm.NoiseModel(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
+        options = {"time_sampler": eqmdm.UniformTimeSampler(), "u": jnp.asarray(0.1)}
         x = jnp.asarray(0.7)
-        return eqmdm.elbo(score, diffusion, x, key=key_bound, **options).total
+        return eqmdm.elbo(model, x, key=key_bound, **options).total
 
     total_and_gradient = jax.jit(jax.value_and_grad(total))
     _, gradient = total_and_gradient(values)
@@ -455,17 +455,17 @@ def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
 
     def expected(trainable):
         diffusion = eqx.combine(trainable, fixed)
-        score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
+        model = eqmdm.DenoiserModel(gaussian_denoiser, diffusion)
 
         def at(u, point):
             x, start_noise, noise = jnp.split(point, [1, 2])
             x = jnp.sqrt(VARIANCE) * x[0]
-            args = monkeypatch, start_noise, noise, score, diffusion, x
             # A grid of its own has no derivative in the ends.
             frozen = jax.lax.stop_gradient
             t, density = GeometricTime()(diffusion, u)
             sampler = FixedTime(frozen(t), frozen(density))
-            return elbo_at_noise(*args, time_sampler=sampler, u=u)
+            args = monkeypatch, start_noise, noise, model, x, u, sampler
+            return elbo_at_noise(*args, "low variance, data")
 
         bounds = jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))(u, points)
         terms = jnp.mean(bounds.reconstruction + bounds.diffusion, axis=1)
@@ -481,3 +481,34 @@ def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
     assert abs(value - exact) < 1e-7
     for leaf in jax.tree.leaves(gradient):
         np.testing.assert_allclose(leaf, 0.0, atol=1e-6)
+
+
+def chain(n_vars, t0):
+    """Noise on the last variable, from each to the one before it."""
+    coupling = np.tril(np.ones((n_vars, n_vars)), -1)
+    coupling = coupling - np.tril(coupling, -2)
+    noise = np.diag([0.0] * (n_vars - 1) + [1.0])
+    interval = eqmdm.TimeInterval(t0, 1.0)
+    return eqmdm.LinearDiffusion(coupling - coupling.T, noise, interval=interval)
+
+
+# A log-SNR of 94 at t0, where the ratio itself is no number in float32.
+CHAINS = [(3, 1e-7), (4, 3e-5)]
+
+
+@pytest.mark.filterwarnings("ignore:The law of this diffusion")
+@pytest.mark.parametrize(("n_vars", "t0"), CHAINS)
+def test_bound_is_one_where_the_signal_leaves_float32(n_vars, t0, key):
+    diffusion = chain(n_vars, t0)
+    model = eqmdm.DenoiserModel(lambda l, z: z / (1 + jnp.exp(-l)), diffusion)
+    x = jnp.ones(8, jnp.float32)
+    bound = lambda key: eqmdm.elbo(model, x, key=key)
+    bounds = jax.jit(jax.vmap(bound))(jr.split(key, 4000))
+    low = float(diffusion.log_snr(diffusion.t1))
+    # Of x - x_hat the mean square is (1 + 1 / SNR) / (1 + SNR)^2 for this x, whose
+    # integral over SNR is a logarithm; that of the top cancels with the decoder's.
+    expected = 8 * (0.5 * np.logaddexp(0, low) - 0.5 * np.log(2 * np.pi) - 0.5)
+    assert within_standard_errors(bounds.reconstruction + bounds.diffusion, expected)
+    log_density = -4 * (np.log(2 * np.pi) + 1)
+    total = np.asarray(bounds.total, float)
+    assert total.mean() < log_density + 5 * total.std() / np.sqrt(len(total))

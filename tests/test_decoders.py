@@ -8,7 +8,7 @@ from jax.scipy.stats import multivariate_normal
 
 import eqmdm
 from eqmdm._bound.decoders import log_normal_mass
-from eqmdm._model.score import Point
+from eqmdm._model.point import Point
 from helpers import tree_allclose
 
 
@@ -21,24 +21,23 @@ def random_diffusion(n_vars):
     return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B)
 
 
-def scores(diffusion):
+def models(diffusion):
     return {
-        "denoiser": eqmdm.DenoiserScore(lambda l, z: jnp.tanh(z), diffusion),
-        "function": eqmdm.CallableScore(lambda t, y: jnp.sin(t + y)),
+        "denoiser": eqmdm.DenoiserModel(lambda l, z: jnp.tanh(z), diffusion),
+        "function": eqmdm.FunctionModel(lambda t, y: jnp.sin(t + y), diffusion),
     }
 
 
 def cut_at(diffusion, t, start, noise, *, of_whole_start):
     t = jnp.asarray(t, start.dtype)
-    laws = jax.jit(diffusion.compute_laws)(t)
+    kernel = jax.jit(diffusion.compute_kernel)(t)
     if of_whole_start:
-        return Point(t, laws, start, noise, laws.step.perturb(start, noise), True)
-    return Point(t, laws, start, noise, laws.kernel.perturb(start[0], noise), False)
+        return Point(kernel, start, noise, kernel.step.perturb(start, noise), True)
+    return Point(kernel, start, noise, kernel.perturb(start[0], noise), False)
 
 
-def log_density(decoder, score, cut):
-    error = cut.error(score.whitened_error(*cut.arguments))
-    return decoder.log_density(cut, error)
+def log_density(decoder, model, cut):
+    return decoder.log_density(cut, cut.error(model), model)
 
 
 def exact_log_mass(low, high):
@@ -53,18 +52,22 @@ def exact_log_mass(low, high):
 @pytest.mark.parametrize("n_vars", [1, 3])
 def test_data_decoder_is_the_normal_law_about_the_estimate(kind, n_vars, key):
     diffusion = random_diffusion(n_vars)
-    score = scores(diffusion)[kind]
+    model = models(diffusion)[kind]
     start, noise = jr.normal(key, (2, n_vars, 2))
     cut = cut_at(diffusion, TIME, start, noise, of_whole_start=False)
-    a, L = cut.laws.kernel.mean_map, cut.laws.kernel.root
+    a, L = cut.kernel.mean_map, cut.kernel.root
     precision = jnp.linalg.inv(L @ L.T)
     snr = a @ precision @ a
     # Tweedie's formula for the sufficient statistic.
-    estimate = a @ (precision @ cut.y + score(cut.t, cut.y)) / snr
+    score = model.score(jnp.asarray(TIME), cut.y)
+    estimate = a @ (precision @ cut.y + score) / snr
     logpdf = jax.scipy.stats.norm.logpdf
     expected = jnp.sum(logpdf(start[0], estimate, 1 / jnp.sqrt(snr)))
+    # Half the square of the noise of z, less its mean, for data of variance 1.
+    along = jnp.linalg.solve(L, a) @ noise / jnp.sqrt(snr)
+    control = 0.5 * (snr / (1 + snr)) ** 2 * (jnp.sum(along**2) - along.size)
     # Condition numbers of up to 1e4.
-    actual = log_density(eqmdm.DataDecoder(), score, cut)
+    actual = log_density(eqmdm.DataDecoder(), model, cut) - control
     assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -72,19 +75,19 @@ def test_data_decoder_is_the_normal_law_about_the_estimate(kind, n_vars, key):
 @pytest.mark.parametrize("n_vars", [1, 3])
 def test_start_decoder_is_the_dense_normal_law_of_theorem_3(kind, n_vars, key):
     diffusion = random_diffusion(n_vars)
-    score = scores(diffusion)[kind]
+    model = models(diffusion)[kind]
     start, noise = jr.normal(key, (2, n_vars, 2))
     cut = cut_at(diffusion, TIME, start, noise, of_whole_start=True)
-    psi, L = cut.laws.step.mean_map, cut.laws.step.root
+    psi, L = cut.kernel.step.mean_map, cut.kernel.step.root
     sigma, inverse = L @ L.T, jnp.linalg.inv(psi)
-    means = inverse @ (cut.y + sigma @ score(cut.t, cut.y))
+    means = inverse @ (cut.y + sigma @ model.score(jnp.asarray(TIME), cut.y))
     covariance = inverse @ sigma @ inverse.T
     expected = sum(
         multivariate_normal.logpdf(start[:, i], means[:, i], covariance)
         for i in range(2)
     )
     # Condition numbers of up to 1e4.
-    actual = log_density(eqmdm.StartDecoder(), score, cut)
+    actual = log_density(eqmdm.StartDecoder(), model, cut)
     assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -96,24 +99,24 @@ def test_discrete_decoder_gives_every_level_its_mass(log_snr, key):
     decoder = eqmdm.DiscreteDecoder(levels)
     x, _ = levels.encode(jnp.arange(n_levels), key=key)
     t = jax.jit(diffusion.time_at_log_snr)(jnp.asarray(log_snr))
-    score = eqmdm.DenoiserScore(lambda l, z: 0.5 * z, diffusion)
+    model = eqmdm.DenoiserModel(lambda l, z: 0.5 * z, diffusion)
     cut = cut_at(diffusion, t, x[3][None], jnp.array([0.4]), of_whole_start=False)
 
     @jax.jit
     @jax.vmap
     def log_mass(x):
         # The same state, from another datum by another noise.
-        kernel = cut.laws.kernel
+        kernel = cut.kernel
         noise = (cut.y - kernel.mean_map[0] * x) / kernel.root[0, 0]
-        other = Point(cut.t, cut.laws, x[None], noise, cut.y, False)
-        return log_density(decoder, score, other)
+        other = Point(cut.kernel, x[None], noise, cut.y, False)
+        return log_density(decoder, model, other)
 
     actual = log_mass(x)
     # Every level, so all the mass there is; a sum of 17 numbers.
     np.testing.assert_allclose(np.sum(np.exp(actual)), 1.0, rtol=1e-12)
 
     # At log-SNR 8 the last level is 80 standard deviations away.
-    estimate = 0.5 * float(cut.y[0] / cut.laws.kernel.mean_map[0])
+    estimate = 0.5 * float(cut.y[0] / cut.kernel.mean_map[0])
     std = np.exp(-log_snr / 2)
     edges = (np.arange(1, n_levels) / n_levels * 2 - 1 - estimate) / std
     edges = np.concatenate([[-np.inf], edges, [np.inf]])
@@ -131,15 +134,15 @@ def test_discrete_decoder_has_derivatives_in_the_noise_for_every_level(key):
     def log_masses(rate):
         clock = eqmdm.ConstantSchedule(rate)
         diffusion = eqmdm.LinearDiffusion([[0.0]], [[0.5]], schedule=clock)
-        score = eqmdm.DenoiserScore(lambda l, z: jnp.tanh(z), diffusion)
+        model = eqmdm.DenoiserModel(lambda l, z: jnp.tanh(z), diffusion)
 
         t, noise = jnp.asarray(0.01), jnp.array([0.4])
-        laws = diffusion.compute_laws(t)
+        kernel = diffusion.compute_kernel(t)
 
         def log_mass(x):
-            y = laws.kernel.perturb(x, noise)
-            cut = Point(t, laws, x[None], noise, y, False)
-            return log_density(decoder, score, cut)
+            y = kernel.perturb(x, noise)
+            cut = Point(kernel, x[None], noise, y, False)
+            return log_density(decoder, model, cut)
 
         return jax.vmap(log_mass)(x)
 

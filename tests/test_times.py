@@ -10,9 +10,9 @@ from helpers import within_standard_errors
 
 
 SAMPLERS = {
-    "uniform": eqmdm.UniformTime(),
-    "importance": eqmdm.ImportanceTime(),
-    "log_snr": eqmdm.LogSNRTime(),
+    "uniform": eqmdm.UniformTimeSampler(),
+    "importance": eqmdm.ImportanceTimeSampler(),
+    "log_snr": eqmdm.LogSNRTimeSampler(),
 }
 DIFFUSIONS = {
     # Its log-SNR is stationary within the horizon.
@@ -88,7 +88,7 @@ def test_importance_time_follows_the_size_of_the_integrand(name):
         return jnp.sum(whitened**2)
 
     u = jnp.linspace(0.01, 0.99, 99)
-    t, density = times(eqmdm.ImportanceTime(), diffusion, u)
+    t, density = times(eqmdm.ImportanceTimeSampler(), diffusion, u)
     nodes, weights = np.polynomial.legendre.leggauss(100)
     log_t0, log_t1 = np.log(diffusion.t0), np.log(diffusion.t1)
     grid = np.exp(log_t0 + (nodes + 1) / 2 * (log_t1 - log_t0))
@@ -102,7 +102,7 @@ def test_importance_time_follows_the_size_of_the_integrand(name):
 def test_log_snr_time_is_uniform_in_log_snr(name):
     diffusion = getattr(eqmdm, name)()
     u = jnp.linspace(0.01, 0.99, 99)
-    t, _ = times(eqmdm.LogSNRTime(), diffusion, u)
+    t, _ = times(eqmdm.LogSNRTimeSampler(), diffusion, u)
     log_snr = jax.jit(jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr))
     high, low = log_snr(jnp.stack([diffusion.t0, diffusion.t1]))
     # Exact at the edges of the cells, of which there are 256.
@@ -126,10 +126,10 @@ def test_times_are_constants_to_the_parameters_of_a_diffusion(ends):
     assert all(jnp.all(leaf == 0) for leaf in leaves)
 
 
-@pytest.mark.parametrize("draw", [eqmdm.low_discrepancy, eqmdm.antithetic])
 @pytest.mark.parametrize("n", [1, 7, 8])
-def test_joint_quantiles_are_uniform_each(draw, n, key):
-    u = jax.vmap(lambda key: draw(n, key=key))(jr.split(key, 10_000))
+def test_low_discrepancy_quantiles_are_uniform_each(n, key):
+    draw = lambda key: eqmdm.low_discrepancy(n, key=key)
+    u = jax.vmap(draw)(jr.split(key, 10_000))
     assert u.shape == (10_000, n)
     assert jnp.all((u >= 0) & (u < 1))
     assert within_standard_errors(u, 1 / 2)
@@ -144,10 +144,46 @@ def test_low_discrepancy_quantiles_are_evenly_spaced(key):
     assert 0 <= u[0] < 1 / 9
 
 
-def test_antithetic_quantiles_are_pairs_that_add_to_one(key):
-    u = eqmdm.antithetic(8, key=key)
-    np.testing.assert_allclose(u[:4] + u[4:], 1.0, rtol=1e-15)
-    assert len(np.unique(u)) == 8
+STRATA = {
+    1: [(0.0, 1.0)],
+    2: [(0.0, 1.0)] * 2,
+    7: [(0, 2 / 7)] * 2 + [(2 / 7, 4 / 7)] * 2 + [(4 / 7, 1)] * 3,
+    8: [(i / 4, (i + 1) / 4) for i in range(4) for _ in range(2)],
+}
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.618])
+@pytest.mark.parametrize("n", STRATA)
+def test_stratified_quantiles_are_uniform_within_their_strata(n, shift, key):
+    draw = lambda key: eqmdm.stratified(n, key=key, shift=shift)
+    u = np.asarray(jax.vmap(draw)(jr.split(key, 10_000)))
+    low, high = np.array(STRATA[n]).T
+    within = (u - low) / (high - low)
+    # A rounding at either edge.
+    assert np.all((within > -1e-12) & (within < 1 + 1e-12)) and np.all(u < 1)
+    assert within_standard_errors(within, 1 / 2)
+    assert within_standard_errors((within - 0.5) ** 2, 1 / 12)
+
+
+@pytest.mark.parametrize("n", [2, 7, 8])
+def test_stratified_standard_error_is_unbiased(n, key):
+    # A function whose mean differs from stratum to stratum, with noise of its own.
+    def draw(key):
+        key_time, key_noise = jr.split(key)
+        u = eqmdm.stratified(n, key=key_time)
+        return jnp.exp(2 * u) + jr.normal(key_noise, (n,))
+
+    values = np.asarray(jax.vmap(draw)(jr.split(key, 20_000)))
+    error = np.asarray(eqmdm.stratified_standard_error(values))
+    means = values.mean(axis=1)
+    exact = (np.exp(2) - 1) / 2
+    assert within_standard_errors(means, exact)
+    # The squares of both have the same mean.
+    assert within_standard_errors(error**2 - (means - exact) ** 2, 0.0)
+
+
+def test_stratified_standard_error_of_one_value_is_unknown():
+    assert np.isnan(eqmdm.stratified_standard_error(np.ones((3, 1)))).all()
 
 
 @pytest.mark.parametrize("sampler", ["importance", "log_snr"])

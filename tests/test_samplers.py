@@ -13,18 +13,14 @@ from references import MODE_STD, MODES, mixture_denoiser
 import eqmdm
 from eqmdm import (
     SSCS,
-    AlignedRoot,
     AncestralSampler,
-    CholeskyRoot,
-    Collapsed,
-    CollapsedHeun,
-    DataPrediction,
+    DPMSolver,
+    EDMHeun,
     LangevinCorrector,
     LogSNRGrid,
     QuadraticGrid,
     UniformGrid,
 )
-from eqmdm._sampling.base import part
 from helpers import slow, tree_allclose, within_standard_errors
 
 
@@ -39,32 +35,20 @@ DIFFUSIONS = {
 SAMPLERS = {
     "ancestral": AncestralSampler(),
     "sscs": SSCS(),
-    "data-prediction-1": DataPrediction(order=1),
-    "data-prediction-2": DataPrediction(),
-    "data-prediction-3": DataPrediction(order=3),
-    "data-prediction-cholesky": DataPrediction(root=CholeskyRoot()),
-    "collapsed-1": Collapsed(order=1),
-    "collapsed-2": Collapsed(),
-    "collapsed-3": Collapsed(order=3),
-    "collapsed-heun": CollapsedHeun(),
-    "langevin-collapsed": LangevinCorrector(Collapsed()),
+    "dpm-1": DPMSolver(order=1),
+    "dpm-2": DPMSolver(),
+    "dpm-3": DPMSolver(order=3),
+    "edm-heun": EDMHeun(),
+    "langevin-dpm": LangevinCorrector(DPMSolver()),
+    "langevin-dpm-3": LangevinCorrector(DPMSolver(order=3)),
     "langevin-ancestral": LangevinCorrector(AncestralSampler(), n_steps=2),
 }
-WITHOUT_NOISE = [name for name in SAMPLERS if name.startswith(("data", "collapsed"))]
 
 DATA_VARIANCE = 1.5
 
 
 def gaussian_denoiser(log_snr, z):
     return z * (DATA_VARIANCE / (DATA_VARIANCE + jnp.exp(-log_snr)))
-
-
-@eqx.filter_jit
-def run(sampler, denoiser, diffusion, y, times, key):
-    """A sample from each of the states along the first axis of `y`."""
-    score = eqmdm.DenoiserScore(denoiser, diffusion)
-    one = lambda y, key: sampler(score, diffusion, y, times, key=key)
-    return jax.vmap(one)(y, jr.split(key, len(y)))
 
 
 def prior_states(diffusion, n, key, shape=()):
@@ -83,22 +67,20 @@ def point_denoiser(log_snr, z):
 
 
 @eqx.filter_jit
-def states_at_the_cut(sampler, diffusion, y, times, key):
-    """A sampler's own states before the last posterior mean, for data of one point."""
-    score = eqmdm.DenoiserScore(point_denoiser, diffusion)
+def states_at_t0(sampler, model, y, times, key):
+    """A sampler's own states before the last posterior mean."""
 
     def one(y, key):
-        y, readings, coefficients = sampler.prepare(score, diffusion, times, y)
-        memory = sampler.init(y)
-        for i, key_step in enumerate(jr.split(key, len(times) - 1)):
-            start, end, step = (
-                part(tree, i)
-                for tree in (readings, part(readings, slice(1, None)), coefficients)
-            )
-            y, memory = sampler.step(score, start, end, step, y, memory, key=key_step)
-        return y
+        result = sampler.solve(model, y, times, key=key, saved=times[-1:])
+        return result.trajectory.states[0]
 
     return jax.vmap(one)(y, jr.split(key, len(y)))
+
+
+def point_model(diffusion, *, whole_state=False):
+    """For data that are one point; without a denoiser if the whole state is to move."""
+    model = eqmdm.DenoiserModel(point_denoiser, diffusion)
+    return eqmdm.FunctionModel(model.score, diffusion) if whole_state else model
 
 
 def few_times(diffusion):
@@ -107,38 +89,32 @@ def few_times(diffusion):
 
 
 @pytest.mark.parametrize("name", ["VPSDE", "MALDA"])
-@pytest.mark.parametrize(
-    "sampler", [name for name in WITHOUT_NOISE if name != "collapsed-heun"]
-)
-def test_samplers_without_noise_are_exact_for_one_data_point(sampler, name, key):
+@pytest.mark.parametrize("sampler", ["dpm-1", "dpm-2", "dpm-3"])
+@pytest.mark.parametrize("whole_state", [False, True], ids=["statistic", "state"])
+def test_samplers_without_noise_are_exact_for_one_data_point(
+    sampler, name, whole_state, key
+):
     diffusion = DIFFUSIONS[name](interval=eqmdm.TimeInterval(0.05, 1.0))
     times = few_times(diffusion)
     y = prior_states(diffusion, 5, key)
-    found = states_at_the_cut(SAMPLERS[sampler], diffusion, y, times, key)
+    model = point_model(diffusion, whole_state=whole_state)
+    states = states_at_t0(SAMPLERS[sampler], model, y, times, key)
 
     @jax.jit
-    def compute():
+    def statistics(y, states):
         first, last = (diffusion.compute_kernel(t) for t in (times[0], times[-1]))
-        noise = jnp.linalg.solve(first.root, (y - POINT * first.mean_map[None]).T)
-        state = (POINT * last.mean_map[:, None] + last.root @ noise).T
         shrunk = jnp.exp(0.5 * (first.log_snr - last.log_snr))
-        statistic = POINT + shrunk * (jax.vmap(first.project)(y) - POINT)
-        return state, statistic, jax.vmap(last.project)(found) if match else None
+        expected = POINT + shrunk * (jax.vmap(first.project)(y) - POINT)
+        return jax.vmap(last.project)(states) if whole_state else states[:, 0], expected
 
-    # The state itself where the root is the triangular one, else its statistic.
-    match = sampler.startswith("data")
-    state, statistic, of_found = compute()
-    if "cholesky" in sampler:
-        assert tree_allclose(found, state, rtol=0, atol=1e-10)
-    elif match:
-        assert tree_allclose(of_found, statistic, rtol=0, atol=1e-10)
-    else:
-        assert tree_allclose(found[:, 0], statistic, rtol=0, atol=1e-10)
+    assert states.shape == (5, diffusion.n_vars if whole_state else 1)
+    actual, expected = statistics(y, states)
+    assert tree_allclose(actual, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["VPSDE", "MALDA"])
 @pytest.mark.parametrize(
-    "sampler", ["ancestral", "langevin-ancestral", "langevin-collapsed"]
+    "sampler", ["ancestral", "langevin-ancestral", "langevin-dpm", "langevin-dpm-3"]
 )
 def test_samplers_with_noise_are_exact_for_one_data_point(sampler, name, key):
     diffusion = DIFFUSIONS[name](interval=eqmdm.TimeInterval(0.05, 1.0))
@@ -149,11 +125,13 @@ def test_samplers_with_noise_are_exact_for_one_data_point(sampler, name, key):
     )
     draw = lambda key: first.sample(jnp.asarray(POINT), key=key)
     y = jax.jit(jax.vmap(draw))(jr.split(key_start, 20_000))
-    found = states_at_the_cut(SAMPLERS[sampler], diffusion, y, times, key_noise)
-    if "collapsed" in sampler:
-        noise = (found - POINT) * jnp.exp(0.5 * last.log_snr)
+    states = states_at_t0(
+        SAMPLERS[sampler], point_model(diffusion), y, times, key_noise
+    )
+    if "dpm" in sampler:
+        noise = (states - POINT) * jnp.exp(0.5 * last.log_snr)
     else:
-        noise = jnp.linalg.solve(last.root, (found - POINT * last.mean_map[None]).T).T
+        noise = jnp.linalg.solve(last.root, (states - POINT * last.mean_map[None]).T).T
     assert within_standard_errors(noise, 0.0)
     products = noise[:, :, None] * noise[:, None, :]
     assert within_standard_errors(products, jnp.eye(noise.shape[1]))
@@ -168,9 +146,9 @@ def test_ancestral_steps_are_the_conditionals_of_the_joint_law(name):
     @jax.jit
     def compute():
         state = jnp.zeros((diffusion.n_vars,))
-        score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
-        _, readings, steps = sampler.prepare(score, diffusion, times, state)
-        covariances = jax.vmap(lambda L: L @ L.T)(readings.kernel.root)
+        model = eqmdm.DenoiserModel(gaussian_denoiser, diffusion)
+        _, kernels, steps, _ = sampler.prepare(model, times, state)
+        covariances = jax.vmap(lambda L: L @ L.T)(kernels.root)
         forward = jax.vmap(diffusion.compute_transition)(times[1:], times[:-1])
         crossed = covariances[1:] @ jnp.swapaxes(forward.mean_map, 1, 2)
         gains = jax.vmap(lambda c, s: jnp.linalg.solve(s, c.T).T)(
@@ -178,11 +156,11 @@ def test_ancestral_steps_are_the_conditionals_of_the_joint_law(name):
         )
         left = covariances[1:] - gains @ jnp.swapaxes(crossed, 1, 2)
         of_root = steps.root @ jnp.swapaxes(steps.root, 1, 2)
-        a = readings.kernel.mean_map
+        a = kernels.mean_map
         # What the data move the mean by, in units of the step's own noise.
         shift = a[1:] - jnp.einsum("nij,nj->ni", steps.mean_map, a[:-1])
         whitened = jax.vmap(jnp.linalg.solve)(steps.root, shift[..., None])
-        gained = jnp.diff(jnp.exp(readings.log_snr))
+        gained = jnp.diff(kernels.sigma**-2)
         return (
             (steps.mean_map, of_root, jnp.sum(whitened**2, axis=(1, 2))),
             (gains, left, gained),
@@ -199,58 +177,6 @@ def fitted_order(n_steps, errors):
     return -np.polyfit(np.log(n_steps), np.log(errors), 1)[0]
 
 
-# From a log-SNR so low that the first steps, of lower order, err below all others: the
-# estimate hardly moves there.
-SMOOTH_ENDS = {"interval": eqmdm.LogSNRInterval(-8.0, 2.0)}
-ORDERS = {
-    "collapsed-1": (Collapsed(order=1), "VPSDE", 1),
-    "collapsed-2": (Collapsed(), "VPSDE", 2),
-    "collapsed-3": (Collapsed(order=3), "VPSDE", 3),
-    "collapsed-heun": (CollapsedHeun(), "VPSDE", 2),
-    "cholesky-2": (DataPrediction(root=CholeskyRoot()), "CLD", 2),
-    "cholesky-3": (DataPrediction(order=3, root=CholeskyRoot()), "CLD", 3),
-}
-
-
-@functools.cache
-def reference_samples(name):
-    """Starts, and samples from them by a fine grid."""
-    diffusion = DIFFUSIONS[name](**SMOOTH_ENDS)
-    y = prior_states(diffusion, 64, jr.key(7))
-    times = LogSNRGrid()(diffusion, 2000, jnp.float64)
-    root = CholeskyRoot() if name == "CLD" else AlignedRoot()
-    sampler = DataPrediction(order=3, root=root)
-    return y, run(sampler, mixture_denoiser, diffusion, y, times, jr.key(0))
-
-
-@pytest.mark.parametrize(
-    "case", [slow(case) if case.startswith("cholesky") else case for case in ORDERS]
-)
-def test_samplers_without_noise_converge_at_their_order(case, key):
-    sampler, name, order = ORDERS[case]
-    diffusion = DIFFUSIONS[name](**SMOOTH_ENDS)
-    y, reference = reference_samples(name)
-    counts, errors = (40, 120), []
-    for n_steps in counts:
-        times = LogSNRGrid()(diffusion, n_steps, jnp.float64)
-        x = run(sampler, mixture_denoiser, diffusion, y, times, key)
-        errors.append(float(jnp.sqrt(jnp.mean((x - reference) ** 2))))
-    assert abs(fitted_order(counts, errors) - order) < 0.25, errors
-
-
-@pytest.mark.parametrize("name", ["VPSDE", "MALDA"])
-def test_aligned_root_moves_the_statistic_as_the_collapsed_sampler_does(name, key):
-    diffusion = DIFFUSIONS[name](interval=eqmdm.TimeInterval(0.01, 1.0))
-    times = UniformGrid()(diffusion, 12, jnp.float64)
-    y = prior_states(diffusion, 20, key, (2,))
-    of_state, of_statistic = (
-        run(sampler(order=3), mixture_denoiser, diffusion, y, times, key)
-        for sampler in (DataPrediction, Collapsed)
-    )
-    # The state's own rounding, over weights of the statistic up to 1e3.
-    assert tree_allclose(of_state, of_statistic, rtol=0, atol=1e-9)
-
-
 def data_covariance(kernel):
     a = kernel.mean_map
     return DATA_VARIANCE * jnp.outer(a, a) + kernel.root @ kernel.root.T
@@ -262,21 +188,20 @@ N_VARS |= {"CriticalThirdOrder": 3}
 
 @eqx.filter_jit
 def splitting_errors(diffusions, grids):
-    """The covariances at the cut, in units of the exact ones, for normal data.
+    """The covariances at t0, in units of the exact ones, for normal data.
 
     The score is linear, and so is a step given its noise: the law of its end follows
     from its coefficients without a draw.
     """
 
     def of_one(diffusion, times):
-        score = eqmdm.DenoiserScore(gaussian_denoiser, diffusion)
+        model = eqmdm.DenoiserModel(gaussian_denoiser, diffusion)
         state = jnp.zeros((diffusion.n_vars,))
-        _, _, steps = SSCS().prepare(score, diffusion, times, state)
+        _, _, steps, _ = SSCS().prepare(model, times, state)
 
         def advance(covariance, step):
-            kernel = step.middle.kernel
-            score = -jnp.linalg.inv(data_covariance(kernel))
-            push = jnp.eye(len(score)) + step.of_score @ score + step.of_state
+            score = -jnp.linalg.inv(data_covariance(step.middle))
+            push = jnp.eye(len(score)) + step.score_weight @ score + step.state_weight
             for mean_map, root in (
                 (step.before.mean_map, step.before.root),
                 (push, jnp.zeros_like(push)),
@@ -318,16 +243,18 @@ def test_splitting_is_of_first_order_and_close_at_a_hundred_steps(n_vars):
 
 
 @eqx.filter_jit
-def run_all(sampler, diffusions, grids, key, n_samples):
+def run_all(sampler, diffusions, grids, key, n_samples, *, whole_state=False):
     """Samples of the mixture by each of several diffusions, in the grids' dtype."""
 
     def of_one(diffusion, times):
-        score = eqmdm.DenoiserScore(mixture_denoiser, diffusion)
+        model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
+        if whole_state:
+            model = eqmdm.FunctionModel(model.score, diffusion)
 
         def one(key):
             key_start, key_noise = jr.split(key)
             y = diffusion.prior.sample((), key=key_start).astype(times.dtype)
-            return sampler(score, diffusion, y, times, key=key_noise)
+            return sampler(model, y, times, key=key_noise)
 
         return jax.vmap(one)(jr.split(key, n_samples))
 
@@ -340,16 +267,15 @@ def run_all(sampler, diffusions, grids, key, n_samples):
 GRIDS = {
     "ancestral": (LogSNRGrid(), 1600),
     "sscs": (QuadraticGrid(), 400),
-    "data-prediction-2": (LogSNRGrid(), 100),
-    "data-prediction-cholesky": (QuadraticGrid(), 400),
-    "collapsed-2": (LogSNRGrid(), 100),
-    "collapsed-heun": (LogSNRGrid(), 200),
+    "dpm-2": (LogSNRGrid(), 100),
+    "dpm-2-whole-state": (LogSNRGrid(), 100),
+    "edm-heun": (LogSNRGrid(), 200),
     "langevin-ancestral": (LogSNRGrid(), 800),
 }
 
 
 # Three variables are the hard case, and for some it is enough.
-HARD_ONLY = "data-prediction-cholesky", "langevin-ancestral"
+HARD_ONLY = ("langevin-ancestral",)
 CASES = [
     (name, k) for name in GRIDS for k in (1, 2, 3) if k == 3 or name not in HARD_ONLY
 ]
@@ -360,12 +286,14 @@ CASES = [
 def test_all_samplers_give_the_moments_of_the_data_in_float32(sampler, n_vars, key):
     names = [name for name, count in N_VARS.items() if count == n_vars]
     grid, n_steps = GRIDS[sampler]
-    # From where nothing of the data is left; ALDA's cut is at a log-SNR of 48.
+    # From where nothing of the data is left; ALDA's t0 is at a log-SNR of 48.
     t_range = 1e-3, 1.5
     named = [DIFFUSIONS[name](interval=eqmdm.TimeInterval(*t_range)) for name in names]
     times = jnp.stack([grid(d, n_steps, jnp.float32) for d in named])
     diffusions = references.stacked(named)
-    x = run_all(SAMPLERS[sampler], diffusions, times, key, 10_000)
+    whole_state = sampler.endswith("whole-state")
+    sampler = SAMPLERS[sampler.removesuffix("-whole-state")]
+    x = run_all(sampler, diffusions, times, key, 10_000, whole_state=whole_state)
     assert x.dtype == jnp.float32
     modes = MODES.astype(np.float64)
     second = np.mean(modes**2) + MODE_STD**2
@@ -378,13 +306,12 @@ def test_all_samplers_give_the_moments_of_the_data_in_float32(sampler, n_vars, k
 
 
 @eqx.filter_jit
-def run_score(sampler, make_score, diffusion, y, times, key):
-    return sampler(make_score(diffusion), diffusion, y, times, key=key)
+def run_model(sampler, make_model, diffusion, y, times, key):
+    return sampler(make_model(diffusion), y, times, key=key)
 
 
-@eqx.filter_jit
 def exact_score(diffusion, t, y):
-    return eqmdm.DenoiserScore(mixture_denoiser, diffusion)(t, y)
+    return eqmdm.DenoiserModel(mixture_denoiser, diffusion).score(t, y)
 
 
 def noise_predictor(diffusion):
@@ -397,45 +324,65 @@ def noise_predictor(diffusion):
 
 
 @final
-class Foreign(eqmdm.AbstractScore):
-    """A kind of score that the samplers know nothing of."""
+class Foreign(eqmdm.AbstractModel):
+    """A kind of model that the samplers know nothing of."""
 
     diffusion: eqmdm.AbstractLinearDiffusion
+    data_std = 1.0
+    log_snr_range = None
+    has_denoiser = False
 
-    def __call__(self, t, y):
-        return exact_score(self.diffusion, t, y)
-
-    def whitened_error(self, t, kernel, x, noise, y):
+    def under(self, diffusion):
         raise AssertionError("samplers do not ask for this")
 
-    def data_estimate(self, t, kernel, y):
+    def denoise(self, log_snr, z):
+        raise AssertionError("samplers do not ask for this")
+
+    def denoiser_residual(self, log_snr, z):
+        raise AssertionError("samplers do not ask for this")
+
+    def whitened_error(self, kernel, x, noise, y):
+        raise AssertionError("samplers do not ask for this")
+
+    def score_at(self, kernel, y):
+        return exact_score(self.diffusion, kernel.t, y)
+
+    def data_estimate(self, kernel, y):
         return mixture_denoiser(kernel.log_snr, kernel.project(y))
 
 
-SCORES = {
-    "free": lambda d: eqmdm.FreeScore(noise_predictor(d), d),
-    "callable": lambda d: lambda t, y: exact_score(d, t, y),
+MODELS = {
+    "noise": lambda d: eqmdm.NoiseModel(noise_predictor(d), d),
+    "function": lambda d: eqmdm.FunctionModel(lambda t, y: exact_score(d, t, y), d),
     "foreign": Foreign,
 }
 
 
-def test_all_kinds_of_scores_lead_to_the_same_samples(key):
+def test_all_kinds_of_models_lead_to_the_same_samples(key):
     diffusion = eqmdm.CLD(interval=eqmdm.TimeInterval(0.05, 1.0))
-    times = QuadraticGrid()(diffusion, 6, jnp.float64)
+    times = QuadraticGrid()(diffusion, 6)
     y = diffusion.prior.sample((3, 2), key=key)
-    denoiser = lambda d: eqmdm.DenoiserScore(mixture_denoiser, d)
+    denoiser = lambda d: eqmdm.DenoiserModel(mixture_denoiser, d)
     # Which asks for the score in its steps, and for the estimate at its end.
-    expected = run_score(SSCS(), denoiser, diffusion, y, times, key)
+    expected = run_model(SSCS(), denoiser, diffusion, y, times, key)
     assert expected.shape == (3, 2)
-    for kind, make in SCORES.items():
+    for kind, make in MODELS.items():
         print(kind)
-        actual = run_score(SSCS(), make, diffusion, y, times, key)
+        actual = run_model(SSCS(), make, diffusion, y, times, key)
         assert tree_allclose(actual, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["ancestral", "sscs", "data-prediction-3", "collapsed-heun", "langevin-ancestral"],
+    [
+        "ancestral",
+        "sscs",
+        "dpm-2",
+        "dpm-3",
+        "edm-heun",
+        "langevin-ancestral",
+        "langevin-dpm-3",
+    ],
 )
 def test_samplers_take_the_evaluations_that_they_state(name, key):
     diffusion = eqmdm.VPSDE()
@@ -447,8 +394,8 @@ def test_samplers_take_the_evaluations_that_they_state(name, key):
         return gaussian_denoiser(log_snr, z)
 
     y = diffusion.prior.sample((2,), key=key)
-    make_score = lambda d: eqmdm.DenoiserScore(denoiser, d)
-    x = run_score(SAMPLERS[name], make_score, diffusion, y, times, key)
+    make_model = lambda d: eqmdm.DenoiserModel(denoiser, d)
+    x = run_model(SAMPLERS[name], make_model, diffusion, y, times, key)
     jax.block_until_ready(x)
     jax.effects_barrier()
     assert len(calls) == SAMPLERS[name].n_evaluations(4)
@@ -458,10 +405,10 @@ def test_noise_follows_the_key(key):
     diffusion = eqmdm.VPSDE()
     times = QuadraticGrid()(diffusion, 4, jnp.float64)
     y = diffusion.prior.sample((2,), key=key)
-    make_score = lambda d: eqmdm.DenoiserScore(gaussian_denoiser, d)
-    for name, differs in (("ancestral", True), ("collapsed-2", False)):
+    make_model = lambda d: eqmdm.DenoiserModel(gaussian_denoiser, d)
+    for name, differs in (("ancestral", True), ("dpm-2", False)):
         first, second = (
-            run_score(SAMPLERS[name], make_score, diffusion, y, times, k)
+            run_model(SAMPLERS[name], make_model, diffusion, y, times, k)
             for k in jr.split(key)
         )
         assert jnp.all((first != second) == differs)
@@ -471,52 +418,55 @@ def test_clipping_bounds_the_estimates(key):
     diffusion = eqmdm.VPSDE()
     times = LogSNRGrid()(diffusion, 5, jnp.float64)
     y = diffusion.prior.sample((200,), key=key)
-    make_score = lambda d: eqmdm.DenoiserScore(lambda log_snr, z: 100 * z, d)
-    for sampler in (AncestralSampler, SSCS, DataPrediction, Collapsed, CollapsedHeun):
-        x = run_score(sampler(clip=(-2.0, 1.0)), make_score, diffusion, y, times, key)
+    make_model = lambda d: eqmdm.DenoiserModel(lambda log_snr, z: 100 * z, d)
+    for sampler in (AncestralSampler, SSCS, DPMSolver, EDMHeun):
+        x = run_model(sampler(clip=(-2.0, 1.0)), make_model, diffusion, y, times, key)
         assert jnp.min(x) == -2 and jnp.max(x) == 1
-    corrected = LangevinCorrector(Collapsed(clip=(-2.0, 1.0)))
+    corrected = LangevinCorrector(DPMSolver(clip=(-2.0, 1.0)))
     assert corrected.clip == (-2.0, 1.0)
 
 
-def test_stationary_points_of_log_snr_cost_no_accuracy(key):
-    # ALDA's log-SNR stands still within these times; in float32 some of these steps
-    # gain nothing of it.
-    diffusion = eqmdm.ALDA(interval=eqmdm.TimeInterval(0.5, 1.2))
-    y = prior_states(diffusion, 50, key)
-    found = []
-    for dtype in (jnp.float32, jnp.float64):
-        times = UniformGrid()(diffusion, 700, dtype)
-        start = y.astype(dtype)
-        args = mixture_denoiser, diffusion, start, times, key
-        found.append(run(DataPrediction(), *args))
-    assert tree_allclose(found[0].astype(jnp.float64), found[1], rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("sampler", [Collapsed(), CollapsedHeun()], ids=repr)
-def test_collapsed_samplers_refuse_other_scores(sampler, key):
+def test_heun_on_the_noise_level_needs_a_denoiser(key):
     diffusion = eqmdm.VPSDE()
     y, times = jnp.zeros((1, 2)), jnp.asarray([1.0, 0.1])
-    name = type(sampler).__name__
-    message = f"`DenoiserScore` for `{name}`.*`CallableScore`. Use `DataPrediction`"
+    message = "`DenoiserModel` for `EDMHeun`.*`FunctionModel`. Use `DPMSolver`"
     with pytest.raises(TypeError, match=message):
-        sampler(lambda t, y: -y, diffusion, y, times, key=key)
-    with pytest.raises(TypeError, match="got `FreeScore`"):
-        score = eqmdm.FreeScore(lambda t, y: y, diffusion)
-        LangevinCorrector(sampler)(score, diffusion, y, times, key=key)
+        model = eqmdm.FunctionModel(lambda t, y: -y, diffusion)
+        EDMHeun()(model, y, times, key=key)
+    with pytest.raises(TypeError, match="got `NoiseModel`"):
+        model = eqmdm.NoiseModel(lambda t, y: y, diffusion)
+        LangevinCorrector(EDMHeun())(model, y, times, key=key)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+def test_heun_ends_with_a_step_of_euler(n_steps, key):
+    # Standard normal data: x_hat = z / (1 + sigma^2), and each step is a factor.
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
+    model = eqmdm.DenoiserModel(lambda l, z: z / (1 + jnp.exp(-l)), diffusion)
+    times = LogSNRGrid()(diffusion, n_steps)
+    kernels = [diffusion.compute_kernel(t) for t in times]
+    sigmas = [float(kernel.sigma) for kernel in kernels]
+    slope = lambda sigma, z: sigma * z / (1 + sigma**2)
+    y = jnp.ones((1, 1))
+    z = float(kernels[0].project(y)[0])
+    for start, end in zip(sigmas[:-1], sigmas[1:], strict=True):
+        euler = z + (end - start) * slope(start, z)
+        corrected = 0.5 * (slope(start, z) + slope(end, euler))
+        z = euler if end == sigmas[-1] else z + (end - start) * corrected
+    expected = jnp.asarray([z / (1 + sigmas[-1] ** 2)])
+    x = EDMHeun()(model, y, times, key=key)
+    assert tree_allclose(x, expected, rtol=1e-9, atol=0)
+    if n_steps == 1:
+        # A single estimate from noise, and never beyond the data.
+        assert abs(expected[0] / y[0, 0]) < 1
 
 
 @pytest.mark.parametrize("cls", [eqmdm.VESDE, eqmdm.SubVPSDE], ids=lambda c: c.__name__)
 def test_splitting_refuses_diffusions_without_a_stationary_law(cls, key):
     message = f"must be stationary for `SSCS`.*`{cls.__name__}`. Use `AncestralSampler`"
     with pytest.raises(TypeError, match=message):
-        SSCS()(
-            lambda t, y: -y,
-            cls(),
-            jnp.zeros((1, 2)),
-            jnp.asarray([1.0, 0.1]),
-            key=key,
-        )
+        model = eqmdm.FunctionModel(lambda t, y: -y, cls())
+        SSCS()(model, jnp.zeros((1, 2)), jnp.asarray([1.0, 0.1]), key=key)
 
 
 @pytest.mark.parametrize("cls", [eqmdm.VESDE, eqmdm.SubVPSDE], ids=lambda c: c.__name__)
@@ -528,36 +478,97 @@ def test_samplers_serve_diffusions_without_a_stationary_law(cls, key):
     )
     draw = lambda key: first.sample(jnp.asarray(POINT), key=key)
     y = jax.vmap(draw)(jr.split(key, 5000))
-    found = states_at_the_cut(AncestralSampler(), diffusion, y, times, key)[:, 0]
-    noise = (found - POINT * last.mean_map[0]) / last.root[0, 0]
+    model = point_model(diffusion)
+    states = states_at_t0(AncestralSampler(), model, y, times, key)[:, 0]
+    noise = (states - POINT * last.mean_map[0]) / last.root[0, 0]
     assert within_standard_errors(noise, 0.0)
     assert within_standard_errors(noise**2, 1.0)
 
 
-def test_settings_out_of_range_are_refused():
-    for cls in (DataPrediction, Collapsed):
-        for order in (0, 4):
-            with pytest.raises(ValueError, match=f"`order` must be 1, 2 or 3.*{order}"):
-                cls(order=order)
-    for cls in (AncestralSampler, SSCS, DataPrediction, Collapsed, CollapsedHeun):
+def test_settings_out_of_range_raise():
+    for cls in (AncestralSampler, SSCS, DPMSolver, EDMHeun):
         with pytest.raises(ValueError, match="`clip` must be .low, high., increasing"):
             cls(clip=(1.0, -1.0))
     for snr in (0.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="`snr` must be positive and finite"):
-            LangevinCorrector(Collapsed(), snr=snr)
+            LangevinCorrector(DPMSolver(), snr=snr)
     with pytest.raises(ValueError, match="`n_steps` must be at least 1; got 0"):
-        LangevinCorrector(Collapsed(), n_steps=0)
+        LangevinCorrector(DPMSolver(), n_steps=0)
 
 
-def test_shapes_that_do_not_fit_are_refused(key, unchecked):
+def test_shapes_that_do_not_fit_raise(key, unchecked):
     diffusion = eqmdm.CLD()
-    score, times = (lambda t, y: -y), jnp.asarray([1.0, 0.1])
+    model = eqmdm.FunctionModel(lambda t, y: -y, diffusion)
+    times = jnp.asarray([1.0, 0.1])
     for y in (jnp.zeros((3, 2)), jnp.zeros(())):
         with pytest.raises(ValueError, match="`y` must have a row for each of the 2"):
-            DataPrediction()(score, diffusion, y, times, key=key)
+            DPMSolver()(model, y, times, key=key)
     for wrong in (times[:1], times[0], times[None]):
         with pytest.raises(ValueError, match="`times` must be a vector of two or more"):
-            DataPrediction()(score, diffusion, jnp.zeros((2, 2)), wrong, key=key)
+            DPMSolver()(model, jnp.zeros((2, 2)), wrong, key=key)
+
+
+# With public names alone, as every class a user may subclass.
+@final
+class DDIM(eqmdm.AbstractStepSampler):
+    grid: eqmdm.AbstractGrid = eqmdm.LogSNRGrid()
+    clip: tuple[float, float] | None = None
+
+    def n_evaluations(self, n_steps):
+        return n_steps + 1
+
+    def prepare(self, model, times, y):
+        return y, jax.vmap(model.diffusion.compute_kernel)(times), (), ()
+
+    def step(self, model, start, end, coefficients, y, memory, *, key):
+        x = model.data_estimate(start, y)
+        return end.perturb(x, start.whiten(y - start.mean(x))), memory
+
+
+def test_own_step_sampler_is_a_sampler_like_any_other(key):
+    # Of one variable there is one root, so that this is the solver of order 1.
+    diffusion = eqmdm.VPSDE()
+    model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
+    options = {"key": key, "n_samples": 4, "n_steps": 8, "full_output": True}
+    options["save_at"] = eqmdm.SaveAt(log_snrs=jnp.asarray([-1.0, 3.0]))
+    own, expected = (
+        eqmdm.sample(model, (2,), sampler=sampler, **options)
+        for sampler in (DDIM(), DPMSolver(order=1))
+    )
+    assert tree_allclose(own.x, expected.x, rtol=0, atol=1e-10)
+    assert own.trajectory.states.shape == (4, 2, 1, 2)
+    estimates = own.trajectory.estimates, expected.trajectory.estimates
+    assert tree_allclose(*estimates, rtol=0, atol=1e-10)
+    assert jnp.all(own.n_evaluations == 11)
+
+
+@final
+class OneJump(eqmdm.AbstractSampler):
+    """The posterior mean, at once."""
+
+    grid: eqmdm.AbstractGrid = eqmdm.UniformGrid(n_steps=1)
+
+    def times(self, diffusion, n_steps=None, dtype=None, *, through=None):
+        return self.grid(diffusion, n_steps, dtype, through=through)
+
+    def n_evaluations(self, n_steps):
+        return 1
+
+    def solve(self, model, y, times, *, key, saved=None):
+        kernel = model.diffusion.compute_kernel(times[0])
+        return eqmdm.SampleResult(model.data_estimate(kernel, y))
+
+
+def test_own_sampler_of_any_kind_is_one_like_any_other(key):
+    diffusion = eqmdm.VPSDE()
+    model = eqmdm.DenoiserModel(gaussian_denoiser, diffusion)
+    x = eqmdm.sample(model, (3,), key=key, n_samples=2, sampler=OneJump())
+    assert x.shape == (2, 3)
+    y = jnp.ones((1, 3))
+    kernel = diffusion.compute_kernel(diffusion.t1)
+    expected = gaussian_denoiser(kernel.log_snr, kernel.project(y))
+    actual = OneJump()(model, y, OneJump().times(diffusion), key=key)
+    assert tree_allclose(actual, expected, rtol=1e-12, atol=0)
 
 
 def wasserstein(x, y):
@@ -602,10 +613,10 @@ def test_few_evaluations_suffice_for_the_mixture(n_vars, key):
     )
     data = draw_data(8)
     for n, bar in BARS.items():
-        for sampler, factor in ((Collapsed(), 1), (DataPrediction(), 2)):
-            args = sampler, stack, jnp.stack(grids[n]), key, data.size
-            x = np.asarray(run_all(*args), np.float64)
+        args = DPMSolver(), stack, jnp.stack(grids[n]), key, data.size
+        for whole_state, factor in ((False, 1), (True, 2)):
+            x = np.asarray(run_all(*args, whole_state=whole_state), np.float64)
             for name, draws in zip(named, x, strict=True):
                 ratio = np.mean(wasserstein(draws.reshape(data.shape), data)) / unit
-                print(f"{name}, {sampler}, {n} evaluations: {ratio:.2f}")
+                print(f"{name}, {n} evaluations, {whole_state}: {ratio:.2f}")
                 assert ratio <= factor * bar

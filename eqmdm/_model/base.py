@@ -1,0 +1,243 @@
+"""The model: a network together with the diffusion that it is trained with."""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._core.checks import concrete, raise_or_error_if
+from .._core.gaussian import PerturbationKernel
+from .._core.types import Data, Scalar, State
+from .._diffusion import AbstractLinearDiffusion
+
+
+ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
+NoiseNetwork: TypeAlias = Callable[[Scalar, State], State]
+DenoiserFunction: TypeAlias = Callable[[Scalar, Data], Data]
+
+
+class AbstractModel(eqx.Module):
+    r"""A model of $\nabla_y \log p_t(y)$: what is trained, sampled and evaluated.
+
+    It holds a network and its diffusion, each parameter once. Everything that computes
+    with it goes through the methods below; most take the perturbation kernel of their
+    time, whose factors are then computed once for all of them. Methods act on one
+    example.
+
+    A new kind of model implements the abstract members. To change how an existing one
+    behaves, wrap it in a model of your own.
+    """
+
+    diffusion: eqx.AbstractVar[AbstractLinearDiffusion]
+
+    @property
+    @abc.abstractmethod
+    def data_std(self) -> float:
+        """The standard deviation of the data, as far as the model knows it; or 1."""
+
+    @property
+    @abc.abstractmethod
+    def log_snr_range(self) -> tuple[float, float] | None:
+        """The log-SNRs `(low, high)` that the model was trained on, if it states them.
+
+        Below `low` it must not be evaluated."""
+
+    @property
+    @abc.abstractmethod
+    def has_denoiser(self) -> bool:
+        """Whether the score is assembled from a denoiser of the sufficient statistic.
+
+        Its flow then reduces to that of the statistic, for any diffusion, and its part
+        of the bound is an integral over log-SNR."""
+
+    @abc.abstractmethod
+    def under(self, diffusion: AbstractLinearDiffusion) -> "AbstractModel":
+        """The same network under another diffusion.
+
+        **Raises:** `ValueError` if it knows no other than the one it was trained on.
+        """
+
+    @abc.abstractmethod
+    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+        r"""$\hat x(\lambda, z)$, the denoiser of the sufficient statistic.
+
+        **Raises:** `TypeError` unless `has_denoiser`.
+        """
+
+    @abc.abstractmethod
+    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+        r"""$\hat x - c^2 z / (c^2 + \sigma^2)$ with $c$ `data_std`: the difference to
+        the posterior mean of normal data, in its most accurate form.
+
+        **Raises:** `TypeError` unless `has_denoiser`.
+        """
+
+    @abc.abstractmethod
+    def score_at(self, kernel: PerturbationKernel, y: State) -> State:
+        """The score of the whole state at the kernel's time."""
+
+    @abc.abstractmethod
+    def whitened_error(
+        self, kernel: PerturbationKernel, x: Data, noise: State, y: State
+    ) -> State:
+        r"""$L^\top (s_\theta(y) - \nabla_y \log q(y \mid x))$ at $y = a x + L
+        \epsilon$."""
+
+    @abc.abstractmethod
+    def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
+        r"""$\hat x = E[x \mid y]$ according to the model."""
+
+    def score(self, t: Scalar, y: State) -> State:
+        r"""$s_\theta(t, y)$, the score of the whole state.
+
+        **Arguments:**
+
+        - `t`: the diffusion's time, positive.
+        - `y`: one state, of shape `(n_vars, *data)`.
+
+        **Raises:**
+
+        `ValueError` unless `t` is positive and finite and `y` has a row for each
+        variable. Where `t` is traced, the score at 0 is not a finite number instead.
+        """
+        y = self.check_state(y)
+        t = jnp.asarray(t, y.dtype)
+        value = concrete(t)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(
+                "`t` must be positive and finite: at t = 0 the data and the start of "
+                f"the auxiliaries are known exactly, and there is no score. Got {value}"
+                ". Take a time between the diffusion's `t0` and `t1`."
+            )
+        return self.score_at(self.diffusion.compute_kernel(t), y)
+
+    def check_state(self, y: State) -> State:
+        """`y`, if it is one state of the diffusion.
+
+        **Raises:** `ValueError` unless it has a row for each variable.
+        """
+        n_vars = self.diffusion.n_vars
+        if y.ndim < 1 or len(y) != n_vars:
+            raise ValueError(
+                f"`y` must have a row for each of the {n_vars} variables of "
+                f"{type(self.diffusion).__name__}; got shape {y.shape}. Batch with "
+                "`jax.vmap`."
+            )
+        return y
+
+    def check_final_time(self, value: Array, final: Scalar | None = None) -> Array:
+        """`value`, if the diffusion ends within the log-SNR range of the model.
+
+        The returned value must be used: it carries the check where the diffusion is
+        traced. `final` is the log-SNR at the final time, where it is computed already.
+
+        **Raises:** `ValueError`, or `equinox.EquinoxRuntimeError` where traced, if the
+        diffusion ends at a lower log-SNR than the model was trained on.
+        """
+        if self.log_snr_range is None:
+            return value
+        low, high = self.log_snr_range
+        if final is None:
+            final = final_log_snr(self.diffusion)
+        known = concrete(final)
+        message = (
+            "`model` must have a diffusion that ends within the log-SNR range of its "
+            f"network, {(low, high)}; {type(self.diffusion).__name__} ends below it"
+            f"{'' if known is None else f', at log-SNR {known:.6g}'}. Give the "
+            f"diffusion the `interval=eqmdm.LogSNRInterval({low:.6g}, ...)`, or train "
+            "on a wider range."
+        )
+        # The range is often that of the diffusion's own interval, solved in float32.
+        least = low - 1e-3
+        wrong = final < least if known is None else known < least
+        return raise_or_error_if(value, wrong, message)
+
+
+def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
+    """The log-SNR at the final time, constant to differentiation."""
+    _, last = kernel_at_ends(diffusion)
+    if concrete(last.sigma) is None:
+        return jax.lax.stop_gradient(last.log_snr)
+    with jax.ensure_compile_time_eval():
+        return last.log_snr
+
+
+def kernel_at_ends(
+    diffusion: AbstractLinearDiffusion,
+) -> tuple[PerturbationKernel, PerturbationKernel]:
+    """The kernels at t0 and t1, by one program for all that needs either."""
+    if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
+        return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
+    # Those of constants are known inside a trace too. The times are arguments, so that
+    # the program is compiled as one, and not evaluated operation by operation.
+    with jax.ensure_compile_time_eval():
+        return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
+
+
+@eqx.filter_jit
+def _first_and_last(
+    diffusion: AbstractLinearDiffusion, t0: Scalar, t1: Scalar
+) -> tuple[PerturbationKernel, PerturbationKernel]:
+    kernels = jax.vmap(diffusion.compute_kernel)(jnp.stack([t0, t1]))
+    first, last = (jax.tree.map(lambda leaf, i=i: leaf[i], kernels) for i in (0, 1))
+    return first, last
+
+
+def check_model(model: Any) -> AbstractModel:
+    """`model`, if it is one.
+
+    **Raises:** `TypeError` for anything else, with the three constructors.
+    """
+    if isinstance(model, AbstractModel):
+        return model
+    raise TypeError(
+        f"`model` must be an eqmdm model; got {type(model).__name__}. Say what your "
+        "network computes: `eqmdm.DenoiserModel(network, diffusion)` if it maps "
+        "(log_snr, z) to an estimate of the data, `eqmdm.NoiseModel(network, "
+        "diffusion)` if it maps (t, y) to the noise of every variable, "
+        "`eqmdm.FunctionModel(score, diffusion)` if it maps (t, y) to the score."
+    )
+
+
+def check_diffusion(diffusion: Any) -> None:
+    """**Raises:** `TypeError` for anything that is no linear diffusion."""
+    if not isinstance(diffusion, AbstractLinearDiffusion):
+        raise TypeError(
+            "`diffusion` must be a linear diffusion, such as `eqmdm.CLD()`; got "
+            f"{type(diffusion).__name__}."
+        )
+
+
+def call_network(
+    name: str, network: Callable[[Scalar, Array], Array], time: Scalar, inputs: Array
+) -> Array:
+    """What a network returns for one example, if it has the example's shape.
+
+    **Raises:**
+
+    `TypeError` where the network cannot take the input at all, `ValueError` for an
+    output of another shape, which would broadcast.
+    """
+    example = (
+        f"one example of shape {inputs.shape}, without a batch axis. Batch with "
+        "`jax.vmap`"
+    )
+    try:
+        output = network(time, inputs)
+    # What JAX raises of operands that do not fit together.
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` must accept {example}; it raised: {error}"
+        ) from error
+    shape = jnp.shape(output)
+    if shape != inputs.shape:
+        raise ValueError(
+            f"`{name}` must return an array of the shape of its input, {inputs.shape}; "
+            f"got {shape}. It is called on {example}."
+        )
+    return output

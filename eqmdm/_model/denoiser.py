@@ -1,0 +1,230 @@
+"""Models whose score is assembled from a denoiser of the data."""
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import final
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from .._core.gaussian import PerturbationKernel, outer_with_data
+from .._core.types import Data, Scalar, State
+from .._diffusion import AbstractLinearDiffusion
+from .base import (
+    AbstractModel,
+    DenoiserFunction,
+    NoiseNetwork,
+    call_network,
+    check_diffusion,
+)
+
+
+class AbstractDenoiser(eqx.Module):
+    r"""A denoiser $\hat x(\lambda, z)$ that knows the scale and range of its data.
+
+    Any callable `(log_snr, z) -> x_hat` on one example serves as a denoiser. One of
+    this class keeps digits that a plain callable loses, where $\hat x$ and $z$ nearly
+    agree.
+    """
+
+    # The standard deviation of the data, or 1 where it is not known.
+    data_std: eqx.AbstractVar[float]
+    # The log-SNRs (low, high) that it was trained on; `None` where not stated.
+    log_snr_range: eqx.AbstractVar[tuple[float, float] | None]
+
+    @abc.abstractmethod
+    def __call__(self, log_snr: Scalar, z: Data) -> Data:
+        r"""$\hat x(\lambda, z)$."""
+
+    @abc.abstractmethod
+    def correction(self, log_snr: Scalar, z: Data) -> Data:
+        r"""$\hat x - z$."""
+
+    @abc.abstractmethod
+    def residual(self, log_snr: Scalar, z: Data) -> Data:
+        r"""$\hat x - c^2 z / (c^2 + \sigma^2)$ with $c$ `data_std`, the difference to
+        the posterior mean of normal data."""
+
+
+@final
+class PreconditionedDenoiser(AbstractDenoiser):
+    r"""A denoiser $\hat x(\lambda, z)$ from a network, with EDM's preconditioning.
+
+    With $\sigma = e^{-\lambda / 2}$, $\lambda$ the log signal-to-noise ratio:
+
+    $$\hat x = c_\text{skip} z + c_\text{out} \, \text{net}(c, c_\text{in} z), \quad
+    c_\text{skip} = \frac{s^2}{\sigma^2 + s^2}, \;
+    c_\text{out} = \frac{\sigma s}{\sqrt{\sigma^2 + s^2}}, \;
+    c_\text{in} = \frac{1}{\sqrt{\sigma^2 + s^2}}$$
+
+    The network is told the noise level as its place $c$ in `log_snr_range`, from 0 at
+    the clean end to 1, like the time of a noise model (EDM has $\frac14 \log \sigma$).
+    Above the range the posterior mean of normal data, $c_\text{skip} z$, serves. Below
+    it nothing does, and bounds, samplers and likelihoods raise an error.
+
+    **Arguments:**
+
+    - `network`: a callable `(c, z[None]) -> output[None]`, so a network with one
+        variable.
+    - `data_std`: $s$, of the training data, in their units.
+    - `log_snr_range`: `(low, high)` that the network is trained on.
+
+    **Source:** Karras et al. (2022), table 1.
+    """
+
+    network: NoiseNetwork
+    data_std: float
+    log_snr_range: tuple[float, float] | None
+
+    def __init__(
+        self, network: NoiseNetwork, data_std: float, log_snr_range: Sequence[float]
+    ):
+        data_std = float(data_std)
+        if not (math.isfinite(data_std) and data_std > 0):
+            raise ValueError(
+                f"`data_std` must be positive and finite; got {data_std}. It is the "
+                "standard deviation of the training data."
+            )
+        low, high = (float(log_snr) for log_snr in log_snr_range)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(
+                "`log_snr_range` must be (low, high), increasing and finite; got "
+                f"{(low, high)}."
+            )
+        self.network, self.data_std = network, data_std
+        self.log_snr_range = low, high
+
+    def __call__(self, log_snr: Scalar, z: Data) -> Data:
+        return z + self.correction(log_snr, z)
+
+    def correction(self, log_snr: Scalar, z: Data) -> Data:
+        sigma, total = self._scales(log_snr, z)
+        return self.residual(log_snr, z) - (sigma / total) ** 2 * z
+
+    def residual(self, log_snr: Scalar, z: Data) -> Data:
+        assert self.log_snr_range is not None
+        low, high = self.log_snr_range
+        sigma, total = self._scales(log_snr, z)
+        log_snr = jnp.asarray(log_snr, z.dtype)
+        inputs = (z / total)[None]
+        level = (high - log_snr) / (high - low)
+        output = call_network("network", self.network, level, inputs)[0]
+        residual = (sigma * self.data_std / total) * output
+        return jnp.where(log_snr <= high, residual, jnp.zeros_like(residual))
+
+    def _scales(self, log_snr: Scalar, z: Data) -> tuple[Scalar, Scalar]:
+        sigma = jnp.exp(-0.5 * jnp.asarray(log_snr, z.dtype))
+        return sigma, jnp.sqrt(sigma**2 + self.data_std**2)
+
+
+@final
+class _PlainDenoiser(AbstractDenoiser):
+    """A callable `(log_snr, z) -> x_hat`, of data whose scale is not known."""
+
+    function: DenoiserFunction
+    data_std: float = 1.0
+    log_snr_range: tuple[float, float] | None = None
+
+    def __call__(self, log_snr: Scalar, z: Data) -> Data:
+        return call_network("network", self.function, log_snr, z)
+
+    def correction(self, log_snr: Scalar, z: Data) -> Data:
+        return self(log_snr, z) - z
+
+    def residual(self, log_snr: Scalar, z: Data) -> Data:
+        # At one end the estimate and z nearly agree, at the other the correction and
+        # -z do: each difference is taken where it keeps its digits.
+        x_hat, noise = self(log_snr, z), jnp.exp(-log_snr)
+        share = noise / (1 + noise)
+        near = (x_hat - z) + share * z
+        return jnp.where(noise < 1, near, x_hat - z / (1 + noise))
+
+
+@final
+class DenoiserModel(AbstractModel):
+    r"""The model whose score is assembled from a denoiser of the data.
+
+    $$s(t, y) = \Sigma^{-1} (a \, \hat x(\lambda, z) - y), \qquad
+    z = \frac{a^\top \Sigma^{-1} y}{a^\top \Sigma^{-1} a}$$
+
+    Exact for the exact denoiser, for every linear diffusion whose auxiliaries start
+    independent of the data: $z = x + \sigma \epsilon$ is then sufficient for the data,
+    with $\sigma = e^{-\lambda / 2}$. So one denoiser serves every such diffusion.
+
+    **Arguments:**
+
+    - `network`: a callable `(log_snr, z) -> x_hat` on one example;
+        [`eqmdm.PreconditionedDenoiser`][] makes one of a network.
+    - `diffusion`: any linear diffusion.
+
+    !!! Example
+
+        ```python
+        # The exact denoiser of standard normal data.
+        denoiser = lambda log_snr, z: z / (1 + jnp.exp(-log_snr))
+        model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD())
+        ```
+    """
+
+    network: DenoiserFunction
+    diffusion: AbstractLinearDiffusion
+
+    def __init__(self, network: DenoiserFunction, diffusion: AbstractLinearDiffusion):
+        check_diffusion(diffusion)
+        self.network, self.diffusion = network, diffusion
+
+    @property
+    def _denoiser(self) -> AbstractDenoiser:
+        network = self.network
+        known = isinstance(network, AbstractDenoiser)
+        return network if known else _PlainDenoiser(function=network)
+
+    @property
+    def data_std(self) -> float:
+        return self._denoiser.data_std
+
+    @property
+    def log_snr_range(self) -> tuple[float, float] | None:
+        return self._denoiser.log_snr_range
+
+    @property
+    def has_denoiser(self) -> bool:
+        return True
+
+    def under(self, diffusion: AbstractLinearDiffusion) -> "DenoiserModel":
+        """The same denoiser under another diffusion."""
+        return DenoiserModel(self.network, diffusion)
+
+    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+        return self._denoiser(log_snr, z)
+
+    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+        return self._denoiser.residual(log_snr, z)
+
+    def score_at(self, kernel: PerturbationKernel, y: State) -> State:
+        # Computed at once, z misses y by more than one rounding of it, which at a
+        # log-SNR of 13.3 is a part of the noise that matters in float32. Projecting
+        # again what is left of y beside a z removes that.
+        z = kernel.project(y)
+        rest = y - kernel.mean(z)
+        missed = kernel.project(rest)
+        log_snr = kernel.log_snr.astype(y.dtype)
+        correction = self._denoiser.correction(log_snr, z + missed)
+        residual = kernel.mean(missed + correction) - rest
+        return kernel.unwhiten_score(kernel.whiten(residual))
+
+    def whitened_error(
+        self, kernel: PerturbationKernel, x: Data, noise: State, y: State
+    ) -> State:
+        # Through y, the noise of z would be a difference of two nearly equal numbers;
+        # at a log-SNR of 30 float32 has no digit of it. From the noise it is exact.
+        del y
+        sigma = kernel.sigma.astype(x.dtype)
+        along = kernel.along_data(noise)
+        log_snr = kernel.log_snr.astype(x.dtype)
+        correction = self._denoiser.correction(log_snr, x + sigma * along)
+        return outer_with_data(kernel.direction, along + correction / sigma)
+
+    def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
+        return self.denoise(kernel.log_snr.astype(y.dtype), kernel.project(y))

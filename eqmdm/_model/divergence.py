@@ -1,0 +1,109 @@
+"""Divergences of a score in the noise metric, exact or estimated."""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from .._core.checks import check_count
+from .._core.gaussian import apply_to_vars
+from .._core.types import PRNGKey, Scalar, State
+
+
+class AbstractDivergence(eqx.Module):
+    r"""A way to compute $\nabla \cdot (G G^\top s)$."""
+
+    @property
+    @abc.abstractmethod
+    def n_estimates(self) -> int:
+        """How many independent estimates it makes."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        derivative: Callable[[State], State],
+        G: Float[Array, "vars rank"],
+        y: State,
+        *,
+        key: PRNGKey,
+    ) -> Float[Array, " estimates"]:
+        r"""Estimates of $\mathrm{tr}(G^\top J G)$.
+
+        **Arguments:**
+
+        - `derivative`: $v \mapsto J v$, $J$ the Jacobian of $s$ at `y`, such as
+            `jax.linearize` returns.
+        """
+
+
+@final
+class ExactDivergence(AbstractDivergence):
+    """By one forward derivative for every noise of every data coordinate."""
+
+    @property
+    def n_estimates(self) -> int:
+        return 1
+
+    def __call__(
+        self,
+        derivative: Callable[[State], State],
+        G: Float[Array, "vars rank"],
+        y: State,
+        *,
+        key: PRNGKey,
+    ) -> Float[Array, " estimates"]:
+        del key
+        shape = (G.shape[1], *y.shape[1:])
+        size = math.prod(shape)
+        probes = jnp.eye(size, dtype=y.dtype).reshape(size, *shape)
+        diagonal = jax.lax.map(lambda p: _quadratic(derivative, G, p), probes)
+        return jnp.sum(diagonal, keepdims=True)
+
+
+@final
+class HutchinsonDivergence(AbstractDivergence):
+    """Unbiased, by one forward derivative along each of `n_probes` random vectors.
+
+    **Arguments:**
+
+    - `n_probes`: how many, each an estimate by itself.
+    - `draw`: their entries, by `draw(key, shape, dtype)`; independent, of mean 0 and
+        variance 1. `jax.random.rademacher`, of which every diagonal is exact, by
+        default; `jax.random.normal` is the other usual choice.
+
+    **Source:** Hutchinson (1989).
+    """
+
+    n_probes: int = 1
+    draw: Callable[..., Array] = eqx.field(default=jr.rademacher, static=True)
+
+    def __check_init__(self):
+        check_count("n_probes", self.n_probes)
+
+    @property
+    def n_estimates(self) -> int:
+        return self.n_probes
+
+    def __call__(
+        self,
+        derivative: Callable[[State], State],
+        G: Float[Array, "vars rank"],
+        y: State,
+        *,
+        key: PRNGKey,
+    ) -> Float[Array, " estimates"]:
+        shape = (self.n_probes, G.shape[1], *y.shape[1:])
+        probes = self.draw(key, shape, y.dtype)
+        return jax.vmap(lambda p: _quadratic(derivative, G, p))(probes)
+
+
+def _quadratic(derivative, G, probe) -> Scalar:
+    G = G.astype(probe.dtype)
+    along = derivative(apply_to_vars(G, probe))
+    return jnp.sum(probe * apply_to_vars(G.T, along))

@@ -1,0 +1,69 @@
+"""Models whose score is a function, a closed form for instance."""
+
+from typing import final
+
+from .._core.gaussian import PerturbationKernel, apply_to_vars
+from .._core.types import Data, Scalar, State
+from .._diffusion import AbstractLinearDiffusion
+from .base import AbstractModel, ScoreFunction, call_network, check_diffusion
+from .noise import no_denoiser
+
+
+@final
+class FunctionModel(AbstractModel):
+    r"""The model whose score is any function of time and state.
+
+    **Arguments:**
+
+    - `score`: a callable `(t, y) -> score` on one example, a closed form too.
+    - `diffusion`: the process that it is the score of.
+    """
+
+    network: ScoreFunction
+    diffusion: AbstractLinearDiffusion
+
+    def __init__(self, score: ScoreFunction, diffusion: AbstractLinearDiffusion):
+        check_diffusion(diffusion)
+        self.network, self.diffusion = score, diffusion
+
+    @property
+    def data_std(self) -> float:
+        return 1.0
+
+    @property
+    def log_snr_range(self) -> tuple[float, float] | None:
+        return None
+
+    @property
+    def has_denoiser(self) -> bool:
+        return False
+
+    def under(self, diffusion: AbstractLinearDiffusion) -> "FunctionModel":
+        raise ValueError(
+            "`diffusion` must be the one that a `FunctionModel` is the score of, "
+            f"{type(self.diffusion).__name__}; got {type(diffusion).__name__}. Build a "
+            "`FunctionModel` with the score of that process, or a `DenoiserModel`, "
+            "which serves every linear diffusion."
+        )
+
+    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+        raise no_denoiser(self)
+
+    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+        raise no_denoiser(self)
+
+    def score_at(self, kernel: PerturbationKernel, y: State) -> State:
+        return call_network("score", self.network, kernel.t.astype(y.dtype), y)
+
+    def whitened_error(
+        self, kernel: PerturbationKernel, x: Data, noise: State, y: State
+    ) -> State:
+        del x
+        return noise + apply_to_vars(kernel.root.T, self.score_at(kernel, y))
+
+    def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
+        # Tweedie's formula for the sufficient statistic, z + a^T s / SNR, through the
+        # whitened score: 1 / SNR may be below the smallest number of the dtype.
+        whitened = apply_to_vars(kernel.root.T, self.score_at(kernel, y))
+        sigma = kernel.sigma.astype(y.dtype)
+        return kernel.project(y) + sigma * kernel.along_data(whitened)

@@ -1,0 +1,85 @@
+"""Models whose network predicts the noise of every variable."""
+
+from typing import final
+
+from .._core.gaussian import PerturbationKernel
+from .._core.types import Data, Scalar, State
+from .._diffusion import AbstractLinearDiffusion
+from .base import AbstractModel, NoiseNetwork, call_network, check_diffusion
+
+
+@final
+class NoiseModel(AbstractModel):
+    r"""The model whose network predicts the noise of every variable.
+
+    $$s_\theta(t, y) = -L_t^{-\top} \epsilon_\theta(t, y)$$
+
+    with $L_t$ the root of the perturbation kernel: the network sees and returns all
+    $K$ variables, so it knows the diffusion that it was trained on, and no other.
+
+    **Arguments:**
+
+    - `network`: $\epsilon_\theta$, a callable `(t, y) -> noise` on one example.
+    - `diffusion`: the process that it is trained on.
+
+    **Source:** Singhal et al. (2023), section 5.
+    """
+
+    network: NoiseNetwork
+    diffusion: AbstractLinearDiffusion
+
+    def __init__(self, network: NoiseNetwork, diffusion: AbstractLinearDiffusion):
+        check_diffusion(diffusion)
+        self.network, self.diffusion = network, diffusion
+
+    @property
+    def data_std(self) -> float:
+        return 1.0
+
+    @property
+    def log_snr_range(self) -> tuple[float, float] | None:
+        return None
+
+    @property
+    def has_denoiser(self) -> bool:
+        return False
+
+    def under(self, diffusion: AbstractLinearDiffusion) -> "NoiseModel":
+        raise ValueError(
+            "`diffusion` must be the one that a `NoiseModel` was trained on, "
+            f"{type(self.diffusion).__name__}: its network knows the noise of that "
+            f"process alone; got {type(diffusion).__name__}. Train a `DenoiserModel`, "
+            "which serves every linear diffusion."
+        )
+
+    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+        raise no_denoiser(self)
+
+    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+        raise no_denoiser(self)
+
+    def score_at(self, kernel: PerturbationKernel, y: State) -> State:
+        return -kernel.unwhiten_score(self._noise(kernel, y))
+
+    def whitened_error(
+        self, kernel: PerturbationKernel, x: Data, noise: State, y: State
+    ) -> State:
+        del x
+        return noise - self._noise(kernel, y)
+
+    def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
+        # Tweedie's formula for the sufficient statistic, z + a^T s / SNR.
+        sigma = kernel.sigma.astype(y.dtype)
+        return kernel.project(y) - sigma * kernel.along_data(self._noise(kernel, y))
+
+    def _noise(self, kernel: PerturbationKernel, y: State) -> State:
+        return call_network("network", self.network, kernel.t.astype(y.dtype), y)
+
+
+def no_denoiser(model: AbstractModel) -> TypeError:
+    """The error for a model that is no denoiser where one is needed."""
+    return TypeError(
+        "`model` must be a `DenoiserModel`, whose flow reduces to that of the data's "
+        f"sufficient statistic; got {type(model).__name__}, which knows the whole "
+        "state alone."
+    )

@@ -1,0 +1,83 @@
+"""A state drawn for a bound, with the noise that it was drawn by."""
+
+from typing import final
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from .._core.gaussian import PerturbationKernel, apply_to_vars, matmul
+from .._core.random import draw_normal
+from .._core.types import Data, PRNGKey, State, VarsMatrix
+from .base import AbstractModel
+
+
+@final
+class Point(eqx.Module):
+    r"""A state drawn at a time from the law given the data, or given the whole start.
+
+    $y = \mathrm{mean} + L \epsilon$, with $L$ the root of that law. Models know the
+    first of the two laws only; what is drawn from the second is translated.
+
+    - `kernel`: the perturbation kernel at the time, `kernel.t`.
+    - `start`: the state at time 0, whose row 0 is the data.
+    - `noise`: $\epsilon$.
+    - `y`: the state.
+    - `given_start`: which of the two laws it is drawn from.
+    """
+
+    kernel: PerturbationKernel
+    start: State
+    noise: State
+    y: State
+    given_start: bool = eqx.field(static=True)
+
+    @classmethod
+    def draw(
+        cls,
+        kernel: PerturbationKernel,
+        start: State,
+        *,
+        given_start: bool,
+        key: PRNGKey,
+    ) -> "Point":
+        """A point at the kernel's time."""
+        noise = draw_normal(key, start.shape, start.dtype)
+        if given_start:
+            y = kernel.step.perturb(start, noise)
+        else:
+            y = kernel.perturb(start[0], noise)
+        return cls(kernel, start, noise, y, given_start)
+
+    @property
+    def x(self) -> Data:
+        """The data."""
+        return self.start[0]
+
+    @property
+    def root(self) -> VarsMatrix:
+        """$L$."""
+        return self.kernel.step.root if self.given_start else self.kernel.root
+
+    @property
+    def kernel_noise(self) -> State:
+        """The noise that leads from the data to `y` in the perturbation kernel."""
+        if not self.given_start:
+            return self.noise
+        aux_only = self.start.at[0].set(jnp.zeros_like(self.start[0]))
+        return self.kernel.whiten(self.kernel.step.perturb(aux_only, self.noise))
+
+    @property
+    def arguments(self) -> tuple[PerturbationKernel, Data, State, State]:
+        """The arguments of a model's `whitened_error` for its error at `y`."""
+        return self.kernel, self.x, self.kernel_noise, self.y
+
+    def error(self, model: AbstractModel) -> State:
+        r"""$L^\top (s_\theta - \nabla \log q)$ for the law $q$ of this point."""
+        return self.own_error(model.whitened_error(*self.arguments))
+
+    def own_error(self, kernel_error: State) -> State:
+        """The error for this point's own law, from that for the perturbation kernel."""
+        if not self.given_start:
+            return kernel_error
+        ratio = matmul(self.kernel.whitening, self.root)
+        return self.noise + apply_to_vars(ratio.T, kernel_error - self.kernel_noise)

@@ -1,0 +1,110 @@
+"""Langevin steps that correct another sampler."""
+
+import math
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import PyTree
+
+from .._core.checks import check_count
+from .._core.gaussian import PerturbationKernel, apply_to_vars
+from .._core.random import draw_normal
+from .._core.types import PRNGKey, State
+from .._model.base import AbstractModel
+from .grids import AbstractGrid, Times
+from .stacks import Clip, SamplerState, data_estimate
+from .step_sampler import AbstractStepSampler
+
+
+@final
+class LangevinCorrector(AbstractStepSampler):
+    r"""Another sampler, with Langevin steps at the end of each of its steps.
+
+    With the kernel's covariance $\Sigma = L L^\top$ as preconditioner, so that no
+    variable needs a step of its own, and the part that is linear given $\hat x$ solved
+    exactly:
+
+    $$y \leftarrow a \hat x + e^{-\epsilon} (y - a \hat x) + \sqrt{1 - e^{-2
+    \epsilon}} L w, \qquad \epsilon = 2 r^2$$
+
+    for the signal-to-noise ratio $r$. Exact for one data point. `n_steps` evaluations
+    a step, beside those of the sampler.
+
+    **Arguments:**
+
+    - `sampler`: any other sampler of fixed steps, whose grid and clip are taken.
+    - `snr`: $r$. As Song et al. have it, with the norms of the noise and of the score
+        equal, as they are on average in the units of $L$.
+    - `n_steps`: Langevin steps a step.
+
+    **Source:** Song et al. (2021), algorithms 4 and 5.
+    """
+
+    sampler: AbstractStepSampler
+    snr: float
+    n_steps: int
+    grid: AbstractGrid
+    clip: Clip
+
+    def __init__(
+        self, sampler: AbstractStepSampler, snr: float = 0.16, n_steps: int = 1
+    ):
+        if not (math.isfinite(snr) and snr > 0):
+            raise ValueError(f"`snr` must be positive and finite; got {snr}.")
+        check_count("n_steps", n_steps)
+        self.sampler, self.snr, self.n_steps = sampler, snr, n_steps
+        self.grid, self.clip = sampler.grid, sampler.clip
+
+    def n_evaluations(self, n_steps: int) -> int | None:
+        inner = self.sampler.n_evaluations(n_steps)
+        return None if inner is None else inner + n_steps * self.n_steps
+
+    def prepare(
+        self, model: AbstractModel, times: Times, y: State
+    ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
+        y, kernels, coefficients, memory = self.sampler.prepare(model, times, y)
+        # Steps that end between the times of the grid are parts of one.
+        on_grid = jnp.any(kernels.t[1:, None] == times[None], axis=1)
+        has_parts = len(kernels.t) > len(times)
+        return y, kernels, (coefficients, on_grid if has_parts else None), memory
+
+    def step(
+        self,
+        model: AbstractModel,
+        start: PerturbationKernel,
+        end: PerturbationKernel,
+        coefficients: PyTree,
+        y: SamplerState,
+        memory: PyTree,
+        *,
+        key: PRNGKey,
+    ) -> tuple[SamplerState, PyTree]:
+        coefficients, on_grid = coefficients
+        key_step, key_correct = jr.split(key)
+        y, memory = self.sampler.step(
+            model, start, end, coefficients, y, memory, key=key_step
+        )
+        correct = lambda y: self._correct(model, end, y, key_correct)
+        if on_grid is None:
+            return correct(y), memory
+        return jax.lax.cond(on_grid, correct, lambda y: y, y), memory
+
+    def _correct(
+        self,
+        model: AbstractModel,
+        kernel: PerturbationKernel,
+        y: SamplerState,
+        key: PRNGKey,
+    ) -> SamplerState:
+        step = 2 * self.snr**2
+        keep, spread = math.exp(-step), math.sqrt(-math.expm1(-2 * step))
+
+        def move(y: State, key: PRNGKey) -> tuple[State, None]:
+            mean = kernel.mean(data_estimate(model, kernel, y, self.clip))
+            noise = apply_to_vars(kernel.root, draw_normal(key, y.shape, y.dtype))
+            return mean + keep * (y - mean) + spread * noise, None
+
+        y, _ = jax.lax.scan(move, y, jr.split(key, self.n_steps))
+        return y

@@ -1,0 +1,126 @@
+"""SSCS: symmetric splitting with an exactly solved linear part."""
+
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import PyTree
+
+from .._core.gaussian import (
+    PerturbationKernel,
+    Transition,
+    apply_to_vars,
+    matmul,
+)
+from .._core.types import PRNGKey, Scalar, State, VarsMatrix
+from .._diffusion import AbstractStationaryDiffusion
+from .._diffusion.kernel import constant_transition
+from .._diffusion.recipe import times_inverse
+from .._model.base import AbstractModel
+from .grids import AbstractGrid, QuadraticGrid, Times
+from .stacks import Clip, SamplerState, clipped_score, kernels_at, part
+from .step_sampler import AbstractStepSampler
+
+
+@final
+class _Splitting(eqx.Module):
+    """The coefficients of a symmetric splitting step."""
+
+    middle: PerturbationKernel
+    before: Transition
+    after: Transition
+    # 2 D and 2 D S^-1, times the integral of the rate over the step.
+    score_weight: VarsMatrix
+    state_weight: VarsMatrix
+
+
+@final
+class SSCS(AbstractStepSampler):
+    r"""Symmetric splitting for stationary diffusions of any number of variables.
+
+    The reverse process is, per unit $\tau$ of integrated rate, $\mathrm{d}y = (Q - D)
+    S^{-1} y \, \mathrm{d}\tau + \sqrt{2 D} \mathrm{d}w$, the recipe with $Q \to -Q$ and
+    solved exactly, plus $2 D (s + S^{-1} y) \mathrm{d}\tau$. A step is half of the
+    first, all of the second by Euler's method at the middle time, and half of the first
+    again. Of first order; exact for data distributed like the prior. One evaluation a
+    step.
+
+    **Arguments:**
+
+    - `grid`: the steps; fine towards the data by default, and no longer in time where
+        log-SNR is nearly stationary, as those of a `LogSNRGrid` are.
+    - `clip`: as for [`eqmdm.AbstractStepSampler`][], for the posterior mean at t0 and
+        for the score of a denoiser.
+
+    **Source:** Dockhorn, Vahdat & Kreis (2022), section 3.3, for CLD.
+    """
+
+    grid: AbstractGrid = QuadraticGrid()
+    clip: Clip = None
+
+    def n_evaluations(self, n_steps: int) -> int:
+        return n_steps + 1
+
+    def prepare(
+        self, model: AbstractModel, times: Times, y: State
+    ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
+        diffusion = model.diffusion
+        if not isinstance(diffusion, AbstractStationaryDiffusion):
+            raise TypeError(
+                "`diffusion` must be stationary for `SSCS`, a subclass of "
+                "`AbstractStationaryDiffusion` with Q, D and S; got "
+                f"`{type(diffusion).__name__}`. Use `AncestralSampler` or "
+                "`DPMSolver`, which take any linear diffusion."
+            )
+        middles = 0.5 * (times[:-1] + times[1:])
+        kernels = kernels_at(diffusion, jnp.concatenate([times, middles]))
+        on_grid = part(kernels, slice(len(times)))
+        at_middles = part(kernels, slice(len(times), None))
+        return y, on_grid, _splittings(diffusion, times, at_middles), ()
+
+    def step(
+        self,
+        model: AbstractModel,
+        start: PerturbationKernel,
+        end: PerturbationKernel,
+        coefficients: PyTree,
+        y: SamplerState,
+        memory: PyTree,
+        *,
+        key: PRNGKey,
+    ) -> tuple[SamplerState, PyTree]:
+        del start, end
+        key_before, key_after = jr.split(key)
+        y = coefficients.before.sample(y, key=key_before)
+        push = apply_to_vars(
+            coefficients.score_weight,
+            clipped_score(model, coefficients.middle, y, self.clip),
+        )
+        y = y + push + apply_to_vars(coefficients.state_weight, y)
+        return coefficients.after.sample(y, key=key_after), memory
+
+
+@eqx.filter_jit
+def _splittings(
+    diffusion: AbstractStationaryDiffusion, times: Times, middles: PerturbationKernel
+) -> _Splitting:
+    recipe, schedule = diffusion.recipe, diffusion.schedule
+    G = recipe.diffusion_matrix(times.dtype)
+    noise = matmul(G, G.T)
+    pull = times_inverse(noise, diffusion.prior.root.astype(times.dtype))
+    # (Q - D) S^-1, from -(Q + D) S^-1 and 2 D S^-1.
+    opposite = -recipe.drift_matrix(times.dtype) - pull
+
+    def half_step(s: Scalar, t: Scalar) -> Transition:
+        tau = schedule.integrated_rate(s, t)
+        return constant_transition(opposite, G, tau)
+
+    earlier = jnp.stack([middles.t, times[1:]])
+    later = jnp.stack([times[:-1], middles.t])
+    halves = jax.vmap(jax.vmap(half_step))(earlier, later)
+    before, after = part(halves, 0), part(halves, 1)
+    tau = jax.vmap(schedule.integrated_rate)(times[1:], times[:-1])[:, None, None]
+    noise, pull = noise[None], pull[None]
+    return jax.vmap(_Splitting)(middles, before, after, tau * noise, tau * pull)

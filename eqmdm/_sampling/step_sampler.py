@@ -1,0 +1,143 @@
+"""Samplers of fixed steps, and the scan that runs them."""
+
+import abc
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int, PyTree
+
+from .._core.gaussian import PerturbationKernel
+from .._core.types import PRNGKey, State
+from .._diffusion import AbstractLinearDiffusion
+from .._model.base import AbstractModel
+from .base import AbstractSampler
+from .grids import AbstractGrid, SavedTimes, Times
+from .stacks import Clip, SamplerState, as_dtype, data_estimate, make_trajectory, part
+from .trajectory import SampleResult, finish
+
+
+class AbstractStepSampler(AbstractSampler):
+    r"""A sampler that steps along a grid of times.
+
+    It computes the kernels at every time and prepares the coefficients of its steps,
+    and then scans over them. Its state is the diffusion's own, or a statistic of it;
+    the kernel of each time is the law of that state given the data. The sample is the
+    posterior mean of the data given the state at t0.
+
+    A new sampler has the fields `grid` and `clip` and implements `n_evaluations`,
+    `prepare` and `step`:
+
+        @final
+        class DDIM(eqmdm.AbstractStepSampler):
+            grid: eqmdm.AbstractGrid = eqmdm.LogSNRGrid()
+            clip: tuple[float, float] | None = None
+
+            def n_evaluations(self, n_steps):
+                return n_steps + 1
+
+            def prepare(self, model, times, y):
+                kernels = jax.vmap(model.diffusion.compute_kernel)(times)
+                return y, kernels, (), ()
+
+            def step(self, model, start, end, coefficients, y, memory, *, key):
+                x = model.data_estimate(start, y)
+                return end.perturb(x, start.whiten(y - start.mean(x))), memory
+
+    `clip` bounds the estimates $\hat x$ of the data that steps are made of, `(low,
+    high)` in their units, where they are known to lie between; `None` leaves them.
+    """
+
+    grid: eqx.AbstractVar[AbstractGrid]
+    clip: eqx.AbstractVar[Clip]
+
+    def __check_init__(self):
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
+            raise ValueError(
+                f"`clip` must be (low, high), increasing, or None; got {self.clip}."
+            )
+
+    @abc.abstractmethod
+    def prepare(
+        self, model: AbstractModel, times: Times, y: State
+    ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
+        """The start of the scan and what it runs over, from the diffusion's state `y`.
+
+        **Returns:**
+
+        - the sampler's own state at the first time;
+        - the kernels at all times, stacked. Steps may end at further times between
+            those of the grid, and may end at one time twice;
+        - the coefficients of all steps, stacked, one step less than kernels;
+        - what the first step is to remember of steps before it.
+
+        **Raises:**
+
+        `TypeError` for a model that the sampler cannot use.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self,
+        model: AbstractModel,
+        start: PerturbationKernel,
+        end: PerturbationKernel,
+        coefficients: PyTree,
+        y: SamplerState,
+        memory: PyTree,
+        *,
+        key: PRNGKey,
+    ) -> tuple[SamplerState, PyTree]:
+        """The state at the end of a step, and what the next is to remember."""
+
+    def times(
+        self,
+        diffusion: AbstractLinearDiffusion,
+        n_steps: int | None = None,
+        dtype: DTypeLike | None = None,
+        *,
+        through: SavedTimes | None = None,
+    ) -> Times:
+        return self.grid(diffusion, n_steps, dtype, through=through)
+
+    def solve(
+        self,
+        model: AbstractModel,
+        y: State,
+        times: Times,
+        *,
+        key: PRNGKey,
+        saved: SavedTimes | None = None,
+    ) -> SampleResult:
+        y, kernels, coefficients, memory = self.prepare(model, times, y)
+        n_steps = len(kernels.t) - 1
+        place = None if saved is None else _last_places(kernels.t, saved)
+        kernels, coefficients = as_dtype((kernels, coefficients), y.dtype)
+
+        def step(carry, inputs):
+            start, end, coefficients, key = inputs
+            y, memory = self.step(model, start, end, coefficients, *carry, key=key)
+            return (y, memory), None if place is None else y
+
+        starts, ends = part(kernels, slice(-1)), part(kernels, slice(1, None))
+        inputs = starts, ends, coefficients, jr.split(key, n_steps)
+        (end, _), path = jax.lax.scan(step, (y, memory), inputs)
+        states = None if path is None else jnp.concatenate([y[None], path])
+        x = data_estimate(model, part(kernels, -1), end, self.clip)
+        n_evaluations = self.n_evaluations(len(times) - 1)
+        trajectory = None
+        if states is not None:
+            kernels, states = part((kernels, states), place)
+            trajectory = make_trajectory(model, kernels, states, self.clip)
+            if n_evaluations is not None:
+                n_evaluations += len(states)
+        return finish(x, trajectory, n_evaluations, dfx.RESULTS.successful)
+
+
+def _last_places(times: Times, saved: SavedTimes) -> Int[Array, " saves"]:
+    """The last place of each of `saved` among `times`, where a step ends for good."""
+    order = jnp.arange(len(times))
+    return jnp.max(jnp.where(times[None] == saved[:, None], order[None], 0), axis=1)

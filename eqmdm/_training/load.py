@@ -1,0 +1,66 @@
+"""Loading the model of a run."""
+
+import os
+import pkgutil
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .._model.base import AbstractModel
+from .run import Run, check_builder
+
+
+def load_run(
+    run_dir: str | os.PathLike,
+    *,
+    ema: bool = True,
+    like: AbstractModel | Callable[[dict[str, Any]], AbstractModel] | None = None,
+) -> AbstractModel:
+    """The model of a trained run, ready for inference.
+
+    The arrays come from the newest checkpoint that can be read; the structure from the
+    program that made the run, or from `like`. Nothing that a file contains is executed.
+
+    **Arguments:**
+
+    - `run_dir`: the directory that a training run wrote.
+    - `ema`: whether to take the averaged parameters or the last ones.
+    - `like`: a model of the structure that was trained, such as the one that training
+        began with, or a function that builds one from the run's options. Needed for
+        runs that were not made by a program of this package.
+
+    **Raises:**
+
+    `ValueError` if there is no run, no readable checkpoint, another structure, or no
+    `like` where it is needed. A damaged checkpoint is skipped with a warning that says
+    which one is loaded instead.
+    """
+    run = Run(run_dir)
+    record = run.read_options()
+    restored = run.restore()
+    for step, reason in restored.skipped.items():
+        warnings.warn(
+            f"The checkpoint of step {step} in {run.run_dir} cannot be read "
+            f"({reason}); that of step {restored.step} is loaded instead.",
+            stacklevel=2,
+        )
+    if not isinstance(like, AbstractModel):
+        build = _builder(run, record) if like is None else like
+        like = build(record["options"])
+    return restored.model(like, ema=ema)
+
+
+def _builder(
+    run: Run, record: Mapping[str, Any]
+) -> Callable[[dict[str, Any]], AbstractModel]:
+    name = record.get("builder")
+    if name is None:
+        raise ValueError(
+            f"`like` must be given for the run in {run.run_dir}, which holds the "
+            "arrays of a model of your own. Pass a model of the structure that was "
+            "trained, or a function that builds one from the run's options."
+        )
+    check_builder(name)
+    # One of a few names of this package, whatever the file says. It is imported here,
+    # because no module of the library imports the programs.
+    return pkgutil.resolve_name(name)

@@ -1,0 +1,233 @@
+"""The training loop: steps, logging, validation and checkpoints."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, final
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+
+from .evaluate import Evaluation
+from .examples import Batches, TrainingSet
+from .objective import Objective
+from .run import Run
+from .state import TrainState
+from .step import train_step
+from .stream import BatchStream, ExampleSource
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class FitEvent:
+    """The argument of the callbacks of [`eqmdm.fit`][].
+
+    !!! Example
+
+        Stops training once the validation loss rises:
+
+        ```python
+        losses = []
+
+        def stop_early(event):
+            if event.kind == "validation":
+                losses.append(event.evaluation.loss.mean())
+                return losses[-1] > min(losses)
+
+        model = eqmdm.fit(model, x, key=key, validation=y, callbacks=[stop_early])
+        ```
+
+    - `kind`: `"step"` between calls of `train_step`, while the device is at work;
+        `"log"` after each log interval; `"validation"` after each validation; `"end"`
+        once, after the last of them and the last checkpoint.
+    - `step`: the number of steps taken.
+    - `steps`: the number of steps at the end of training.
+    - `state`: the training state. The next step donates its buffers, so arrays must be
+        copied to outlive the callback.
+    - `metrics`: at `"log"`, those of [`eqmdm.train_step`][], with one entry for each
+        step since the last `"log"`.
+    - `steps_per_second`: at `"log"`, the rate since then.
+    - `evaluation`: at `"validation"`, the bound on the validation examples with
+        averaged parameters.
+    """
+
+    kind: Literal["step", "log", "validation", "end"]
+    step: int
+    steps: int
+    state: TrainState
+    metrics: dict[str, np.ndarray] | None = None
+    steps_per_second: float | None = None
+    evaluation: Evaluation | None = None
+
+
+Callback: TypeAlias = Callable[[FitEvent], Any]
+
+
+def steps_per_call(backend: str | None = None) -> int:
+    """The largest useful number of steps in one call of `train_step`.
+
+    On a CPU one: XLA runs the reverse-mode derivatives of convolutions about twenty
+    times slower inside a compiled loop. Elsewhere a loop hides the cost of dispatch.
+    """
+    return 1 if (backend or jax.default_backend()) == "cpu" else 10
+
+
+def train(
+    state: TrainState,
+    data: TrainingSet | ExampleSource,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    steps: int,
+    batch_size: int,
+    ema_decay: float = 0.999,
+    log_every: int = 100,
+    validate: Callable[[TrainState], Evaluation] | None = None,
+    validate_every: int = 1000,
+    run: Run | None = None,
+    checkpoint_every: int = 1000,
+    callbacks: Sequence[Callback] = (),
+) -> TrainState:
+    """The training state after `steps` steps in all, or when a callback stops it.
+
+    Logging, validation and checkpoints happen between calls of `train_step`. There is a
+    log event before each validation and checkpoint too, so that a resumed run has the
+    log intervals of one that was not stopped.
+
+    **Arguments:**
+
+    - `state`: the training state, at any step. Its buffers are donated.
+    - `data`: the training examples, on the device or to be streamed.
+    - `validate`: the evaluation of a state, every `validate_every` steps and at the
+        end.
+    - `run`: takes a checkpoint every `checkpoint_every` steps, at the end and where a
+        callback stops training.
+    - `callbacks`: each is called with every `FitEvent`. One that returns a true value
+        stops training. With several processes all must return it, at a `"log"` event.
+
+    **Raises:**
+
+    `FloatingPointError`, without another checkpoint, where a metric is not finite;
+    `equinox.EquinoxRuntimeError` for a check inside the step.
+    """
+    step = int(state.step)
+    every = [log_every, checkpoint_every] + ([validate_every] if validate else [])
+    n_inner = _steps_per_call(steps, step, *every)
+    stop = False
+
+    def tell(kind: Any, **values: Any) -> None:
+        nonlocal stop
+        event = FitEvent(kind, step, steps, state, **values)
+        # All are told, whether or not one of them stops training.
+        stop |= any([bool(callback(event)) for callback in callbacks])
+
+    window = _Window(run)
+    with _batches(state, data, objective, batch_size, n_inner) as batches:
+        while step < steps and not stop:
+            with window.explaining(step):
+                state, metrics = train_step(
+                    state,
+                    next(batches),
+                    objective,
+                    optimiser,
+                    batch_size=batch_size,
+                    n_inner=n_inner,
+                    ema_decay=ema_decay,
+                )
+            window.add(metrics)
+            step += n_inner
+            tell("step")
+            due = lambda n: step == steps or step % n == 0  # noqa: B023
+            if stop or any(due(n) for n in every):
+                tell("log", **window.close(step))
+                loss = None
+                if validate is not None and due(validate_every):
+                    evaluation = validate(state)
+                    loss = float(evaluation.loss.mean())
+                    tell("validation", evaluation=evaluation)
+                if run is not None and (stop or due(checkpoint_every)):
+                    run.save(state, loss=loss)
+                window.reopen()
+    tell("end")
+    return state
+
+
+def _steps_per_call(steps: int, start: int, *every: int) -> int:
+    # Every event falls between two calls.
+    common = math.gcd(steps, start, *every)
+    return max(n for n in range(1, steps_per_call() + 1) if common % n == 0)
+
+
+@contextlib.contextmanager
+def _batches(
+    state: TrainState,
+    data: TrainingSet | ExampleSource,
+    objective: Objective,
+    batch_size: int,
+    n_inner: int,
+) -> Iterator[Iterator[TrainingSet | Batches]]:
+    if isinstance(data, TrainingSet):
+        yield itertools.repeat(data)
+        return
+    counts = {"batch_size": batch_size, "n_inner": n_inner}
+    with BatchStream(state, data, objective, **counts) as stream:
+        yield stream
+
+
+class _Window:
+    """The metrics since the last log event."""
+
+    def __init__(self, run: Run | None):
+        self._run = run
+        self.reopen()
+
+    def reopen(self) -> None:
+        # Neither validation nor checkpoints count as training time.
+        self._metrics, self._start = [], time.perf_counter()
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        # On the device still: the host does not wait here.
+        self._metrics.append(metrics)
+
+    def close(self, step: int) -> dict[str, Any]:
+        """The fields of a log event."""
+        parts = jax.device_get(self._metrics)
+        values = {name: np.concatenate([m[name] for m in parts]) for name in parts[0]}
+        self._check_finite(values, step)
+        seconds = time.perf_counter() - self._start
+        return {"metrics": values, "steps_per_second": len(values["loss"]) / seconds}
+
+    @contextlib.contextmanager
+    def explaining(self, step: int) -> Iterator[None]:
+        """Reports a metric that is not finite rather than its consequences: parameters
+        that are not finite fail the checks inside the next step."""
+        try:
+            yield
+        except eqx.EquinoxRuntimeError:
+            if self._metrics:
+                self.close(step)
+            raise
+
+    def _check_finite(self, values: dict[str, np.ndarray], step: int) -> None:
+        first = step - len(values["loss"]) + 1
+        # The terms before their sum, so that the cause is named.
+        names = sorted(values, key=lambda name: name in ("loss", "grad_norm"))
+        wrong = [(int(np.argmin(np.isfinite(values[n]))), n) for n in names]
+        wrong = [(i, n) for i, n in wrong if not np.isfinite(values[n][i])]
+        if not wrong:
+            return
+        index, name = min(wrong, key=lambda entry: entry[0])
+        kept = ""
+        if self._run is not None:
+            saved = self._run.steps
+            kept = f" The checkpoint of step {saved[-1]} is kept." if saved else ""
+        raise FloatingPointError(
+            f"At step {first + index} the {name.replace('_', ' ')} became "
+            f"{values[name][index]}; training has stopped.{kept} Try a lower learning "
+            "rate or a lower `clip`."
+        )

@@ -1,0 +1,227 @@
+"""The objective: how stored examples become data, and the bound on them."""
+
+import math
+from typing import TypeAlias, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+from .._bound.decoders import AbstractDecoder, DiscreteDecoder
+from .._bound.elbo import (
+    Elbo,
+    check_decoder,
+    compute_elbo,
+    compute_shared_elbo,
+    default_decoder,
+    default_time_sampler,
+)
+from .._bound.forms import AbstractForm, LowVariance
+from .._bound.times import AbstractTimeSampler
+from .._core.checks import check_finite, check_points, check_precision
+from .._core.types import Data, PRNGKey, Scalar
+from .._levels import GreyLevels
+from .._model.base import AbstractModel
+
+
+Example: TypeAlias = Shaped[Array, "*data"]
+Examples: TypeAlias = Shaped[Array, "examples ..."]
+HostExamples: TypeAlias = Shaped[np.ndarray, "examples ..."]
+# Terms by name, in nats.
+Terms: TypeAlias = dict[str, Scalar]
+
+
+@final
+class Objective(eqx.Module):
+    r"""What is trained and evaluated: the data of an example, and the bound on them.
+
+    **Arguments:**
+
+    - `form`, `decoder`, `time_sampler`: as for [`eqmdm.elbo`][], with its defaults;
+        but for grey levels at their centres the decoder is discrete.
+    - `levels`: how integer levels become data; `None` for examples that are points
+        already.
+    - `flip`: whether training reflects images left to right, half of the time.
+
+    **Raises:**
+
+    `ValueError` for a decoder that does not go with the form or with the levels: the
+    density at a level's centre bounds nothing, and a discrete decoder beside
+    dequantisation counts the levels twice.
+    """
+
+    form: AbstractForm
+    decoder: AbstractDecoder
+    time_sampler: AbstractTimeSampler | None
+    levels: GreyLevels | None
+    flip: bool
+
+    def __init__(
+        self,
+        *,
+        form: AbstractForm | None = None,
+        decoder: AbstractDecoder | None = None,
+        time_sampler: AbstractTimeSampler | None = None,
+        levels: GreyLevels | None = None,
+        flip: bool = False,
+    ):
+        self.form = LowVariance() if form is None else form
+        if decoder is None:
+            decoder = default_decoder(self.form)
+            if levels is not None and not levels.gives_density:
+                decoder = DiscreteDecoder(levels)
+        self.decoder = decoder
+        self.time_sampler = time_sampler
+        self.levels = levels
+        self.flip = flip
+        check_decoder(self.form, self.decoder)
+        _check_levels(self.decoder, levels)
+
+    @property
+    def unit(self) -> str:
+        """The unit of `loss`: `"bits/dim"` for grey levels, `"nats"` for points."""
+        return "nats" if self.levels is None else "bits/dim"
+
+    def loss(self, total: Array, shape: tuple[int, ...]) -> Array:
+        """The number that is minimised, from a bound in nats on examples of a shape."""
+        if self.levels is None:
+            return -total
+        return -total / (math.prod(shape) * math.log(2))
+
+    def bound(
+        self,
+        model: AbstractModel,
+        example: Example,
+        key: PRNGKey,
+        u: Scalar,
+        *,
+        check: bool = True,
+    ) -> tuple[Elbo, Terms]:
+        """The bound on one example, and the terms that its encoding adds.
+
+        `check` is as for [`eqmdm.GreyLevels.encode`][], here and below.
+        """
+        key_encode, key_bound = jr.split(key)
+        x, added = self._encode(example, key_encode, u.dtype, check)
+        return compute_elbo(model, x, u, *self._parts(model), key=key_bound), added
+
+    def shared_bound(
+        self,
+        model: AbstractModel,
+        examples: Examples,
+        keys: Key[Array, " examples"],
+        u: Float[Array, " shared"],
+        n_reconstruction: int,
+        *,
+        check: bool = True,
+    ) -> tuple[Elbo, Terms]:
+        """Both averaged over a batch whose examples share the terms of the bound."""
+        key_encode, key_bound = jnp.moveaxis(jax.vmap(jr.split)(keys), 1, 0)
+        encode = lambda example, key: self._encode(example, key, u.dtype, check)
+        x, added = jax.vmap(encode)(examples, key_encode)
+        parts = self._parts(model)
+        bound = compute_shared_elbo(
+            model, x, u, n_reconstruction, *parts, keys=key_bound
+        )
+        return bound, jax.tree.map(jnp.mean, added)
+
+    def check(self, examples: Examples | HostExamples) -> None:
+        """**Raises:** `TypeError` for a dtype that is not that of levels or points;
+        `ValueError` for levels that are out of range or points that are not finite."""
+        if self.levels is not None:
+            self.levels.check(examples)
+        else:
+            check_points("examples", examples, "levels")
+            check_finite("examples", examples)
+
+    def _parts(
+        self, model: AbstractModel
+    ) -> tuple[AbstractForm, AbstractDecoder, AbstractTimeSampler]:
+        times = self.time_sampler
+        times = default_time_sampler(model) if times is None else times
+        return self.form, self.decoder, times
+
+    def _encode(
+        self, example: Example, key: PRNGKey, dtype: jnp.dtype, check: bool
+    ) -> tuple[Data, Terms]:
+        """The data of one example, and the two parts of the correction."""
+        if self.levels is None:
+            check_points("example", example, "levels")
+            x, zero = example.astype(dtype), jnp.zeros((), dtype)
+            return x, {"dequantisation": zero, "data_transform": zero}
+        x, correction = self.levels.encode(example, key=key, dtype=dtype, check=check)
+        jacobian = self.levels.log_jacobian(x)
+        return x, {
+            "dequantisation": correction - jacobian,
+            "data_transform": jacobian,
+        }
+
+
+def _check_levels(decoder: AbstractDecoder, levels: GreyLevels | None) -> None:
+    at_centres = levels is not None and not levels.gives_density
+    discrete = isinstance(decoder, DiscreteDecoder)
+    if discrete != at_centres:
+        kind = "points" if levels is None else "dequantised"
+        raise ValueError(
+            "`decoder` must be a `DiscreteDecoder` for grey levels at their centres "
+            "(`CentreDequantiser`), which have no density, and for these alone; got "
+            f"{type(decoder).__name__} for data that are "
+            f"{'level centres' if at_centres else kind}."
+        )
+    if not isinstance(decoder, DiscreteDecoder) or levels is None:
+        return
+    own = decoder.levels
+    same = own.n_levels == levels.n_levels
+    if not (same and eqx.tree_equal(own.transform, levels.transform) is True):
+        raise ValueError(
+            "`decoder` must have the levels and the transform of `levels`; got "
+            f"{own.n_levels} by {own.transform} and {levels.n_levels} by "
+            f"{levels.transform}. Leave `decoder` out to get one that has."
+        )
+
+
+def batch_loss(
+    model: AbstractModel,
+    objective: Objective,
+    examples: Examples,
+    keys: Key[Array, " examples"],
+    u: Float[Array, " shared"],
+    *,
+    n_reconstruction: int,
+    check: bool = True,
+) -> tuple[Scalar, Terms]:
+    """The training loss on given examples with given draws, and its terms.
+
+    **Arguments:**
+
+    - `model`: what is trained.
+    - `examples`, `keys`: a batch, and a key for each example.
+    - `u`: quantiles of the time for the last `len(u)` of the examples, over which the
+        diffusion term is averaged.
+    - `n_reconstruction`: how many of the examples, counted from the first, the
+        reconstruction term is averaged over.
+    - `check`: as for [`eqmdm.GreyLevels.encode`][].
+
+    **Returns:**
+
+    The loss in the objective's unit, and a dictionary with it, as `loss`, and the mean
+    of each term in nats.
+    """
+    bound, added = objective.shared_bound(
+        model, examples, keys, u, n_reconstruction, check=check
+    )
+    total = bound.total + added["dequantisation"] + added["data_transform"]
+    loss = objective.loss(total, examples.shape[1:])
+    return loss, {"loss": loss} | bound.terms() | added
+
+
+def model_dtype(model: PyTree) -> jnp.dtype:
+    """The dtype that data take: that of the model's parameters."""
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    if not leaves:
+        return jnp.result_type(float)
+    dtype = jnp.result_type(*[leaf.dtype for leaf in leaves])
+    return check_precision("model", dtype)

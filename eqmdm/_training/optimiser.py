@@ -1,0 +1,69 @@
+"""The default optimiser: Adam with a learning rate each for network and diffusion."""
+
+import math
+
+import jax.tree_util as jtu
+import optax
+from jaxtyping import PyTree
+
+from .._core.checks import check_count
+
+
+def make_optimiser(
+    learning_rate: float = 2e-4,
+    *,
+    diffusion_learning_rate: float | None = None,
+    clip: float = 1.0,
+    warmup: int = 0,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """Adam with clipped gradients, and a learning rate of its own for the diffusion.
+
+    Training takes any other Optax optimiser as well.
+
+    **Arguments:**
+
+    - `learning_rate`: of the network, reached after `warmup` updates.
+    - `diffusion_learning_rate`: of the parameters below the model's field `diffusion`;
+        by default that of the network.
+    - `clip`: the largest norm of the gradient of all parameters together. Larger
+        gradients are scaled down to it.
+    - `warmup`: updates over which both learning rates rise linearly.
+    - `accumulate`: steps whose gradients are averaged into one update.
+
+    **Raises:**
+
+    `ValueError` for a rate or norm that is not positive and finite, or a count that is
+    too low.
+    """
+    if diffusion_learning_rate is None:
+        diffusion_learning_rate = learning_rate
+    rates = {"learning_rate": learning_rate}
+    rates |= {"diffusion_learning_rate": diffusion_learning_rate, "clip": clip}
+    for name, value in rates.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"`{name}` must be positive and finite; got {value}.")
+    check_count("accumulate", accumulate)
+    check_count("warmup", warmup, least=0)
+    rate = learning_rate
+    if warmup:
+        # The update of step 0 is not zero either.
+        rate = optax.linear_schedule(
+            learning_rate / warmup, learning_rate, warmup - 1 or 1
+        )
+    rules = [optax.clip_by_global_norm(clip), optax.adam(rate)]
+    if diffusion_learning_rate != learning_rate:
+        # Adam's updates are proportional to the learning rate, so one Adam serves for
+        # both. `optax.partition` would keep two, at twice the program.
+        scale = optax.scale(diffusion_learning_rate / learning_rate)
+        rules.append(optax.masked(scale, _in_diffusion))
+    rule = optax.chain(*rules)
+    if accumulate == 1:
+        return rule
+    return optax.MultiSteps(rule, accumulate).gradient_transformation()
+
+
+def _in_diffusion(trainable: PyTree) -> PyTree:
+    """Whether each parameter is below the field `diffusion` of the model."""
+    first = (jtu.GetAttrKey("diffusion"),)
+    return jtu.tree_map_with_path(lambda path, _: path[:1] == first, trainable)

@@ -1,0 +1,145 @@
+"""The training state: model, averaged parameters, optimiser state, step and key."""
+
+from typing import Any, cast, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, PyTree, UInt32
+
+from .._core.types import IntScalar, PRNGKey
+from .._model.base import AbstractModel, check_model, final_log_snr
+
+
+@final
+class TrainState(eqx.Module):
+    """Everything that training carries from step to step.
+
+    - `model`: the model with its current parameters.
+    - `ema`: the exponential moving average of the parameters, a tree of the model's
+        structure with `None` for everything that is not trained.
+    - `opt_state`: the state of the Optax optimiser, over the same tree.
+    - `step`: the number of steps taken.
+    - `key`: the data of the base key. Every draw is keyed by it, by what the draw is
+        for, and by the step or the example's number, so a state is all that a resumed
+        run needs.
+    """
+
+    model: AbstractModel
+    ema: PyTree
+    opt_state: PyTree
+    step: IntScalar
+    key: UInt32[Array, " words"]
+
+    @classmethod
+    def create(
+        cls,
+        model: AbstractModel,
+        optimiser: optax.GradientTransformation,
+        *,
+        key: PRNGKey,
+    ) -> "TrainState":
+        """The state before the first step.
+
+        Arrays are copied, because steps donate the buffers of their state.
+
+        **Arguments:**
+
+        - `model`: the model to train. Its inexact JAX arrays are the parameters.
+        - `optimiser`: any Optax optimiser. It is initialised on
+            `eqx.filter(model, eqx.is_inexact_array)`.
+        - `key`: the key of every draw in training.
+
+        **Raises:**
+
+        `TypeError` for anything that is no model; `ValueError` for a `key` that is not
+        of JAX's default generator, or a diffusion that ends below the log-SNR range of
+        its denoiser.
+        """
+        check_model(model)
+        _check_key(key)
+        model, ema, opt_state, step, key_data, final = _initial(model, optimiser, key)
+        model.check_final_time(step, final)
+        return cls(model, ema, opt_state, step, key_data)
+
+    @property
+    def ema_model(self) -> AbstractModel:
+        """The model with averaged parameters."""
+        return eqx.combine(self.ema, self.model)
+
+
+# One program: called eagerly, each copy and each zero would be compiled by itself.
+@eqx.filter_jit
+def _initial(model, optimiser, key):
+    copied = jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, model)
+    trainable = eqx.filter(model, eqx.is_inexact_array)
+    # Optax mixes counts and floats, which strict promotion would reject.
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = optimiser.init(trainable)
+    final = None if model.log_snr_range is None else final_log_snr(model.diffusion)
+    return (
+        copied,
+        jax.tree.map(jnp.copy, trainable),
+        opt_state,
+        jnp.zeros((), jnp.int32),
+        jr.key_data(key),
+        final,
+    )
+
+
+def _check_key(key: PRNGKey) -> None:
+    config: Any = jax.config
+    found, default = jr.key_impl(key), config.jax_default_prng_impl
+    if found != default:
+        raise ValueError(
+            "`key` must be a key of JAX's default generator, from which the draws of a "
+            f"step are taken; got one of {found}, not {default}. Make it by "
+            "`jax.random.key`; set `jax_default_prng_impl` for another generator."
+        )
+
+
+def check_state(state: Any) -> None:
+    """**Raises:** `TypeError` for anything but a training state; `ValueError` for one
+    whose buffers have been donated."""
+    if not isinstance(state, TrainState):
+        # What is not even a model is told how to become one first.
+        check_model(state)
+        raise TypeError(
+            f"`state` must be a `TrainState`; got {type(state).__name__}. Make one by "
+            "`eqmdm.TrainState.create(model, optimiser, key=key)`."
+        )
+    arrays = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
+    if any(leaf.is_deleted() for leaf in arrays if not isinstance(leaf, Tracer)):
+        raise ValueError(
+            "`state` must be the newest training state; this one was passed to "
+            "`train_step` before, which donated its buffers to the state that it "
+            "returned. Continue with that one: `state, metrics = train_step(state, "
+            "...)`. To keep an earlier model, copy its arrays before the step."
+        )
+
+
+def update(
+    state: TrainState,
+    gradient: PyTree,
+    optimiser: optax.GradientTransformation,
+    ema_decay: Array,
+) -> TrainState:
+    """The state after one update of the parameters and of their averages."""
+    trainable, static = eqx.partition(state.model, eqx.is_inexact_array)
+    # Optax mixes counts and floats, which strict promotion would reject.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimiser.update(gradient, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+    step = state.step.astype(jnp.float32)
+    # A low decay at first, so that the initial parameters are soon forgotten.
+    decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+    ema = jax.tree.map(
+        lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
+        state.ema,
+        trainable,
+    )
+    model = cast(AbstractModel, eqx.combine(trainable, static))
+    return TrainState(model, ema, opt_state, state.step + 1, state.key)
