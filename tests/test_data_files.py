@@ -52,12 +52,15 @@ def test_images_in_files_are_those_in_memory(data_dir):
 
 
 def test_streams_of_both_are_the_same(data_dir):
-    model = eqmdm.nn.MLP((2,), 1, width=4, depth=1, key=jr.key(0)), eqmdm.VPSDE()
+    network = eqmdm.nn.MLP((2,), 1, width=4, depth=1, key=jr.key(0))
+    model = eqmdm.NoiseModel(network, eqmdm.VPSDE())
     state = eqmdm.TrainState.create(model, eqmdm.make_optimiser(), key=jr.key(1))
+    objective = eqmdm.Objective(levels=eqmdm.GreyLevels(256))
     streams = [
         eqmdm.BatchStream(
             state,
             load("mnist", data_dir=data_dir, in_memory=in_memory).train,
+            objective,
             batch_size=7,
             n_threads=4,
         )

@@ -83,7 +83,7 @@ def finished(tmp_path_factory):
 
 def test_run_writes_all_that_was_used_and_found(finished):
     run_dir, stdout = finished
-    files = "options.json model.json metrics.jsonl test_bound.json samples.png"
+    files = "options.json metrics.jsonl test_bound.json samples.png"
     for name in [*files.split(), "training_curve.png"]:
         assert (run_dir / name).stat().st_size > 0
     for name in ("samples.png", "training_curve.png"):
