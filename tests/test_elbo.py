@@ -492,8 +492,8 @@ def chain(n_vars, t0):
     return eqmdm.LinearDiffusion(coupling - coupling.T, noise, interval=interval)
 
 
-# A log-SNR of 94 at t0, where the ratio itself is no number in float32.
-CHAINS = [(3, 1e-7), (4, 3e-5)]
+# Log-SNRs of 90 to 94 at t0, where the ratio itself is no number in float32.
+CHAINS = [(3, 1e-7), (4, 3e-5), (5, 1e-3)]
 
 
 @pytest.mark.filterwarnings("ignore:The law of this diffusion")
@@ -505,10 +505,30 @@ def test_bound_is_one_where_the_signal_leaves_float32(n_vars, t0, key):
     bound = lambda key: eqmdm.elbo(model, x, key=key)
     bounds = jax.jit(jax.vmap(bound))(jr.split(key, 4000))
     low = float(diffusion.log_snr(diffusion.t1))
-    # Of x - x_hat the mean square is (1 + 1 / SNR) / (1 + SNR)^2 for this x, whose
+    # Of x - x_hat the mean square is 1 / (1 + SNR) for this x, whose
     # integral over SNR is a logarithm; that of the top cancels with the decoder's.
     expected = 8 * (0.5 * np.logaddexp(0, low) - 0.5 * np.log(2 * np.pi) - 0.5)
     assert within_standard_errors(bounds.reconstruction + bounds.diffusion, expected)
     log_density = -4 * (np.log(2 * np.pi) + 1)
     total = np.asarray(bounds.total, float)
     assert total.mean() < log_density + 5 * total.std() / np.sqrt(len(total))
+
+
+@pytest.mark.filterwarnings("ignore:The law of this diffusion")
+@pytest.mark.parametrize(("n_vars", "t0"), CHAINS)
+def test_discrete_bound_is_right_where_the_signal_leaves_float32(n_vars, t0, key):
+    diffusion = chain(n_vars, t0)
+    model = eqmdm.DenoiserModel(lambda l, z: z / (1 + jnp.exp(-l)), diffusion)
+    x = jnp.ones(8, jnp.float32)
+    times = eqmdm.LogSNRGrid()(diffusion, 20, jnp.float32)
+    bound = lambda key: eqmdm.discrete_elbo(model, x, times=times, key=key)
+    bounds = jax.jit(jax.vmap(bound))(jr.split(key, 400))
+    log_snr = np.asarray(jax.vmap(diffusion.log_snr)(times.astype(float)))
+    # A step costs half the gain of SNR times the mean square of x - x_hat, 1 / (1 +
+    # SNR) at its start.
+    gain, before = np.diff(log_snr), log_snr[:-1]
+    costs = 4 * np.expm1(gain) * np.exp(-np.logaddexp(0, -before))
+    assert within_standard_errors(bounds.diffusion, -np.sum(costs))
+    reconstruction = 4 * (log_snr[-1] - np.log(2 * np.pi) - 1)
+    # The noise is known but for a part 1 / SNR of it. Sums of 8 float32 numbers.
+    np.testing.assert_allclose(bounds.reconstruction, reconstruction, rtol=1e-5)
