@@ -20,6 +20,7 @@ Devices are virtual ones of the CPU, or with `--real` those of the machine. Noth
 timed. With `--write` the table goes to SCALING.md too, between its marks.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -90,13 +91,20 @@ def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, 
     )
     state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
 
-    with build.batches(options, state, dataset.train, 1) as batches:
+    data = build.training_data(options, objective, dataset.train)
+
+    def batches():
+        if isinstance(data, eqmdm.TrainingSet):
+            return contextlib.nullcontext(itertools.repeat(data))
+        return eqmdm.BatchStream(state, data, objective, batch_size=batch_size)
+
+    with batches() as stream:
         program = compiled_step(
-            state, next(batches), objective, optimiser, batch_size=batch_size
+            state, next(stream), objective, optimiser, batch_size=batch_size
         )
     logged = []
-    with build.batches(options, state, dataset.train, 1) as batches:
-        for batch in itertools.islice(batches, _N_STEPS):
+    with batches() as stream:
+        for batch in itertools.islice(stream, _N_STEPS):
             state, metrics = eqmdm.train_step(
                 state, batch, objective, optimiser, batch_size=batch_size
             )

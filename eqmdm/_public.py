@@ -139,7 +139,11 @@ from ._training.evaluate import Evaluation as Evaluation, evaluate as evaluate
 from ._training.examples import TrainingSet as TrainingSet
 from ._training.fit import fit as fit
 from ._training.load import load_run as load_run
-from ._training.loop import FitEvent as FitEvent, steps_per_call as steps_per_call
+from ._training.loop import (
+    FitEvent as FitEvent,
+    steps_per_call as steps_per_call,
+    train as train,
+)
 from ._training.objective import Objective as Objective
 from ._training.optimiser import make_optimiser as make_optimiser
 from ._training.run import Run as Run

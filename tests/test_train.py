@@ -412,6 +412,8 @@ def test_evaluation_of_gaussian_data_is_their_log_density(key):
     log_density = np.asarray(-0.5 * x[:, 0] ** 2 - 0.5 * np.log(2 * np.pi))
     gap = result.terms["total"] - log_density
     assert result.summary()["total"][0] == result.terms["total"].mean()
+    # For points the loss is in nats.
+    np.testing.assert_array_equal(result.loss, -result.terms["total"])
     # The Theorem 3 oracle has the same truncation, 3e-6 nats.
     assert abs(gap.mean()) < 5 * gap.std(ddof=1) / np.sqrt(len(gap)) + 1e-5
 

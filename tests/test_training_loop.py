@@ -1,7 +1,4 @@
-"""The training loop of the program and its records, without a model."""
-
-import json
-import math
+"""The training loop, without a model."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,45 +8,46 @@ import optax
 import pytest
 
 import eqmdm
-from eqmdm.cli.files import error_as_text
-from eqmdm.cli.train.loop import AbstractEvents, StepError, check_finite, train_steps
-from eqmdm.cli.train.records import Records, report
 
 
 class Steps:
     """Stands for `eqmdm.train_step`: the loss is the number of the step."""
 
-    def __init__(self, not_finite=None, fails=None):
-        self._not_finite, self._fails = not_finite, fails
+    def __init__(self, not_finite=None, fails=None, **terms):
+        self._not_finite, self._fails, self._terms = not_finite, fails, terms
 
     def __call__(self, state, data, objective, optimiser, *, n_inner, **_):
         first = int(state.step) + 1
         if self._fails == first:
-            raise eqx.EquinoxRuntimeError("EquinoxRuntimeError: a check\nin XLA")
+            raise eqx.EquinoxRuntimeError("a check")
         loss = np.arange(first, first + n_inner, dtype=float)
         if self._not_finite is not None:
             loss[loss == self._not_finite] = np.nan
         step = state.step + n_inner
         state = eqx.tree_at(lambda state: state.step, state, step)
-        return state, {"loss": jnp.asarray(loss), "grad_norm": jnp.ones(n_inner)}
+        terms = {k: jnp.full(n_inner, float(v)) for k, v in self._terms.items()}
+        metrics = {"loss": jnp.asarray(loss), "grad_norm": jnp.ones(n_inner)}
+        return state, metrics | terms
 
 
-class Events(AbstractEvents):
+class Events:
+    """A callback that notes events, and stops training at the one of number
+    `stop_at`."""
+
     def __init__(self, stop_at=None):
-        self.calls, self.asked = [], []
+        self.logs, self.kinds = [], []
         self._stop_at = stop_at
 
-    def stop_requested(self, due):
-        self.asked.append(due)
-        return "SIGTERM" if len(self.asked) == self._stop_at else ""
-
-    def after_interval(self, step, state, values, stopped_by):
-        self.calls.append((step, values["loss"].tolist(), stopped_by))
-        return state
+    def __call__(self, event):
+        self.kinds.append(event.kind)
+        if event.kind == "log":
+            self.logs.append((event.step, event.metrics["loss"].tolist()))
+        return len(self.kinds) == self._stop_at
 
 
-def _train(monkeypatch, steps, events, *, n_steps, start=0, n_inner=1, log_every=4):
-    monkeypatch.setattr(eqmdm, "train_step", steps)
+def _train(monkeypatch, events, *, train_step=None, steps=10, start=0, log_every=4):
+    stand_in = Steps() if train_step is None else train_step
+    monkeypatch.setattr("eqmdm._training.loop.train_step", stand_in)
     state = eqmdm.TrainState(
         model=eqmdm.NoiseModel(lambda t, y: y, eqmdm.VPSDE()),
         ema={},
@@ -57,108 +55,74 @@ def _train(monkeypatch, steps, events, *, n_steps, start=0, n_inner=1, log_every
         step=jnp.asarray(start, jnp.int32),
         key=jr.key_data(jr.key(0)),
     )
-    return train_steps(
+    objective = eqmdm.Objective()
+    data = eqmdm.TrainingSet(np.zeros((3, 2), np.float32), objective)
+    # Every event but the logs and the end is left out.
+    return eqmdm.train(
         state,
-        iter(range(n_steps)),
-        eqmdm.Objective(),
+        data,
+        objective,
         optax.sgd(1.0),
-        events,
-        n_steps=n_steps,
-        n_inner=n_inner,
-        log_every=log_every,
+        steps=steps,
         batch_size=1,
-        ema_decay=0.9,
+        log_every=log_every,
+        checkpoint_every=log_every,
+        callbacks=[events],
     )
 
 
-def test_every_step_is_in_one_interval(monkeypatch):
+@pytest.mark.parametrize("per_call", [1, 2])
+def test_every_step_is_in_one_interval(per_call, monkeypatch):
+    monkeypatch.setattr("eqmdm._training.loop.steps_per_call", lambda: per_call)
     events = Events()
-    state = _train(monkeypatch, Steps(), events, n_steps=10, n_inner=2)
+    state = _train(monkeypatch, events)
     assert int(state.step) == 10
-    assert [(step, reason) for step, _, reason in events.calls] == [
-        (4, ""),
-        (8, ""),
-        (10, ""),
-    ]
-    losses = [loss for _, interval, _ in events.calls for loss in interval]
-    assert losses == list(range(1, 11))
-    # Only where an interval ends may several processes ask one another.
-    assert events.asked == [False, True, False, True, True]
+    assert events.logs == [(4, [1, 2, 3, 4]), (8, [5, 6, 7, 8]), (10, [9, 10])]
+    assert events.kinds.count("step") == 10 // per_call
+    # At the end of every interval the log comes after the step.
+    assert events.kinds[-3:] == ["step", "log", "end"]
 
 
 def test_resumed_loop_logs_at_the_same_steps(monkeypatch):
     events = Events()
-    _train(monkeypatch, Steps(), events, start=6, n_steps=12)
-    assert [call[:2] for call in events.calls] == [
-        (8, [7, 8]),
-        (12, [9, 10, 11, 12]),
-    ]
+    _train(monkeypatch, events, start=6, steps=12)
+    assert events.logs == [(8, [7, 8]), (12, [9, 10, 11, 12])]
 
 
 def test_loop_stops_where_it_is_asked_to(monkeypatch):
     events = Events(stop_at=2)
-    state = _train(monkeypatch, Steps(), events, n_steps=10)
+    state = _train(monkeypatch, events)
     assert int(state.step) == 2
-    assert events.calls == [(2, [1, 2], "SIGTERM")]
+    assert events.logs == [(2, [1, 2])] and events.kinds[-1] == "end"
 
 
 def test_finished_loop_takes_no_step(monkeypatch):
     events = Events()
-    state = _train(monkeypatch, Steps(), events, start=10, n_steps=10)
-    assert int(state.step) == 10 and not events.asked
+    state = _train(monkeypatch, events, start=10)
+    assert int(state.step) == 10 and events.kinds == ["end"]
 
 
 def test_loss_that_is_not_finite_is_named_by_its_step(monkeypatch):
-    with pytest.raises(StepError, match="at step 3 the loss became nan"):
-        _train(monkeypatch, Steps(not_finite=3), Events(), n_steps=10)
+    steps = Steps(not_finite=3)
+    with pytest.raises(FloatingPointError, match="At step 3 the loss became nan"):
+        _train(monkeypatch, Events(), train_step=steps)
 
 
 def test_failed_check_is_named_by_its_step(monkeypatch):
-    with pytest.raises(StepError, match="^at step 7: a check$"):
-        _train(monkeypatch, Steps(fails=7), Events(), n_steps=10)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="a check") as raised:
+        _train(monkeypatch, Events(), train_step=Steps(fails=7))
+    assert raised.value.__notes__ == ["This was in training step 7."]
 
 
 def test_value_that_is_not_finite_is_named_before_the_check_that_it_sets_off(
     monkeypatch,
 ):
-    with pytest.raises(StepError, match="at step 2 the loss became nan"):
-        _train(monkeypatch, Steps(not_finite=2, fails=3), Events(), n_steps=10)
+    steps = Steps(not_finite=2, fails=3)
+    with pytest.raises(FloatingPointError, match="At step 2 the loss became nan"):
+        _train(monkeypatch, Events(), train_step=steps)
 
 
-def test_first_term_that_is_not_finite_is_named_rather_than_the_sum():
-    values = {
-        "loss": np.array([1.0, np.inf, np.nan]),
-        "diffusion": np.array([1.0, np.inf, np.nan]),
-        "prior": np.array([1.0, 1.0, np.nan]),
-    }
-    with pytest.raises(StepError, match="at step 9 the diffusion became inf"):
-        check_finite(values, step=10)
-    check_finite({"loss": np.ones(3)}, step=10)
-
-
-# --- Records -------------------------------------------------------------------------
-
-
-def test_records_after_the_last_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    records = Records(path, up_to=0)
-    for step in (2, 4, 6):
-        records.add({"step": step, "nats": step / 2})
-    with path.open("a") as file:
-        file.write('{"step": 8, "na')
-    assert [r["step"] for r in Records(path, up_to=4).read()] == [2, 4]
-
-
-def test_error_of_one_example_is_in_words_and_null_in_files(tmp_path, capsys):
-    summary = {"total": (-2.0, math.nan), "bits_per_dim": (1.5, math.nan)}
-    report(tmp_path / "bound.json", summary, {"step": 3})
-    shown = capsys.readouterr().out
-    assert shown.count("not known for one example") == 2 and "nan" not in shown
-    assert "bits_per_dim" in shown and "bits/dim" in shown
-    terms = json.loads((tmp_path / "bound.json").read_text())["terms"]
-    assert terms["bits_per_dim"] == {
-        "mean": 1.5,
-        "standard_error": None,
-        "unit": "bits/dim",
-    }
-    assert error_as_text(0.25) == "0.2500"
+def test_first_term_that_is_not_finite_is_named_rather_than_the_sum(monkeypatch):
+    steps = Steps(not_finite=1, diffusion=np.inf)
+    with pytest.raises(FloatingPointError, match="At step 1 the diffusion became inf"):
+        _train(monkeypatch, Events(), train_step=steps)

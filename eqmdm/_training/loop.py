@@ -95,14 +95,17 @@ def train(
 ) -> TrainState:
     """The training state after `steps` steps in all, or when a callback stops it.
 
-    Logging, validation and checkpoints happen between calls of `train_step`. There is a
-    log event before each validation and checkpoint too, so that a resumed run has the
-    log intervals of one that was not stopped.
+    The loop of [`eqmdm.fit`][], for a state, an objective and devices of your own.
+    Logging, validation and checkpoints happen between calls of [`eqmdm.train_step`][].
+    There is a log event before each validation and checkpoint too, so that a resumed
+    run has the log intervals of one that was not stopped.
 
     **Arguments:**
 
     - `state`: the training state, at any step. Its buffers are donated.
     - `data`: the training examples, on the device or to be streamed.
+    - `objective`, `optimiser`, `batch_size`, `ema_decay`: as for
+        [`eqmdm.train_step`][].
     - `validate`: the evaluation of a state, every `validate_every` steps and at the
         end.
     - `run`: takes a checkpoint every `checkpoint_every` steps, at the end and where a
@@ -113,7 +116,7 @@ def train(
     **Raises:**
 
     `FloatingPointError`, without another checkpoint, where a metric is not finite;
-    `equinox.EquinoxRuntimeError` for a check inside the step.
+    `equinox.EquinoxRuntimeError`, with a note of the step, for a check inside it.
     """
     step = int(state.step)
     every = [log_every, checkpoint_every] + ([validate_every] if validate else [])
@@ -208,9 +211,10 @@ class _Window:
         that are not finite fail the checks inside the next step."""
         try:
             yield
-        except eqx.EquinoxRuntimeError:
+        except eqx.EquinoxRuntimeError as error:
             if self._metrics:
                 self.close(step)
+            error.add_note(f"This was in training step {step + 1}.")
             raise
 
     def _check_finite(self, values: dict[str, np.ndarray], step: int) -> None:
@@ -228,6 +232,6 @@ class _Window:
             kept = f" The checkpoint of step {saved[-1]} is kept." if saved else ""
         raise FloatingPointError(
             f"At step {first + index} the {name.replace('_', ' ')} became "
-            f"{values[name][index]}; training has stopped.{kept} Try a lower learning "
-            "rate or a lower `clip`."
+            f"{values[name][index]}; training has stopped.{kept} Try a lower "
+            "`learning_rate` or a lower `clip`."
         )

@@ -1,12 +1,10 @@
 """Builders: diffusions, networks and objectives from the options of `eqmdm train`."""
 
-import contextlib
 import dataclasses
 import enum
-import itertools
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -212,22 +210,17 @@ def build_mesh(batch_size: int) -> jax.sharding.Mesh:
     return eqmdm.device_mesh(devices[:n_used])
 
 
-def batches(
-    options: ResolvedTrainOptions,
-    state: eqmdm.TrainState,
-    objective: eqmdm.Objective,
-    examples: Any,
-    n_inner: int,
-) -> contextlib.AbstractContextManager[Iterator[Any]]:
-    """The data of each call of `train_step`."""
+def training_data(
+    options: ResolvedTrainOptions, objective: eqmdm.Objective, examples: Any
+) -> Any:
+    """The training examples, on the devices or, where they are streamed, on the
+    host."""
     # A process reads what its own devices need, and no more.
     if options.stream or jax.process_count() > 1:
-        counts = {"batch_size": options.batch_size, "n_inner": n_inner}
-        return eqmdm.BatchStream(state, examples, objective, **counts)
+        return examples
     mesh = build_mesh(options.batch_size)
     on_devices = eqmdm.distribute(jnp.asarray(examples), mesh)
-    data = eqmdm.TrainingSet(on_devices, objective)
-    return contextlib.nullcontext(itertools.repeat(data))
+    return eqmdm.TrainingSet(on_devices, objective)
 
 
 def facts(seed: int) -> dict[str, Any]:

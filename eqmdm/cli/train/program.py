@@ -1,18 +1,19 @@
 """Train a diffusion model, evaluate its likelihood bound and draw samples."""
 
 import contextlib
-import math
 import sys
+
+import equinox as eqx
 
 import eqmdm
 
 from .. import build
-from ..errors import clean_errors, clean_file_errors
+from ..errors import clean_errors, clean_file_errors, runtime_message
+from ..fields import with_option_names
 from ..preemption import PREEMPTED, Preemption
 from ..processes import is_first
 from .final_evaluation import stages
-from .loop import StepError, train_steps
-from .options import ResolvedTrainOptions, TrainOptions
+from .options import TrainOptions
 from .progress import Progress
 from .records import Records
 from .setup import Setup, closed_at_the_end, set_up
@@ -43,48 +44,39 @@ def train(setup: Setup, records: Records, preemption: Preemption) -> eqmdm.Train
 
     The program ends here where a signal has stopped it or a step has failed.
     """
-    options, start = setup.options, int(setup.state.step)
-    # Logging and checkpoints happen between calls.
-    n_inner = math.gcd(
-        options.steps, options.log_every, options.steps - start, max_divisor(options)
-    )
+    options = setup.options
+    data = build.training_data(options, setup.objective, setup.dataset.train)
     # The bar is closed first: what is printed then begins on a line of its own.
-    with (
-        build.batches(
-            options, setup.state, setup.objective, setup.dataset.train, n_inner
-        ) as batches,
-        Progress(setup, records, preemption) as progress,
-    ):
+    with Progress(setup, records, preemption) as progress:
         try:
-            state = train_steps(
+            state = eqmdm.train(
                 setup.state,
-                batches,
+                data,
                 setup.objective,
                 setup.optimiser,
-                progress,
-                n_steps=options.steps,
-                n_inner=n_inner,
-                log_every=options.log_every,
+                steps=options.steps,
                 batch_size=options.batch_size,
                 ema_decay=options.ema_decay,
+                log_every=options.log_every,
+                validate=progress.validate,
+                validate_every=options.validate_every,
+                run=setup.run,
+                checkpoint_every=options.checkpoint_every,
+                callbacks=[progress],
             )
-        except StepError as error:
+        except (FloatingPointError, eqx.EquinoxRuntimeError) as error:
             progress.close()
-            sys.exit(_step_error(error, setup.run))
-    if progress.stopped_at:
-        print(progress.stopped_at)
+            sys.exit(f"error: {_step_error(error)}")
+    if progress.stopped_by and int(state.step) < options.steps:
+        print(
+            f"{progress.stopped_by}: stopped with a checkpoint of step "
+            f"{int(state.step)}"
+        )
         sys.exit(PREEMPTED)
     return state
 
 
-def max_divisor(options: ResolvedTrainOptions) -> int:
-    """A number whose divisors are the steps that a call may take."""
-    return math.gcd(options.log_every, 1 if eqmdm.steps_per_call() == 1 else 2520)
-
-
-def _step_error(error: StepError, run: eqmdm.Run) -> str:
-    kept = f"that of step {run.steps[-1]} is kept" if run.steps else "there is none"
-    return (
-        f"error: {error}; stopped. No checkpoint was written since: {kept}. Try a "
-        "lower --learning-rate, --diffusion-learning-rate or --clip."
-    )
+def _step_error(error: Exception) -> str:
+    if isinstance(error, FloatingPointError):
+        return with_option_names(str(error), TrainOptions)
+    return " ".join([runtime_message(error), *error.__notes__])

@@ -1,9 +1,7 @@
 """The progress of a run: what is logged, validated and saved between steps."""
 
-import time
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 import eqmdm
@@ -11,21 +9,16 @@ import eqmdm
 from ..build import Purpose
 from ..preemption import Preemption
 from ..processes import is_first
-from .loop import AbstractEvents
 from .profile import Profile
 from .records import Records, learned
 from .setup import Setup
 
 
-class Progress(AbstractEvents):
-    """The events of the training loop: a bar, metrics.jsonl and checkpoints."""
+class Progress:
+    """A callback of the training loop: a bar, metrics.jsonl, a profile, and the end
+    of training after a signal."""
 
-    def __init__(
-        self,
-        setup: Setup,
-        records: Records,
-        preemption: Preemption,
-    ):
+    def __init__(self, setup: Setup, records: Records, preemption: Preemption):
         self._setup, self._records, self._preemption = setup, records, preemption
         options, start = setup.options, int(setup.state.step)
         self._bar: Any = tqdm(
@@ -42,9 +35,8 @@ class Progress(AbstractEvents):
             self._bar.set_description("compiling the first step")
         traced = options.profile and is_first()
         self._profile = Profile(setup.run.run_dir / "profile" if traced else None)
-        self._clock = time.perf_counter()
-        self.stopped_at = ""
-        """The sentence to end with, if a signal has stopped the run."""
+        self.stopped_by = ""
+        """The signal that has stopped training, if one has."""
 
     def __enter__(self) -> "Progress":
         return self
@@ -56,51 +48,22 @@ class Progress(AbstractEvents):
         self._profile.stop()
         self._bar.close()
 
-    def stop_requested(self, due: bool) -> str:
-        return self._preemption.agreed(due)
+    def __call__(self, event: eqmdm.FitEvent) -> bool:
+        """Whether training is to stop."""
+        if event.kind == "step":
+            self._profile.at_step()
+            self.stopped_by = self._preemption.agreed(on_time=False)
+        elif event.kind == "log":
+            self._profile.at_log()
+            self._log(event)
+            self.stopped_by = self._preemption.agreed(on_time=True)
+        elif event.kind == "validation":
+            self._record_validation(event)
+        return bool(self.stopped_by)
 
-    def after_interval(
-        self,
-        step: int,
-        state: eqmdm.TrainState,
-        values: dict[str, np.ndarray],
-        stopped_by: str,
-    ) -> eqmdm.TrainState:
-        self._profile.stop()
-        options = self._setup.options
-        last = step == options.steps
-        self._log(step, state, values)
-        validated = None
-        if step % options.validate_every == 0 or last:
-            validated = self._validate(step, state)
-        if step % options.checkpoint_every == 0 or last or stopped_by:
-            self._setup.run.save(state, loss=validated)
-        if stopped_by and not last:
-            self.stopped_at = f"{stopped_by}: stopped with a checkpoint of step {step}"
-        if not last:
-            self._profile.start()
-        self._clock = time.perf_counter()
-        return state
-
-    def _log(
-        self, step: int, state: eqmdm.TrainState, values: dict[str, np.ndarray]
-    ) -> None:
-        n_averaged = len(values["loss"])
-        rate = n_averaged / (time.perf_counter() - self._clock)
-        record: dict[str, Any] = {"step": step}
-        record |= self._named({k: float(v.mean()) for k, v in values.items()})
-        record["steps_averaged"] = n_averaged
-        if self._setup.options.diffusion == "learned":
-            record |= learned(state.model.diffusion)
-        self._records.add(record | {"steps_per_second": rate})
-        loss = f"{record[self._setup.loss_name]:.3f} {self._setup.loss_unit}"
-        self._bar.set_description("training")
-        self._bar.set_postfix_str(f"{loss}, {rate:.1f} steps/s")
-        self._bar.update(step - self._bar.n)
-
-    def _validate(self, step: int, state: eqmdm.TrainState) -> float:
+    def validate(self, state: eqmdm.TrainState) -> eqmdm.Evaluation:
         setup, options = self._setup, self._setup.options
-        evaluation = eqmdm.evaluate(
+        return eqmdm.evaluate(
             state.ema_model,
             setup.dataset.validation[: options.validation_examples],
             setup.objective,
@@ -108,14 +71,32 @@ class Progress(AbstractEvents):
             n_draws=options.validation_draws,
             batch_size=options.batch_size,
         )
-        loss = eqmdm.Estimate.from_mean(evaluation.loss)
-        summary = dict(evaluation.summary()) | {setup.loss_name: loss}
-        self._records.add({"step": step, "validation": summary})
+
+    def _log(self, event: eqmdm.FitEvent) -> None:
+        assert event.metrics is not None
+        record: dict[str, Any] = {"step": event.step}
+        means = {name: float(v.mean()) for name, v in event.metrics.items()}
+        record |= self._named(means)
+        record["steps_averaged"] = len(event.metrics["loss"])
+        if self._setup.options.diffusion == "learned":
+            record |= learned(event.state.model.diffusion)
+        rate = event.steps_per_second
+        self._records.add(record | {"steps_per_second": rate})
+        loss = f"{record[self._setup.loss_name]:.3f} {self._setup.loss_unit}"
+        self._bar.set_description("training")
+        self._bar.set_postfix_str(f"{loss}, {rate:.1f} steps/s")
+        self._bar.update(event.step - self._bar.n)
+
+    def _record_validation(self, event: eqmdm.FitEvent) -> None:
+        assert event.evaluation is not None
+        setup = self._setup
+        loss = eqmdm.Estimate.from_mean(event.evaluation.loss)
+        summary = dict(event.evaluation.summary()) | {setup.loss_name: loss}
+        self._records.add({"step": event.step, "validation": summary})
         mean, error = loss
         self._bar.write(
-            f"step {step}: validation {mean:.4f} +- {error:.4f} {setup.loss_unit}"
+            f"step {event.step}: validation {mean:.4f} +- {error:.4f} {setup.loss_unit}"
         )
-        return mean
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
         """Metrics by the names that files have for them."""
