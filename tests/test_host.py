@@ -227,3 +227,37 @@ def test_learned_diffusion_that_starts_unmixed_says_so():
         eqmdm.LearnedDiffusion(
             2, key=jax.random.key(0), interval=eqmdm.TimeInterval(1e-3, 0.2)
         )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: -np.log(x), id="line"),
+        # Stationary between, where interpolation is of no use.
+        pytest.param(lambda x: -((np.log(x) + 3) ** 3), id="stationary"),
+        pytest.param(
+            lambda x: np.where(x < 1e-4, np.nan, -np.sqrt(x)), id="unresolved"
+        ),
+        pytest.param(lambda x: np.where(x < 0.02, 50.0, -50.0), id="jump"),
+    ],
+)
+def test_search_ends_where_a_falling_function_crosses_its_levels(function):
+    levels = np.array([-0.9, -0.02, 0.0, 2.0])
+    points = host.first_below(function, levels, 1e-6, 10.0)
+    # Above the level a spacing earlier, and not above it a spacing later; where the
+    # function is known.
+    near = 4 * np.finfo(float).eps * np.maximum(1, np.abs(np.log(points)))
+    before, after = (function(points * np.exp(sign * near)) for sign in (-1, 1))
+    reached = ~(function(np.full(4, 10.0)) >= levels)
+    assert np.all(~(before < levels) & (after <= levels) | ~reached)
+    assert np.all(points[~reached] == 10.0)
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_sampling_times_of_constants_take_no_program(name):
+    diffusion = NAMED[name]()
+    grids = [eqmdm.UniformGrid(), eqmdm.QuadraticGrid(), eqmdm.LogSNRGrid()]
+    with counted() as programs:
+        found = [grid(diffusion, 10) for grid in [*grids, eqmdm.RhoGrid()]]
+    assert programs["traced"] == 0
+    assert all(times[0] == diffusion.t1 for times in found)

@@ -200,3 +200,26 @@ def test_functions_of_a_diffusion_may_close_over_what_is_traced(sampler):
     # One table, in two programs.
     np.testing.assert_allclose(jax.jit(density)(2.0), known, rtol=1e-10)
     assert jax.grad(density)(2.0) == 0
+
+
+@pytest.mark.parametrize("name", ["importance", "log_snr"])
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_times_of_constants_are_those_of_the_same_numbers_traced(name, diffusion):
+    sampler, constant = SAMPLERS[name], DIFFUSIONS[diffusion]()
+    interval = eqmdm.TimeInterval(float(constant.t0), float(constant.t1))
+    recipe = constant.recipe
+    matrices = [np.asarray(m) for m in (constant.skew_matrix, recipe.dissipation_root)]
+
+    def build(skew, root):
+        return eqmdm.LinearDiffusion(skew, dissipation_root=root, interval=interval)
+
+    u = jnp.linspace(0, 1, 101)
+    traced = jax.jit(
+        lambda skew, root, u: jax.vmap(lambda u: sampler(build(skew, root), u))(u)
+    )
+    t, density = times(sampler, build(*matrices), u)
+    t_traced, density_traced = traced(*matrices, u)
+    # The rise over a cell is a difference of kernels that are good to 1e-12; the
+    # smallest is 1e-4 of their size.
+    np.testing.assert_allclose(t, t_traced, rtol=1e-8)
+    np.testing.assert_allclose(density, density_traced, rtol=1e-6)

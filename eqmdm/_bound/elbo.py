@@ -260,18 +260,20 @@ def compute_shared_elbo(
     at_start, at_end, at_times = (_take(kernels, i) for i in (0, 1, slice(2, None)))
     state = jax.vmap(lambda x, key: diffusion.draw_start(x, key=key))(x, key_aux)
 
-    @jax.vmap
-    def draw_start(state, key):
-        whole = decoder.of_whole_start
-        return Point.draw(at_start, state, given_start=whole, key=key)
-
-    @jax.vmap
-    def draw_path(kernel, state, key):
-        whole = form.conditions_on_start
-        return Point.draw(kernel, state, given_start=whole, key=key)
-
-    start = draw_start(state[:n_start], key_start[:n_start])
-    path = draw_path(at_times, state[-n_path:], key_path[-n_path:])
+    # The noises of both points in one draw, which is compiled once.
+    noise = jax.vmap(lambda key: draw_normal(key, state.shape[1:], x.dtype))(
+        jnp.concatenate([key_start[:n_start], key_path[-n_path:]])
+    )
+    start = jax.vmap(
+        lambda state, noise: Point.at(
+            at_start, state, noise, given_start=decoder.of_whole_start
+        )
+    )(state[:n_start], noise[:n_start])
+    path = jax.vmap(
+        lambda kernel, state, noise: Point.at(
+            kernel, state, noise, given_start=form.conditions_on_start
+        )
+    )(at_times, state[-n_path:], noise[n_start:])
     arguments = jax.tree.map(
         lambda *parts: jnp.concatenate(parts),
         *(jax.vmap(lambda point: point.arguments)(points) for points in (start, path)),

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import equinox as eqx
 import jax
@@ -12,10 +12,13 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._core.checks import check_count
+from .._core.checks import check_count, concrete
 from .._core.gaussian import log_det
 from .._core.types import PRNGKey, Scalar
 from .._diffusion import AbstractLinearDiffusion
+from .._diffusion.host import Path as KnownPath
+from .._diffusion.interval import known_times
+from .._diffusion.stationary import known_path
 
 
 def low_discrepancy(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
@@ -133,7 +136,7 @@ class ImportanceTimeSampler(AbstractTimeSampler):
     def __call__(
         self, diffusion: AbstractLinearDiffusion, u: Scalar
     ) -> tuple[Scalar, Scalar]:
-        return _tabulated(diffusion, _integrand_rises, u, self.n_grid)
+        return _tabulated(diffusion, _INTEGRAND, u, self.n_grid)
 
 
 @final
@@ -155,7 +158,17 @@ class LogSNRTimeSampler(AbstractTimeSampler):
     def __call__(
         self, diffusion: AbstractLinearDiffusion, u: Scalar
     ) -> tuple[Scalar, Scalar]:
-        return _tabulated(diffusion, _log_snr_falls, u, self.n_grid)
+        return _tabulated(diffusion, _LOG_SNR, u, self.n_grid)
+
+
+class _Rises(NamedTuple):
+    """The rises of a falling or rising function of time over cells, by which times are
+    drawn: from kernels in the program, or from those that are known on the host."""
+
+    traced: Callable[
+        [AbstractLinearDiffusion, Float[Array, " edges"]], Float[Array, " cells"]
+    ]
+    known: Callable[[KnownPath], Float[np.ndarray, " cells"]]
 
 
 def _integrand_rises(
@@ -176,18 +189,24 @@ def _log_snr_falls(
     return -jnp.diff(jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr)(times))
 
 
+_INTEGRAND = _Rises(
+    _integrand_rises,
+    lambda path: 2 * np.diff(path.log_det_root - path.log_det_mean_map),
+)
+_LOG_SNR = _Rises(_log_snr_falls, lambda path: -np.diff(path.log_snr))
+
+
 def _tabulated(
-    diffusion: AbstractLinearDiffusion,
-    rises: Callable[[AbstractLinearDiffusion, Array], Array],
-    u: Scalar,
-    n_grid: int,
+    diffusion: AbstractLinearDiffusion, rises: _Rises, u: Scalar, n_grid: int
 ) -> tuple[Scalar, Scalar]:
     diffusion = jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf,
         diffusion,
     )
     # It does not depend on `u`, so that under `jax.vmap` it is made once.
-    table = jax.lax.stop_gradient(_table(diffusion, rises, n_grid, u.dtype))
+    table = _known_table(diffusion, rises, n_grid, u.dtype)
+    if table is None:
+        table = jax.lax.stop_gradient(_table(diffusion, rises, n_grid, u.dtype))
     times, share, cumulative = table
     cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, n_grid - 1)
     width = times[cell + 1] - times[cell]
@@ -195,19 +214,50 @@ def _tabulated(
     return times[cell] + within * width, share[cell] / width
 
 
+# Edges of cells in time, the share of each cell, and their running sums.
+_Table: TypeAlias = tuple[
+    Float[Array, " edges"], Float[Array, " cells"], Float[Array, " edges"]
+]
+
+
+def _known_table(
+    diffusion: AbstractLinearDiffusion, rises: _Rises, n_grid: int, dtype: jnp.dtype
+) -> _Table | None:
+    """The table of a diffusion of constants, made on the host, or `None`.
+
+    In the program its kernels would take as long to compile as a small network.
+    """
+    interval = known_times(diffusion.interval)
+    t0, t1 = (
+        (None, None)
+        if interval is None
+        else (concrete(interval.t0), concrete(interval.t1))
+    )
+    if t0 is None or t1 is None:
+        return None
+    times = np.geomspace(t0, t1, n_grid + 1)
+    path = known_path(diffusion, times)
+    rise = None if path is None else rises.known(path)
+    # Beyond the range of the host's numbers, the program says what is wrong.
+    if rise is None or not np.all(np.isfinite(rise)):
+        return None
+    share, cumulative = _shares(rise, np)
+    as_array = lambda part: jnp.asarray(part, dtype)
+    return as_array(times), as_array(share), as_array(cumulative)
+
+
 def _table(
-    diffusion: AbstractLinearDiffusion,
-    rises: Callable[[AbstractLinearDiffusion, Array], Array],
-    n_grid: int,
-    dtype: jnp.dtype,
-) -> tuple[Float[Array, " edges"], Float[Array, " cells"], Float[Array, " edges"]]:
-    """Edges of cells in time, the share of each cell, and their running sums."""
+    diffusion: AbstractLinearDiffusion, rises: _Rises, n_grid: int, dtype: jnp.dtype
+) -> _Table:
     log_t = jnp.linspace(jnp.log(diffusion.t0), jnp.log(diffusion.t1), n_grid + 1)
     times = jnp.exp(log_t).astype(dtype)
-    rise = rises(diffusion, times)
+    share, cumulative = _shares(rises.traced(diffusion, times), jnp)
+    return times, share, cumulative
+
+
+def _shares(rise: Any, xp: Any) -> tuple[Any, Any]:
     # A density of zero over a cell would leave it out of the bound; rounding, or a
     # stationary point, must not do that.
-    rise = jnp.maximum(rise, jnp.sum(jnp.abs(rise)) * (1e-4 / n_grid))
-    share = rise / jnp.sum(rise)
-    cumulative = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(share)])
-    return times, share, cumulative
+    rise = xp.maximum(rise, xp.sum(xp.abs(rise)) * (1e-4 / len(rise)))
+    share = rise / xp.sum(rise)
+    return share, xp.concatenate([xp.zeros(1, share.dtype), xp.cumsum(share)])

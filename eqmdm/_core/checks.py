@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import Tracer, eval_context
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -80,7 +80,7 @@ def now_if_known(*trees: Any) -> contextlib.AbstractContextManager[None]:
     """
     if not is_known(*trees):
         return contextlib.nullcontext()
-    return jax.ensure_compile_time_eval()
+    return eval_context()
 
 
 def raise_or_error_if(value: Array, wrong: Any, message: str) -> Array:
@@ -108,11 +108,18 @@ def as_number(value: int | float | Array | np.ndarray | np.generic) -> float | A
     return value if isinstance(value, Tracer) else float(value)
 
 
+def constant(values: np.ndarray) -> Array:
+    """Known values on the device, and known inside a trace too."""
+    with eval_context():
+        # `jnp.asarray` would compile a program for every shape.
+        return jax.device_put(values)
+
+
 def as_scalar(value: float | Array, dtype: DTypeLike) -> Array:
     """A number as a JAX array; of a known one nothing is compiled."""
-    # Of a Python float JAX would compile the conversion.
-    known = value if isinstance(value, jax.Array) else np.asarray(value, dtype)
-    return jnp.asarray(known, dtype)
+    if isinstance(value, jax.Array):
+        return jnp.asarray(value, dtype)
+    return constant(np.asarray(value, dtype))
 
 
 def namespace(*values: Any) -> ModuleType:

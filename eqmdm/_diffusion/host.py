@@ -23,16 +23,21 @@ Numbers: TypeAlias = Float[np.ndarray, "..."]
 # log-SNR of about -1.5, where a tenth of the variance of the state is still the data.
 LARGEST_DIVERGENCE = 0.1
 
-# Points that a round of the search for a log-SNR spreads over its bracket. A NumPy call
-# for all of them costs little more than one for one.
-_N_POINTS = 7
-
 
 class Laws(NamedTuple):
     """Normal laws, one for each time: of a mean map, and a root of the covariance."""
 
     mean_map: Matrices
     root: Matrices
+
+
+class Path(NamedTuple):
+    """Figures of the perturbation kernels at increasing times: the log-determinants of
+    their roots and of their whole mean maps, and their log-SNRs."""
+
+    log_det_root: Numbers
+    log_det_mean_map: Numbers
+    log_snr: Numbers
 
 
 def at(laws: Laws, index: int) -> Laws:
@@ -125,6 +130,11 @@ def kernel_after(step: Laws, start_root: Matrices) -> Laws:
     return Laws(step.mean_map[..., :1], root)
 
 
+def log_det(root: Matrices) -> Numbers:
+    """The log-determinant of a triangular root with positive diagonal."""
+    return np.sum(np.log(np.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
+
+
 def log_snr(kernel: Laws) -> Numbers:
     """log a^T Sigma^-1 a; not a number where the dtype does not hold the root."""
     diagonal = np.diagonal(kernel.root, axis1=-2, axis2=-1)
@@ -138,41 +148,61 @@ def log_snr(kernel: Laws) -> Numbers:
 
 
 def first_below(
-    function: Callable[[Numbers], Numbers], level: float, first: float, last: float
-) -> float:
+    function: Callable[[Numbers], Numbers],
+    levels: Float[np.ndarray, " levels"],
+    first: float,
+    last: float,
+) -> Float[np.ndarray, " levels"]:
     """The point of [first, last], both positive, at which a falling function crosses
-    `level`; `last` if it does not.
+    each of `levels`; `last` where it does not.
 
-    Where the function is not a number it counts as above: the kernels of the earliest
-    times are not resolved.
+    `function` takes a point for each level. Where it is not a number it counts as
+    above: the kernels of the earliest times are not resolved.
+
+    **Source:** Chandrupatla (1997), in the logarithm of the points: inverse quadratic
+    interpolation where it can be trusted, else bisection.
     """
-    points = np.log([first, last])
-    values = function(np.exp(points)) - level
-    if not values[-1] < 0:
-        return last
-    # To the spacing of float64 in the logarithm.
-    while points[1] - points[0] > 4e-16 * max(1.0, np.abs(points).max()):
-        inner = _between(points, values)
-        if len(inner) == 0:
-            break
-        points = np.concatenate([points[:1], inner, points[1:]])
-        inner_values = function(np.exp(inner)) - level
-        values = np.concatenate([values[:1], inner_values, values[1:]])
-        index = max(1, int(np.argmax(values < 0)))
-        points, values = (part[index - 1 : index + 1] for part in (points, values))
-    return math.exp(points.mean())
+
+    def excess(points: Numbers) -> Numbers:
+        values = function(np.exp(points)) - levels
+        return np.where(np.isnan(values), np.inf, values)
+
+    # The root lies between `new` and `other`; `old` is the point before.
+    other, new = (np.full(len(levels), math.log(end)) for end in (first, last))
+    f_other, f_new = np.full(len(levels), np.inf), excess(new)
+    crosses = f_new < 0
+    old, f_old, share = other, f_other, np.full(len(levels), 0.5)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        while True:
+            # To the spacing of float64.
+            width = np.abs(other - new)
+            tolerance = 4e-16 * np.maximum(1, np.abs(new))
+            if np.all((width <= 2 * tolerance) | (f_new == 0) | ~crosses):
+                break
+            least = np.minimum(tolerance / np.where(width > 0, width, 1), 0.5)
+            point = new + np.clip(share, least, 1 - least) * (other - new)
+            value = excess(point)
+            same = (value < 0) == (f_new < 0)
+            old, f_old = np.where(same, new, other), np.where(same, f_new, f_other)
+            other, f_other = np.where(same, other, new), np.where(same, f_other, f_new)
+            new, f_new = point, value
+            share = _interpolated(new, other, old, f_new, f_other, f_old)
+    # Of both ends the one whose value is nearer to the level.
+    nearest = np.where(np.abs(f_new) <= np.abs(f_other), new, other)
+    return np.where(crosses, np.exp(nearest), last)
 
 
-def _between(bracket: Numbers, values: Numbers) -> Numbers:
-    """Points at which to look for a root: all over the bracket, and close to where it
-    is by interpolation, so that a smooth function takes a handful of rounds."""
-    low, width = bracket[0], bracket[1] - bracket[0]
-    share = values[0] / (values[0] - values[1]) if np.isfinite(values).all() else 0.5
-    guess = low + width * np.clip(share, 0, 1)
-    near = width * 0.1 ** np.arange(1, 17, 2)
-    spread = np.linspace(low, bracket[1], _N_POINTS + 2)
-    inner = np.unique(np.concatenate([spread, guess - near, [guess], guess + near]))
-    return inner[(inner > low) & (inner < bracket[1])]
+def _interpolated(
+    a: Numbers, b: Numbers, c: Numbers, f_a: Numbers, f_b: Numbers, f_c: Numbers
+) -> Numbers:
+    """The share of the way from `a` to `b` at which the inverse parabola through three
+    points is 0; a half where it is not monotone between them."""
+    xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
+    trusted = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
+    slope = (c - a) / (b - a)
+    share = f_a / (f_b - f_a) * f_c / (f_b - f_c)
+    share = share + slope * f_a / (f_c - f_a) * f_b / (f_c - f_b)
+    return np.where(trusted, share, 0.5)
 
 
 def prior_divergence(prior_root: Matrices, kernel: Laws) -> float:

@@ -1,12 +1,13 @@
 """The (Q, D) recipe: what defines a diffusion with a Gaussian stationary law."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from .._core.gaussian import matmul, solve_lower
 from .._core.types import MatrixLike, RankMatrix, VarsMatrix
@@ -30,7 +31,9 @@ from .schedule import (
     AbstractSchedule,
     LinearSchedule,
     as_parameters,
+    computes_on_host,
     end_of,
+    known_integral,
     known_inverse,
 )
 from .settle import (
@@ -152,18 +155,10 @@ class Recipe(eqx.Module):
 
     def known_laws(self) -> KnownLaws | None:
         """What is known of the diffusion on the host, or `None` if any is traced."""
-        F, R = self.known_drift_matrix(), known(self.dissipation_root)
-        prior_root, start = known(self.stationary_root), known(self.start_root)
+        kernel, prior_root = self._known_kernel(), known(self.stationary_root)
         limit = self.known_t_limit()
-        if F is None or R is None or prior_root is None or start is None:
+        if kernel is None or prior_root is None or limit is None:
             return None
-        if limit is None:
-            return None
-        G, start = math.sqrt(2) * R, start.reshape(len(F), -1)
-
-        def kernel(tau: host.Numbers, dtype: np.dtype) -> host.Laws:
-            step = host.transition(F.astype(dtype), G.astype(dtype), tau.astype(dtype))
-            return host.kernel_after(step, start.astype(dtype))
 
         def divergence(tau: float) -> float:
             law = kernel(np.array([tau]), np.dtype(float))
@@ -175,6 +170,37 @@ class Recipe(eqx.Module):
             divergence=divergence,
             t_limit=limit,
         )
+
+    def known_path(self, times: Float[np.ndarray, " times"]) -> host.Path | None:
+        """The kernels at known times, on the host, or `None` if that takes JAX."""
+        kernel, F = self._known_kernel(), self.known_drift_matrix()
+        if kernel is None or F is None or not computes_on_host(self.schedule):
+            return None
+        tau = np.array([known_integral(self.schedule, t) for t in times], float)
+        laws = kernel(tau, np.dtype(float))
+        # By Liouville's formula: of a mean map that has decayed, rounding leaves no
+        # determinant.
+        return host.Path(host.log_det(laws.root), np.trace(F) * tau, host.log_snr(laws))
+
+    def known_times_at(
+        self, log_snrs: Float[np.ndarray, " levels"]
+    ) -> Float[np.ndarray, " levels"] | None:
+        """The times of known log-SNRs, on the host, or `None` if that takes JAX."""
+        laws = self.known_laws() if computes_on_host(self.schedule) else None
+        return None if laws is None else laws.times_at(log_snrs)
+
+    def _known_kernel(self) -> Callable[[host.Numbers, np.dtype], host.Laws] | None:
+        F, R = self.known_drift_matrix(), known(self.dissipation_root)
+        start = known(self.start_root)
+        if F is None or R is None or start is None:
+            return None
+        G, start = math.sqrt(2) * R, start.reshape(len(F), -1)
+
+        def kernel(tau: host.Numbers, dtype: np.dtype) -> host.Laws:
+            step = host.transition(F.astype(dtype), G.astype(dtype), tau.astype(dtype))
+            return host.kernel_after(step, start.astype(dtype))
+
+        return kernel
 
     def texts(self) -> dict[str, str]:
         """Q, D and, unless it is the identity, S, as text."""

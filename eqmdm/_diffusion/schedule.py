@@ -290,6 +290,13 @@ def end_of(schedule: AbstractSchedule) -> float:
 _TAKES_NUMPY = ConstantSchedule, LinearSchedule, CosineSchedule
 
 
+def computes_on_host(schedule: AbstractSchedule) -> bool:
+    """Whether known values of a schedule cost no program: a user's own may be written
+    in `jax.numpy` alone."""
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule))
+    return not traced and isinstance(schedule, _TAKES_NUMPY)
+
+
 def known_integral(schedule: AbstractSchedule, t: float) -> float | None:
     """$B(t)$ at a known time, or `None` where the schedule is traced."""
     return _known(schedule, schedule.integrated_rate, 0.0, t)

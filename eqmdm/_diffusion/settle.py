@@ -32,6 +32,22 @@ class KnownLaws(NamedTuple):
     divergence: Callable[[float], float]
     t_limit: float
 
+    def integrals_at(
+        self, log_snrs: host.Numbers, first: float, last: float
+    ) -> host.Numbers:
+        """The integrals in [first, last] at some log-SNRs; `last` where there is
+        none."""
+        exact = lambda integral: self.log_snr(integral, np.dtype(np.float64))
+        return host.first_below(exact, log_snrs, first, last)
+
+    def times_at(self, log_snrs: host.Numbers) -> host.Numbers | None:
+        """The times of some log-SNRs, or `None` where the schedule is traced."""
+        first, last = self.integral(EARLIEST_TIME), self.integral(self.t_limit)
+        if first is None or last is None:
+            return None
+        times = [self.time(x) for x in self.integrals_at(log_snrs, first, last)]
+        return None if None in times else np.array(times, float)
+
 
 def scheduled_laws(
     schedule: AbstractSchedule,
@@ -119,14 +135,14 @@ def settled(interval: Interval, laws: KnownLaws, *, moves: bool) -> Interval:
 
 def _search(laws: KnownLaws, log_snr: float, first: float, last: float) -> float:
     """The integral at a log-SNR, which a kernel of the default dtype must resolve."""
-    exact = lambda integral: laws.log_snr(integral, np.dtype(np.float64))
-    integral = host.first_below(exact, log_snr, first, last)
+    integral = float(laws.integrals_at(np.array([log_snr]), first, last)[0])
     if not integral < last * (1 - 1e-12):
         raise ValueError(f"{not_reached(laws.t_limit)}; got {log_snr}.")
     dtype = np.dtype(jnp.result_type(float))
     actual = laws.log_snr(np.array([integral]), dtype)[0]
     if not abs(actual - log_snr) <= tolerance(log_snr):
         rounded = lambda integral: laws.log_snr(integral, dtype)
-        begin = laws.time(host.first_below(rounded, log_snr, first, last))
+        level = np.array([log_snr])
+        begin = laws.time(float(host.first_below(rounded, level, first, last)[0]))
         raise ValueError(f"{not_resolved(dtype, begin)}; got {log_snr}.")
     return integral

@@ -6,13 +6,15 @@ from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from wadler_lindig import AbstractDoc
 
-from .._core.checks import as_scalar
+from .._core.checks import as_scalar, concrete
 from .._core.gaussian import Gaussian, Transition, matmul
 from .._core.types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .base import AbstractLinearDiffusion
+from .host import Path
 from .interval import Interval
 from .kernel import N_DOUBLINGS, SHORT_STEP, constant_transition, operator_norm_bound
 from .matrices import as_array
@@ -116,6 +118,36 @@ class AbstractStationaryDiffusion(AbstractLinearDiffusion):
             self.recipe.diffusion_matrix(t.dtype),
             self.schedule.integrated_rate(s, t),
         )
+
+
+def known_path(
+    diffusion: AbstractLinearDiffusion, times: Float[np.ndarray, " times"]
+) -> Path | None:
+    """Figures of the kernels at known times, computed on the host.
+
+    `None` where the diffusion is traced, has no recipe, or a schedule that takes JAX.
+    """
+    if not isinstance(diffusion, AbstractStationaryDiffusion):
+        return None
+    return diffusion.recipe.known_path(times)
+
+
+def known_times_at(
+    diffusion: AbstractLinearDiffusion, log_snrs: Float[np.ndarray, " levels"]
+) -> Float[np.ndarray, " levels"] | None:
+    """The times of known log-SNRs, searched for on the host; `None` as above."""
+    if not isinstance(diffusion, AbstractStationaryDiffusion):
+        return None
+    return diffusion.recipe.known_times_at(log_snrs)
+
+
+def known_log_snrs(
+    diffusion: AbstractLinearDiffusion, *times: Scalar
+) -> tuple[float, ...] | None:
+    """The log-SNRs at some times, on the host; `None` as above."""
+    known = [concrete(t) for t in times]
+    path = None if None in known else known_path(diffusion, np.array(known, float))
+    return None if path is None else tuple(path.log_snr.tolist())
 
 
 class AbstractRecipeDiffusion(AbstractStationaryDiffusion):

@@ -8,12 +8,14 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import eval_context
 from jaxtyping import Array
 
-from .._core.checks import concrete, raise_or_error_if
+from .._core.checks import as_scalar, concrete, raise_or_error_if
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
+from .._diffusion.stationary import known_log_snrs
 
 
 ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
@@ -160,10 +162,13 @@ class AbstractModel(eqx.Module):
 
 def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
     """The log-SNR at the final time, constant to differentiation."""
+    known = known_log_snrs(diffusion, diffusion.t1)
+    if known is not None:
+        return as_scalar(known[0], jnp.result_type(float))
     _, last = kernel_at_ends(diffusion)
     if concrete(last.sigma) is None:
         return jax.lax.stop_gradient(last.log_snr)
-    with jax.ensure_compile_time_eval():
+    with eval_context():
         return last.log_snr
 
 
@@ -175,7 +180,7 @@ def kernel_at_ends(
         return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
     # Those of constants are known inside a trace too. The times are arguments, so that
     # the program is compiled as one, and not evaluated operation by operation.
-    with jax.ensure_compile_time_eval():
+    with eval_context():
         return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
 
 

@@ -32,6 +32,22 @@ class Point(eqx.Module):
     given_start: bool = eqx.field(static=True)
 
     @classmethod
+    def at(
+        cls,
+        kernel: PerturbationKernel,
+        start: State,
+        noise: State,
+        *,
+        given_start: bool,
+    ) -> "Point":
+        """The point at the kernel's time with a given noise."""
+        if given_start:
+            y = kernel.step.perturb(start, noise)
+        else:
+            y = kernel.perturb(start[0], noise)
+        return cls(kernel, start, noise, y, given_start)
+
+    @classmethod
     def draw(
         cls,
         kernel: PerturbationKernel,
@@ -42,11 +58,7 @@ class Point(eqx.Module):
     ) -> "Point":
         """A point at the kernel's time."""
         noise = draw_normal(key, start.shape, start.dtype)
-        if given_start:
-            y = kernel.step.perturb(start, noise)
-        else:
-            y = kernel.perturb(start[0], noise)
-        return cls(kernel, start, noise, y, given_start)
+        return cls.at(kernel, start, noise, given_start=given_start)
 
     @property
     def x(self) -> Data:

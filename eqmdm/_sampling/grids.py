@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Sequence
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import equinox as eqx
 import jax
@@ -18,11 +18,15 @@ from .._core.checks import (
     check_finite,
     check_precision,
     concrete,
+    constant,
+    is_known,
+    namespace,
     now_if_known,
     raise_or_error_if,
 )
 from .._core.types import Scalar
 from .._diffusion import AbstractLinearDiffusion
+from .._diffusion.stationary import known_log_snrs, known_times_at
 
 
 Times: TypeAlias = Float[Array, " times"]
@@ -125,7 +129,7 @@ class LogSNRGrid(AbstractGrid):
 
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
         low, high = _log_snr_ends(diffusion)
-        return times_at(diffusion, _between(low, high, _falling(n_steps)))
+        return times_at(diffusion, high + (low - high) * _falling(n_steps))
 
 
 @final
@@ -154,7 +158,8 @@ class RhoGrid(AbstractGrid):
         share = _falling(n_steps)
         with np.errstate(divide="ignore"):
             log_share, log_rest = np.log(share), np.log1p(-share)
-        log_roots = jnp.logaddexp(low + log_share, high + log_rest)
+        xp = namespace(low, high)
+        log_roots = xp.logaddexp(low + log_share, high + log_rest)
         return times_at(diffusion, -2 * self.rho * log_roots)
 
 
@@ -207,30 +212,59 @@ def _falling(n_steps: int) -> np.ndarray:
     return np.linspace(1, 0, n_steps + 1, dtype=jnp.result_type(float))
 
 
-# Compiled by themselves, as the searches below are: the operations one by one take a
-# first call several times as long.
-@jax.jit
-def _between(start: Scalar, end: Scalar, share_of_start: Times) -> Times:
+def _between(start: Scalar, end: Scalar, share_of_start: np.ndarray) -> Times:
+    if is_known(start, end):
+        # Without a program.
+        first, last = np.asarray(start), np.asarray(end)
+        return constant(last + (first - last) * share_of_start)
     return end + (start - end) * share_of_start
 
 
-@eqx.filter_jit
 def _with_ends(times: Times, first: Scalar, last: Scalar, dtype: np.dtype) -> Times:
+    if is_known(times, first, last):
+        # Without a program.
+        known = np.array(times)
+        known[0], known[-1] = first, last
+        return constant(known.astype(dtype))
+    return _replace_ends(times, first, last, dtype)
+
+
+@eqx.filter_jit
+def _replace_ends(times: Times, first: Scalar, last: Scalar, dtype: np.dtype) -> Times:
     times = times.at[0].set(first.astype(times.dtype))
     return times.at[-1].set(last.astype(times.dtype)).astype(dtype)
 
 
+def _log_snr_ends(diffusion: AbstractLinearDiffusion) -> tuple[Any, Any]:
+    """The log-SNR at t1 and at t0; Python floats where they are known on the host."""
+    known = known_log_snrs(diffusion, diffusion.t1, diffusion.t0)
+    if known is None:
+        return _compute_log_snr_ends(diffusion)
+    low, high = known
+    return low, high
+
+
 @eqx.filter_jit
-def _log_snr_ends(diffusion: AbstractLinearDiffusion) -> tuple[Scalar, Scalar]:
-    """The log-SNR at t1 and at t0."""
+def _compute_log_snr_ends(
+    diffusion: AbstractLinearDiffusion,
+) -> tuple[Scalar, Scalar]:
     ends = jnp.stack([diffusion.t1, diffusion.t0])
     low, high = jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr)(ends)
     return low, high
 
 
-@eqx.filter_jit
-def times_at(diffusion: AbstractLinearDiffusion, log_snrs: Times) -> Times:
+def times_at(diffusion: AbstractLinearDiffusion, log_snrs: Times | np.ndarray) -> Times:
     """The times of several log-SNRs, without checks."""
+    dtype = jnp.result_type(float)
+    if is_known(log_snrs):
+        known = known_times_at(diffusion, np.asarray(log_snrs, float))
+        if known is not None:
+            return constant(known.astype(dtype))
+    return _times_at(diffusion, jnp.asarray(log_snrs, dtype))
+
+
+@eqx.filter_jit
+def _times_at(diffusion: AbstractLinearDiffusion, log_snrs: Times) -> Times:
     return jax.vmap(diffusion._solve_log_snr)(log_snrs)
 
 
