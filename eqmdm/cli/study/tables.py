@@ -43,7 +43,7 @@ def is_trained(cell: Cell, directory: Path) -> bool:
         return False
     given = parse(TrainOptions, [*arguments(cell.train), f"--seed={cell.seed}"])
     options = given.resolved()
-    not_of_the_cell = (*MAY_DIFFER, "data_fingerprint")
+    not_of_the_cell = (*MAY_DIFFER, "data_fingerprint", "data")
     run.check_options(vars(options), may_differ=not_of_the_cell)
     return options.steps in run.steps
 
