@@ -1,6 +1,7 @@
 """What the programs have in common: their names, help, errors and dependencies."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from script_runs import SCRIPTS
 
-from eqmdm.cli import entry
+from eqmdm.cli import entry, errors
 from eqmdm.cli.evaluate.options import EvaluateOptions
 from eqmdm.cli.fields import check_at_least, with_option_names
 from eqmdm.cli.parsing import parse
@@ -135,6 +136,55 @@ def test_option_below_its_minimum_is_refused():
     options = SampleOptions(run=Path("run"), steps=0)
     with pytest.raises(ValueError, match="`steps` must be at least 1; got 0"):
         check_at_least(options, {"seed": 0, "steps": 1})
+
+
+# --- Output that is not read ---------------------------------------------------------
+
+
+def _unread(*arguments):
+    """A program whose output nobody reads: the other end of its pipe is closed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "eqmdm.cli", *arguments],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("name", [None, *entry.PROGRAMS])
+def test_help_that_is_not_read_is_no_error(name, unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    done = _unread("--help") if name is None else _unread(name, "--help")
+    assert done.stderr == ""
+    # As of a program that has ended, or that SIGPIPE has.
+    assert done.returncode in (0, 141)
+
+
+def test_program_that_is_not_read_ends_without_a_traceback(tmp_path):
+    (tmp_path / "tiny.toml").write_text(
+        'train = { dataset = "mixture" }\n[grids.one]\n[evaluations.bound]\n'
+    )
+    done = _unread("study", str(tmp_path / "tiny.toml"), "--dry-run")
+    assert (done.stderr, done.returncode) == ("", 141)
+
+
+def test_error_is_shown_where_the_output_is_not_read(tmp_path):
+    done = _unread("compare-evaluations", str(tmp_path))
+    assert done.stderr.startswith("error: DIRECTORY must be two or more")
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("wrap", [errors.clean_errors, errors.clean_file_errors])
+def test_closed_pipe_is_no_error_of_the_users(wrap):
+    arguments = (OPTIONS[0],) if wrap is errors.clean_errors else ()
+    with pytest.raises(BrokenPipeError), wrap(*arguments):
+        raise BrokenPipeError
 
 
 # --- Dependencies --------------------------------------------------------------------

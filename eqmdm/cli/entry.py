@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from .errors import quiet_when_unread
 from .fields import did_you_mean
 
 
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """`eqmdm NAME OPTIONS`; without a name, the names."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
-        print(_usage())
+        with quiet_when_unread():
+            print(_usage())
         return
     name, *rest = given
     if name not in PROGRAMS:
@@ -42,7 +44,8 @@ def run(
 ) -> None:
     """Run a program, by default on the command line of this process."""
     try:
-        _load(name)(arguments, prog)
+        with quiet_when_unread():
+            _load(name)(arguments, prog)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:

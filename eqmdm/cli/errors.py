@@ -1,6 +1,7 @@
 """Errors as the user of a program sees them."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +9,42 @@ from typing import Any
 from .fields import with_option_names
 
 
+# As of a program that the signal SIGPIPE has ended.
+_UNREAD = 128 + 13
+
+
+@contextlib.contextmanager
+def quiet_when_unread() -> Iterator[None]:
+    """Ends the program without a word where what reads its output, such as `head`, has
+    left. Its errors are shown nevertheless."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(_UNREAD)
+    except SystemExit:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_output()
+        raise
+
+
+def _drop_output() -> None:
+    """Write nowhere from now on: the interpreter, which writes what is left when it
+    ends, would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextlib.contextmanager
 def clean_errors(options: Any) -> Iterator[None]:
     """The user's errors, as one line that names options as they are given."""
     try:
         yield
+    # That of the output, which is no error of the user's.
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"error: {with_option_names(str(error), type(options))}")
     except _compiled_check() as error:
@@ -24,6 +56,8 @@ def clean_file_errors() -> Iterator[None]:
     """A disk that is full or gone, as one line; other errors keep their traceback."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         sys.exit(
             f"error: {error}\nEvery checkpoint that was written is intact: mend the "
