@@ -78,6 +78,76 @@ def test_examples_that_one_has_lost_are_left_out(values, tmp_path, capsys):
     assert f"{np.mean(kept):.4f} +- {stats.sem(kept):.4f}" in out
 
 
+def test_pairs_that_do_not_help_are_named(values, tmp_path, capsys):
+    generator = np.random.default_rng(1)
+    noisy = 2 + generator.standard_normal(30)
+    directories = [
+        write_evaluation(tmp_path / name, name, array)
+        for name, array in (("elbo", noisy), ("collapsed", values[0]))
+    ]
+    directories.append(write_evaluation(tmp_path / "c", "augmented", noisy + 0.1))
+    out = compare(capsys, *directories)
+    (note,) = [line for line in out.splitlines() if line.startswith("Pairs")]
+    assert "run, collapsed:" in note and "augmented" not in note
+    assert "Raise --draws" in note
+
+
+def test_evaluations_of_one_name_are_told_apart_by_directory(values, tmp_path, capsys):
+    directories = [
+        write_evaluation(tmp_path / name, "elbo", array)
+        for name, array in zip(("a", "b"), values, strict=True)
+    ]
+    out = compare(capsys, *directories)
+    assert "run, elbo, a " in out and "run, elbo, b " in out
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tex", ".md"])
+def test_comparison_is_written_as_its_ending_says(ending, values, tmp_path, capsys):
+    a = write_evaluation(tmp_path / "a", "elbo", values[0])
+    b = write_evaluation(tmp_path / "b", "collapsed", values[1])
+    output = tmp_path / "new" / f"table{ending}"
+    run(CompareOptions(evaluations=(a, b), output=output))
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    text = output.read_text()
+    if ending == ".csv":
+        assert str(values[0].mean()) in text and "difference_error" in text
+    else:
+        assert "run, collapsed" in text and "30 examples" in text
+    assert f"written to {output}" in capsys.readouterr().out
+
+
+def test_comparison_is_written_into_a_directory(values, tmp_path, capsys):
+    a = write_evaluation(tmp_path / "a", "elbo", values[0])
+    b = write_evaluation(tmp_path / "b", "collapsed", values[1])
+    names = lambda: {path.name for path in (tmp_path / "out").iterdir()}
+    run(CompareOptions(evaluations=(a, b), output=tmp_path / "out", format=("latex",)))
+    assert names() == {"comparison.txt", "comparison.tex"}
+    run(CompareOptions(evaluations=(a, b), output=tmp_path / "out"))
+    assert names() == {f"comparison.{end}" for end in ("txt", "tex", "csv", "md")}
+    written = (tmp_path / "out" / "comparison.txt").read_text()
+    assert capsys.readouterr().out.startswith(written)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"output": "table.txt"}, "--output must end in .csv, .tex, .md"),
+        ({"format": ("csv",)}, "--format must come with a directory as --output"),
+        (
+            {"format": ("csv",), "output": "table.tex"},
+            "--format must come with a directory",
+        ),
+        ({"format": ("word",), "output": "out"}, "--format must be among csv"),
+    ],
+)
+def test_wrong_output_is_refused(options, message, tmp_path):
+    if "output" in options:
+        options = options | {"output": tmp_path / options["output"]}
+    line = error_of(run, CompareOptions(evaluations=(tmp_path, tmp_path), **options))
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_examples_are_refused(values, tmp_path):
     a = write_evaluation(tmp_path / "a", "elbo", values[0])
     b = write_evaluation(tmp_path / "b", "elbo", values[0], first=5)

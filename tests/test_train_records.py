@@ -19,7 +19,7 @@ def test_records_after_the_last_checkpoint_are_dropped(tmp_path):
 
 def test_error_of_one_example_is_in_words_and_null_in_files(tmp_path, capsys):
     summary = {"total": (-2.0, math.nan), "bits_per_dim": (1.5, math.nan)}
-    report(tmp_path / "bound.json", summary, {"step": 3})
+    report(tmp_path / "bound.json", summary, {"step": 3, "examples": 1})
     shown = capsys.readouterr().out
     assert shown.count("not known for one example") == 2 and "nan" not in shown
     assert "bits_per_dim" in shown and "bits/dim" in shown
@@ -29,4 +29,4 @@ def test_error_of_one_example_is_in_words_and_null_in_files(tmp_path, capsys):
         "standard_error": None,
         "unit": "bits/dim",
     }
-    assert error_as_text(0.25) == "0.2500"
+    assert error_as_text(0.25, 9) == "0.2500"

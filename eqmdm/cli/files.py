@@ -64,11 +64,18 @@ def plain(value: Any) -> Any:
     return value
 
 
-def error_as_text(error: float) -> str:
-    """A standard error in a table; one example has none."""
-    return "not known for one example" if math.isnan(error) else f"{error:.4f}"
+def from_plain(value: float | None) -> float:
+    """A number that `plain` has made of another: NaN for null."""
+    return math.nan if value is None else value
+
+
+def error_as_text(error: float, n_examples: int) -> str:
+    """A standard error over examples in a table; one example has none."""
+    if math.isnan(error):
+        return f"not known for {'one' if n_examples == 1 else 'no'} example"
+    return f"{error:.4f}"
 
 
 def loss_name(columns: Iterable[str]) -> str:
-    """The name of minus the log-likelihood among others: `nats` for points."""
+    """The name of the negative log-likelihood among others: `nats` for points."""
     return "bits_per_dim" if "bits_per_dim" in columns else "nats"

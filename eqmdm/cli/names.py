@@ -17,3 +17,4 @@ DiffusionName = Literal[
 ]
 ClockName = Literal["time", "log_snr", "angle"]
 GridName = Literal["default", "uniform", "quadratic", "log_snr", "rho"]
+PictureFormat = Literal["png", "pdf", "svg"]

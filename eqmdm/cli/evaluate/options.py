@@ -6,6 +6,7 @@ from typing import Literal
 
 from ..fields import check_at_least, chosen, positional
 from ..names import ClockName, DiffusionName, Range
+from ..outputs import PictureOptions, TableFormats, check_formats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,14 +53,15 @@ class ModelOptions:
 class LikelihoodOptions:
     """The likelihood or the bound."""
 
-    route: Literal["collapsed", "augmented", "elbo"] | None = chosen(
+    route: Literal["collapsed", "augmented", "elbo", "all"] | None = chosen(
         "collapsed for denoisers, augmented for the free score"
     )
     """collapsed: log p(x) by an ODE of the data alone, for denoisers. augmented: by an
     ODE of the data and the auxiliary variables, for any score; averaged over the
     auxiliary variables it is a lower bound. elbo: the lower bound that is trained, term
     by term. These are different models: the gaps between them measure the error of the
-    score."""
+    score. all: those that suit the run, each with the options that are its own, and
+    their comparison."""
     draws: int | None = chosen("8 for elbo, else 1")
     """Random draws averaged for each example. elbo: of time and noise. Otherwise: of
     the noise that makes grey levels continuous."""
@@ -102,13 +104,36 @@ class ODEOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ExamplesOptions, ModelOptions, LikelihoodOptions, ODEOptions):
+class ReportOptions:
+    """What the report shows; a complete evaluation is reported anew."""
+
+    by: Literal["label"] | None = chosen("the split as a whole")
+    """label: the mean of the examples of each label too, and whether the labels can be
+    told apart, in the report and as a table of their own."""
+    format: TableFormats = dataclasses.field(
+        default=(), metadata={"default": "text and JSON only"}
+    )
+    """Tables beside the report: csv, latex, markdown, or several of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(
+    ExamplesOptions,
+    ModelOptions,
+    LikelihoodOptions,
+    ODEOptions,
+    ReportOptions,
+    PictureOptions,
+):
     """Evaluate a trained model's likelihood, example by example.
 
     RUN is a directory that `eqmdm train` wrote. The result is a report (report.txt and
     report.json), a table of every example (examples.parquet) and a histogram
     (histogram.png). The same command continues an evaluation that was stopped, and
-    shows the report of one that is complete.
+    shows the report of one that is complete. With --format there are tables for papers
+    and spreadsheets too: of the terms (terms.csv, .tex, .md) and, with --by, of the
+    labels (by_label.csv, .tex, .md). With --route all every route has a directory of
+    its own, and their comparison one too.
     """
 
     run: Path = positional("RUN")
@@ -118,6 +143,7 @@ class EvaluateOptions(ExamplesOptions, ModelOptions, LikelihoodOptions, ODEOptio
         """**Raises:** `ValueError` for what is wrong whatever the run is."""
         names = ("examples", "draws", "batch_size", "probes", "max_steps", "aux_draws")
         check_at_least(self, dict.fromkeys(names, 1) | {"first": 0, "seed": 0})
+        check_formats(self.format)
         if self.divergence == "exact" and self.probes is not None:
             raise ValueError(
                 "`probes` must be left out with --divergence exact, which has none; "

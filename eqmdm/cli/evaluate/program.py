@@ -2,18 +2,31 @@
 
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from .. import plots
 from ..errors import clean_errors
 from ..files import LOSS_UNITS, loss_name, write_text
-from ..trained import load_trained
+from ..outputs import TABLE_FORMATS
+from ..tables import write_tables
+from ..trained import TrainedRun, load_trained
+from . import by_label
+from .comparison import compare, read
 from .evaluator import Evaluator
 from .options import EvaluateOptions
-from .report import make_report, make_text
-from .results import EvaluationResults
-from .settings import check_solver, resolve, under_chosen_diffusion
+from .report import caption, make_report, make_text, noise_of, terms_table
+from .results import BY_LABEL, HISTOGRAM, TERMS, TEXT, EvaluationResults
+from .settings import (
+    EvaluateSettings,
+    by_route,
+    check_solver,
+    comparison_dir,
+    resolve,
+    under_chosen_diffusion,
+)
 
 
 def run(given: EvaluateOptions) -> None:
@@ -23,61 +36,143 @@ def run(given: EvaluateOptions) -> None:
         check_solver(given.solver)
         trained = load_trained(given.run, data_dir=given.data_dir, ema=given.ema)
         trained = under_chosen_diffusion(given, trained)
-        options = resolve(given, trained)
-        evaluate = Evaluator(trained, options)
-        results = EvaluationResults(
+        evaluations = [
+            _Evaluation(given, resolve(options, trained), trained)
+            for options in by_route(given, trained)
+        ]
+    # ----- The work, and what it comes to.
+    for evaluation in evaluations:
+        evaluation.run()
+    if given.route == "all":
+        directories = [evaluation.directory for evaluation in evaluations]
+        with clean_errors(given):
+            _compare(directories, comparison_dir(given), given.format)
+
+
+class _Evaluation:
+    """One route of a run, in a directory of its own."""
+
+    def __init__(
+        self, given: EvaluateOptions, options: EvaluateSettings, trained: TrainedRun
+    ):
+        """**Raises:** `ValueError` for options or a directory that do not suit."""
+        self._given, self._options, self._trained = given, options, trained
+        self._labels = None
+        if options.by is not None:
+            self._labels = by_label.labels_of(
+                trained.dataset, options.split, options.first, options.examples
+            )
+        self._evaluate = Evaluator(trained, options)
+        self._results = EvaluationResults(
             options.output_dir,
             {"dataset": trained.dataset.name, "step": trained.step}
             | options.identity()
             | {"parameters": trained.parameters},
             anew=options.overwrite,
         )
-    directory = results.directory
-    if results.is_complete:
-        print(f"complete already: {directory}\n")
-        print((directory / "report.txt").read_text(), end="")
-        return
 
-    # ----- The batches that are not there yet. Where they begin does not depend on
-    # where an earlier process was stopped, so neither does what they round to.
-    stop = options.first + options.examples
-    bar = tqdm(total=options.examples, initial=len(results.rows), unit="example")
-    compiled = False
-    try:
-        for begin in range(options.first, stop, options.batch_size):
-            end = min(begin + options.batch_size, stop)
-            if results.rows.keys() >= set(range(begin, end)):
-                continue
-            bar.set_description("evaluating" if compiled else "compiling")
-            clock = time.perf_counter()
-            with clean_errors(given):
-                rows = evaluate(begin, end)
-                seconds = time.perf_counter() - clock
-                results.add(rows, seconds, compiled=not compiled)
-            compiled = True
-            name = loss_name(rows[0])
-            bar.set_postfix_str(f"mean {results.mean(name):.3f} {LOSS_UNITS[name]}")
-            bar.update(len(results.rows) - bar.n)
-    except KeyboardInterrupt:
-        sys.exit(
-            f"stopped after {len(results.rows)} examples; the same command continues"
+    @property
+    def directory(self) -> Path:
+        return self._results.directory
+
+    def run(self) -> None:
+        if self._results.is_complete:
+            print(f"complete already: {self.directory}\n")
+            self._report_anew()
+            return
+        self._evaluate_batches()
+        columns = self._results.write_table()
+        report = make_report(
+            self._trained, self._options, columns, self._results.timing
         )
-    finally:
-        bar.close()
+        self._add_labels(report, columns)
+        self._draw(report, columns)
+        # Last of all, for it marks the evaluation as complete.
+        self._show(report)
+        self._results.finish(report)
+        written = sorted(path.name for path in self.directory.iterdir())
+        print(f"written to {self.directory}: {', '.join(written)}")
 
-    # ----- The table, the histogram and the report, which marks it all as complete.
-    columns = results.write_table()
-    name = loss_name(columns)
-    plots.histogram(
-        directory / "histogram.png",
-        columns[name],
-        f"minus the log-likelihood ({LOSS_UNITS[name]})",
-        f"{trained.name}, {options.examples} {options.split} examples, {options.route}",
-    )
-    report = make_report(trained, options, columns, results.timing)
-    text = make_text(report)
-    write_text(directory / "report.txt", text)
-    results.finish(report)
-    print(text)
-    written = sorted(path.name for path in directory.iterdir())
-    print(f"written to {directory}: {', '.join(written)}")
+    def _evaluate_batches(self) -> None:
+        """The batches that are not there yet. Where they begin does not depend on where
+        an earlier process was stopped, so neither does what they round to."""
+        options, results = self._options, self._results
+        stop = options.first + options.examples
+        bar = tqdm(total=options.examples, initial=len(results.rows), unit="example")
+        compiled = False
+        try:
+            for begin in range(options.first, stop, options.batch_size):
+                end = min(begin + options.batch_size, stop)
+                if results.rows.keys() >= set(range(begin, end)):
+                    continue
+                doing = "evaluating" if compiled else "compiling"
+                bar.set_description(f"{options.route}: {doing}")
+                clock = time.perf_counter()
+                with clean_errors(self._given):
+                    rows = self._evaluate(begin, end)
+                    seconds = time.perf_counter() - clock
+                    results.add(rows, seconds, compiled=not compiled)
+                compiled = True
+                name = loss_name(rows[0])
+                bar.set_postfix_str(f"mean {results.mean(name):.3f} {LOSS_UNITS[name]}")
+                bar.update(len(results.rows) - bar.n)
+        except KeyboardInterrupt:
+            sys.exit(
+                f"stopped after {len(results.rows)} examples; the same command "
+                "continues"
+            )
+        finally:
+            bar.close()
+
+    def _report_anew(self) -> None:
+        """What a complete evaluation has not shown yet is made of its table."""
+        report = self._results.read_report()
+        picture = self._picture
+        if self._labels is None and not self._options.format and picture.exists():
+            print((self.directory / TEXT).read_text(), end="")
+            return
+        columns = self._results.read_table()
+        self._add_labels(report, columns)
+        if not picture.exists():
+            self._draw(report, columns)
+        self._show(report)
+        self._results.finish(report)
+
+    def _add_labels(self, report: dict[str, Any], columns: dict[str, Any]) -> None:
+        if self._labels is not None:
+            report["by_label"] = by_label.by_label(columns, self._labels)
+
+    def _show(self, report: dict[str, Any]) -> None:
+        """Print and write the text, and write the tables."""
+        text, formats = make_text(report), self._options.format
+        write_tables(self.directory / TERMS, terms_table(report), formats)
+        if "by_label" in report:
+            table = by_label.as_table(report["by_label"], caption(report))
+            write_tables(self.directory / BY_LABEL, table, formats)
+        write_text(self.directory / TEXT, text)
+        print(text)
+
+    @property
+    def _picture(self) -> Path:
+        return self.directory / f"{HISTOGRAM}.{self._options.picture_format}"
+
+    def _draw(self, report: dict[str, Any], columns: dict[str, Any]) -> None:
+        name = loss_name(columns)
+        is_bound = self._options.route == "elbo"
+        what = "negative bound" if is_bound else "negative log-likelihood"
+        text = caption(report) + noise_of(columns, report)
+        plots.histogram(
+            self._picture, columns[name], f"{what} ({LOSS_UNITS[name]})", text
+        )
+
+
+def _compare(
+    directories: list[Path], directory: Path, formats: tuple[str, ...]
+) -> None:
+    """Print the comparison of the routes, and write it as text and tables."""
+    comparison = compare([read(path) for path in directories])
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(directory / "comparison.txt", comparison.as_text() + "\n")
+    formats = formats or tuple(TABLE_FORMATS)
+    write_tables(directory / "comparison", comparison.as_table(), formats)
+    print(f"{comparison.as_text()}\nwritten to {directory}")

@@ -1,13 +1,16 @@
 """The report of a likelihood evaluation, as data and as text."""
 
-import math
 from typing import Any
 
 import numpy as np
 
+from ..._core.estimate import Estimate
 from .. import build
-from ..files import LOSS_UNITS, error_as_text
+from ..files import LOSS_UNITS, error_as_text, from_plain
+from ..tables import Column, Table, mean_of
 from ..trained import TrainedRun
+from . import by_label
+from .notes import comparable_with, dequantisation, notes
 from .settings import EvaluateSettings
 
 
@@ -34,7 +37,7 @@ def make_report(
     """
     converged = columns["converged"]
     diffusion = trained.model.diffusion
-    facts = build.facts(trained.options.seed)
+    facts, terms = build.facts(trained.options.seed), _terms(columns)
     return {
         "run": trained.name,
         "step": trained.step,
@@ -47,17 +50,19 @@ def make_report(
         "score": trained.options.score,
         "settings": options.identity()
         | {
-            "dequantisation": _dequantisation(trained, options),
+            "dequantisation": dequantisation(trained, options),
             "batch_size": options.batch_size,
         },
         "n_examples": len(converged),
         "n_converged": int(converged.sum()),
         "not_converged": columns["example"][~converged].tolist(),
-        "terms": _terms(columns),
-        "evaluations_per_example": _mean(columns["evaluations"][converged])[0],
+        "terms": terms,
+        "n_levels": trained.dataset.n_levels,
+        "comparable_with": comparable_with(trained, options),
+        "evaluations_per_example": mean_of(columns["evaluations"][converged]).value,
         "seconds_per_example": timing[0],
         "compilation_included": timing[1],
-        "notes": _notes(trained, options),
+        "notes": notes(trained, options, terms),
         "versions": facts["versions"],
         "device": facts["device"],
     }
@@ -70,7 +75,7 @@ def make_text(report: dict[str, Any]) -> str:
     numbers = f"number {first}" if n == 1 else f"numbers {first} to {first + n - 1}"
     lines = [
         _TITLES[settings["route"]],
-        f"{n} examples of {report['dataset']}, {settings['split']} split, {numbers}",
+        f"{_counted(n)} of {report['dataset']}, {settings['split']} split, {numbers}",
         f"run {report['run']} at step {report['step']}: {report['diffusion']} "
         f"diffusion, {report['score']} score, "
         f"{'averaged' if settings.get('ema', True) else 'last'} parameters",
@@ -79,9 +84,11 @@ def make_text(report: dict[str, Any]) -> str:
         f"{'term':>16} {'mean':>12} {'std error':>10}",
     ]
     for name, term in report["terms"].items():
-        mean, error = term["mean"], term["standard_error"]
-        error = error_as_text(error)
+        mean, error = from_plain(term["mean"]), from_plain(term["standard_error"])
+        error = error_as_text(error, report["n_converged"])
         lines.append(f"{name:>16} {mean:12.4f} {error:>10} {term['unit']}")
+    if "by_label" in report:
+        lines += by_label.as_lines(report["by_label"])
     timed = f"{report['seconds_per_example']:.3g} s"
     timed += ", compilation included" if report["compilation_included"] else ""
     lines += [
@@ -90,47 +97,90 @@ def make_text(report: dict[str, Any]) -> str:
         f"network, {timed}",
         f"converged: {report['n_converged']} of {n}",
         *_failures(report),
+        f"compare with: {report['comparable_with']}",
         *(f"note: {note}" for note in report["notes"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def terms_table(report: dict[str, Any]) -> Table:
+    """A row for each term, the total and the figure that is reported."""
+    columns = (
+        Column("term", "term"),
+        Column("mean", "mean ± standard error", "standard_error"),
+        Column("unit", "unit"),
+    )
+    rows = tuple(
+        (
+            name,
+            Estimate(from_plain(term["mean"]), from_plain(term["standard_error"])),
+            term["unit"],
+        )
+        for name, term in report["terms"].items()
+    )
+    words = f"{caption(report)}; standard errors over examples"
+    return Table(f"{words}. Compare with {report['comparable_with']}.", columns, rows)
+
+
+def caption(report: dict[str, Any]) -> str:
+    """What a table or a picture of the evaluation is of."""
+    settings = report["settings"]
+    title = _TITLES[settings["route"]]
+    return (
+        f"{title[0].upper()}{title[1:]}: {report['run']}, step {report['step']}, "
+        f"{_counted(report['n_converged'])} of {report['dataset']}, "
+        f"{settings['split']} split, seed {settings['seed']}"
+    )
+
+
+def noise_of(columns: dict[str, np.ndarray], report: dict[str, Any]) -> str:
+    """How much of the spread over the examples is the estimator's, for a caption."""
+    settings, converged = report["settings"], columns["converged"]
+    errors = columns["standard_error"][converged]
+    values = columns["total"][converged]
+    if not len(errors) or not np.isfinite(errors).all():
+        return (
+            ". The spread has the noise of the estimator in it, which a single draw "
+            "does not tell"
+        )
+    if len(errors) < 2 or not errors.any():
+        return ""
+    share = min(np.mean(errors**2) / values.var(ddof=1), 1.0)
+    return (
+        f". About {share:.0%} of the variance shown is the estimator's "
+        f"({settings['draws']} draws an example) and not the examples'"
+    )
+
+
+def _counted(n: int, what: str = "example") -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def _terms(columns: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     converged, terms = columns["converged"], {}
     for name in columns:
         if name not in _OTHERS:
-            mean, error = _mean(columns[name][converged])
+            mean, error = mean_of(columns[name][converged])
             unit = LOSS_UNITS.get(name, "nats")
             terms[name] = {"mean": mean, "standard_error": error, "unit": unit}
     return terms
 
 
-def _mean(values: np.ndarray) -> tuple[float, float]:
-    """The mean, and its standard error over the examples."""
-    n = len(values)
-    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return (float(values.mean()) if n else math.nan), error
-
-
-def _dequantisation(trained: TrainedRun, options: EvaluateSettings) -> str:
-    if trained.dataset.n_levels is None:
-        return "none"
-    return options.dequantisation or trained.options.dequantisation
-
-
 def _method(settings: dict[str, Any]) -> str:
-    draws = f"{settings['dequantisation']} dequantisation, {settings['draws']} draws "
-    draws += f"an example, seed {settings['seed']}"
+    draws = f"{settings['dequantisation']} dequantisation, "
+    draws += f"{_counted(settings['draws'], 'draw')} an example, seed "
+    draws += str(settings["seed"])
     if settings["route"] == "elbo":
         return draws
     how = f"{settings['divergence']} divergence"
     if settings["divergence"] == "hutchinson":
-        how += f", {settings['probes']} probes"
+        how += f", {_counted(settings['probes'], 'probe')}"
     how += f"; {settings['solver']} in {settings['clock']}, tolerance "
     how += f"{settings['tolerance']:g}"
     if settings["route"] == "augmented":
         weighted = "importance-weighted " if settings["importance_weighted"] else ""
-        how += f"; {settings['aux_draws']} {weighted}draws of the auxiliaries"
+        drawn = _counted(settings["aux_draws"], f"{weighted}draw")
+        how += f"; {drawn} of the auxiliaries"
     return f"{how}\n{draws}"
 
 
@@ -149,25 +199,3 @@ def _failures(report: dict[str, Any]) -> list[str]:
         f"{settings['max_steps']}, or loosen --tolerance, which was "
         f"{settings['tolerance']:g}."
     ]
-
-
-def _notes(trained: TrainedRun, options: EvaluateSettings) -> list[str]:
-    notes = []
-    given = options.dequantisation
-    in_training = trained.options.dequantisation
-    if given is not None and given != in_training:
-        notes.append(
-            f"dequantisation is {given} by --dequantisation; the run was trained with "
-            f"{in_training}"
-        )
-    if trained.dataset.n_levels is not None and options.route != "elbo":
-        notes.append(
-            "total is a lower bound of the log-mass of the grey levels, on average "
-            "over the noise of dequantisation"
-        )
-    if options.importance_weighted and options.divergence == "hutchinson":
-        notes.append(
-            "the noise of probes biases importance weights upwards; --divergence exact "
-            "does not"
-        )
-    return notes

@@ -12,11 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import SETTINGS, check_settings, plain, write_text
+from ..outputs import PICTURE_FORMATS, TABLE_FORMATS
 
 
-TABLE, REPORT = "examples.parquet", "report.json"
+TABLE, REPORT, TEXT = "examples.parquet", "report.json", "report.txt"
+HISTOGRAM, TERMS, BY_LABEL = "histogram", "terms", "by_label"
 _PARTS = "parts.jsonl"
-_FIGURES = ("report.txt", "histogram.png")
+# What is made of the table and the report, in all its formats.
+_SHOWN = (TEXT, *(f"{HISTOGRAM}.{name}" for name in PICTURE_FORMATS))
+_SHOWN += tuple(n + end for n in (TERMS, BY_LABEL) for end in TABLE_FORMATS.values())
 
 
 class EvaluationResults:
@@ -42,7 +46,7 @@ class EvaluationResults:
         self.directory = directory
         if anew and (directory / SETTINGS).exists():
             # The settings last, so that what is left is never taken for their results.
-            for name in (REPORT, TABLE, *_FIGURES, _PARTS, SETTINGS):
+            for name in (REPORT, TABLE, *_SHOWN, _PARTS, SETTINGS):
                 (directory / name).unlink(missing_ok=True)
         check_settings(
             directory,
@@ -99,6 +103,15 @@ class EvaluationResults:
         pq.write_table(pa.table(columns), partial)
         partial.replace(self.directory / TABLE)
         return columns
+
+    def read_table(self) -> dict[str, np.ndarray]:
+        """The columns of the table of a complete evaluation."""
+        table = pq.read_table(self.directory / TABLE)
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+    def read_report(self) -> dict[str, Any]:
+        """The report of a complete evaluation, with null for numbers not finite."""
+        return json.loads((self.directory / REPORT).read_text())
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the report, and remove the parts."""

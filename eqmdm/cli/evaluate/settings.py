@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import diffrax as dfx
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ _ODE = ("dequantisation", "divergence", "probes", "solver", "clock", "tolerance"
 _ODE += ("max_steps",)
 _BOUND = ("decoder",)
 _ANOTHER = ("diffusion", "log_snr_range", "t_range")
+# In the order of a comparison, whose first is the bound that was trained.
+_ROUTES = ("elbo", "augmented", "collapsed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,22 @@ class EvaluateSettings(EvaluateOptions):
         names += _ANOTHER if self.is_under_another else ()
         names += () if self.ema else ("ema",)
         return {name: getattr(self, name) for name in names}
+
+
+def by_route(options: EvaluateOptions, trained: TrainedRun) -> list[EvaluateOptions]:
+    """The options themselves, or of all routes those of each one that suits the run."""
+    if options.route != "all":
+        return [options]
+    routes = [r for r in _ROUTES if r != "collapsed" or trained.is_denoiser]
+    return [_of_route(options, route, trained) for route in routes]
+
+
+def comparison_dir(options: EvaluateOptions) -> Path:
+    """The directory of the comparison of all routes."""
+    if options.output_dir is not None:
+        return options.output_dir / "comparison"
+    names = ["comparison", options.split, *_model_names(options)]
+    return options.run / "-".join(names)
 
 
 def resolve(options: EvaluateOptions, trained: TrainedRun) -> EvaluateSettings:
@@ -119,9 +137,30 @@ def _model_names(options: EvaluateOptions) -> list[str]:
     return [*([options.diffusion] if options.diffusion else []), *names]
 
 
-def _check_route(options: EvaluateOptions, route: str, trained: TrainedRun) -> None:
+def _of_route(
+    options: EvaluateOptions, route: str, trained: TrainedRun
+) -> EvaluateOptions:
+    """The options without those that another route is meant by."""
+    unused = _unused(route)
+    if route != "elbo" and trained.dataset.n_levels is None:
+        unused += ("draws",)
+    if route == "collapsed" and options.clock == "time":
+        unused += ("clock",)
+    defaults = {f.name: f.default for f in dataclasses.fields(options)}
+    changes: dict[str, Any] = {name: defaults[name] for name in unused}
+    if options.output_dir is not None:
+        changes["output_dir"] = options.output_dir / route
+    return dataclasses.replace(options, route=cast(Any, route), **changes)
+
+
+def _unused(route: str) -> tuple[str, ...]:
+    """The options that the route does not use."""
     unused = () if route == "augmented" else _AUGMENTED
-    unused += _ODE if route == "elbo" else _BOUND
+    return unused + (_ODE if route == "elbo" else _BOUND)
+
+
+def _check_route(options: EvaluateOptions, route: str, trained: TrainedRun) -> None:
+    unused = _unused(route)
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.name in unused and value != field.default:

@@ -9,6 +9,11 @@ import numpy as np
 from ..files import LOSS_UNITS, error_as_text, plain, write_text
 
 
+# Of a bound, in the order in which they add up.
+_TERMS = ("reconstruction", "prior", "diffusion", "auxiliary", "dequantisation")
+_TERMS += ("data_transform", "total", *LOSS_UNITS)
+
+
 class Records:
     """metrics.jsonl: one line for each log interval and each validation."""
 
@@ -55,10 +60,12 @@ def report(
     settings: dict[str, int],
 ) -> None:
     """Print a bound term by term, and write it with the settings it was found with."""
+    summary = {name: summary[name] for name in _TERMS if name in summary}
     units = {name: LOSS_UNITS.get(name, "nats") for name in summary}
     print(f"{'test bound':>16} {'mean':>12} {'std error':>10}")
     for name, (mean, error) in summary.items():
-        print(f"{name:>16} {mean:12.4f} {error_as_text(error):>10} {units[name]}")
+        error = error_as_text(error, settings["examples"])
+        print(f"{name:>16} {mean:12.4f} {error:>10} {units[name]}")
     terms = {
         name: {"mean": mean, "standard_error": error, "unit": units[name]}
         for name, (mean, error) in summary.items()

@@ -1,0 +1,32 @@
+"""Options of what programs write: the format of pictures and tables."""
+
+import dataclasses
+import typing
+from typing import Annotated
+
+from .fields import CommaSeparated, did_you_mean
+from .names import PictureFormat
+
+
+PICTURE_FORMATS = typing.get_args(PictureFormat)
+# With the endings of their files.
+TABLE_FORMATS: dict[str, str] = {"csv": ".csv", "latex": ".tex", "markdown": ".md"}
+TableFormats = Annotated[tuple[str, ...], CommaSeparated(str, "NAME,NAME,...")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """The pictures."""
+
+    picture_format: PictureFormat = "png"
+    """The format of pictures: png, or pdf or svg, which stay sharp at any size."""
+
+
+def check_formats(formats: tuple[str, ...]) -> None:
+    """**Raises:** `ValueError` for the first that is not a format of tables."""
+    for name in formats:
+        if name not in TABLE_FORMATS:
+            raise ValueError(
+                f"`format` must be among {', '.join(TABLE_FORMATS)}, with commas; got "
+                f"{name!r}.{did_you_mean(name, TABLE_FORMATS)}"
+            )
