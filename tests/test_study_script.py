@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from script_runs import SCRIPTS, single_precision
 
-from eqmdm.cli.study import program, tables
+from eqmdm.cli import plots
+from eqmdm.cli.study import pictures, program, tables
 from eqmdm.cli.study.cells import read_study
 from eqmdm.cli.study.options import StudyOptions
 
@@ -28,10 +29,12 @@ n_blocks = 1
 n_samples = 0
 test_examples = 0
 [evaluations.bound]
+title = "the bound"
 route = "elbo"
 draws = 2
 examples = 20
 [grids.free]
+title = "Free scores"
 question = "Is it free?"
 train = { score = "free", t_range = [0.001, 1] }
 [grids.free.axes.diffusion]
@@ -60,6 +63,8 @@ def test_grid_has_a_cell_for_each_choice_and_seed(tmp_path):
     study = _read(tmp_path)
     assert (study.name, study.question) == ("tiny", "Does it work?")
     assert study.grids == {"free": "Is it free?"}
+    assert study.titles == {"free": "Free scores"}
+    assert study.evaluation_titles == {"bound": "the bound"}
     assert [(cell.name, cell.seed) for cell in study.cells] == [
         ("VPSDE", 0),
         ("VPSDE", 1),
@@ -90,6 +95,13 @@ def test_short_form_replaces_what_it_names(tmp_path):
         ("seeds = [0, 1]", "seeds = 0", "`seeds` in .* must be a list; got 0"),
         ('"VPSDE" = {', '"VPSDE" = 1 #', "`diffusion` in .* must be a table of tables"),
         ("[grids.free]", '[grids.free]\nevaluate = ["x"]', "among bound; got 'x'"),
+        ('title = "Free scores"', "title = 3", "`title` in .* must be a str; got 3"),
+        ('title = "the bound"', "title = 3", "`title` of bound must be a str; got 3"),
+        (
+            'route = "elbo"',
+            'route = "all"',
+            "must be that of one evaluation; got 'all'",
+        ),
         ("question", "question =", "must be a TOML file of a study; .*tiny.toml"),
     ],
 )
@@ -186,6 +198,89 @@ def test_pairs_are_of_the_same_models_and_examples(tmp_path):
     np.testing.assert_allclose(one["difference"], 0.0, atol=1e-12)
 
 
+# --- The pictures --------------------------------------------------------------------
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, and not written."""
+    found = []
+    monkeypatch.setattr(plots, "save", lambda figure, *_, **__: found.append(figure))
+    yield found
+    for figure in found:
+        plots.plt.close(figure)
+
+
+def _summary(**changes):
+    row = {"grid": "free", "evaluation": "bound", "cell": "VPSDE", "value": 2.0}
+    row |= {"error_over_seeds": 0.1, "error_over_examples": 0.2, "unit": "bits/dim"}
+    return row | {"seeds": 2, "examples": 50, "steps": 4} | changes
+
+
+def test_panels_are_called_by_their_titles(tmp_path, figures):
+    study = _read(tmp_path)
+    rows = [_summary(evaluation=e, cell=c) for c in ("VPSDE", "CLD") for e in "ab"]
+    rows += [_summary(cell=c) for c in ("VPSDE", "CLD")]
+    pictures.draw_bounds(tmp_path / "bounds.png", study, rows)
+    (axes,) = figures[0].axes
+    assert axes.get_title(loc="left") == "Free scores"
+    assert axes.get_ylabel() == "model" and "(bits/dim)" in axes.get_xlabel()
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == ["a", "b", "the bound"]
+    caption = figures[0].get_supxlabel()
+    assert "Study tiny: 50 examples, 2 seeds" in caption and "standard err" in caption
+
+
+def test_evaluations_of_one_model_have_a_row_each(tmp_path, figures):
+    study = _read(tmp_path)
+    # A grid without axes has one cell, of the grid's name.
+    rows = [_summary(cell="free", value=3.0)]
+    pictures.draw_bounds(tmp_path / "bounds.png", study, rows)
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["the bound"]
+    assert axes.get_legend() is None and axes.get_ylabel() == "evaluation"
+
+
+def test_training_has_a_marked_point_for_each_validation(tmp_path, figures):
+    study = _read(tmp_path)
+    of_cell = {"grid": "free", "unit": "nats", "standard_error": 0.1}
+    rows = [
+        of_cell | {"cell": cell, "seed": seed, "step": step, "value": step + seed}
+        for cell in ("VPSDE", "CLD")
+        for seed in (0, 1)
+        for step in ((2, 4) if cell == "VPSDE" else (2,))
+    ]
+    pictures.draw_training(tmp_path / "training.png", study, rows)
+    (axes,) = figures[0].axes
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    assert lines == [([2, 4], [2, 4]), ([2, 4], [3, 5]), ([2], [2]), ([2], [3])]
+    looks = [(line.get_color(), line.get_marker()) for line in axes.lines]
+    assert looks[0] == looks[1] != looks[2] == looks[3]
+    assert all(marker not in ("", "None") for _, marker in looks)
+    assert axes.get_ylabel() == "negative bound (nats)"
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    rows = [_summary(difference=None, difference_error=float("nan"))]
+    tables.write(tmp_path / "summary.csv", rows)
+    (row,) = tables.read_table(tmp_path / "summary.csv")
+    assert np.isnan(row.pop("difference")) and np.isnan(row.pop("difference_error"))
+    assert row == _summary()
+    assert tables.read_table(tmp_path / "none.csv") == []
+
+
+def test_tables_of_another_study_are_not_drawn(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    options = StudyOptions(
+        config=tmp_path / "tiny.toml", results_dir=tmp_path, redraw=True
+    )
+    with pytest.raises(SystemExit, match="there is no summary.csv"):
+        program.run(options)
+    tables.write(tmp_path / "summary.csv", [_summary(grid="other")])
+    with pytest.raises(SystemExit, match="--results-dir .* have the grid other"):
+        program.run(options)
+
+
 def test_parts_of_a_study_are_all_of_it(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
@@ -228,6 +323,11 @@ def test_study_does_what_is_left_and_collects_it(tmp_path):
     for name in ("bounds.png", "training.png", "learned.png"):
         content = (tmp_path / "out" / name).read_bytes()
         assert content.startswith(b"\x89PNG")
+        (tmp_path / "out" / name).unlink()
+    # Drawn anew from the tables alone, to the byte but for their seven digits.
+    assert run("--redraw").returncode == 0
+    for name in ("bounds.png", "training.png", "learned.png"):
+        assert (tmp_path / "out" / name).exists()
     # All on this machine.
     (facts,) = json.loads((tmp_path / "out" / "facts.json").read_text())
     assert facts["versions"]["jax"] and facts["device"]["kind"]

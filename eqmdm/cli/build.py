@@ -16,7 +16,7 @@ import numpy as np
 import eqmdm
 from eqmdm import nn
 
-from .train.options import ResolvedTrainOptions, TrainOptions
+from .train.options import NOT_RECORDED, ResolvedTrainOptions, TrainOptions
 
 
 _DIFFUSIONS = {
@@ -247,7 +247,9 @@ def as_json(
     options: ResolvedTrainOptions, dataset: Any, data: DataFacts
 ) -> dict[str, Any]:
     """What identifies a run: its options and its data."""
-    return dataclasses.asdict(options) | {
+    named = dataclasses.asdict(options)
+    named = {k: v for k, v in named.items() if k not in NOT_RECORDED}
+    return named | {
         "data_fingerprint": dataset.fingerprint,
         "data": dataclasses.asdict(data),
     }
@@ -260,6 +262,7 @@ def from_json(record: Mapping[str, Any]) -> tuple[ResolvedTrainOptions, DataFact
     """
     stored = dict(record)
     known = {field.name for field in dataclasses.fields(ResolvedTrainOptions)}
+    known -= {*NOT_RECORDED}
     differ = stored.keys() ^ (known | {"data_fingerprint", "data"})
     try:
         if differ:

@@ -1,8 +1,10 @@
-"""The figures of a run, drawn without a display."""
+"""The pictures of a run, drawn without a display."""
 
 import io
 import math
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,36 +14,57 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from .styles import BLUE, LINES, MARKERS, PALETTE, VERMILLION
 
-def samples(path: Path, x: np.ndarray, n_levels: int | None) -> None:
+
+# Equal pictures are equal files, which a repository can tell.
+plt.rcParams["svg.hashsalt"] = "eqmdm"
+# The dates that pictures would have in them.
+_NO_DATES = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+# Points of a line up to which each is marked.
+_MOST_MARKED = 40
+# Of a caption, in characters, for an inch of the width of a picture.
+_PER_INCH = 19
+# The least width of an image among others, the gaps between them, and their colour.
+_DOTS, _GAP, _LIGHT = 64, 4, 0.85
+
+
+def samples(path: Path, x: np.ndarray, n_levels: int | None, caption: str) -> None:
     """A grid of images from their grey levels, or a scatter plot of points."""
     if n_levels is None:
-        figure, axes = plt.subplots(figsize=(5, 5))
-        axes.scatter(x[:, 0], x[:, 1], s=2, linewidths=0)
+        figure, axes = plt.subplots(figsize=(5, 5.4), layout="constrained")
+        axes.scatter(x[:, 0], x[:, 1], s=3, linewidths=0, color=BLUE)
         axes.set_aspect("equal")
-        axes.set_title(f"{len(x)} samples")
+        axes.set_xlabel("first coordinate (units of the data)")
+        axes.set_ylabel("second coordinate (units of the data)")
     else:
-        n_columns = math.ceil(math.sqrt(len(x)))
-        n_rows = math.ceil(len(x) / n_columns)
-        _, height, width, channels = x.shape
-        grid = np.zeros((n_rows, height + 1, n_columns, width + 1, channels))
-        for i, image in enumerate(x / (n_levels - 1)):
-            grid[i // n_columns, :height, i % n_columns, :width] = image
-        grid = grid.reshape(n_rows * (height + 1), n_columns * (width + 1), channels)
-        figure, axes = plt.subplots(figsize=(6, 6 * n_rows / n_columns))
-        grey = {"cmap": "gray", "vmin": 0, "vmax": 1} if channels == 1 else {}
-        axes.imshow(grid[..., 0] if channels == 1 else grid, **grey)
+        grid = _grid(x / (n_levels - 1))
+        figure, axes = plt.subplots(
+            figsize=(6, 6 * grid.shape[0] / grid.shape[1] + 0.4), layout="constrained"
+        )
+        axes.imshow(grid, interpolation="nearest")
         axes.set_axis_off()
-    _save(figure, path)
+    add_caption(figure, caption)
+    save(figure, path)
 
 
-def training_curve(path: Path, records: list[dict], name: str, unit: str) -> None:
+def training_curve(
+    path: Path, records: list[dict], name: str, unit: str, caption: str
+) -> None:
     """The training loss, which records call `name`, and the validation bound."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
     trained = [record for record in records if name in record]
     steps = [record["step"] for record in trained]
     losses = [record[name] for record in trained]
-    axes.plot(steps, losses, lw=0.8, label="training")
+    axes.plot(
+        steps,
+        losses,
+        color=BLUE,
+        lw=0.8,
+        marker=_marker(len(steps)),
+        ms=3,
+        label="training, last parameters",
+    )
     validated = [record for record in records if "validation" in record]
     # The first steps, of an untrained network, would flatten the rest.
     settled = losses[len(losses) // 10 :]
@@ -51,62 +74,135 @@ def training_curve(path: Path, records: list[dict], name: str, unit: str) -> Non
         errors = [math.nan if error is None else error for error in errors]
         steps = [record["step"] for record in validated]
         axes.errorbar(
-            steps, means, errors, fmt="o-", ms=3, label="validation, averaged"
+            steps,
+            means,
+            errors,
+            color=VERMILLION,
+            fmt="s--",
+            ms=4,
+            capsize=2,
+            label="validation, EMA parameters",
         )
         settled = [*settled, means[-1] - errors[-1], means[-1] + errors[-1]]
+        caption += "; bars: standard errors over the validation examples"
     settled = [value for value in settled if math.isfinite(value)]
     if settled:
         low, high = min(settled), max(settled)
         axes.set_ylim(low - 0.1 * (high - low + 1e-6), high + 0.2 * (high - low + 1e-6))
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"minus the bound ({unit})")
+    axes.set_xlabel("training step")
+    axes.set_ylabel(f"negative bound ({unit})")
     axes.legend()
-    _save(figure, path)
+    axes.grid(alpha=0.3)
+    add_caption(figure, caption)
+    save(figure, path)
 
 
-def histogram(path: Path, values: np.ndarray, label: str, title: str) -> None:
+def histogram(path: Path, values: np.ndarray, label: str, caption: str) -> None:
     """How many examples have which value, and their mean; NaN are left out."""
     values = values[np.isfinite(values)]
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, axes = plt.subplots(figsize=(6, 4.4), layout="constrained")
     if len(values):
         n_bins = min(max(10, math.ceil(2 * math.sqrt(len(values)))), 100)
-        axes.hist(values, bins=n_bins, color="C0", alpha=0.7)
+        axes.hist(values, bins=n_bins, color=BLUE, alpha=0.6)
         mean = values.mean()
-        axes.axvline(mean, color="C3", label=f"mean {mean:.3f}")
+        axes.axvline(mean, color=VERMILLION, ls="--", label=f"mean {mean:.3f}")
         axes.legend()
     axes.set_xlabel(label)
-    axes.set_ylabel("examples")
-    axes.set_title(title, fontsize="medium")
-    _save(figure, path)
+    axes.set_ylabel("number of examples")
+    add_caption(figure, caption)
+    save(figure, path)
 
 
-def diffusion_path(path: Path, records: list[dict]) -> None:
-    """The entries of Q (below the diagonal) and D (with it) over the steps."""
+def diffusion_path(path: Path, records: list[dict], caption: str) -> None:
+    """The entries of Q (above the diagonal) and D (with it) over the steps."""
     records = [record for record in records if "skew_matrix" in record]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9, 4.2), sharex=True, layout="constrained"
+    )
     steps = [record["step"] for record in records]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharex=True)
     for axis, name, offset in (
-        (axes[0], "skew_matrix", -1),
+        (axes[0], "skew_matrix", 1),
         (axes[1], "dissipation_matrix", 0),
     ):
         matrices = np.array([record[name] for record in records])
-        letter = "Q" if offset else "D"
-        for i, j in zip(*np.tril_indices(matrices.shape[1], offset), strict=True):
-            axis.plot(steps, matrices[:, i, j], label=f"${letter}_{{{i}{j}}}$")
-        axis.set_xlabel("step")
+        draw_entries(axis, steps, matrices, "Q" if offset else "D", offset)
+        axis.set_xlabel("training step")
+        axis.set_ylabel("entry, per unit of the schedule")
+        axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend()
-    axes[0].set_title("skew part Q, per unit of the clock")
-    axes[1].set_title("dissipation D, per unit of the clock")
-    _save(figure, path)
+            axis.legend(ncols=2)
+    axes[0].set_title("skew part Q")
+    axes[1].set_title("dissipation D")
+    add_caption(figure, caption)
+    save(figure, path)
 
 
-def _save(figure, path: Path) -> None:
-    figure.tight_layout()
+def draw_entries(
+    axes: Any,
+    steps: list[int],
+    matrices: np.ndarray,
+    letter: str,
+    offset: int,
+    *,
+    line: Any = None,
+    labelled: bool = True,
+) -> None:
+    """The entries of a matrix from a diagonal upwards over the steps.
+
+    Each has a colour of its own, and a style of line unless one `line` is given.
+    """
+    places = np.triu_indices(matrices.shape[1], offset) if len(matrices) else ((), ())
+    for number, (i, j) in enumerate(zip(*places, strict=True)):
+        axes.plot(
+            steps,
+            matrices[:, i, j],
+            color=PALETTE[number % len(PALETTE)],
+            ls=LINES[number % len(LINES)] if line is None else line,
+            marker=_marker(len(steps), MARKERS[number % len(MARKERS)]),
+            ms=3,
+            lw=1,
+            label=f"${letter}_{{{i}{j}}}$" if labelled else None,
+        )
+
+
+def _marker(n_points: int, marker: str = "o") -> str:
+    """That of a line of so many points; a line of a single one is its marker."""
+    return marker if n_points <= _MOST_MARKED else ""
+
+
+def _grid(images: np.ndarray) -> np.ndarray:
+    """Images in rows and columns with thin gaps between them, in red, green and blue
+    from 0 to 1."""
+    n_columns = math.ceil(math.sqrt(len(images)))
+    n_rows = math.ceil(len(images) / n_columns)
+    # Of squares for each pixel, since a gap of one pixel is wide beside small images.
+    scale = math.ceil(_DOTS / images.shape[2])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    _, height, width, _ = images.shape
+    shape = (n_rows * (height + _GAP) - _GAP, n_columns * (width + _GAP) - _GAP, 3)
+    grid = np.full(shape, _LIGHT)
+    for i, image in enumerate(images):
+        top, left = (height + _GAP) * (i // n_columns), (width + _GAP) * (i % n_columns)
+        grid[top : top + height, left : left + width] = image
+    return grid
+
+
+def add_caption(figure: Any, caption: str) -> None:
+    """A line, or several, below the panels: what they are of."""
+    width = int(_PER_INCH * figure.get_figwidth())
+    text = "\n".join(textwrap.wrap(caption, width))
+    figure.supxlabel(text, fontsize="x-small", color="0.3", x=0.01, ha="left")
+
+
+def save(figure: Any, path: Path, *, dots_per_inch: int = 150) -> None:
+    """Write a picture all at once, in the format that its name ends in."""
+    kind = path.suffix.removeprefix(".")
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format=path.suffix.removeprefix("."))
+    figure.savefig(
+        picture, dpi=dots_per_inch, format=kind, metadata=_NO_DATES.get(kind, {})
+    )
     plt.close(figure)
-    # All at once, so that a disk that fills up leaves the old one and no half of it.
+    # So that a disk that fills up leaves the old one and no half of it.
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(picture.getvalue())

@@ -3,16 +3,29 @@
 import dataclasses
 from pathlib import Path
 
+from ..outputs import PictureOptions
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlotOptions:
+class PlotOptions(PictureOptions):
     """Draw paths and log-SNRs of the named diffusions at their default settings."""
 
-    path: Path = Path("diffusions.png")
-    """The picture to write."""
+    path: Path = Path("diffusions")
+    """The picture to write; its ending, which may be left out, is --picture-format."""
     n_paths: int = 12
     """Paths from each of the two starts."""
     n_steps: int = 512
     """Steps of the solver, uniform in time."""
     seed: int = 0
     """The seed of the noise."""
+
+    @property
+    def file(self) -> Path:
+        """**Raises:** `ValueError` for the ending of another format."""
+        ending = f".{self.picture_format}"
+        if self.path.suffix not in ("", ending):
+            raise ValueError(
+                f"`path` must end in {ending}, the `picture_format`, or have no "
+                f"ending; got {self.path}."
+            )
+        return self.path.with_suffix(ending)

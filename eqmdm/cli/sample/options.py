@@ -6,6 +6,7 @@ from typing import Any
 
 from ..fields import check_at_least, chosen, positional
 from ..names import ClockName, GridName
+from ..outputs import PictureOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class OutputOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleOptions(SamplerOptions, OutputOptions):
+class SampleOptions(SamplerOptions, OutputOptions, PictureOptions):
     """Draw samples from a trained model, with any solver.
 
     RUN is a directory that `eqmdm train` wrote. The result is a picture (samples.png)

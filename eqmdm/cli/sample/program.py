@@ -16,7 +16,7 @@ from .. import build, plots
 from ..build import Purpose
 from ..errors import clean_errors
 from ..solvers import find_method
-from ..trained import load_trained
+from ..trained import TrainedRun, load_trained
 from .options import SampleOptions
 from .settings import check_names, check_run, sampling_arguments
 
@@ -79,13 +79,23 @@ def run(options: SampleOptions) -> None:
     }
     n_levels = trained.dataset.n_levels
     shown = values if n_levels is None else values[:_MOST_SHOWN]
-    plots.samples(directory / "samples.png", shown, n_levels)
+    picture = directory / f"samples.{options.picture_format}"
+    plots.samples(picture, shown, n_levels, _caption(trained, options, len(shown)))
     write(directory / "samples.npz", values, np.flatnonzero(kept), settings)
     print(
         f"{len(values)} samples of {trained.dataset.name} by {options.solver}, "
         f"{options.steps} steps\na sample: {evaluations} evaluations of the network, "
         f"{seconds:.3g} s without compilation\n"
-        f"written to {directory}: samples.npz, samples.png"
+        f"written to {directory}: samples.npz, {picture.name}"
+    )
+
+
+def _caption(trained: TrainedRun, options: SampleOptions, n_shown: int) -> str:
+    which = "EMA" if options.ema else "last"
+    return (
+        f"{trained.name}, step {trained.step}: {n_shown} samples of "
+        f"{trained.dataset.name} by {options.solver}, {options.steps} steps, {which} "
+        f"parameters, seed {options.seed}"
     )
 
 

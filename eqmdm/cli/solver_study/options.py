@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from ..fields import CommaSeparated, check_at_least, chosen, did_you_mean, positional
 from ..names import ClockName, DiffusionName, GridName
+from ..outputs import PictureOptions
 
 
 # The jackknife of the distances has 20 blocks, each of at least two samples.
@@ -67,10 +68,12 @@ class MeasureOptions:
     """A directory with the image files (parquet)."""
     output_dir: Path | None = chosen("RUN/solver_study")
     """The directory of the results."""
+    redraw: bool = False
+    """Only draw the picture anew, from study.csv and settings.json."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SolverStudyOptions(ComparedOptions, MeasureOptions):
+class SolverStudyOptions(ComparedOptions, MeasureOptions, PictureOptions):
     """Compare solvers at equal numbers of network evaluations.
 
     RUN is a directory that `eqmdm train` wrote. For each diffusion, solver and number

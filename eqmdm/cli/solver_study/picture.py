@@ -1,25 +1,21 @@
 """The picture of a study, drawn without a display, and its table as text."""
 
 import math
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib import ticker
 from matplotlib.lines import Line2D
 
+from .. import plots
+from ..styles import SOLVERS, Look, looks
 from .table import FIGURES, REAL_DATA, Key, Row
 
 
-# Of a number that shares no factor with that of colours, ten.
-_MARKERS = "osD^vP*"
+plt = plots.plt  # which draws without a display
+# Of real data: no solver has a line so grey.
+_FLOOR = {"color": "0.4", "ls": (0, (6, 2)), "lw": 1.5}
 _HEADINGS = {
     "sliced_wasserstein": "sliced W2",
     "squared_mmd": "squared MMD",
@@ -29,7 +25,7 @@ _HEADINGS = {
 
 
 def draw(
-    path: Path, rows: dict[Key, Row], title: str, *, floor: str, images: bool
+    path: Path, rows: dict[Key, Row], caption: str, *, floor: str, images: bool
 ) -> None:
     """A column of panels for each diffusion, a line in each for each solver.
 
@@ -48,12 +44,12 @@ def draw(
         squeeze=False,
         layout="constrained",
     )
-    looks = _looks(list(dict.fromkeys(row["solver"] for row in results)))
+    of_solver = looks((row["solver"] for row in results), SOLVERS)
     handles = {}
     for i, name in enumerate(present):
         for j, diffusion in enumerate(diffusions):
             panel = axes[i, j]
-            for solver, look in looks.items():
+            for solver, look in of_solver.items():
                 key = diffusion, solver
                 of_line = [r for r in results if (r["diffusion"], r["solver"]) == key]
                 line = _line(panel, of_line, name, look)
@@ -69,31 +65,17 @@ def draw(
     for panel, diffusion in zip(axes[0], diffusions, strict=True):
         panel.set_title(diffusion)
     _count_ticks(axes, sorted({row["allowed"] for row in results}))
-    names = [solver for solver in looks if solver in handles]
+    names = [solver for solver in of_solver if solver in handles]
     lines = [handles[name] for name in names]
-    lines.append(Line2D([], [], color="k", ls="--", lw=1))
+    lines.append(Line2D([], [], **_FLOOR))
     figure.legend(
-        lines, [*names, floor], loc="outside lower center", ncols=int(width // 2.3)
+        lines, [*names, floor], loc="outside upper center", ncols=int(width // 2.3)
     )
-    figure.suptitle(textwrap.fill(title, int(11 * width)), fontsize="medium")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    plots.add_caption(figure, caption)
+    plots.save(figure, path)
 
 
-def _looks(solvers: list[str]) -> dict[str, dict[str, Any]]:
-    """A colour and a marker for each solver, no two of which share both."""
-    colours = matplotlib.color_sequences["tab10"]
-    return {
-        solver: {
-            "color": colours[i % len(colours)],
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "ls": "-" if i < len(colours) else "-.",
-        }
-        for i, solver in enumerate(solvers)
-    }
-
-
-def _line(panel: Any, rows: list[Row], name: str, look: dict[str, Any]) -> Any:
+def _line(panel: Any, rows: list[Row], name: str, look: Look) -> Any:
     rows = [row for row in rows if row[name] is not None]
     if not rows:
         return None
@@ -105,7 +87,7 @@ def _line(panel: Any, rows: list[Row], name: str, look: dict[str, Any]) -> Any:
         ms=5,
         lw=1.2,
         capsize=2,
-        **look,
+        **look.settings,
     )
 
 
@@ -114,7 +96,7 @@ def _draw_floor(panel: Any, row: Row | None, name: str) -> None:
         return
     value, error = row[name], row[f"{name}_error"]
     panel.axhspan(value - error, value + error, color="0.88", lw=0, zorder=0)
-    panel.axhline(value, color="k", ls="--", lw=1, zorder=1)
+    panel.axhline(value, zorder=1, **_FLOOR)
 
 
 def _scale(panel: Any, rows: list[Row], name: str) -> None:

@@ -2,19 +2,21 @@
 
 import itertools
 import sys
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from .. import build
 from ..errors import clean_errors
+from ..train_classifier import classifier
 from ..trained import load_trained
 from . import picture
 from .comparison import SolverComparison, check_n_samples
 from .features import find_features
 from .options import SolverStudyOptions
 from .runs import check_solvers, runs_by_diffusion
-from .table import PICTURE, REAL_DATA, SolverTable
+from .table import PICTURE, REAL_DATA, Key, Row, SolverTable, read_study
 
 
 # A program for each row is compiled; kept, they would fill the memory.
@@ -22,6 +24,14 @@ _FORGET_EVERY = 20
 
 
 def run(options: SolverStudyOptions) -> None:
+    if options.redraw:
+        with clean_errors(options):
+            rows, settings = read_study(options.directory)
+            # Points have no features.
+            images = settings["features"] != "none"
+            images = images or settings["dataset"] in classifier.NAMES
+            _draw(options, rows, settings, images=images)
+        return
     # ----- Set-up: every wrong option, file or run fails here, before any work.
     with clean_errors(options):
         options.check()
@@ -33,15 +43,15 @@ def run(options: SolverStudyOptions) -> None:
         study = SolverComparison(options, runs, features)
         facts = build.facts(trained.options.seed)
         described = {"features": "none"} if features is None else features.identity
-        table = SolverTable(
-            options.directory,
+        settings = (
             {"dataset": trained.dataset.name, "step": trained.step}
             | {"parameters": trained.parameters}
             | options.identity()
             | {"n_held_out": study.n_held_out, "real_data": study.real_split}
             | described
-            | {"versions": facts["versions"], "device": facts["device"]["kind"]},
+            | {"versions": facts["versions"], "device": facts["device"]["kind"]}
         )
+        table = SolverTable(options.directory, settings)
 
     # ----- The rows that are not there yet, each kept as soon as it is known.
     wanted = list(
@@ -76,17 +86,35 @@ def run(options: SolverStudyOptions) -> None:
 
     # ----- The picture, of all rows that are there, and those asked for as text.
     images = trained.dataset.n_levels is not None
-    title = (
-        f"{trained.name}, step {trained.step}: {options.n_samples} samples, "
-        f"{study.n_held_out} held-out examples"
-    )
-    if features is not None and "features_accuracy" in features.identity:
-        accuracy = features.identity["features_accuracy"]["accuracy"]
-        title += f", features of a classifier of accuracy {accuracy:.3f}"
-    floor = f"real data ({study.real_split}), $\\pm$ 1 s.e."
-    picture.draw(
-        table.directory / PICTURE, table.rows, title, floor=floor, images=images
-    )
+    _draw(options, table.rows, settings, images=images)
     print(picture.as_text(table.rows, [REAL_DATA, *wanted]))
     written = sorted(path.name for path in table.directory.iterdir())
     print(f"written to {table.directory}: {', '.join(written)}")
+
+
+def _draw(
+    options: SolverStudyOptions,
+    rows: dict[Key, Row],
+    settings: dict[str, Any],
+    *,
+    images: bool,
+) -> None:
+    """Draw the picture of a study from its table and its settings."""
+    caption = (
+        f"{options.run.resolve().name}, step {settings['step']}: "
+        f"{settings['n_samples']} samples of {settings['dataset']}, "
+        f"{settings['n_held_out']} held-out examples, seed {settings['seed']}. Bars: "
+        "jackknife standard errors over both sets"
+    )
+    if "features_accuracy" in settings:
+        accuracy = settings["features_accuracy"]["accuracy"]
+        caption += f". Features: of a classifier of accuracy {accuracy:.3f}"
+    path = options.directory / f"{PICTURE}.{options.picture_format}"
+    picture.draw(
+        path,
+        rows,
+        caption,
+        floor=f"real data ({settings['real_data']}), $\\pm$ 1 standard error",
+        images=images,
+    )
+    print(f"drawn: {path}")

@@ -2,15 +2,16 @@
 
 import csv
 import io
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import check_settings, write_text
+from ..files import SETTINGS, check_settings, write_text
 
 
-TABLE, PICTURE = "study.csv", "study.png"
+TABLE, PICTURE = "study.csv", "study"
 # In the order of the rows and panels of the picture.
 FIGURES = ("sliced_wasserstein", "squared_mmd", "frechet", "reference_rms")
 _KEY = ("diffusion", "solver", "allowed")
@@ -40,14 +41,11 @@ class SolverTable:
         self.directory = directory
         self._path = directory / TABLE
         check_settings(directory, settings, "study")
-        self.rows: dict[Key, Row] = {}
         text = self._path.read_text() if self._path.exists() else ""
         whole = text[: text.rfind("\n") + 1] or _line(COLUMNS)
         if whole != text:
             write_text(self._path, whole)
-        for row in csv.DictReader(io.StringIO(whole)):
-            row = {name: _value(name, text) for name, text in row.items()}
-            self.rows[row["diffusion"], row["solver"], row["allowed"]] = row
+        self.rows = _rows(whole)
 
     def add(self, key: Key, row: Row) -> None:
         row = dict.fromkeys(COLUMNS) | dict(zip(_KEY, key, strict=True)) | row
@@ -56,6 +54,29 @@ class SolverTable:
             file.flush()
             os.fsync(file.fileno())
         self.rows[key] = row
+
+
+def read_study(directory: Path) -> tuple[dict[Key, Row], dict[str, Any]]:
+    """The rows and the settings of a study.
+
+    **Raises:** `ValueError` if the directory holds none.
+    """
+    for name in (TABLE, SETTINGS):
+        if not (directory / name).is_file():
+            raise ValueError(
+                "`output_dir` must hold a study that is to be drawn anew; "
+                f"{directory} has no {name}."
+            )
+    settings = json.loads((directory / SETTINGS).read_text())
+    return _rows((directory / TABLE).read_text()), settings
+
+
+def _rows(text: str) -> dict[Key, Row]:
+    rows: dict[Key, Row] = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        row = {name: _value(name, text) for name, text in row.items()}
+        rows[row["diffusion"], row["solver"], row["allowed"]] = row
+    return rows
 
 
 def _line(values: Any) -> str:

@@ -16,7 +16,8 @@ from ..train.options import TrainOptions
 TomlTable = Mapping[str, Any]
 _STUDY = {"question": str, "seeds": list, "train": dict, "evaluations": dict}
 _STUDY |= {"grids": dict, "short": dict}
-_GRID = {"question": str, "seeds": list, "train": dict, "axes": dict, "evaluate": list}
+_GRID = {"title": str, "question": str, "seeds": list, "train": dict, "axes": dict}
+_GRID |= {"evaluate": list}
 _SHORT = {"seeds": list, "train": dict, "evaluations": dict, "grids": list}
 
 
@@ -51,6 +52,10 @@ class Study:
     question: str
     grids: dict[str, str]
     """What each of them asks."""
+    titles: dict[str, str]
+    """What pictures call each of them."""
+    evaluation_titles: dict[str, str]
+    """What pictures call each evaluation."""
     cells: tuple[Cell, ...]
 
 
@@ -60,7 +65,8 @@ def read_study(path: Path, *, short: bool) -> Study:
     Tables of the file: `train`, options of `eqmdm train` for all cells; `evaluations`,
     options of `eqmdm evaluate` by name; and `grids`. A grid has a cell for each choice
     from its `axes` and each seed. An axis is a table of options of `eqmdm train` for
-    each of its values. `evaluate` lists the evaluations by name, by default all.
+    each of its values. `evaluate` lists the evaluations by name, by default all. A grid
+    or an evaluation may have a `title`, which pictures show in place of its name.
     `short` replaces the above in the short form: seeds, options, and the grids that are
     in it.
 
@@ -84,8 +90,14 @@ def read_study(path: Path, *, short: bool) -> Study:
     cells: list[Cell] = []
     for name in chosen:
         cells += _cells(name, grids[name], table, shorter, f"{path}, grids.{name}")
-    questions = {name: grids[name].get("question", "") for name in chosen}
-    return Study(path.stem, table.get("question", ""), questions, tuple(cells))
+    return Study(
+        path.stem,
+        table.get("question", ""),
+        {name: grids[name].get("question", "") for name in chosen},
+        {name: _title(grids[name], name) for name in chosen},
+        {name: _title(of, name) for name, of in table.get("evaluations", {}).items()},
+        tuple(cells),
+    )
 
 
 def arguments(options: TomlTable) -> list[str]:
@@ -109,9 +121,19 @@ def _cells(
     evaluations = _named(study, "evaluations", where) if "evaluations" in study else {}
     chosen = grid.get("evaluate", list(evaluations))
     _check_among(chosen, evaluations, f"{where}, evaluate")
-    evaluations = {n: evaluations[n] | short.get("evaluations", {}) for n in chosen}
+    evaluations = {
+        name: {k: v for k, v in evaluations[name].items() if k != "title"}
+        | short.get("evaluations", {})
+        for name in chosen
+    }
     for evaluation, options in evaluations.items():
-        _check_options(EvaluateOptions, options, f"{where}, {evaluation}", ["RUN"])
+        label = f"{where}, {evaluation}"
+        _check_options(EvaluateOptions, options, label, ["RUN"])
+        if options.get("route") == "all":
+            raise ValueError(
+                f"`route` in `{label}` must be that of one evaluation; got 'all'. Name "
+                "an evaluation for each route, which the study then compares."
+            )
     axes = grid.get("axes", {})
     seeds = short.get("seeds", grid.get("seeds", study.get("seeds", [0])))
     shared = study.get("train", {}) | grid.get("train", {})
@@ -124,6 +146,13 @@ def _cells(
         label = f"{where}, {' '.join(values)}"
         _check_options(TrainOptions, train, label)
         yield from (Cell(name, place, seed, train, evaluations) for seed in seeds)
+
+
+def _title(table: TomlTable, name: str) -> str:
+    title = table.get("title", name)
+    if not isinstance(title, str):
+        raise ValueError(f"`title` of {name} must be a str; got {title!r}.")
+    return title
 
 
 def _check_options(cls: Any, options: TomlTable, where: str, before=()) -> None:

@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from ..fields import chosen, positional
+from ..outputs import PictureOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyOptions:
+class StudyOptions(PictureOptions):
     """Train and evaluate every cell of a study, and tabulate the results.
 
     Each cell is an ordinary run of `eqmdm train`, evaluated by `eqmdm evaluate`. What
@@ -26,6 +27,8 @@ class StudyOptions:
     """Do the study's short form, which shows that it works, not what is true."""
     collect_only: bool = False
     """Only tabulate the results so far."""
+    redraw: bool = False
+    """Only draw the pictures anew, from the tables in the results directory."""
     dry_run: bool = False
     """Only print the commands that are left."""
     part: tuple[int, int] | None = chosen("all of them", metavar="I N")

@@ -1,4 +1,4 @@
-"""The pictures of a study."""
+"""The pictures of a study, each drawn from one of its tables."""
 
 import itertools
 import math
@@ -8,30 +8,49 @@ from typing import Any
 import numpy as np
 
 from .. import plots
-from ..files import loss_name
-from .cells import Cell, Study
-from .tables import records
+from ..styles import BLUE, DIFFUSIONS, EVALUATIONS, looks
+from .cells import Study
 
 
+Row = dict[str, Any]
 plt = plots.plt  # which draws without a display
-_MATRICES = "skew_matrix", "dissipation_matrix"
-_STYLES = "-", "--", ":", "-.", (0, (1, 4))
+_SEEDS = "-", "--", ":", "-.", (0, (1, 4))
+# Of a picture and of the height of a panel, in inches.
+_WIDTH, _PANEL = 8, 3.4
 
 
-def bounds(path: Path, summaries: list[dict[str, Any]]) -> None:
+def draw_all(
+    directory: Path,
+    study: Study,
+    summaries: list[Row],
+    validations: list[Row],
+    learned: list[Row],
+    picture_format: str,
+) -> None:
+    """The pictures that there are rows for, beside one another in a directory."""
+    for name, draw, rows in (
+        ("bounds", draw_bounds, summaries),
+        ("training", draw_training, validations),
+        ("learned", draw_learned, learned),
+    ):
+        if rows:
+            draw(directory / f"{name}.{picture_format}", study, rows)
+
+
+def draw_bounds(path: Path, study: Study, summaries: list[Row]) -> None:
     """Every cell's value with its errors, a panel for each grid, on one axis.
 
-    Evaluations of the same cells have a colour each; those of a single cell, a row.
+    Evaluations of the same cells have a look each; those of a single cell, a row.
     """
-    grids: dict[str, list[dict[str, Any]]] = {}
-    for row in summaries:
-        grids.setdefault(row["grid"], []).append(row)
+    grids = _by(summaries, "grid")
     placed = {grid: _placed(rows) for grid, rows in grids.items()}
+    titles = study.evaluation_titles
+    of_evaluation = looks((row["evaluation"] for row in summaries), EVALUATIONS)
     shared = len({row["unit"] for row in summaries}) == 1
-    heights = [0.7 + 0.3 * len(names) for names, _ in placed.values()]
+    heights = [0.8 + 0.3 * len(names) for names, _ in placed.values()]
     figure, panels = plt.subplots(
         len(grids),
-        figsize=(8, sum(heights)),
+        figsize=(_WIDTH, sum(heights) + 0.6),
         height_ratios=heights,
         sharex=shared,
         squeeze=False,
@@ -40,125 +59,174 @@ def bounds(path: Path, summaries: list[dict[str, Any]]) -> None:
     for axes, (grid, rows) in zip(panels[:, 0], grids.items(), strict=True):
         names, places = placed[grid]
         labels = set()
-        for row, (place, color, label) in zip(rows, places, strict=True):
+        for row, (place, label) in zip(rows, places, strict=True):
+            of_row = of_evaluation[row["evaluation"]]
+            color, marker = of_row.color, of_row.marker
+            if label is None:
+                color, marker = BLUE, "o"
             over = [row["error_over_seeds"], row["error_over_examples"]]
             for error, width in zip(over, (3.0, 1.0), strict=True):
                 if not math.isnan(error):
                     axes.errorbar(
                         row["value"], place, xerr=error, color=color, elinewidth=width
                     )
-            shown = None if label in labels else label
-            axes.plot(row["value"], place, "o", color=color, ms=4, label=shown)
+            shown = None
+            if label is not None and label not in labels:
+                shown = titles.get(label, label)
+            axes.plot(
+                row["value"], place, marker, ls="", color=color, ms=5, label=shown
+            )
             labels.add(label)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), [titles.get(name, name) for name in names])
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_title(grid, loc="left", fontsize="medium")
+        axes.set_title(study.titles[grid], loc="left", fontsize="medium")
         if not shared or axes is panels[-1, 0]:
-            unit = rows[0]["unit"]
-            axes.set_xlabel(f"{unit}; bars: thick over seeds, thin over examples")
+            axes.set_xlabel(f"negative bound or log-likelihood ({rows[0]['unit']})")
+        axes.set_ylabel("evaluation" if labels == {None} else "model")
         axes.grid(axis="x", alpha=0.3)
-        if labels != {None}:
+        if labels - {None}:
             axes.legend(fontsize="x-small")
-    _save(figure, path)
+    figure.align_ylabels(panels[:, 0])
+    plots.add_caption(
+        figure,
+        f"{_described(study, summaries)}. Bars: standard errors, thick over the seeds, "
+        "thin over the examples",
+    )
+    plots.save(figure, path)
 
 
-def _placed(
-    rows: list[dict[str, Any]],
-) -> tuple[list[str], list[tuple[float, str, str | None]]]:
-    """What stands beside the axis of a grid, and of each row its place, colour and
-    name in the legend."""
+def _placed(rows: list[Row]) -> tuple[list[str], list[tuple[float, str | None]]]:
+    """What stands beside the axis of a grid, and of each row its place and its name in
+    the legend."""
     cells, evaluations = (
         list(dict.fromkeys(row[name] for row in rows))
         for name in ("cell", "evaluation")
     )
-    if len(cells) == 1 and len(evaluations) > 1:
-        return evaluations, [(place, "C0", None) for place in range(len(rows))]
+    # A cell of a grid without axes has the grid's name, which the title says.
+    if len(cells) == 1 and (len(evaluations) > 1 or cells[0] == rows[0]["grid"]):
+        return evaluations, [(float(place), None) for place in range(len(rows))]
     places = []
     for row in rows:
         number = evaluations.index(row["evaluation"])
         aside = 0.5 * ((number + 0.5) / len(evaluations) - 0.5)
-        label = row["evaluation"] if len(evaluations) > 1 else None
-        places.append((cells.index(row["cell"]) + aside, f"C{number % 10}", label))
+        places.append((cells.index(row["cell"]) + aside, row["evaluation"]))
     return cells, places
 
 
-def training(path: Path, study: Study, root: Path) -> None:
+def draw_training(path: Path, study: Study, validations: list[Row]) -> None:
     """The validation bound over the steps, a panel for each grid."""
-    grids = list(study.grids)
+    grids = _by(validations, "grid")
+    of_cell = looks((row["cell"] for row in validations), DIFFUSIONS)
+    n_columns = min(2, len(grids))
+    n_rows = math.ceil(len(grids) / n_columns)
     figure, panels = plt.subplots(
-        len(grids), figsize=(8, 4 * len(grids)), squeeze=False, layout="constrained"
-    )
-    for grid, axes in zip(grids, panels[:, 0], strict=True):
-        names = list(dict.fromkeys(c.name for c in study.cells if c.grid == grid))
-        for cell in [c for c in study.cells if c.grid == grid]:
-            validated = [r for r in records(root / cell.directory) if "validation" in r]
-            axes.plot(
-                [r["step"] for r in validated],
-                [_bound(r["validation"]) for r in validated],
-                color=f"C{names.index(cell.name) % 10}",
-                ls=["-", "--", ":"][names.index(cell.name) // 10 % 3],
-                lw=0.9,
-                label=cell.name if cell.seed == _first_seed(study, cell) else None,
-            )
-        axes.set_title(f"{grid}: validation bound", loc="left", fontsize="medium")
-        axes.set_xlabel("step")
-        axes.legend(fontsize="x-small", ncols=2)
-    _save(figure, path)
-
-
-def learned(file: Path, study: Study, root: Path) -> None:
-    """The path of what is learned, a row for each diffusion and a line for each seed.
-
-    Nothing where nothing is learned.
-    """
-    groups: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
-    for cell in study.cells:
-        path = [r for r in records(root / cell.directory) if "skew_matrix" in r]
-        if path:
-            groups.setdefault((cell.grid, cell.name), []).append(path)
-    if not groups:
-        return
-    figure, panels = plt.subplots(
-        len(groups),
-        3,
-        figsize=(12, 3.2 * len(groups)),
+        n_rows,
+        n_columns,
+        figsize=(_WIDTH * (0.5 + 0.5 * n_columns), _PANEL * n_rows + 0.5),
         squeeze=False,
         layout="constrained",
     )
-    for ((grid, name), paths), row in zip(groups.items(), panels, strict=True):
-        for path, style in zip(paths, itertools.cycle(_STYLES)):
-            steps = [record["step"] for record in path]
-            for axes, letter, matrix in zip(row, "QD", _MATRICES, strict=False):
-                entries = np.array([record[matrix] for record in path])
-                places = np.triu_indices(entries.shape[1], int(letter == "Q"))
-                for number, (i, j) in enumerate(zip(*places, strict=True)):
-                    axes.plot(
-                        steps,
-                        entries[:, i, j],
-                        color=f"C{number}",
-                        ls=style,
-                        lw=0.9,
-                        label=f"${letter}_{{{i}{j}}}$" if path is paths[0] else None,
-                    )
-                axes.legend(fontsize="x-small", ncols=2)
-            ends = np.array([record["log_snr_range"] for record in path])
-            row[2].plot(steps, ends, color="C0", ls=style, lw=0.9)
-        row[0].set_title(f"{grid}: {name}", loc="left", fontsize="small")
-        row[2].set_title("log-SNR at the ends", loc="left", fontsize="small")
-        for axes in row:
-            axes.set_xlabel(f"step; {len(paths)} seeds", fontsize="small")
-    _save(figure, file)
+    for axes in panels.ravel()[len(grids) :]:
+        axes.set_axis_off()
+    for axes, (grid, rows) in zip(panels.ravel(), grids.items(), strict=False):
+        for cell, of_seeds in _by(rows, "cell").items():
+            for number, of_seed in enumerate(_by(of_seeds, "seed").values()):
+                axes.plot(
+                    [row["step"] for row in of_seed],
+                    [row["value"] for row in of_seed],
+                    ms=4,
+                    lw=0.9,
+                    label=None if number else cell,
+                    **of_cell[cell].settings,
+                )
+        axes.set_title(study.titles[grid], loc="left", fontsize="medium")
+        axes.set_xlabel("training step")
+        axes.set_ylabel(f"negative bound ({rows[0]['unit']})")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="x-small", ncols=2)
+    plots.add_caption(
+        figure,
+        f"{_described(study, validations)}: a line for each. The bound of the "
+        "validation examples, EMA parameters",
+    )
+    plots.save(figure, path)
 
 
-def _bound(validation: dict[str, list[float]]) -> float:
-    return validation[loss_name(validation)][0]
+def draw_learned(path: Path, study: Study, learned: list[Row]) -> None:
+    """The path of what is learned: a row for each diffusion, a line for each seed."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in learned:
+        groups.setdefault((row["grid"], row["cell"]), []).append(row)
+    figure, panels = plt.subplots(
+        len(groups),
+        3,
+        figsize=(12, 3.2 * len(groups) + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
+    for ((grid, cell), rows), line in zip(groups.items(), panels, strict=True):
+        by_seed = _by(rows, "seed")
+        for style, of_seed in zip(itertools.cycle(_SEEDS), by_seed.values()):
+            steps = [row["step"] for row in of_seed]
+            for axes, letter, offset in zip(line, "QD", (1, 0), strict=False):
+                plots.draw_entries(
+                    axes,
+                    steps,
+                    np.array([_matrix(row, letter) for row in of_seed]),
+                    letter,
+                    offset,
+                    line=style,
+                    labelled=style == _SEEDS[0],
+                )
+            for name in ("log_snr_low", "log_snr_high"):
+                ends = [row[name] for row in of_seed]
+                line[2].plot(steps, ends, color=BLUE, ls=style, lw=1)
+        title = study.titles[grid]
+        title += f": {cell}" if cell not in (grid, title) else ""
+        line[0].set_title(title, loc="left", fontsize="small")
+        line[2].set_title("log-SNR at both ends", loc="left", fontsize="small")
+        labels = [f"entry of {name}, per unit of the schedule" for name in "QD"]
+        for axes, label in zip(line, [*labels, "log-SNR (natural log)"], strict=True):
+            axes.set_ylabel(label, fontsize="small")
+            axes.set_xlabel("training step")
+            axes.grid(alpha=0.3)
+        for axes in line[:2]:
+            axes.legend(fontsize="x-small", ncols=2)
+    plots.add_caption(
+        figure, f"{_described(study, learned)}: a style of line for each seed"
+    )
+    plots.save(figure, path)
 
 
-def _first_seed(study: Study, cell: Cell) -> int:
-    same = (c.seed for c in study.cells if (c.grid, c.name) == (cell.grid, cell.name))
-    return next(same)
+def _matrix(row: Row, letter: str) -> np.ndarray:
+    """Its entries on and above the diagonal; those that the table has not are 0."""
+    names = [name for name in row if name[0] == letter and name[1:].isdigit()]
+    names = [name for name in names if not math.isnan(row[name])]
+    size = 1 + max(int(name[2]) for name in names)
+    matrix = np.zeros((size, size))
+    for name in names:
+        matrix[int(name[1]), int(name[2])] = row[name]
+    return matrix
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def _by(rows: list[Row], name: str) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[name], []).append(row)
+    return groups
+
+
+def _described(study: Study, rows: list[Row]) -> str:
+    """The study, its examples and its seeds in the caption of a picture."""
+    words = f"Study {study.name}"
+    counts = sorted({row["examples"] for row in rows if "examples" in row})
+    if counts:
+        words += f": {_range(counts)} examples"
+    if "seed" in rows[0]:
+        seeds = sorted({row["seed"] for row in rows})
+        return f"{words}, seeds {', '.join(map(str, seeds))}"
+    return f"{words}, {_range(sorted({row['seeds'] for row in rows}))} seeds a model"
+
+
+def _range(counts: list[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

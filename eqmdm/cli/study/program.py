@@ -1,7 +1,6 @@
 """Train and evaluate every cell of a study, and tabulate the results."""
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from ..errors import clean_errors
 from ..files import write_text
 from . import pictures, tables
-from .cells import Cell, arguments, read_study
+from .cells import Cell, Study, arguments, read_study
 from .options import StudyOptions
 
 
@@ -21,11 +20,13 @@ def run(options: StudyOptions) -> None:
     with clean_errors(options):
         study = read_study(options.config, short=options.short)
         index, n_parts = _checked_part(options.part)
-    if options.dry_run and sys.platform != "win32":
-        # Into `head`, it ends with what reads it.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     name = study.name + ("-short" if options.short else "")
     root = options.output_dir or Path("runs") / "studies" / name
+    results_dir = options.results_dir or root
+    if options.redraw:
+        with clean_errors(options):
+            _redraw(results_dir, study, options)
+        return
     failures = []
     for number, cell in enumerate(study.cells):
         if options.collect_only or number % n_parts != index - 1:
@@ -44,7 +45,6 @@ def run(options: StudyOptions) -> None:
     if options.dry_run:
         return
 
-    results_dir = options.results_dir or root
     results_dir.mkdir(parents=True, exist_ok=True)
     with clean_errors(options):
         rows = tables.read(study, root)
@@ -55,19 +55,46 @@ def run(options: StudyOptions) -> None:
         tables.write(results_dir / "summary.csv", summaries)
         if pairs := tables.pairs(study, root, rows):
             tables.write(results_dir / "pairs.csv", pairs)
-        if path := tables.learned(study, root):
-            tables.write(results_dir / "learned.csv", path)
+        learned, validations = (
+            make(study, root) for make in (tables.learned, tables.validations)
+        )
+        for name, found in (("learned", learned), ("training", validations)):
+            if found:
+                tables.write(results_dir / f"{name}.csv", found)
     text = tables.as_text(study, summaries)
     write_text(results_dir / "summary.md", text)
     facts = tables.facts(study, root)
     write_text(results_dir / "facts.json", json.dumps(facts, indent=1) + "\n")
-    pictures.bounds(results_dir / "bounds.png", summaries)
-    pictures.training(results_dir / "training.png", study, root)
-    pictures.learned(results_dir / "learned.png", study, root)
+    pictures.draw_all(
+        results_dir, study, summaries, validations, learned, options.picture_format
+    )
     print(text)
     print(f"written to {results_dir}")
     if failures:
         sys.exit("error: not done: " + "; ".join(failures))
+
+
+def _redraw(directory: Path, study: Study, options: StudyOptions) -> None:
+    """**Raises:** `ValueError` if there are no tables of this study."""
+    summaries, validations, learned = (
+        tables.read_table(directory / f"{name}.csv")
+        for name in ("summary", "training", "learned")
+    )
+    if not summaries:
+        raise ValueError(
+            "`results_dir` must hold the tables of the study; there is no summary.csv "
+            f"in {directory}. Run the study, or --collect-only, first."
+        )
+    unknown = {row["grid"] for row in summaries} - set(study.titles)
+    if unknown:
+        raise ValueError(
+            f"`results_dir` must hold the tables of {study.name}; those in {directory} "
+            f"have the grid {min(unknown)}, which it has not."
+        )
+    pictures.draw_all(
+        directory, study, summaries, validations, learned, options.picture_format
+    )
+    print(f"written to {directory}")
 
 
 def _checked_part(part: tuple[int, int] | None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import eqmdm
 
 from ..evaluate.results import REPORT, TABLE
-from ..files import write_text
+from ..files import LOSS_UNITS, loss_name, write_text
 from ..parsing import parse
 from ..train.options import MAY_DIFFER, TrainOptions
 from .cells import Cell, Study, arguments
@@ -25,6 +25,9 @@ from .cells import Cell, Study, arguments
 Row = dict[str, Any]
 _TERMS = ("reconstruction", "prior", "diffusion", "auxiliary", "dequantisation")
 _TERMS += ("data_transform", "log_likelihood")
+# The columns of tables that are no numbers, and those that are whole ones.
+_WORDS = ("grid", "cell", "evaluation", "unit")
+_COUNTS = ("seed", "seeds", "step", "steps", "examples", "not_converged")
 # A letter for each matrix of a record, and the first diagonal that tells all of it.
 _LEARNED = ("Q", "skew_matrix", 1), ("D", "dissipation_matrix", 0)
 
@@ -230,6 +233,21 @@ def learned(study: Study, root: Path) -> list[Row]:
     return rows
 
 
+def validations(study: Study, root: Path) -> list[Row]:
+    """The bound of the validation examples, a row for each step that it is known at."""
+    rows = []
+    for cell in study.cells:
+        for record in records(root / cell.directory):
+            if "validation" not in record:
+                continue
+            name = loss_name(record["validation"])
+            value, error = record["validation"][name]
+            row = {"grid": cell.grid, "cell": cell.name, "seed": cell.seed}
+            row |= {"step": record["step"], "value": value, "standard_error": error}
+            rows.append(row | {"unit": LOSS_UNITS[name]})
+    return rows
+
+
 def facts(study: Study, root: Path) -> list[Row]:
     """The versions and devices that the trainings ran on, each once."""
     found: list[Row] = []
@@ -260,6 +278,25 @@ def write(path: Path, rows: list[Row]) -> None:
     write_text(path, text.getvalue())
 
 
+def read_table(path: Path) -> list[Row]:
+    """What `write` wrote, NaN where nothing is known; no rows without a file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {name: _value(name, text) for name, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _value(name: str, text: str) -> Any:
+    if name in _WORDS:
+        return text
+    if not text:
+        return math.nan
+    return int(text) if name in _COUNTS else float(text)
+
+
 def as_text(study: Study, summaries: list[Row]) -> str:
     """The summaries as a Markdown document, a table for each grid and evaluation."""
     lines = [f"# {study.name}", "", study.question]
@@ -273,7 +310,7 @@ def as_text(study: Study, summaries: list[Row]) -> str:
         some = rows[0]
         lines += ["", f"## {grid}: {evaluation}", "", study.grids[grid], ""]
         lines += [
-            f"Minus the log-likelihood or its bound in {some['unit']}, over "
+            f"Negative log-likelihood or bound in {some['unit']}, over "
             f"{some['examples']} examples and {_range(r['seeds'] for r in rows)} "
             f"seeds, at step {some['steps']:,}.",
             "",
@@ -296,9 +333,9 @@ def _report(directory: Path, name: str) -> Any:
 
 
 def _values(directory: Path, name: str) -> tuple[np.ndarray, str]:
-    """Minus the log-likelihood of each example, NaN where it was not found.
+    """The negative log-likelihood of each example, NaN where it was not found.
 
-    Of densities that are known, how far it is above minus their logarithm.
+    Of densities that are known, how far it is above that of the truth.
     """
     table = pq.read_table(evaluation_dir(directory, name) / TABLE)
     column = lambda name: table[name].to_numpy()

@@ -1,6 +1,7 @@
 """The final evaluation of a run, with averaged parameters: curves, samples, bound."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -30,12 +31,31 @@ def stages(
 def _draw_curves(setup: Setup, records: Records) -> None:
     if not is_first():
         return
-    directory, lines = setup.run.run_dir, records.read()
+    lines, options = records.read(), setup.options
+    n_examples = min(options.validation_examples, len(setup.dataset.validation))
     plots.training_curve(
-        directory / "training_curve.png", lines, setup.loss_name, setup.loss_unit
+        _picture(setup, "training_curve"),
+        lines,
+        setup.loss_name,
+        setup.loss_unit,
+        f"{_run(setup)}; training: means over the steps between two points, "
+        f"validation: {n_examples} examples, {options.validation_draws} draws each",
     )
-    if setup.options.diffusion == "learned":
-        plots.diffusion_path(directory / "diffusion_path.png", lines)
+    if options.diffusion == "learned":
+        plots.diffusion_path(_picture(setup, "diffusion_path"), lines, _run(setup))
+
+
+def _picture(setup: Setup, name: str) -> Path:
+    return setup.run.run_dir / f"{name}.{setup.options.picture_format}"
+
+
+def _run(setup: Setup) -> str:
+    """The run in the caption of a picture."""
+    options = setup.options
+    return (
+        f"{setup.run.run_dir.resolve().name}: {options.dataset}, {options.diffusion} "
+        f"diffusion, {options.score} score, seed {options.seed}"
+    )
 
 
 def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
@@ -52,8 +72,10 @@ def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
     if setup.objective.levels is not None:
         x = setup.objective.levels.decode(x)
     if is_first():
-        path = setup.run.run_dir / "samples.png"
-        plots.samples(path, np.asarray(x), setup.dataset.n_levels)
+        caption = f"{_run(setup)}, step {int(state.step)}: {options.n_samples} "
+        caption += f"samples in {options.sample_steps} steps, EMA parameters"
+        x, path = np.asarray(x), _picture(setup, "samples")
+        plots.samples(path, x, setup.dataset.n_levels, caption)
 
 
 def _evaluate_bound(setup: Setup, state: eqmdm.TrainState) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..fields import check_at_least, chosen
 from ..names import DiffusionName, Range
+from ..outputs import PictureOptions
 
 
 _MNIST: dict[str, Any] = {
@@ -69,6 +70,9 @@ DEFAULTS = {
 MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
 MAY_DIFFER += ("profile", "remat", "shard_parameters", "test_draws", "test_examples")
 MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
+# What a run does not even record, since its parameters and figures do not depend on it.
+NOT_RECORDED = ("picture_format",)
+MAY_DIFFER += NOT_RECORDED
 _POSITIVE = ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every")
 _POSITIVE += ("validation_draws", "test_draws", "sample_steps")
 
@@ -256,6 +260,7 @@ class TrainOptions(
     BoundOptions,
     TrainingOptions,
     EvaluationOptions,
+    PictureOptions,
     DeviceOptions,
 ):
     """Train a diffusion model, evaluate its likelihood bound and draw samples.
