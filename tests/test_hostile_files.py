@@ -15,8 +15,7 @@ import pytest
 from script_runs import POINTS, SCRIPTS, copy_run, single_precision
 
 import eqmdm
-from eqmdm.cli import compare_evaluations
-from eqmdm.cli.evaluate import program as evaluate
+from eqmdm.cli.evaluate import comparison, program as evaluate
 from eqmdm.cli.evaluate.options import EvaluateOptions
 from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample import program as sample
@@ -38,7 +37,7 @@ RUNNERS = {"eval", "exec", "compile", "__import__", "execfile"}
 # Those that go by the same name as a method of their module too.
 IMPORTERS = {"import_module", "exec_module", "load_module", "resolve_name"}
 # The user's own code: `--features module:function` of solver_study.py names it.
-ALLOWED = {"features.py": {"import_module"}}
+ALLOWED = {"own.py": {"import_module"}}
 # The builder of a run, one of a few names of this package.
 ALLOWED |= {"load.py": {"resolve_name"}}
 
@@ -279,10 +278,10 @@ def test_study_that_is_code_is_refused(content, payload, marker, tmp_path, capsy
 
 @contents
 def test_evaluations_that_are_code_are_refused(content, payload, marker, tmp_path):
-    for name in (compare_evaluations.REPORT, compare_evaluations.TABLE):
+    for name in (comparison.REPORT, comparison.TABLE):
         (tmp_path / name).write_bytes(_content(content, payload, marker))
     with pytest.raises(ValueError, match="`evaluations` must be directories"):
-        compare_evaluations.read(tmp_path)
+        comparison.read(tmp_path)
     assert not marker.exists()
 
 

@@ -241,7 +241,7 @@ def test_samples_are_not_replaced_unasked(points, sampler, tmp_path):
     [
         (
             ["--solver=tsit6"],
-            "--solver must be .* solver; got 'tsit6'. Did you mean .*tsit5",
+            "--solver must be .* solver, .*got 'tsit6'. Did you mean .*tsit5",
         ),
         (["--steps=0"], "--steps must be at least 1; got 0"),
         (["--n-samples=0"], "--n-samples must be at least 1; got 0"),

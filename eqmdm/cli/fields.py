@@ -46,8 +46,10 @@ def check_at_least(options: Any, minima: Mapping[str, int]) -> None:
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The names nearest to a wrong one as the end of an error; empty if none is."""
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
+    found = " or ".join(by_lower[known] for known in near)
+    return f" Did you mean {found}?" if near else ""
 
 
 def _shown_name(field: dataclasses.Field[Any]) -> str:

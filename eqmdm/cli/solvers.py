@@ -1,13 +1,18 @@
 """The solvers by name."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
 
 import eqmdm
 
 from .fields import did_you_mean
+from .own import find_own, is_own
 
 
 _SAMPLERS = {
@@ -73,18 +78,52 @@ class Method:
         is_flow = self.process is eqmdm.probability_flow
         return is_flow or isinstance(self.sampler, eqmdm.DPMSolver | eqmdm.EDMHeun)
 
-    def n_evaluations(self, n_steps: int) -> int:
-        """The evaluations of the network, the posterior mean at t0 included."""
+    def n_evaluations(self, n_steps: int) -> int | None:
+        """The evaluations of the network, the posterior mean at t0 included; `None`
+        where they vary."""
         count = self.sampler.n_evaluations(n_steps)
-        assert count is not None
+        if count is None and self._counted is not None:
+            a_step, besides = self._counted
+            count = a_step * n_steps + besides
         return count
 
     def steps_within(self, evaluations: int) -> int:
-        """The most steps that take no more than so many evaluations; 0 if none do."""
+        """The most steps that take no more than so many evaluations; 0 if none do.
+
+        **Raises:** `ValueError` if the evaluations vary.
+        """
         n_steps = 0
-        while self.n_evaluations(n_steps + 1) <= evaluations:
+        while self._fixed_evaluations(n_steps + 1) <= evaluations:
             n_steps += 1
         return n_steps
+
+    def least_evaluations(self, argument: str) -> int:
+        """Those of one step.
+
+        **Raises:** `ValueError`, naming the `argument`, if the evaluations vary.
+        """
+        return self._fixed_evaluations(1, argument)
+
+    def _fixed_evaluations(self, n_steps: int, argument: str = "solver") -> int:
+        count = self.n_evaluations(n_steps)
+        if count is None:
+            raise ValueError(
+                f"`{argument}` must take as many evaluations of the network in every "
+                f"step; those of {self.name} vary. Choose its steps by the number of "
+                "its evaluations, as the method `n_evaluations` of a sampler says it."
+            )
+        return count
+
+    @functools.cached_property
+    def _counted(self) -> tuple[int, int] | None:
+        """The evaluations in a step and besides, of a solver that does not tell:
+        counted with one, two and three steps. `None` if they are not linear in that,
+        or vary with what is solved."""
+        solver = getattr(self.sampler, "solver", None)
+        if isinstance(_innermost_solver(solver), dfx.AbstractImplicitSolver):
+            return None
+        one, two, three = (_count_evaluations(self.sampler, n) for n in (1, 2, 3))
+        return (two - one, 2 * one - two) if three - two == two - one else None
 
     def sampler_on(
         self,
@@ -104,7 +143,14 @@ def _on_grid(sampler, grid, clock):
         return eqmdm.DiffraxSampler(
             sampler.solver, sampler.process, clock=clock, grid=grid
         )
-    return sampler if grid is None else dataclasses.replace(sampler, grid=grid)
+    if grid is None:
+        return sampler
+    if not hasattr(sampler, "grid"):
+        raise ValueError(
+            "`grid` must be left out for a sampler that has none; got one for "
+            f"{type(sampler).__name__}, whose method `times` chooses its own."
+        )
+    return dataclasses.replace(sampler, grid=grid)
 
 
 def _innermost(sampler):
@@ -132,7 +178,8 @@ NAMES = tuple(_METHODS)
 
 
 def find_method(name: str, *, argument: str = "solver") -> Method:
-    """The method of that name, which a user gave as `argument`.
+    """The method of that name, which a user gave as `argument`: one of `NAMES`, or the
+    user's own as module:name, with the prefix ode- for the probability flow.
 
     **Raises:**
 
@@ -140,6 +187,8 @@ def find_method(name: str, *, argument: str = "solver") -> Method:
     """
     if name in _METHODS:
         return _METHODS[name]
+    if is_own(name):
+        return _own_method(name, argument)
     bare = _METHODS.get(name.removeprefix("ode-"))
     if bare is not None and bare.process is not eqmdm.probability_flow:
         raise ValueError(
@@ -148,6 +197,59 @@ def find_method(name: str, *, argument: str = "solver") -> Method:
             f"{', '.join(n for n in NAMES if n.startswith('ode-'))}."
         )
     raise ValueError(
-        f"`{argument}` must be the name of a solver; got {name!r}."
-        f"{did_you_mean(name, NAMES)} The names are {', '.join(NAMES)}."
+        f"`{argument}` must be the name of a solver, or your own as module:name; got "
+        f"{name!r}.{did_you_mean(name, NAMES)} The names are {', '.join(NAMES)}."
     )
+
+
+@functools.cache
+def _own_method(name: str, argument: str) -> Method:
+    """That of the user's object: a solver or a sampler, or what makes one."""
+    kind = "a solver of Diffrax's, a sampler, or a function that makes one,"
+    bare = name.removeprefix("ode-")
+    made = find_own(bare, argument=argument, kind=kind)
+    # A class makes one too.
+    if not isinstance(made, dfx.AbstractSolver | eqmdm.AbstractSampler):
+        made = made() if callable(made) else made
+    if isinstance(made, eqmdm.AbstractSampler):
+        if name != bare:
+            raise ValueError(
+                f"`{argument}` must not have the prefix ode- with a sampler, which "
+                f"defines its own process; got {name}. Take {bare}."
+            )
+        return Method(name, made)
+    if not isinstance(made, dfx.AbstractSolver):
+        raise ValueError(
+            f"`{argument}` must be {kind} as module:name; got {name}, which is or "
+            f"makes a {type(made).__name__}."
+        )
+    # As above, the bare name is the SDE where a solver serves for both.
+    is_flow = name != bare or not _takes_noise(made)
+    process = eqmdm.probability_flow if is_flow else eqmdm.reverse_sde
+    return Method(name, eqmdm.DiffraxSampler(made, process))
+
+
+def _takes_noise(solver: dfx.AbstractSolver) -> bool:
+    kinds = dfx.AbstractItoSolver | dfx.AbstractStratonovichSolver
+    return isinstance(_innermost_solver(solver), kinds)
+
+
+def _innermost_solver(solver):
+    while isinstance(solver, dfx.AbstractWrappedSolver):
+        solver = solver.solver
+    return solver
+
+
+def _count_evaluations(sampler: eqmdm.AbstractSampler, n_steps: int) -> int:
+    """How often a sample of -1 or 1 calls its network."""
+    calls = []
+
+    def network(log_snr, z):
+        jax.debug.callback(lambda: calls.append(1))
+        return jnp.tanh(jnp.exp(log_snr) * z)
+
+    model = eqmdm.DenoiserModel(network, eqmdm.VPSDE())
+    how = {"key": jr.key(0), "n_samples": 1, "n_steps": n_steps}
+    jax.block_until_ready(eqmdm.sample(model, (1,), sampler=sampler, **how))
+    jax.effects_barrier()
+    return len(calls)

@@ -17,7 +17,7 @@ from .. import build
 from ..build import Purpose
 from ..clocks import CLOCKS
 from ..trained import TrainedRun
-from .settings import SOLVERS, EvaluateSettings
+from .settings import EvaluateSettings, find_solver
 
 
 _BOUND_TERMS = ("reconstruction", "prior", "diffusion", "auxiliary")
@@ -155,7 +155,7 @@ def _make_method(options: EvaluateSettings) -> dict[str, Any]:
     return {
         "route": route,
         "divergence": divergence,
-        "solver": SOLVERS[options.solver](),
+        "solver": find_solver(options.solver),
         "stepsize_controller": dfx.PIDController(
             rtol=options.tolerance, atol=options.tolerance
         ),

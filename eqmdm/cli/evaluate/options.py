@@ -96,7 +96,8 @@ class ODEOptions:
     """The largest number of steps of a solve; one that needs more is reported as not
     converged."""
     solver: str = "tsit5"
-    """The ODE solver: tsit5, dopri5, dopri8, bosh3 or heun."""
+    """The ODE solver: tsit5, dopri5, dopri8, bosh3 or heun, or one of your own as
+    module:name, its class, or a function without arguments that makes it."""
     clock: ClockName | None = chosen("angle if collapsed, time if augmented")
     """The independent variable of the ODE: the diffusion's time, its log
     signal-to-noise ratio (SNR), or the angle arctan SNR^-1/2. It affects speed. The

@@ -22,8 +22,8 @@ from .results import BY_LABEL, HISTOGRAM, TERMS, TEXT, EvaluationResults
 from .settings import (
     EvaluateSettings,
     by_route,
-    check_solver,
     comparison_dir,
+    find_solver,
     resolve,
     under_chosen_diffusion,
 )
@@ -33,7 +33,7 @@ def run(given: EvaluateOptions) -> None:
     # ----- Set-up: every wrong option, file or run fails here, before any work.
     with clean_errors(given):
         given.check()
-        check_solver(given.solver)
+        find_solver(given.solver)
         trained = load_trained(given.run, data_dir=given.data_dir, ema=given.ema)
         trained = under_chosen_diffusion(given, trained)
         evaluations = [

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..clocks import check_clock
 from ..fields import did_you_mean
 from ..names import ClockName
+from ..own import find_own, is_own
 from ..trained import TrainedRun
 from .options import EvaluateOptions
 
@@ -120,13 +121,28 @@ def under_chosen_diffusion(options: EvaluateOptions, trained: TrainedRun) -> Tra
     )
 
 
-def check_solver(name: str) -> None:
-    """**Raises:** `ValueError` for a name that is not among the ODE solvers."""
-    if name not in SOLVERS:
+def find_solver(name: str) -> dfx.AbstractAdaptiveSolver:
+    """The ODE solver of that name, or the user's own as module:name.
+
+    **Raises:** `ValueError` for a name that is none, or a solver that is no such one.
+    """
+    kind = "an ODE solver that estimates its error"
+    if name in SOLVERS:
+        return SOLVERS[name]()
+    if not is_own(name):
         raise ValueError(
-            f"`solver` must be one of {', '.join(SOLVERS)}, which solve ODEs and "
-            f"estimate their error; got {name!r}.{did_you_mean(name, SOLVERS)}"
+            f"`solver` must be {kind}, or your own as module:name; got {name!r}."
+            f"{did_you_mean(name, SOLVERS)} The names are {', '.join(SOLVERS)}."
         )
+    made = find_own(name, argument="solver", kind=kind)
+    if not isinstance(made, dfx.AbstractSolver) and callable(made):
+        made = made()
+    if not isinstance(made, dfx.AbstractAdaptiveSolver):
+        raise ValueError(
+            f"`solver` must be {kind} as module:name; got {name}, which is or makes a "
+            f"{type(made).__name__}."
+        )
+    return made
 
 
 def _model_names(options: EvaluateOptions) -> list[str]:

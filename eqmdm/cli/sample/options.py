@@ -14,10 +14,12 @@ class SamplerOptions:
     """How samples are drawn."""
 
     solver: str = "dpm"
-    """The solver by name: one of the library's own (dpm, edm-heun, ancestral, sscs,
-    collapsed and others) or of Diffrax's. Of the latter sea, heun and others solve the
-    reverse SDE; ode-heun and others with this prefix, and tsit5, the probability-flow
-    ODE. A wrong name lists all."""
+    """The solver by name: one of the library's own (dpm, edm-heun, ancestral, sscs and
+    others) or of Diffrax's. Of the latter sea, heun and others solve the reverse SDE;
+    ode-heun and others with this prefix, and tsit5, the probability-flow ODE. A wrong
+    name lists all. module:name is your own code, which is then run: a solver of
+    Diffrax's kind (with the prefix ode- for the ODE), a sampler, its class, or a
+    function without arguments that makes one."""
     steps: int = 50
     """Steps of the solver from noise to data."""
     grid: GridName = "default"
@@ -67,7 +69,9 @@ class SampleOptions(SamplerOptions, OutputOptions, PictureOptions):
 
     @property
     def directory(self) -> Path:
-        return self.output_dir or self.run / f"samples-{self.solver}-{self.steps}"
+        # Of module:name, a colon is no part of a file's name everywhere.
+        solver = self.solver.replace(":", "-")
+        return self.output_dir or self.run / f"samples-{solver}-{self.steps}"
 
     def check(self) -> None:
         """**Raises:** `ValueError` for what is wrong whatever the run is."""

@@ -82,9 +82,10 @@ def run(options: SampleOptions) -> None:
     picture = directory / f"samples.{options.picture_format}"
     plots.samples(picture, shown, n_levels, _caption(trained, options, len(shown)))
     write(directory / "samples.npz", values, np.flatnonzero(kept), settings)
+    counted = "a number that varies of" if evaluations is None else evaluations
     print(
         f"{len(values)} samples of {trained.dataset.name} by {options.solver}, "
-        f"{options.steps} steps\na sample: {evaluations} evaluations of the network, "
+        f"{options.steps} steps\na sample: {counted} evaluations of the network, "
         f"{seconds:.3g} s without compilation\n"
         f"written to {directory}: samples.npz, {picture.name}"
     )

@@ -32,8 +32,7 @@ def check_names(options: SampleOptions) -> None:
             f"own steps on a grid; got {options.clock}. Choose a --grid, or a solver "
             "of Diffrax's."
         )
-    if options.grid == "rho":
-        eqmdm.RhoGrid(options.rho)
+    sampling_arguments(options)
 
 
 def check_run(options: SampleOptions, trained: TrainedRun) -> None:

@@ -88,7 +88,7 @@ class SolverComparison:
         method = find_method(name)
         n_steps = method.steps_within(allowed)
         if n_steps == 0:
-            least = method.n_evaluations(1)
+            least = method.least_evaluations("solvers")
             return {"failure": f"--evaluations must be at least {least}"}
         row: dict[str, Any] = {
             "steps": n_steps,

@@ -2,9 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from ..own import find_own, is_own
 from ..train_classifier import classifier
 
 
@@ -47,7 +45,7 @@ def find_features(given: str | None, dataset: Any) -> Features | None:
         return None
     if given == "none":
         return None
-    if given is not None and ":" in given and not Path(given).exists():
+    if given is not None and is_own(given) and not Path(given).exists():
         return _of_function(given)
     if given is None:
         if dataset.labels is None:
@@ -90,16 +88,7 @@ def _of_classifier(path: Path, dataset: Any) -> Features:
 
 
 def _of_function(given: str) -> Features:
-    module, _, name = given.partition(":")
-    # Of the user's directory, where a program's own is first.
-    sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"`features` must be a file, none, or a function as module:function; got "
-            f"{given} ({error})."
-        ) from error
+    function = find_own(given, argument="features", kind="a file, none, or a function")
 
     def features(images: np.ndarray) -> np.ndarray:
         starts = range(0, len(images), _BATCH)

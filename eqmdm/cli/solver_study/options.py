@@ -23,9 +23,10 @@ class ComparedOptions:
     """What is compared."""
 
     solvers: Names = ("dpm", "edm-heun", "sscs", "sea", "ode-heun")
-    """Solvers by name: the library's own (collapsed, ancestral, sscs and others) and
+    """Solvers by name: the library's own (dpm, ancestral, sscs and others) and
     Diffrax's. Those of SDEs solve the reverse process; those of ODEs (tsit5, or with
-    the prefix ode-) the probability flow. A wrong name lists all."""
+    the prefix ode-) the probability flow. A wrong name lists all. module:name is a
+    solver or a sampler of your own, as in `eqmdm sample`."""
     evaluations: Counts = (10, 20, 50, 100)
     """The numbers of network evaluations that a sample may take. Each solver takes as
     many steps as fit."""

@@ -10,7 +10,7 @@ def check_solvers(options: SolverStudyOptions) -> None:
     """**Raises:** `ValueError` for solvers that are unknown or cannot take a step."""
     methods = [find_method(name, argument="solvers") for name in options.solvers]
     for method in methods:
-        least = method.n_evaluations(1)
+        least = method.least_evaluations("solvers")
         if max(options.evaluations) < least:
             raise ValueError(
                 f"`evaluations` must be at least {least} for {method.name} to take one "
