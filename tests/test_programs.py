@@ -1,6 +1,7 @@
 """What the programs have in common: their names, help, errors and dependencies."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -60,6 +61,13 @@ def test_help_shows_the_programs_name_and_options(name, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: eqmdm {name} [-h]")
     assert "(default: None)" not in shown and "{None}" not in shown
+    assert "(default: )" not in shown and " o-d-e " not in shown
+    # A text is shown once, and its sentences are not broken where the source is.
+    _, *parts = [part.strip() for part in shown.split("\n\n")]
+    is_box = lambda part: "--help" in part or "positional arguments" in part
+    text = list(itertools.takewhile(lambda part: not is_box(part), parts))
+    assert text and "\n" not in "".join(text)
+    assert shown.count(text[0]) == 1
 
 
 # --- Help ----------------------------------------------------------------------------
@@ -129,6 +137,19 @@ def test_groups_of_options_are_one_flat_class():
 def test_errors_name_options_as_they_are_given():
     message = "`batch_size` must suit `run` and `no_option`; got 3."
     expected = "--batch-size must suit RUN and `no_option`; got 3."
+    assert with_option_names(message, EvaluateOptions) == expected
+
+
+@pytest.mark.parametrize(
+    "message, expected",
+    [
+        ("Resume with batch_size=3.", "Resume with --batch-size=3."),
+        # Of calls of the library, and of names that are no options.
+        ("f(batch_size=3), `g(seed=1)`, x=2", "f(batch_size=3), `g(seed=1)`, x=2"),
+        ("Pass `data_dir` (--data-dir) too.", "Pass --data-dir too."),
+    ],
+)
+def test_errors_show_values_as_they_are_given(message, expected):
     assert with_option_names(message, EvaluateOptions) == expected
 
 

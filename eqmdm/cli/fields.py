@@ -28,12 +28,20 @@ def chosen(default: str, *, metavar: str | None = None) -> Any:
 
 
 def with_option_names(message: str, options: type) -> str:
-    """An error with its arguments, in backticks, named as on the command line.
+    """An error with its arguments named as on the command line: `x` and x=1 as --x.
 
     The library and the checks of options name them as Python does.
     """
     names = {field.name: _shown_name(field) for field in dataclasses.fields(options)}
-    return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), message)
+    parts = []
+    for part in re.split("(`[^`]*`)", message):
+        if part.startswith("`"):
+            parts.append(names.get(part.strip("`"), part))
+        else:
+            values = r"(?<![\w.(])(\w+)(?==\S)"
+            parts.append(re.sub(values, lambda m: names.get(m[1], m[0]), part))
+    # Where the library has named the option beside its argument.
+    return re.sub(r"(--[\w-]+) \(\1\)", r"\1", "".join(parts))
 
 
 def check_at_least(options: Any, minima: Mapping[str, int]) -> None:

@@ -38,7 +38,11 @@ def parse(
     - `quiet`: whether to print no error before `SystemExit` is raised.
     """
     groups = _groups(options)
-    described = [(name, _described(group)) for name, group in groups.items()]
+    described = [
+        # The text of the program's own group is that of the whole.
+        (name, _described(group, "" if group is options else _paragraphs(group)))
+        for name, group in groups.items()
+    ]
     # Not by `tyro` from the class itself: it breaks lines where the source does, calls
     # defaults that are chosen later `None`, and knows no groups without a prefix.
     parsed = dataclasses.make_dataclass(options.__name__, described)
@@ -47,7 +51,7 @@ def parse(
             parsed,
             args=arguments,
             prog=prog,
-            description=inspect.getdoc(options),
+            description=_paragraphs(options),
             console_outputs=not quiet,
             config=(tyro.conf.OmitArgPrefixes,),
         )
@@ -66,14 +70,23 @@ def _groups(options: type) -> dict[str, type]:
     groups = {}
     for cls in options.__mro__:
         if vars(cls).get("__annotations__"):
-            words = re.findall("[A-Z][a-z]*", cls.__name__.removesuffix("Options"))
+            name = cls.__name__.removesuffix("Options")
+            words = re.findall("[A-Z]+(?![a-z])|[A-Z][a-z]+", name)
             title = "_".join(words).lower()
             groups["main" if cls is options else title] = cls
     return groups
 
 
-def _described(group: type) -> type:
-    """A group's own options, each with its help and the placeholder of its value."""
+def _paragraphs(options: type) -> str:
+    """The text of a class, a line for each paragraph: `tyro` keeps some of the breaks
+    of the source."""
+    text = inspect.getdoc(options) or ""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _described(group: type, text: str) -> type:
+    """A group's own options, each with its help and the placeholder of its value, below
+    a text."""
     hints = typing.get_type_hints(group, include_extras=True)
     texts, fields = _texts(group), []
     for field in dataclasses.fields(group):
@@ -84,6 +97,9 @@ def _described(group: type) -> type:
             how["help_behavior_hint"] = f"(default: {field.metadata['default']})"
         elif field.default is None or field.default == ():
             how["help_behavior_hint"] = ""
+        elif field.metadata.get("positional"):
+            # Of several values `tyro` says that their default is none.
+            how["help_behavior_hint"] = "(required)"
         hint = hints[field.name]
         if metavar := field.metadata.get("metavar") or _metavar(hint):
             how["metavar"] = metavar
@@ -95,7 +111,8 @@ def _described(group: type) -> type:
         hint = Annotated[hint, *marks]
         fields.append((field.name, hint, dataclasses.field(default=field.default)))
     made = dataclasses.make_dataclass(group.__name__, fields, kw_only=True)
-    made.__doc__ = inspect.getdoc(group)
+    # Of an empty one, a dataclass makes a signature.
+    made.__doc__ = text or " "
     return made
 
 

@@ -229,7 +229,7 @@ class EvaluationOptions:
     n_samples: int | None = _by_data_set()
     """Samples to draw after training; 0 for none."""
     sample_steps: int = 50
-    """Steps of the reverse-time SDE that draws them."""
+    """Steps of the sampler, DPM-Solver, that draws them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
