@@ -83,7 +83,8 @@ def training_curve(
             capsize=2,
             label="validation, EMA parameters",
         )
-        settled = [*settled, means[-1] - errors[-1], means[-1] + errors[-1]]
+        last, error = means[-1], np.nan_to_num(errors[-1])
+        settled = [*settled, last - error, last + error]
         caption += "; bars: standard errors over the validation examples"
     settled = [value for value in settled if math.isfinite(value)]
     if settled:
