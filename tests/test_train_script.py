@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 
 import eqmdm
 from eqmdm import Run
+from eqmdm.cli import build
 from eqmdm.cli.preemption import Preemption
 from eqmdm.cli.train.options import TrainOptions
 from image_files import random_images, write_images
@@ -96,6 +98,19 @@ def test_run_writes_all_that_was_used_and_found(finished):
     assert facts["versions"]["eqmdm"] == eqmdm.__version__
     assert facts["device"]["platform"] == "cpu"
     assert "bits_per_dim" in stdout and "bits/dim" in stdout
+
+
+def test_format_of_pictures_is_no_part_of_a_run(finished):
+    run_dir, _ = finished
+    record = json.loads((run_dir / "options.json").read_text())["options"]
+    options, data, _ = build.from_json(record)
+    assert options.picture_format == "png"
+    changed = dataclasses.replace(options, picture_format="pdf")
+    dataset = eqmdm.data.load("digits")
+    for chosen in (options, changed):
+        again = build.as_json(chosen, dataset, data)
+        # Through JSON, which has no tuples.
+        assert json.loads(json.dumps(again)) == record
 
 
 def test_run_reports_a_bound_whose_terms_add_up(finished):

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from .styles import BLUE, LINES, MARKERS, PALETTE, VERMILLION
 
@@ -23,6 +24,8 @@ plt.rcParams["svg.hashsalt"] = "eqmdm"
 _NO_DATES = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 # Points of a line up to which each is marked.
 _MOST_MARKED = 40
+# Of all points of a scatter plot, in square points.
+_INK = 8000
 # Of a caption, in characters, for an inch of the width of a picture.
 _PER_INCH = 19
 # The least width of an image among others, the gaps between them, and their colour.
@@ -33,7 +36,9 @@ def samples(path: Path, x: np.ndarray, n_levels: int | None, caption: str) -> No
     """A grid of images from their grey levels, or a scatter plot of points."""
     if n_levels is None:
         figure, axes = plt.subplots(figsize=(5, 5.4), layout="constrained")
-        axes.scatter(x[:, 0], x[:, 1], s=3, linewidths=0, color=BLUE)
+        # As large as leaves many of them apart.
+        size = np.clip(_INK / len(x), 2, 16)
+        axes.scatter(x[:, 0], x[:, 1], s=size, linewidths=0, color=BLUE)
         axes.set_aspect("equal")
         axes.set_xlabel("first coordinate (units of the data)")
         axes.set_ylabel("second coordinate (units of the data)")
@@ -90,7 +95,7 @@ def training_curve(
     if settled:
         low, high = min(settled), max(settled)
         axes.set_ylim(low - 0.1 * (high - low + 1e-6), high + 0.2 * (high - low + 1e-6))
-    axes.set_xlabel("training step")
+    label_steps(axes)
     axes.set_ylabel(f"negative bound ({unit})")
     axes.legend()
     axes.grid(alpha=0.3)
@@ -127,7 +132,7 @@ def diffusion_path(path: Path, records: list[dict], caption: str) -> None:
     ):
         matrices = np.array([record[name] for record in records])
         draw_entries(axis, steps, matrices, "Q" if offset else "D", offset)
-        axis.set_xlabel("training step")
+        label_steps(axis)
         axis.set_ylabel("entry, per unit of the schedule")
         axis.grid(alpha=0.3)
         if axis.lines:
@@ -136,6 +141,12 @@ def diffusion_path(path: Path, records: list[dict], caption: str) -> None:
     axes[1].set_title("dissipation D")
     add_caption(figure, caption)
     save(figure, path)
+
+
+def label_steps(axes: Any) -> None:
+    """Name the horizontal axis of a training, which has no halves of steps."""
+    axes.set_xlabel("training step")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
 
 
 def draw_entries(

@@ -140,7 +140,7 @@ def draw_training(path: Path, study: Study, validations: list[Row]) -> None:
                     **of_cell[cell].settings,
                 )
         axes.set_title(study.titles[grid], loc="left", fontsize="medium")
-        axes.set_xlabel("training step")
+        plots.label_steps(axes)
         axes.set_ylabel(f"negative bound ({rows[0]['unit']})")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small", ncols=2)
@@ -188,7 +188,7 @@ def draw_learned(path: Path, study: Study, learned: list[Row]) -> None:
         labels = [f"entry of {name}, per unit of the schedule" for name in "QD"]
         for axes, label in zip(line, [*labels, "log-SNR (natural log)"], strict=True):
             axes.set_ylabel(label, fontsize="small")
-            axes.set_xlabel("training step")
+            plots.label_steps(axes)
             axes.grid(alpha=0.3)
         for axes in line[:2]:
             axes.legend(fontsize="x-small", ncols=2)
