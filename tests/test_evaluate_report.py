@@ -201,8 +201,8 @@ def test_tables_have_a_row_for_each_term(points, tmp_path):
 
 def test_wrong_format_is_refused(points):
     line = _error(points, "--format=latx")
-    assert "--format must be among csv, latex, markdown" in line
-    assert line.endswith("Did you mean latex?")
+    assert "--format must be formats of tables" in line and "got 'latx'" in line
+    assert line.endswith("Did you mean latex? The formats are csv, latex, markdown.")
 
 
 def test_noise_of_the_estimator_is_its_share_of_the_variance():
@@ -251,6 +251,31 @@ def test_all_routes_are_evaluated_and_compared(points, tmp_path, capsys):
     for route in routes:
         path = tmp_path / route / "examples.parquet"
         assert path.stat().st_mtime_ns == tables[route]
+
+
+def test_all_routes_go_on_where_they_were_stopped(points, tmp_path, monkeypatch):
+    arguments = "--route=all", "--examples=8", "--batch-size=4", *COARSE
+    arguments += (f"--output-dir={tmp_path / 'stopped'}",)
+    evaluated, stop_at = [], [("augmented", 4)]
+    call = program.Evaluator.__call__
+
+    def watched(self, start, stop):
+        if (self._options.route, start) in stop_at:
+            raise KeyboardInterrupt
+        evaluated.append((self._options.route, start))
+        return call(self, start, stop)
+
+    monkeypatch.setattr(program.Evaluator, "__call__", watched)
+    with pytest.raises(SystemExit, match="stopped after 4 examples"):
+        _evaluate(points, *arguments)
+    assert not (tmp_path / "stopped" / "comparison").exists()
+    stop_at.clear()
+    _evaluate(points, *arguments)
+    # Each batch once.
+    routes = "elbo", "augmented", "collapsed"
+    assert evaluated == [(route, start) for route in routes for start in (0, 4)]
+    rows = _csv(tmp_path / "stopped" / "comparison" / "comparison.csv")
+    assert len(rows) == 3
 
 
 def test_routes_are_those_that_suit_the_run(points, free):

@@ -232,8 +232,12 @@ def test_samples_are_not_replaced_unasked(points, sampler, tmp_path):
     _sample(points, tmp_path)
     error = _error(points, f"--output-dir={tmp_path}", "--seed=1")
     assert "--output-dir must not hold samples already" in error
-    _, _, settings = _sample(points, tmp_path, "--seed=1", "--overwrite")
+    other = "--seed=1", "--overwrite", "--picture-format=svg"
+    _, _, settings = _sample(points, tmp_path, *other)
     assert settings["seed"] == 1
+    # No picture of the samples that were there is left.
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"samples.npz", "samples.svg"}
 
 
 @pytest.mark.parametrize(

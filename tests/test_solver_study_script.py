@@ -422,7 +422,10 @@ def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):
         (["--batch-size=0"], ["--batch-size must be at least 1; got 0"]),
         (["--solvers="], ["--solvers must name at least one"]),
         (["--evaluations=0,5"], ["--evaluations must be at least 1 each; got 0"]),
-        (["--diffusions=clf"], ["--diffusions must be among", "Did you mean cld"]),
+        (
+            ["--diffusions=clf"],
+            ["--diffusions must be names of", "Did you mean cld? The names are vpsde"],
+        ),
         (["--diffusions=learned"], ["--diffusions must not have learned"]),
         (["--n-samples=39"], ["--n-samples must be at least 40"]),
         (["--n-samples=100001"], ["--n-samples must be at most 100000"]),

@@ -27,6 +27,7 @@ def check_formats(formats: tuple[str, ...]) -> None:
     for name in formats:
         if name not in TABLE_FORMATS:
             raise ValueError(
-                f"`format` must be among {', '.join(TABLE_FORMATS)}, with commas; got "
-                f"{name!r}.{did_you_mean(name, TABLE_FORMATS)}"
+                f"`format` must be formats of tables, with commas; got {name!r}."
+                f"{did_you_mean(name, TABLE_FORMATS)} The formats are "
+                f"{', '.join(TABLE_FORMATS)}."
             )

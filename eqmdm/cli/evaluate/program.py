@@ -16,6 +16,7 @@ from ..trained import TrainedRun, load_trained
 from . import by_label
 from .comparison import compare, read
 from .evaluator import Evaluator
+from .notes import comparable_with
 from .options import EvaluateOptions
 from .report import caption, make_report, make_text, noise_of, terms_table
 from .results import BY_LABEL, HISTOGRAM, TERMS, TEXT, EvaluationResults
@@ -132,6 +133,10 @@ class _Evaluation:
             print((self.directory / TEXT).read_text(), end="")
             return
         columns = self._results.read_table()
+        # Of a report of an earlier version.
+        report.setdefault(
+            "comparable_with", comparable_with(self._trained, self._options)
+        )
         self._add_labels(report, columns)
         if not picture.exists():
             self._draw(report, columns)

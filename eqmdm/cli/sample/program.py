@@ -15,6 +15,7 @@ import eqmdm
 from .. import build, plots
 from ..build import Purpose
 from ..errors import clean_errors
+from ..outputs import PICTURE_FORMATS
 from ..solvers import find_method
 from ..trained import TrainedRun, load_trained
 from .options import SampleOptions
@@ -79,6 +80,9 @@ def run(options: SampleOptions) -> None:
     }
     n_levels = trained.dataset.n_levels
     shown = values if n_levels is None else values[:_MOST_SHOWN]
+    for name in PICTURE_FORMATS:
+        # Of samples that these replace.
+        (directory / f"samples.{name}").unlink(missing_ok=True)
     picture = directory / f"samples.{options.picture_format}"
     plots.samples(picture, shown, n_levels, _caption(trained, options, len(shown)))
     write(directory / "samples.npz", values, np.flatnonzero(kept), settings)

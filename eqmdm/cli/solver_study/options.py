@@ -103,8 +103,9 @@ class SolverStudyOptions(ComparedOptions, MeasureOptions, PictureOptions):
         for name in self.diffusions:
             if name not in _DIFFUSIONS:
                 raise ValueError(
-                    f"`diffusions` must be among {', '.join(_DIFFUSIONS)}; got "
-                    f"{name!r}.{did_you_mean(name, _DIFFUSIONS)}"
+                    f"`diffusions` must be names of diffusions; got {name!r}."
+                    f"{did_you_mean(name, _DIFFUSIONS)} The names are "
+                    f"{', '.join(_DIFFUSIONS)}."
                 )
         if min(self.evaluations) < 1:
             raise ValueError(
