@@ -85,6 +85,21 @@ def random_recipes(n_vars, *, n=20, seed=0):
     return np.stack([Q for Q, _ in pairs]), np.stack([B for _, B in pairs])
 
 
+# Of centred normal data.
+VARIANCE = 1.5
+
+
+def normal_denoiser(log_snr, z):
+    """The posterior mean of such data."""
+    return z * (VARIANCE / (VARIANCE + jnp.exp(-log_snr)))
+
+
+def random_diffusion(n_vars, **options):
+    """A diffusion whose Q and root of D are of standard normal entries."""
+    q, B = np.random.default_rng(n_vars).standard_normal((2, n_vars, n_vars))
+    return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B, **options)
+
+
 MODES = np.asarray([-1.5, -0.4, 0.5, 1.6])
 MODE_STD = 0.15
 
