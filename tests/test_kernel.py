@@ -75,7 +75,9 @@ def exact_laws_of(source, index, tau):
 @pytest.mark.parametrize("name", list(named_diffusions()))
 def test_kernels_of_named_diffusions_are_those_of_60_digits(name, dtype):
     diffusion = named_diffusions(**OPTIONS)[name]
-    compute = jax.jit(jax.vmap(diffusion.compute_kernel), compiler_options=OPTIMISED)
+    # In float64 the bar is four thousand roundings, whatever XLA makes of them.
+    options = OPTIMISED if dtype == "float32" else None
+    compute = jax.jit(jax.vmap(diffusion.compute_kernel), compiler_options=options)
     laws = compute(jnp.asarray(TAUS, dtype))
     check(laws, lambda tau: exact_laws_of(name, 0, tau), TAUS, dtype)
 
