@@ -572,9 +572,20 @@ def test_bound_of_one_example_refuses_levels_out_of_range(key):
         eqx.filter_jit(bound)(jnp.asarray(_BAD_LEVELS[1]))
 
 
-@pytest.mark.parametrize("n_levels", [256, 17])
-@pytest.mark.parametrize("kind", ["denoiser", "noise"])
-@pytest.mark.parametrize("diffusion", ["fixed", "learned"])
+# The first four have every pair of values.
+@pytest.mark.parametrize(
+    "kind, diffusion, n_levels",
+    [
+        ("denoiser", "fixed", 256),
+        ("denoiser", "learned", 17),
+        ("noise", "fixed", 17),
+        ("noise", "learned", 256),
+        pytest.param("denoiser", "fixed", 17, marks=pytest.mark.slow),
+        pytest.param("denoiser", "learned", 256, marks=pytest.mark.slow),
+        pytest.param("noise", "fixed", 256, marks=pytest.mark.slow),
+        pytest.param("noise", "learned", 17, marks=pytest.mark.slow),
+    ],
+)
 def test_step_on_images_does_not_call_back_to_python(kind, diffusion, n_levels):
     # XLA keeps no compiled program that does, and a GPU waits for it.
     channels = 1 if kind == "denoiser" else 2
