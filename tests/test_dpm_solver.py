@@ -60,7 +60,8 @@ def relative_error(order, n_steps):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_order_holds_at_ordinary_intervals(order):
     # Where the estimate moves from the first step on, so that the start counts.
-    counts = (60, 120, 240)
+    # A count between them would have no weight in the fit.
+    counts = (60, 240)
     errors = [abs(relative_error(order, n_steps)) for n_steps in counts]
     # Terms of higher order still count at 60 steps; with a start of order 1 the fit of
     # order 3 was 2.2.
