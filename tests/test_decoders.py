@@ -5,6 +5,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from jax.scipy.stats import multivariate_normal
+from references import random_diffusion
 
 import eqmdm
 from eqmdm._bound.decoders import log_normal_mass
@@ -14,11 +15,6 @@ from helpers import tree_allclose
 
 # Late enough for dense covariances to be well conditioned.
 TIME = 0.4
-
-
-def random_diffusion(n_vars):
-    q, B = np.random.default_rng(n_vars).standard_normal((2, n_vars, n_vars))
-    return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B)
 
 
 def models(diffusion):

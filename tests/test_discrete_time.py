@@ -6,16 +6,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from references import VARIANCE, normal_denoiser
 
 import eqmdm
 from helpers import within_standard_errors
-
-
-VARIANCE = 1.5
-
-
-def normal_denoiser(log_snr, z):
-    return z * VARIANCE / (VARIANCE + jnp.exp(-log_snr))
 
 
 @eqx.filter_jit

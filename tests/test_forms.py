@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from references import random_diffusion
 
 import eqmdm
 from eqmdm._model.point import Point
@@ -18,11 +19,6 @@ FORMS = {
     "hybrid": eqmdm.HybridScoreMatching(),
     "implicit": eqmdm.ImplicitScoreMatching(),
 }
-
-
-def random_diffusion(n_vars):
-    q, B = np.random.default_rng(n_vars).standard_normal((2, n_vars, n_vars))
-    return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B)
 
 
 def wavy(t, y):

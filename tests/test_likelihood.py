@@ -9,14 +9,20 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.scipy.stats import multivariate_normal, norm
-from references import MODE_STD as STD, MODES, mixture_denoiser, stacked
+from references import (
+    MODE_STD as STD,
+    MODES,
+    VARIANCE,
+    mixture_denoiser,
+    normal_denoiser,
+    stacked,
+)
 
 import eqmdm
 from eqmdm import AugmentedRoute, CollapsedRoute, LogSNRClock
 from helpers import OPTIMISED, slow, tree_allclose, within_standard_errors
 
 
-VARIANCE = 1.5
 # Truncation and the prior's mismatch are then below 1e-4 nats.
 WIDE = (-13.3, 13.3)
 # By the number of variables.
@@ -26,10 +32,6 @@ NAMES = {
     3: ["ALDA", "MALDA", "CriticalThirdOrder"],
 }
 LOOSE, TIGHT = 1e-5, 1e-9
-
-
-def normal_denoiser(log_snr, z):
-    return z * VARIANCE / (VARIANCE + jnp.exp(-log_snr))
 
 
 def _compute(denoiser, diffusions, x, keys, tolerance, options):

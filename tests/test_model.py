@@ -7,21 +7,16 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.scipy.stats import multivariate_normal
+from references import VARIANCE, normal_denoiser, random_diffusion
 
 import eqmdm
 from eqmdm._model.point import Point
 from helpers import tree_allclose, within_standard_errors
 
 
-VARIANCE = 1.5
 MODES, WIDTH = (-1.5, -0.4, 0.5, 1.6), 0.15
 # Late enough for dense covariances to be well conditioned.
 TIME = 0.4
-
-
-def random_diffusion(n_vars, **options):
-    q, B = np.random.default_rng(n_vars).standard_normal((2, n_vars, n_vars))
-    return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B, **options)
 
 
 def kernel_at(diffusion, t):
@@ -35,10 +30,6 @@ def covariance_given_data(kernel):
 def covariance(kernel, variance):
     outer = kernel.mean_map[:, None] * kernel.mean_map[None]
     return covariance_given_data(kernel) + variance * outer
-
-
-def normal_denoiser(log_snr, z):
-    return z * VARIANCE / (VARIANCE + jnp.exp(-log_snr))
 
 
 def wavy_network(c, y):

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
+from references import VARIANCE, normal_denoiser
 
 import eqmdm
 from helpers import tree_allclose, within_standard_errors
@@ -310,20 +311,12 @@ def test_programs_call_nothing_on_the_host(name, key):
     assert "callback" not in jax.jit(draw).lower(key).as_text()
 
 
-# The exact variance of z at a log-SNR, for normal data that the process leads to.
-VARIANCE = 1.5
-
-
-def gaussian_denoiser(log_snr, z):
-    return z * (VARIANCE / (VARIANCE + jnp.exp(-log_snr)))
-
-
 @pytest.mark.parametrize(
     "name", ["SEA", "Heun", "Tsit5-adaptive", "DPMSolver-3", "EDMHeun", "SSCS"]
 )
 def test_trajectories_have_the_law_of_the_process(name, key):
     diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-7.0, 9.0))
-    model = eqmdm.DenoiserModel(gaussian_denoiser, diffusion)
+    model = eqmdm.DenoiserModel(normal_denoiser, diffusion)
     log_snrs = jnp.asarray([4.0, -7.0, -2.0, 9.0, 0.5])
     result = eqmdm.sample(
         model,
@@ -340,14 +333,15 @@ def test_trajectories_have_the_law_of_the_process(name, key):
     assert tree_allclose(path.log_snrs, jnp.sort(log_snrs), rtol=0, atol=1e-6)
     n_rows = 1 if name in ("DPMSolver-3", "EDMHeun") else 2
     assert path.states.shape == (1000, 5, n_rows, 4)
-    for i, t in enumerate(path.times):
-        kernel = diffusion.compute_kernel(t)
+    kernels = jax.jit(jax.vmap(diffusion.compute_kernel))(path.times)
+    for i in range(len(path.times)):
+        kernel = jax.tree.map(lambda leaf, i=i: leaf[i], kernels)
         states = path.states[:, i]
         z = states[:, 0] if n_rows == 1 else jax.vmap(kernel.project)(states)
         spread = VARIANCE + kernel.sigma**2
         # Of the prior, whose variance of z is that of N(0, 1) data, little is left.
         assert within_standard_errors(z.reshape(-1) ** 2, spread, n=6.0)
-        expected = gaussian_denoiser(kernel.log_snr, z)
+        expected = normal_denoiser(kernel.log_snr, z)
         assert tree_allclose(path.estimates[:, i], expected, rtol=1e-9, atol=1e-9)
     # The sample is the estimate at the end of its trajectory.
     assert tree_allclose(result.x, path.estimates[:, -1], rtol=1e-9, atol=1e-9)

@@ -4,19 +4,17 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
+from references import VARIANCE
 
 import eqmdm
 from helpers import tree_allclose, within_standard_errors
-
-
-DATA_VARIANCE = 1.5
 
 
 def data_covariance(diffusion, t):
     """The covariance of y(t) for centred normal data."""
     kernel = diffusion.compute_kernel(t)
     a = kernel.mean_map
-    return DATA_VARIANCE * jnp.outer(a, a) + kernel.root @ kernel.root.T
+    return VARIANCE * jnp.outer(a, a) + kernel.root @ kernel.root.T
 
 
 def gaussian_model(diffusion):
