@@ -275,6 +275,20 @@ def test_arguments_that_do_not_fit_raise(error, message, options, key, unchecked
         sample(eqmdm.VPSDE(), (2,), key=key, n_samples=1, **options)
 
 
+@pytest.mark.parametrize(
+    ("error", "shape", "message"),
+    [
+        (TypeError, 12, r"such as \(28, 28, 1\); got 12. Of vectors it is \(12,\)"),
+        (ValueError, (3, 0), r"integers of at least 1; got \(3, 0\)"),
+        (ValueError, (2.0,), r"integers of at least 1; got \(2.0,\)"),
+    ],
+    ids=["number", "empty", "float"],
+)
+def test_shape_that_is_none_raises(error, shape, message, key, unchecked):
+    with pytest.raises(error, match="`shape` must be the sizes of.*" + message):
+        sample(eqmdm.VPSDE(), shape, key=key, n_samples=1)
+
+
 def test_a_clock_that_is_not_monotone_in_time_raises(key):
     sampler = eqmdm.DiffraxSampler(dfx.SEA(), clock=eqmdm.LogSNRClock())
     with pytest.raises(ValueError, match="not strictly monotone"):

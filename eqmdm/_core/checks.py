@@ -29,8 +29,16 @@ def check_count(name: str, value: Any, *, least: int = 1, hint: str = "") -> Non
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
     """The shape of one example, as a tuple.
 
-    **Raises:** `ValueError` unless every size is an integer of at least 1.
+    **Raises:**
+
+    `TypeError` for anything but a sequence, `ValueError` unless every size is an
+    integer of at least 1.
     """
+    if not isinstance(shape, Iterable):
+        raise TypeError(
+            "`shape` must be the sizes of one example of data, such as (28, 28, 1); "
+            f"got {shape!r}. Of vectors it is ({shape!r},)."
+        )
     shape = tuple(shape)
     if not all(isinstance(size, int | np.integer) and size >= 1 for size in shape):
         raise ValueError(
