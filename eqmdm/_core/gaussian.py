@@ -87,22 +87,23 @@ def _reflectors(
     # step costs more.
     n_vars = len(rows)
     scale = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    # The rows from the i-th on, without the columns that are finished.
     rest = rows / jnp.where(scale > 0, scale, 1)
     columns, reflectors, signs = [], [], []
     for i in range(n_vars):
-        row = rest[i]
+        row, below = rest[0], rest[1:]
         norm = jnp.sqrt(jnp.sum(row**2))
         sign = jnp.where(row[0] < 0, -1, 1).astype(row.dtype)
-        normal = row.at[0].add(sign * norm)
+        # Joined rather than indexed: a scatter takes long to compile.
+        normal = jnp.concatenate([row[:1] + sign * norm, row[1:]])
         square = jnp.sum(normal**2)
         factor = 2 / jnp.where(square > 0, square, 1)
-        below = (jnp.arange(n_vars) > i)[:, None]
-        weight = jnp.sum(rest * normal[None], axis=1, keepdims=True) * factor
-        rest = jnp.where(below, rest - weight * normal[None], 0)
-        diagonal = jnp.zeros(n_vars, row.dtype).at[i].set(norm)
+        weight = jnp.sum(below * normal[None], axis=1, keepdims=True) * factor
+        below = below - weight * normal[None]
         # The reflection sends the row to -sign * norm; the sign moves into Q.
-        columns.append(diagonal - sign * rest[:, 0])
-        rest = rest[:, 1:]
+        above = jnp.zeros(i, row.dtype)
+        columns.append(jnp.concatenate([above, norm[None], -sign * below[:, 0]]))
+        rest = below[:, 1:]
         reflectors.append((normal, factor))
         signs.append(-sign)
     return jnp.stack(columns, axis=1) * scale, reflectors, jnp.stack(signs)
