@@ -71,7 +71,10 @@ def _kind(trained: TrainedRun, options: EvaluateSettings) -> str:
         "discrete": " with a discrete decoder and no dequantisation",
     }.get(noise, f" with {noise} dequantisation")
     if options.route == "elbo":
-        return f"variational bounds{with_noise}; an exact value can only be lower"
+        return (
+            f"variational bounds{with_noise}; an exact negative log-likelihood can "
+            "only be lower"
+        )
     of = "of the data" if options.route == "collapsed" else "of the whole state"
     return f"likelihoods by a probability-flow ODE {of}{with_noise}"
 

@@ -167,7 +167,8 @@ def _terms(columns: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 
 def _method(settings: dict[str, Any]) -> str:
-    draws = f"{settings['dequantisation']} dequantisation, "
+    noise = settings["dequantisation"]
+    draws = f"{'no' if noise == 'none' else noise} dequantisation, "
     draws += f"{_counted(settings['draws'], 'draw')} an example, seed "
     draws += str(settings["seed"])
     if settings["route"] == "elbo":
