@@ -118,7 +118,7 @@ def _orthogonal_rows(
     for i, (normal, factor) in reversed(list(enumerate(reflectors))):
         tail = Q[:, i:]
         weight = jnp.sum(tail * normal[None], axis=1, keepdims=True) * factor
-        Q = Q.at[:, i:].set(tail - weight * normal[None])
+        Q = jnp.concatenate([Q[:, :i], tail - weight * normal[None]], axis=1)
     return Q
 
 

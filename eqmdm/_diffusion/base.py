@@ -121,7 +121,8 @@ class AbstractLinearDiffusion(eqx.Module):
     def draw_start(self, x: Data, *, key: PRNGKey) -> State:
         """A draw of $y(0)$ given the data: `x`, and the auxiliaries at random."""
         root = self.start_root(x.dtype)
-        data = jnp.zeros((self.n_vars, *x.shape), x.dtype).at[0].set(x)
+        aux = jnp.zeros((self.n_vars - 1, *x.shape), x.dtype)
+        data = jnp.concatenate([x[None], aux])
         noise = draw_normal(key, (root.shape[1], *x.shape), x.dtype)
         return data + apply_to_vars(root, noise) if root.shape[1] else data
 

@@ -268,7 +268,8 @@ def _across_data(kernel: PerturbationKernel) -> Float[Array, "vars aux"]:
     b = kernel.direction
     # All columns but the first of the reflection that sends b to that axis: there is
     # nothing to cancel, as there is in I - b b^T.
-    normal = b.at[0].add(jnp.where(b[0] < 0, -1, 1).astype(b.dtype))
+    sign = jnp.where(b[0] < 0, -1, 1).astype(b.dtype)
+    normal = jnp.concatenate([b[:1] + sign, b[1:]])
     outer = normal[:, None] * normal[None]
     reflection = jnp.eye(len(b), dtype=b.dtype) - 2 * outer / jnp.sum(normal**2)
     return matmul(kernel.root, reflection[:, 1:])

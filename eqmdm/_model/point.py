@@ -75,7 +75,7 @@ class Point(eqx.Module):
         """The noise that leads from the data to `y` in the perturbation kernel."""
         if not self.given_start:
             return self.noise
-        aux_only = self.start.at[0].set(jnp.zeros_like(self.start[0]))
+        aux_only = jnp.concatenate([jnp.zeros_like(self.start[:1]), self.start[1:]])
         return self.kernel.whiten(self.kernel.step.perturb(aux_only, self.noise))
 
     @property

@@ -149,7 +149,8 @@ class DiffraxSampler(AbstractSampler):
         if self.stepsize_controller is None:
             steps = _readings(problem, times)
             # Exactly, whatever the rounding of the clock.
-            steps = steps.at[0].set(problem.t0).at[-1].set(problem.t1)
+            t0, t1 = problem.t0[None], problem.t1[None]
+            steps = jnp.concatenate([t0, steps[1:-1], t1])
             end = self._step_through(problem, y, steps, readings)
         else:
             end = self._control(problem, y, readings)

@@ -231,7 +231,8 @@ def _third_order(
     base = jnp.where(both[None], 0, line).T
     target = jnp.where(both[None], parabola, line).T
     start_base, start_target = _third_order_start(log_snrs[:4])
-    return base.at[:3].set(start_base), target.at[:3].set(start_target)
+    base = jnp.concatenate([start_base, base[3:]])
+    return base, jnp.concatenate([start_target, target[3:]])
 
 
 def _third_order_start(
