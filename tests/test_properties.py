@@ -382,25 +382,30 @@ def test_ends_are_a_range_or_are_refused_by_name(name, low, high):
 SHAPES = st.sampled_from([(), (3,), (4, 4, 1)])
 
 
+@eqx.filter_jit
+def read_states(diffusion, t, x, noise, key):
+    law = diffusion.compute_kernel(t)
+    y = diffusion.draw_start(x, key=key)
+    return law, y, law.step.perturb(y, noise), law.perturb(x, noise)
+
+
 @some
 @given(st.sampled_from(["VPSDE", "CLD", "ALDA"]), SHAPES, DTYPES, st.integers(0, 99))
 def test_states_of_any_shape_are_matrix_products_over_the_vars(
     kind, shape, dtype, seed
 ):
     diffusion = diffusions()[kind]
-    law = diffusion.compute_kernel(jnp.asarray(0.4, dtype))
     x = jr.normal(jr.key(seed), shape, dtype)
     noise = jr.normal(jr.key(seed + 1), (diffusion.n_vars, *shape), dtype)
-    y = diffusion.draw_start(x, key=jr.key(seed))
+    t = jnp.asarray(0.4, dtype)
+    law, y, *perturbed = read_states(diffusion, t, x, noise, jr.key(seed))
     assert np.array_equal(y[0], x) and y.dtype == dtype
     product = lambda matrix, state: np.tensordot(
         np.asarray(matrix, float), np.asarray(state, float), 1
     )
     rtol = 16 * float(jnp.finfo(dtype).eps)
-    for actual, expected in (
-        (law.step.perturb(y, noise), (law.step.mean_map, y, law.step.root)),
-        (law.perturb(x, noise), (law.mean_map[:, None], x[None])),
-    ):
+    parts = (law.step.mean_map, y, law.step.root), (law.mean_map[:, None], x[None])
+    for actual, expected in zip(perturbed, parts, strict=True):
         matrix, state, root = (*expected, law.root)[:3]
         expected = product(matrix, state) + product(root, noise)
         assert actual.shape == (diffusion.n_vars, *shape) and actual.dtype == dtype
