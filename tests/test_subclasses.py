@@ -179,12 +179,14 @@ def test_own_stationary_diffusion_is_the_linear_one_of_its_matrices(interval):
 def test_own_stationary_diffusion_has_parameters(interval):
     own = LearnedFriction(jnp.log(jnp.asarray(2.0)), interval)
     assert_same(own, eqmdm.CLD(interval=interval))
-    slope = jax.grad(
-        lambda log_friction: (
-            LearnedFriction(log_friction, interval).t1
-            + LearnedFriction(log_friction, interval).log_snr(jnp.asarray(0.5))
-        )
-    )(jnp.asarray(0.5))
+
+    @jax.jit
+    @jax.grad
+    def slope_at(log_friction):
+        diffusion = LearnedFriction(log_friction, interval)
+        return diffusion.t1 + diffusion.log_snr(jnp.asarray(0.5))
+
+    slope = slope_at(jnp.asarray(0.5))
     assert jnp.isfinite(slope) and slope != 0
 
 
@@ -194,7 +196,6 @@ def test_own_linear_diffusion_is_the_one_of_its_matrices(interval):
     same = eqmdm.CLD(schedule=eqmdm.ConstantSchedule(4.0), interval=interval)
     assert_same(own, same, rtol=1e-9)
     t = jnp.asarray(0.3)
-    gradient = jax.grad(lambda friction: Direct(friction, interval).log_snr(t))(
-        jnp.asarray(2.0)
-    )
+    log_snr = lambda friction: Direct(friction, interval).log_snr(t)
+    gradient = jax.jit(jax.grad(log_snr))(jnp.asarray(2.0))
     assert jnp.isfinite(gradient) and gradient != 0
