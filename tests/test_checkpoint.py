@@ -93,19 +93,21 @@ def test_checkpoint_names_each_array_by_its_place_in_the_model(tmp_path):
     assert "model.diffusion.skew_half" in arrays
 
 
+# Only the last one tells the parameters of a diffusion from those of a network.
 @pytest.mark.parametrize(
-    "optimiser",
+    "optimiser, learned",
     [
-        optax.sgd(1e-4, momentum=0.9),
-        optax.lion(1e-3),
-        optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(),
-        eqmdm.make_optimiser(1e-3, diffusion_learning_rate=1e-2, warmup=3),
+        (optax.sgd(1e-4, momentum=0.9), False),
+        (optax.lion(1e-3), False),
+        (optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(), False),
+        (eqmdm.make_optimiser(1e-3, diffusion_learning_rate=1e-2, warmup=3), True),
     ],
     ids=["sgd", "lion", "accumulated-adamw", "two-rates"],
 )
-def test_any_optimiser_trains_and_resumes_to_the_bit(tmp_path, optimiser):
+def test_any_optimiser_trains_and_resumes_to_the_bit(tmp_path, optimiser, learned):
     data = jr.normal(jr.key(1), (20, 2), jnp.float32)
-    create = lambda: TrainState.create(_model(), optimiser, key=jr.key(0))
+    model = _model(learned=learned)
+    create = lambda: TrainState.create(model, optimiser, key=jr.key(0))
 
     def train(state, n_steps):
         for _ in range(n_steps):
@@ -120,7 +122,7 @@ def test_any_optimiser_trains_and_resumes_to_the_bit(tmp_path, optimiser):
     straight = train(create(), 4)
     assert tree_allclose(train(resumed, 2), straight, rtol=0, atol=0)
     # All parameters have moved.
-    before = jax.tree.leaves(eqx.filter(_model(), eqx.is_inexact_array))
+    before = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     after = jax.tree.leaves(eqx.filter(straight.model, eqx.is_inexact_array))
     assert all((x != y).any() for x, y in zip(before, after, strict=True))
 
