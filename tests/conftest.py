@@ -77,7 +77,7 @@ def pytest_collection_finish():
 
 
 # A program and what it was traced from take 1.5 MB.
-_MOST_PROGRAMS = 800
+_MOST_PROGRAMS = 500
 _n_programs = 0
 
 
@@ -92,8 +92,8 @@ jax.monitoring.register_event_duration_secs_listener(_count_program)
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled():
-    """Frees what files have compiled, once it takes 1.2 GB: until then the next
-    file finds the small programs of operations outside of `jit`."""
+    """Frees what files have compiled, once it is most of a gigabyte: until then the
+    next file finds the small programs of operations outside of `jit`."""
     global _n_programs
     yield
     if _n_programs > _MOST_PROGRAMS:
