@@ -192,7 +192,7 @@ def test_digits_are_the_bundled_ones(no_network):
 def test_unknown_name_lists_the_choices_and_the_nearest():
     with pytest.raises(ValueError, match="must be one of digits, .*'cifar10'?"):
         load("cifar-10")
-    with pytest.raises(ValueError, match="checkerboard; got 'svhn'.$"):
+    with pytest.raises(ValueError, match="checkerboard, or a folder.*got 'svhn'.*er.$"):
         load("svhn")
 
 

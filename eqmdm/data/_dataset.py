@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int64, Real
@@ -17,20 +17,14 @@ from .._core.checks import (
     check_levels,
     check_points,
 )
+from ._arrays import array_labels, split_arrays
 from ._files import ImageFiles
+from ._labels import Labels
+from ._splits import SPLITS, Fractions
+from ._standardise import Standardisation
 
 
 Examples = Real[np.ndarray, "_ *shape"]
-
-_SPLITS = ("train", "validation", "test")
-
-
-class Labels(NamedTuple):
-    """The class of each example of the three splits, counted from 0."""
-
-    train: Int64[np.ndarray, " _"]
-    validation: Int64[np.ndarray, " _"]
-    test: Int64[np.ndarray, " _"]
 
 
 # Compared by identity: arrays have no truth value. Compare fingerprints instead.
@@ -48,6 +42,9 @@ class Dataset:
     - `flip`: whether a mirrored image is as likely as the image itself.
     - `log_density`: the exact log density of one point in nats, where it is known.
     - `labels`: the classes of the examples, where they are known.
+    - `standardisation`: the map to these examples from those in their own units, in
+        which likelihoods are then reported; `None` where they are the same.
+    - `description`: where the data were found and what they are, in one line.
 
     **Raises:**
 
@@ -65,11 +62,82 @@ class Dataset:
     flip: bool = False
     log_density: Callable[[Float[Array, " dim"]], Float[Array, ""]] | None = None
     labels: Labels | None = None
+    standardisation: Standardisation | None = None
+    description: str = ""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: Any,
+        validation: Any = None,
+        test: Any = None,
+        *,
+        labels: Any = None,
+        n_levels: int | None = None,
+        name: str = "array",
+        flip: bool = False,
+        standardise: bool = False,
+        validation_fraction: float | None = None,
+        test_fraction: float | None = None,
+    ) -> "Dataset":
+        """A data set of arrays whose first axes count examples.
+
+        !!! Example
+
+            ```python
+            dataset = eqmdm.data.Dataset.from_arrays(x, labels=classes)
+            model = eqmdm.fit(model, dataset, key=key)
+            ```
+
+        **Arguments:**
+
+        - `train`, `validation`, `test`: floats, or integers that are grey levels. A
+            split that is left out is cut from `train` by a fixed random choice.
+        - `labels`: integers or strings, one for each example of `train`; where other
+            splits are given, a tuple of one such array for each of them.
+        - `n_levels`: the number of grey levels; by default 256 for uint8 and 65,536 for
+            uint16. Grey images may come without their one channel, which is added.
+        - `name`, `flip`: as for `Dataset`.
+        - `standardise`: whether floats are shifted and scaled to mean 0 and variance 1,
+            by coordinate if an example has one axis; see [`eqmdm.data.load`][].
+        - `validation_fraction`, `test_fraction`: the parts of `train` that the splits
+            are that are left out; 0.1 by default.
+
+        **Raises:**
+
+        `TypeError` for what is no array of real numbers, and for other integers without
+        `n_levels`; `ValueError` for splits of several shapes, values that are not
+        finite, or labels that do not go with the examples.
+        """
+        given = dict(zip(SPLITS, (train, validation, test), strict=True))
+        examples = {split: x for split, x in given.items() if x is not None}
+        parts = (
+            (labels,)
+            if len(examples) == 1 and not isinstance(labels, tuple)
+            else labels
+        )
+        by_split = {}
+        if labels is not None:
+            if len(parts) != len(examples):
+                raise ValueError(
+                    "`labels` must be a tuple of one array for each split that is "
+                    f"given, {', '.join(examples)}; got {len(parts)}."
+                )
+            by_split = dict(zip(examples, parts, strict=True))
+        splits = split_arrays(
+            examples,
+            classes=array_labels(by_split, examples, f"`{name}`"),
+            n_levels=n_levels,
+            fractions=Fractions(validation_fraction, test_fraction),
+            standardise=standardise,
+            where=f"`{name}`",
+        )
+        return cls(name=name, flip=flip, **splits._asdict())
 
     def __post_init__(self):
         if self.n_levels is not None:
             check_count("n_levels", self.n_levels, least=2)
-        for split in _SPLITS:
+        for split in SPLITS:
             examples = getattr(self, split)
             if not isinstance(examples, ImageFiles):
                 examples = freeze(np.asarray(as_examples(split, examples)))
@@ -82,8 +150,9 @@ class Dataset:
                 f"channels); their shape is {self.shape}."
             )
         if self.labels is not None:
-            labels = [self._checked_labels(split) for split in _SPLITS]
-            object.__setattr__(self, "labels", Labels(*labels))
+            labels = [self._checked_labels(split) for split in SPLITS]
+            names = self.labels.names
+            object.__setattr__(self, "labels", Labels(*labels, names=names))
 
     def _check_split(self, split: str, examples: Examples | ImageFiles) -> None:
         if examples.shape[1:] != self.shape:
@@ -115,7 +184,7 @@ class Dataset:
         return freeze(labels.astype(np.int64, copy=False))
 
     def __repr__(self) -> str:
-        sizes = " + ".join(f"{len(getattr(self, split)):,}" for split in _SPLITS)
+        sizes = " + ".join(f"{len(getattr(self, split)):,}" for split in SPLITS)
         parts = [repr(self.name), f"{sizes} examples of {self.shape}"]
         if self.n_levels is not None:
             parts.append(f"{self.n_levels} levels")
@@ -137,7 +206,7 @@ class Dataset:
         labels are not part of it. For images in files it is of the files instead.
         """
         digest = hashlib.sha256()
-        for split in _SPLITS:
+        for split in SPLITS:
             examples = getattr(self, split)
             if isinstance(examples, ImageFiles):
                 digest.update(examples.fingerprint.encode())
@@ -147,6 +216,9 @@ class Dataset:
             )
             digest.update(f"{little_endian.dtype.str} {examples.shape}".encode())
             digest.update(np.ascontiguousarray(little_endian).data)
+        if self.standardisation is not None:
+            for value in (self.standardisation.mean, self.standardisation.std):
+                digest.update(value.astype("<f8").tobytes())
         return digest.hexdigest()
 
 

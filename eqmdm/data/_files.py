@@ -9,7 +9,8 @@ from typing import cast, final
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
-from ._parquet import check_schema, decode, escaped
+from ._parquet import check_schema, decode, escaped, name_row, unreadable
+from ._sources import quietly
 
 
 @final
@@ -40,10 +41,23 @@ class ImageFiles:
         image_shape: tuple[int, int, int],
     ):
         self._files, self._column = files, column
-        self._ends = np.cumsum([check_schema(file, column) for file in files])
+        lengths = [check_schema(file, column) for file in files]
+        if sum(lengths) == 0:
+            raise ValueError(
+                f"`{files[0]}` must hold images; it has 0 rows"
+                + (
+                    f", and so have the {len(files) - 1} other files."
+                    * (len(files) > 1)
+                    or "."
+                )
+            )
+        self._ends = np.cumsum(lengths).tolist()
         self._image_shape = image_shape
         self._rows = np.arange(self._ends[-1])
-        self._table = _map_into_memory(files, column)
+        self._digests = [_digest(file) for file in files]
+        # `datasets` cannot read a file without rows.
+        full = [file for file, n in zip(files, lengths, strict=True) if n]
+        self._table = _map_into_memory(full, column, self._digests)
 
     def take(self, rows: Int64[np.ndarray, " n"]) -> "ImageFiles":
         """The images of some of the rows, in the same files."""
@@ -81,35 +95,58 @@ class ImageFiles:
     def fingerprint(self) -> str:
         """The SHA-256 of the files' contents and the rows, in hexadecimal."""
         digest = hashlib.sha256()
-        for file in self._files:
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+        for content in self._digests:
+            digest.update(content)
         digest.update(self._rows.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def _name(self, row: int) -> str:
-        file = int(np.searchsorted(self._ends, row, side="right"))
-        start = 0 if file == 0 else self._ends[file - 1]
-        return f"Row {row - start} of `{self._files[file]}`"
+        return f"R{name_row(row, self._files, self._ends)[1:]}"
 
 
-def _map_into_memory(files: list[Path], column: str):
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
+
+
+def _map_into_memory(files: list[Path], column: str, digests: list[bytes]):
     # Imported late: it takes seconds, and points and digits do without.
     import datasets
     from datasets import config
     from datasets.exceptions import DatasetGenerationError
 
+    # `datasets` knows a file by its name and time, which one that replaces it may have
+    # too: what it holds is in the name of the folder that its copy is kept in.
+    key = hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+    cache = Path(config.HF_DATASETS_CACHE) / f"eqmdm-{key}"
     try:
-        table = datasets.load_dataset(
-            "parquet",
-            data_files=[escaped(file) for file in files],
-            split="train",
-            columns=[column],
-        )
+        with quietly():
+            table = datasets.load_dataset(
+                "parquet",
+                data_files=[escaped(file) for file in files],
+                split="train",
+                columns=[column],
+                cache_dir=str(cache),
+            )
     except (OSError, DatasetGenerationError) as error:
+        for file in files:
+            _check_pages(file, column)
         raise OSError(
             f"The images in {files[0].parent} could not be copied to "
             f"{config.HF_DATASETS_CACHE} ({error.__cause__ or error}). Free "
             "some space there, or name another folder in HF_DATASETS_CACHE."
         ) from error
     return table.with_format("arrow")
+
+
+def _check_pages(file: Path, column: str) -> None:
+    """**Raises:** `ValueError` for a file whose footer is intact but not its pages."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                parquet.read_row_group(group, columns=[column])
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(file, error) from error

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
 
-from ._dataset import Dataset, Examples, Labels, freeze
+from ._dataset import Dataset, Examples, freeze
 from ._files import ImageFiles
+from ._hub import fetch
+from ._labels import Labels
 from ._parquet import find_split, read_images, read_labels
+from ._splits import split_off
 
 
 class _Source(NamedTuple):
@@ -72,11 +74,14 @@ def load_images(
     rows, validation_rows = split_off(np.arange(len(images)), n_validation)
     test = _read(test_files, source)
     _check_number(len(test), test_files)
-    labels, test_labels = read_labels(train_files), read_labels(test_files)
-    if labels is not None and test_labels is not None:
-        labels = Labels(*split_off(labels, n_validation), test_labels)
-    else:
-        labels = None
+    classes = read_labels({"train": train_files, "test": test_files})
+    labels = None
+    if classes is not None:
+        by_split = (
+            *split_off(classes.splits["train"], n_validation),
+            classes.splits["test"],
+        )
+        labels = Labels(*by_split, names=classes.names)
     if isinstance(images, ImageFiles):
         train = images.take(rows)
     else:
@@ -92,35 +97,15 @@ def load_images(
     )
 
 
-def split_off(
-    examples: Shaped[np.ndarray, "n ..."], n: int
-) -> tuple[Shaped[np.ndarray, "m ..."], Shaped[np.ndarray, "k ..."]]:
-    """All examples but a fixed random choice of `n`, and these `n`; both in order."""
-    # RandomState, because NumPy promises that its numbers never change.
-    order = np.random.RandomState(0).permutation(len(examples))
-    return examples[np.sort(order[n:])], examples[np.sort(order[:n])]
-
-
 def _download(name: str, source: _Source) -> Path:
-    # Imported late: points and digits do without.
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import httpx
-
     patterns = [f"*{split}-*.parquet" for split in ("train", source.test_splits[0])]
     try:
-        # Fetches only what is not in the cache yet. If the Hub cannot be reached it
-        # fails immediately; `datasets.load_dataset` retries for 23 seconds first.
-        root = huggingface_hub.snapshot_download(
-            source.repository, repo_type="dataset", allow_patterns=patterns
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return fetch(source.repository, patterns)
+    except ConnectionError as error:
         raise ConnectionError(
             f"{name} could not be fetched from the Hugging Face Hub, where it is "
-            f"'{source.repository}' ({reason}). {_remedy(name, source)}"
+            f"'{source.repository}' ({error}). {_remedy(name, source)}"
         ) from error
-    return Path(root)
 
 
 def _find_folder(root: Path, name: str, source: _Source) -> Path:

@@ -1,13 +1,15 @@
 """Images out of Parquet files in the schema of the Hugging Face Hub."""
 
-import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
+
+from ._labels import Classes, LabelColumn, encode_labels
+from ._pixels import decode_pixels, mode_of
 
 
 # Fits in cache, and is far above the cost of a batch.
@@ -25,11 +27,11 @@ def find_split(folder: Path, split: str) -> list[Path]:
     files = sorted(
         [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
     )
-    _check_complete(files)
+    check_complete(files)
     return files
 
 
-def _check_complete(files: list[Path]) -> None:
+def check_complete(files: list[Path]) -> None:
     numbered = [re.search(r"-(\d{5})-of-(\d{5})", file.name) for file in files]
     totals = {int(match[2]) for match in numbered if match}
     for total in totals:
@@ -65,28 +67,45 @@ def read_images(
     return images
 
 
-def read_labels(files: list[Path]) -> Int64[np.ndarray, " n"] | None:
-    """The classes of all the images in their order, from the column `label`.
+def read_labels(files: Mapping[str, list[Path]]) -> Classes | None:
+    """The classes of all the images of each split, from the column `label`.
 
-    `None` where a file has no such column of integers, or an image no class: the Hub's
-    test splits without labels have -1.
+    `None` where a file has no such column, or a split no classes.
+
+    **Raises:** `ValueError` as `encode_labels`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = []
-    for file in files:
-        schema = pq.read_schema(file)
-        if _LABEL not in schema.names or not pa.types.is_integer(
-            schema.field(_LABEL).type
-        ):
-            return None
-        column = pq.read_table(file, columns=[_LABEL]).column(_LABEL)
-        if column.null_count:
-            return None
-        columns.append(column.to_numpy().astype(np.int64))
-    labels = np.concatenate(columns)
-    return labels if np.all(labels >= 0) else None
+    columns = {}
+    for split, paths in files.items():
+        chunks, ends = [], []
+        for file in paths:
+            if _LABEL not in pq.read_schema(file).names:
+                return None
+            try:
+                column = pq.read_table(file, columns=[_LABEL]).column(_LABEL)
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable(file, error) from error
+            chunks += column.chunks
+            ends.append(len(column) + (ends[-1] if ends else 0))
+        kinds = {str(chunk.type) for chunk in chunks}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"Column `{_LABEL}` must be of one type in all files of "
+                f"`{paths[0].parent}`; it is {' and '.join(sorted(kinds))}."
+            )
+        place = lambda row, paths=paths, ends=ends: name_row(row, paths, ends)
+        columns[split] = LabelColumn(pa.chunked_array(chunks), _LABEL, place)
+    return encode_labels(columns)
+
+
+def name_row(row: int, files: Sequence[Path], ends: Sequence[int]) -> str:
+    """A row of several files, of which `ends` are the numbers of rows up to and with
+    each."""
+    file = int(np.searchsorted(ends, row, side="right"))
+    start = 0 if file == 0 else ends[file - 1]
+    return f"row {row - start} of `{files[file]}`"
 
 
 def check_schema(file: Path, column: str) -> int:
@@ -97,7 +116,7 @@ def check_schema(file: Path, column: str) -> int:
         with pq.ParquetFile(file) as parquet:
             schema, n_rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     if column not in schema.names:
         columns = ", ".join(f"`{name}`" for name in schema.names)
         raise ValueError(
@@ -134,7 +153,7 @@ def _encoded_images(file: Path, column: str) -> Iterator[bytes | None]:
             for image in cast(pa.Table, batch).column(column).to_pylist():
                 yield None if image is None else image["bytes"]
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 def escaped(file: Path) -> str:
@@ -142,7 +161,7 @@ def escaped(file: Path) -> str:
     return re.sub(r"([*?\[])", r"[\1]", str(file.absolute()))
 
 
-def _unreadable(file: Path, error: Exception) -> ValueError:
+def unreadable(file: Path, error: Exception) -> ValueError:
     return ValueError(
         f"`{file}` must be a complete Parquet file; it cannot be read ({error}). It "
         "is probably truncated: copy or download it again."
@@ -152,27 +171,14 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
 def decode(
     encoded: bytes | None, shape: tuple[int, int, int], where: str
 ) -> UInt8[np.ndarray, "height width channels"]:
-    from PIL import Image
-
+    """An image of 8 bits and a known shape; by the rules of `decode_pixels`."""
+    pixels = decode_pixels(encoded, where)
     height, width, channels = shape
-    mode = {1: "L", 3: "RGB"}[channels]
-    if encoded is None:
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        mode = {1: "L", 3: "RGB"}[channels]
         raise ValueError(
-            f"{where} must hold an encoded image; it is empty. Files that only name "
-            "images stored elsewhere are not supported."
+            f"{where} must be an image of {width}x{height} pixels and mode {mode}; it "
+            f"is {pixels.shape[1]}x{pixels.shape[0]}, {mode_of(pixels)}. Is it the "
+            "file of another data set?"
         )
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.size != (width, height) or image.mode != mode:
-                raise ValueError(
-                    f"{where} must be an image of {width}x{height} pixels and mode "
-                    f"{mode}; it is {image.size[0]}x{image.size[1]}, {image.mode}. Is "
-                    "it the file of another data set?"
-                )
-            return np.asarray(image).reshape(shape)
-    # Pillow reports a broken chunk of a PNG as a SyntaxError.
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{where} must be an image; it cannot be decoded ({error}). Copy or "
-            "download the file again."
-        ) from error
+    return pixels

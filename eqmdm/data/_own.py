@@ -1,0 +1,94 @@
+"""A data set of the user's own, from a path, the Hub or a function."""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ._arrays import array_labels, read_arrays, split_arrays
+from ._choices import NO_LABELS, Choices, refuse
+from ._dataset import Dataset
+from ._rows import load_rows, make_dataset
+from ._sources import KINDS, open_source
+from ._splits import SPLITS
+
+
+_ARRAY_FILES = (".npy", ".npz")
+_IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def load_path(path: Path, name: str, choices: Choices) -> Dataset:
+    """The data in a file or a folder."""
+    is_array = path.suffix.lower() in _ARRAY_FILES
+    if is_array or (path.is_dir() and any(path.glob("*.npy"))):
+        return _load_arrays(path, name, choices)
+    if path.suffix.lower() in _IMAGE_FILES and path.is_file():
+        raise ValueError(
+            f"`dataset` must be {KINDS}; `{path}` is a single image. Give the folder "
+            "that it is in."
+        )
+    return load_rows(open_source(path, choices.configuration), name, choices)
+
+
+def load_function(name: str, choices: Choices) -> Dataset:
+    """What a function of the user returns: a `Dataset`, or arrays of one."""
+    module, _, attribute = name.partition(":")
+    # Of the user's directory, where a program's own is first.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"`dataset` must name a function that can be imported, as module:function; "
+            f"got {name} ({error})."
+        ) from error
+    returned = function()
+    if isinstance(returned, Dataset):
+        return returned
+    examples = returned if isinstance(returned, Mapping) else {"train": returned}
+    labels = {}
+    if isinstance(returned, tuple) and 1 <= len(returned) <= 3:
+        examples = dict(zip(SPLITS, returned, strict=False))
+    unknown = sorted(set(examples) - {*SPLITS, "labels"})
+    if unknown or "train" not in examples:
+        raise ValueError(
+            f"{name} must return a Dataset, an array of examples, a tuple of up to "
+            "three arrays, or a dictionary of arrays named train, validation, test and "
+            f"labels; got {', '.join(map(str, examples))}."
+        )
+    examples = dict(examples)
+    if "labels" in examples:
+        labels = {"train": examples.pop("labels")}
+    return _of_arrays(examples, labels, f"`{name}`", "function", name, choices)
+
+
+def _load_arrays(path: Path, name: str, choices: Choices) -> Dataset:
+    refuse(choices, "an array", "image_column", "columns", "image_size")
+    refuse(choices, "an array", "configuration")
+    examples, labels = read_arrays(path)
+    if choices.label_column == NO_LABELS:
+        labels = {}
+    return _of_arrays(examples, labels, f"`{path}`", "array", name, choices)
+
+
+def _of_arrays(
+    examples: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    where: str,
+    kind: str,
+    name: str,
+    choices: Choices,
+) -> Dataset:
+    refuse(choices, f"an {kind}" if kind == "array" else f"a {kind}", in_memory=True)
+    splits = split_arrays(
+        examples,
+        classes=array_labels(labels, examples, where),
+        n_levels=choices.n_levels,
+        fractions=choices.fractions,
+        standardise=choices.standardise,
+        where=where,
+    )
+    return make_dataset(splits, name, f"{kind} {where}", "")
