@@ -9,6 +9,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+import eqmdm
 from eqmdm import nn
 from eqmdm.nn._image_layers import (
     Attention,
@@ -50,6 +51,16 @@ def _small_mlp(key, **kwargs):
 NETWORKS = [
     pytest.param(_small_unet, (2, 8, 8, 1), id="unet"),
     pytest.param(_small_mlp, (2, 3), id="mlp"),
+    pytest.param(
+        lambda key, **kw: nn.UNet((5, 3, 2), 2, width=4, key=key, **kw),
+        (2, 5, 3, 2),
+        id="unet_odd",
+    ),
+    pytest.param(
+        lambda key, **kw: nn.MLP((3, 2), 2, width=8, depth=2, key=key, **kw),
+        (2, 3, 2),
+        id="mlp_series",
+    ),
 ]
 
 
@@ -444,18 +455,58 @@ def test_static_fields_of_a_network_are_plain(key):
                 assert isinstance(value, plain)
 
 
+def test_unet_pads_what_it_cannot_halve_and_crops_its_output(key):
+    options = {"n_vars": 2, "width": 4, "multipliers": (1, 2, 2), "n_blocks": 1}
+    small = nn.UNet((5, 7, 3), **options, key=key)
+    # Sides that 4 divides, with the same parameters.
+    large = nn.UNet((8, 8, 3), **options, key=key)
+    small, large = _perturbed(small, key), _perturbed(large, key)
+    y = jr.normal(key, (2, 5, 7, 3))
+    padded = jnp.pad(y, ((0, 0), (1, 2), (0, 1), (0, 0)))
+    t = jnp.asarray(0.3)
+    expected = large(t, padded)[:, 1:6, :7]
+    assert small(t, y).shape == y.shape
+    # The same operations, which the compiler may order otherwise.
+    assert tree_allclose(small(t, y), expected, rtol=1e-10, atol=1e-10)
+    # Those of the margins are not there to be counted.
+    assert not jnp.array_equal(large(t, padded)[:, 0], jnp.zeros((2, 8, 3)))
+
+
+def test_bound_of_a_padded_size_is_that_of_its_pixels(key):
+    # An untrained U-Net returns zero, and its denoiser is then the exact one of normal
+    # data: the bound is the closed form, to the Monte Carlo error that it says.
+    shape, std = (5, 3, 2), 0.7
+    network = nn.UNet(shape, 1, width=4, multipliers=(1, 1, 2), n_blocks=1, key=key)
+    denoiser = eqmdm.PreconditionedDenoiser(
+        network, data_std=std, log_snr_range=(-9.0, 14.0)
+    )
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
+    x = std * jr.normal(key, shape)
+    bound = eqmdm.elbo(model, x, key=key, n_draws=4000)
+    expected = jnp.sum(jax.scipy.stats.norm.logpdf(x, scale=std))
+    # Between these ends an exact model loses the KL to the prior: half the squared
+    # signal, e**-9 of the data's, is 2e-4 a pixel at most.
+    assert abs(bound.total - expected) < 5 * bound.standard_error + 30 * 2e-4
+    assert bound.standard_error < 0.5
+    objective = eqmdm.Objective(levels=eqmdm.GreyLevels(256))
+    levels = jnp.asarray(np.random.RandomState(0).randint(0, 256, (3, *shape)))
+    found = eqmdm.evaluate(model, levels, objective, key=key)
+    # Divided by 30 pixels and channels, and not by the 64 of the padded image.
+    bits = -found.terms["total"] / (30 * np.log(2))
+    assert np.allclose(found.terms["bits_per_dim"], bits, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "shape, multipliers, match",
     [
-        ((30, 28, 1), (1, 2, 2), r"4 divides.*\(30, 28, 1\).*at most 2.*32x28"),
-        ((9, 9, 3), (1, 2), r"2 divides.*\(9, 9, 3\).*at most 1.*10x10"),
         ((8, 8), (1,), r"`shape` must be `\(height, width, channels\)`.*\(8, 8\)"),
         ((8, 8, 0), (1,), r"`shape`.*\(8, 8, 0\)"),
         ((8, 8, 1), (), r"`multipliers`.*\(\)"),
         ((8, 8, 1), (1, 0), r"`multipliers`.*\(1, 0\)"),
     ],
 )
-def test_unet_refuses_sizes_that_it_cannot_halve(shape, multipliers, match, key):
+def test_unet_refuses_shapes_that_are_no_images(shape, multipliers, match, key):
     with pytest.raises(ValueError, match=match):
         nn.UNet(shape, 1, width=4, multipliers=multipliers, key=key)
 
@@ -483,8 +534,8 @@ def test_unet_refuses_to_compute_in_integers(key):
 @pytest.mark.parametrize(
     "shape, options, match",
     [
-        ((2, 3), {}, r"`shape` must be `\(dim,\)`.*\(2, 3\).*UNet"),
-        ((0,), {}, r"`shape` must be `\(dim,\)`.*\(0,\)"),
+        ((), {}, r"`shape` must be that of one data point.*\(\)"),
+        ((2, 0), {}, r"`shape` must be that of one data point.*\(2, 0\)"),
         ((2,), {"n_vars": 0}, "`n_vars` must be at least 1; got 0"),
         ((2,), {"depth": 0}, "`depth` must be at least 1; got 0"),
         ((2,), {"width": 7}, "`width` must be an even number.*got 7"),

@@ -1,5 +1,6 @@
 """A residual network for points."""
 
+import math
 from typing import final
 
 import equinox as eqx
@@ -59,7 +60,8 @@ class MLP(eqx.Module):
     ):
         """**Arguments:**
 
-        - `shape`: the shape `(dim,)` of one data point.
+        - `shape`: the shape of one data point, `(dim,)` or with more axes, which are
+            flattened.
         - `n_vars`: the number of variables per coordinate, the data's own included.
         - `width`: the number of hidden units; even, and at least 4.
         - `depth`: the number of residual layers, of two dense layers each.
@@ -70,14 +72,14 @@ class MLP(eqx.Module):
 
         `ValueError` if an argument is out of these limits.
         """
-        if len(shape) != 1 or shape[0] < 1:
+        if len(shape) < 1 or min(shape) < 1:
             raise ValueError(
-                f"`shape` must be `(dim,)` with `dim` at least 1; got {shape}. For "
-                "images use `eqmdm.nn.UNet`."
+                "`shape` must be that of one data point, such as `(dim,)`, each side "
+                f"at least 1; got {shape}."
             )
         check_count("n_vars", n_vars)
         check_count("depth", depth)
-        (dim,) = shape
+        dim = math.prod(shape)
         init = Initialiser(key, dtype)
         self.shape = shape
         self.n_vars = n_vars
@@ -90,8 +92,8 @@ class MLP(eqx.Module):
         self.linear_out = Linear(width, n_vars * dim, zero=True, init=init)
 
     def __call__(
-        self, t: Real[Array, ""], y: Float[Array, "vars dim"]
-    ) -> Float[Array, "vars dim"]:
+        self, t: Real[Array, ""], y: Float[Array, "vars *shape"]
+    ) -> Float[Array, "vars *shape"]:
         """**Arguments:**
 
         - `t`: the time, about in $[0, 1]$.
@@ -106,7 +108,7 @@ class MLP(eqx.Module):
         `ValueError`, at trace time, if `t` is not a scalar or `y` not of the shape that
         the network was built for.
         """
-        check_arguments(t, y, (self.n_vars, *self.shape), "n_vars, dim")
+        check_arguments(t, y, (self.n_vars, *self.shape), "n_vars, *shape")
         time = jax.nn.silu(self.time_embedding(t, y.dtype))
         x = self.linear_in(y.reshape(-1))
         for layer in self.layers:

@@ -1,6 +1,5 @@
 """The U-Net of Ho, Jain & Abbeel (2020)."""
 
-import math
 from typing import final
 
 import equinox as eqx
@@ -71,6 +70,10 @@ class UNet(eqx.Module):
     The last convolution of each residual block, the output layer of each attention and
     the last convolution are initialised to zero, so an untrained network returns zero.
 
+    Images of any size: where a side cannot be halved often enough it is padded with
+    zeros, to both ends, and the output is cropped, so that it has the pixels of the
+    image alone.
+
     It takes one example and is batched with `jax.vmap`, which makes its convolutions
     ordinary batched ones. The variables are folded into channels.
 
@@ -109,13 +112,13 @@ class UNet(eqx.Module):
         """**Arguments:**
 
         - `shape`: the shape `(height, width, channels)` of one image. Each level after
-            the first halves both sides.
+            the first halves both sides, padded to what can be halved.
         - `n_vars`: the number of variables per pixel, the data's own included.
         - `width`: the channels of the first level; even, and at least 4.
         - `multipliers`: for each level, its channels as a multiple of `width`.
         - `n_blocks`: the residual blocks of a level on the way down.
-        - `attention_sides`: the sides at which levels have attention. The default is Ho
-            et al.'s, and gives a 28x28 network none but in the middle.
+        - `attention_sides`: the sides, padded, at which levels have attention. The
+            default is Ho et al.'s, and gives a 28x28 network none but in the middle.
         - `compute_dtype`: the dtype to compute in, such as `jnp.bfloat16`; statistics
             and softmax stay in float32 at least. By default that of `y`.
         - `remat`: whether derivatives in reverse mode keep only what enters each block
@@ -126,14 +129,16 @@ class UNet(eqx.Module):
 
         **Raises:**
 
-        `ValueError` if an argument is out of these limits, or if the sides cannot be
-        halved often enough. `TypeError` if `compute_dtype` is not a floating-point one.
+        `ValueError` if an argument is out of these limits. `TypeError` if
+        `compute_dtype` is not a floating-point one.
         """
         _check_sizes(shape, multipliers)
         check_count("n_vars", n_vars)
         check_count("n_blocks", n_blocks)
-        height, breadth, channels = shape
+        *_, channels = shape
         last = len(multipliers) - 1
+        margins = _margins(shape, last)
+        height, breadth = (sum(m) + n for m, n in zip(margins, shape, strict=False))
         init = Initialiser(key, dtype)
 
         def level(index: int, n_in: tuple[int, ...], resample_stride: int | None):
@@ -199,6 +204,9 @@ class UNet(eqx.Module):
         # is not stored beside its parts.
         in_block = eqx.filter_checkpoint if self.remat else lambda function: function
 
+        (top, bottom), (left, right) = _margins(self.shape, len(self.down) - 1)
+        if any((top, bottom, left, right)):
+            x = jnp.pad(x, ((top, bottom), (left, right), (0, 0)))
         x = self.conv_in(x)
         skips = [x]
         for level in self.down:
@@ -217,6 +225,7 @@ class UNet(eqx.Module):
             if level.resample is not None:
                 x = level.resample(upsample(x))
         x = self.conv_out(jax.nn.silu(self.norm_out(x)))
+        x = x[top : top + height, left : left + width]
         x = x.reshape(height, width, self.n_vars, channels)
         return jnp.moveaxis(x, 2, 0).astype(y.dtype)
 
@@ -265,15 +274,12 @@ def _check_sizes(shape: tuple[int, ...], multipliers: tuple[int, ...]) -> None:
             "`multipliers` must be one or more numbers of at least 1; got "
             f"{multipliers}."
         )
-    n_halvings = len(multipliers) - 1
-    factor = 2**n_halvings
-    if any(side % factor != 0 for side in shape[:2]):
-        divides = math.gcd(*shape[:2])
-        possible = (divides & -divides).bit_length()
-        padded = tuple(-(-side // factor) * factor for side in shape[:2])
-        raise ValueError(
-            f"`shape` must have a height and a width that {factor} divides, because "
-            f"{len(multipliers)} `multipliers` halve them {n_halvings} times; got "
-            f"{shape}. Give at most {possible} `multipliers`, or pad the images to "
-            f"{padded[0]}x{padded[1]}."
-        )
+
+
+def _margins(
+    shape: tuple[int, ...], n_halvings: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What is added before and after height and width, so that they can be halved."""
+    missing = [-side % 2**n_halvings for side in shape[:2]]
+    low = [n // 2 for n in missing]
+    return (low[0], missing[0] - low[0]), (low[1], missing[1] - low[1])
