@@ -50,6 +50,12 @@ def pytest_addoption(parser):
         metavar="FILE",
         help="where test_diffrax_solvers.py writes what it finds",
     )
+    parser.addoption(
+        "--data-table",
+        type=Path,
+        metavar="FILE",
+        help="where test_data_kinds.py writes what it finds",
+    )
 
 
 @pytest.fixture

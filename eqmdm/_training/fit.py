@@ -131,7 +131,12 @@ def _objective(data: Any) -> Objective:
     if not isinstance(data, Dataset):
         return Objective()
     grey_levels = None if data.n_levels is None else GreyLevels(data.n_levels)
-    return Objective(levels=grey_levels, flip=data.flip)
+    scale = data.standardisation
+    return Objective(
+        levels=grey_levels,
+        flip=data.flip,
+        log_jacobian=0.0 if scale is None else scale.log_jacobian,
+    )
 
 
 def _validation(

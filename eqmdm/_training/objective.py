@@ -45,10 +45,13 @@ class Objective(eqx.Module):
     - `levels`: how integer levels become data; `None` for examples that are points
         already.
     - `flip`: whether training reflects images left to right, half of the time.
+    - `log_jacobian`: what is added to the log-density of points to make it that in
+        their own units, in nats: that of [`eqmdm.data.Standardisation`][].
 
     **Raises:**
 
-    `ValueError` for a decoder that does not go with the form or with the levels: the
+    `ValueError` for a `log_jacobian` beside `levels`, which have their own, or for a
+    decoder that does not go with the form or with the levels: the
     density at a level's centre bounds nothing, and a discrete decoder beside
     dequantisation counts the levels twice.
     """
@@ -58,6 +61,8 @@ class Objective(eqx.Module):
     time_sampler: AbstractTimeSampler | None
     levels: GreyLevels | None
     flip: bool
+    # Static, as a Python number: a run has one.
+    log_jacobian: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -67,6 +72,7 @@ class Objective(eqx.Module):
         time_sampler: AbstractTimeSampler | None = None,
         levels: GreyLevels | None = None,
         flip: bool = False,
+        log_jacobian: float = 0.0,
     ):
         self.form = LowVariance() if form is None else form
         if decoder is None:
@@ -77,6 +83,12 @@ class Objective(eqx.Module):
         self.time_sampler = time_sampler
         self.levels = levels
         self.flip = flip
+        self.log_jacobian = float(log_jacobian)
+        if levels is not None and self.log_jacobian != 0:
+            raise ValueError(
+                "`log_jacobian` must be left out beside `levels`, whose transform has "
+                f"its own; got {log_jacobian}."
+            )
         check_decoder(self.form, self.decoder)
         _check_levels(self.decoder, levels)
 
@@ -151,7 +163,10 @@ class Objective(eqx.Module):
         if self.levels is None:
             check_points("example", example, "levels")
             x, zero = example.astype(dtype), jnp.zeros((), dtype)
-            return x, {"dequantisation": zero, "data_transform": zero}
+            return x, {
+                "dequantisation": zero,
+                "data_transform": zero + self.log_jacobian,
+            }
         x, correction = self.levels.encode(example, key=key, dtype=dtype, check=check)
         jacobian = self.levels.log_jacobian(x)
         return x, {

@@ -83,6 +83,27 @@ def build_diffusion(options: ResolvedTrainOptions, key: jax.Array) -> Any:
     return _DIFFUSIONS[options.diffusion](**settings)
 
 
+def load_data(options: TrainOptions, data_dir: str | None = None) -> eqmdm.data.Dataset:
+    """The data that options name, in another place where one is given.
+
+    **Raises:** as [`eqmdm.data.load`][].
+    """
+    return eqmdm.data.load(
+        options.dataset,
+        data_dir=options.data_dir if data_dir is None else data_dir,
+        in_memory=not options.stream,
+        configuration=options.configuration,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        columns=options.columns or None,
+        image_size=options.image_size or None,
+        n_levels=options.n_levels,
+        standardise=options.standardise,
+        validation_fraction=options.validation_fraction,
+        test_fraction=options.test_fraction,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
     """What a model is built for."""
@@ -106,7 +127,12 @@ def build_model(
 ) -> eqmdm.AbstractModel:
     """The model to be trained: of the noise, or of the data."""
     n_vars = 1 if options.score == "denoiser" else diffusion.n_vars
-    if data.n_levels is None:
+    if options.network == "unet" and len(data.shape) != 3:
+        raise ValueError(
+            "`network` must be mlp for examples that are no images of (height, width, "
+            f"channels); got unet for the shape {data.shape}."
+        )
+    if options.network == "mlp":
         network = nn.MLP(
             data.shape, n_vars, width=options.width, depth=options.n_blocks, key=key
         )
@@ -195,7 +221,24 @@ def build_objective(options: ResolvedTrainOptions, dataset: Any) -> Any:
         time_sampler=time_sampler,
         levels=grey_levels,
         flip=dataset.flip,
+        log_jacobian=log_jacobian(dataset),
     )
+
+
+def log_jacobian(dataset: Any) -> float:
+    """What the log-density of points is below that in their own units, in nats."""
+    scale = dataset.standardisation
+    return 0.0 if scale is None else scale.log_jacobian
+
+
+def decode(options: TrainOptions, dataset: Any, x: Any) -> np.ndarray:
+    """Samples as the data are: grey levels, or points in their own units."""
+    grey_levels = build_grey_levels(options, dataset)
+    if grey_levels is not None:
+        levels = np.asarray(grey_levels.decode(jnp.asarray(x)))
+        return levels.astype(dataset.train.dtype)
+    scale = dataset.standardisation
+    return np.asarray(x) if scale is None else scale.inverse(np.asarray(x))
 
 
 def build_mesh(batch_size: int) -> jax.sharding.Mesh:

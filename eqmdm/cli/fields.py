@@ -27,6 +27,12 @@ def chosen(default: str, *, metavar: str | None = None) -> Any:
     )
 
 
+def named(option: str, metavar: str, *, former: str) -> Any:
+    """A field that must be given, as `--option` or by the name that it had formerly."""
+    metadata = {"metavar": metavar, "option": option, "former": former}
+    return dataclasses.field(metadata=metadata)
+
+
 def with_option_names(message: str, options: type) -> str:
     """An error with its arguments named as on the command line: `x` and x=1 as --x.
 
@@ -63,4 +69,5 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def _shown_name(field: dataclasses.Field[Any]) -> str:
     if field.metadata.get("positional"):
         return field.metadata["metavar"]
-    return "--" + field.name.replace("_", "-")
+    name = field.metadata.get("option", field.name)
+    return "--" + name.replace("_", "-")

@@ -103,6 +103,9 @@ def _described(group: type, text: str) -> type:
         hint = hints[field.name]
         if metavar := field.metadata.get("metavar") or _metavar(hint):
             how["metavar"] = metavar
+        if option := field.metadata.get("option"):
+            # `tyro` shows aliases first.
+            how |= {"name": field.metadata["former"], "aliases": [f"--{option}"]}
         marks = [tyro.conf.arg(**how)]
         if field.metadata.get("positional"):
             marks.append(tyro.conf.Positional)

@@ -33,13 +33,19 @@ _DOTS, _GAP, _LIGHT = 64, 4, 0.85
 
 
 def samples(path: Path, x: np.ndarray, n_levels: int | None, caption: str) -> None:
-    """A grid of images from their grey levels, or a scatter plot of points."""
-    if n_levels is None:
+    """A grid of images from their grey levels; of points a scatter plot, of their first
+    two coordinates if there are more, or a histogram if there is one."""
+    if n_levels is None or x.ndim != 4 or x.shape[-1] not in (1, 3):
+        x = x.reshape(len(x), -1)
+        if x.shape[1] == 1:
+            histogram(path, x[:, 0], "sample (units of the data)", caption)
+            return
         figure, axes = plt.subplots(figsize=(5, 5.4), layout="constrained")
         # As large as leaves many of them apart.
         size = np.clip(_INK / len(x), 2, 16)
         axes.scatter(x[:, 0], x[:, 1], s=size, linewidths=0, color=BLUE)
-        axes.set_aspect("equal")
+        if x.shape[1] == 2:
+            axes.set_aspect("equal")
         axes.set_xlabel("first coordinate (units of the data)")
         axes.set_ylabel("second coordinate (units of the data)")
     else:

@@ -81,7 +81,9 @@ class TrainedRun:
             log_snr_range=log_snr_range,
             t_range=t_range,
         )
-        other = build.build_diffusion(options.resolved(), jr.key(0))
+        shape, n_levels = self.dataset.shape, self.dataset.n_levels
+        resolved = options.resolved(shape, n_levels)
+        other = build.build_diffusion(resolved, jr.key(0))
         return dataclasses.replace(self, model=self.model.under(other))
 
     @property
@@ -122,9 +124,8 @@ def load_trained(
         model = eqmdm.load_run(directory, ema=ema)
     for step, reason in restored.skipped.items():
         print(f"the checkpoint of step {step} cannot be read ({reason})")
-    data_dir = options.data_dir if data_dir is None else data_dir
-    in_memory = not options.stream
-    dataset = eqmdm.data.load(options.dataset, data_dir=data_dir, in_memory=in_memory)
+    _check_function(options, data_dir)
+    dataset = build.load_data(options, data_dir)
     if dataset.fingerprint != fingerprint:
         raise ValueError(
             f"`data_dir` must hold the {options.dataset} data of the run, whose "
@@ -145,6 +146,19 @@ def load_trained(
         dtype,
         digest.hexdigest()[:16],
     )
+
+
+def _check_function(options: TrainOptions, data_dir: str | None) -> None:
+    """**Raises:** `ValueError` where code that a run names, and nobody else, would run
+    as its data are loaded."""
+    name = options.data_dir or options.dataset
+    is_code = eqmdm.data.is_function(name) and not Path(name).exists()
+    if is_code and data_dir is None:
+        raise ValueError(
+            f"`data_dir` must name the function that gives the data of this run, {name}"
+            ", because code is not run for being named in a file. If you trust it, "
+            f"pass --data-dir {name}."
+        )
 
 
 def _check_version(facts: Mapping[str, Any]) -> None:

@@ -109,6 +109,7 @@ class Evaluator:
         kept = np.where(converged, 0.0, np.nan)
         names = ("log_likelihood", *_ENCODING_TERMS)
         terms = {name: take(name).astype(np.float64) + kept for name in names}
+        terms["data_transform"] += build.log_jacobian(self._trained.dataset)
         total = sum(terms.values(), np.zeros(()))
         error = take("standard_error")[0].astype(np.float64)
         if len(draws) > 1:

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -131,11 +130,7 @@ def failures(options: SampleOptions, numbers: np.ndarray) -> str:
 
 def decode(trained: Any, x: np.ndarray) -> np.ndarray:
     """Samples as examples are stored."""
-    grey_levels = build.build_grey_levels(trained.options, trained.dataset)
-    if grey_levels is None:
-        return x
-    levels = np.asarray(grey_levels.decode(jnp.asarray(x)))
-    return levels.astype(trained.dataset.train.dtype)
+    return build.decode(trained.options, trained.dataset, x)
 
 
 def write(

@@ -343,8 +343,10 @@ def _values(directory: Path, name: str) -> tuple[np.ndarray, str]:
     if "bits_per_dim" in table.column_names:
         return column("bits_per_dim") + converged, "bits/dim"
     report = _report(directory, name)
-    dataset = eqmdm.data.load(report["dataset"])
-    if dataset.log_density is None:
+    # Of what is not known by name there is no density either.
+    known = report["dataset"] in eqmdm.data.NAMES
+    dataset = eqmdm.data.load(report["dataset"]) if known else None
+    if dataset is None or dataset.log_density is None:
         return -column("total") + converged, "nats"
     points = getattr(dataset, report["settings"]["split"])[column("example")]
     truth = np.asarray(jax.vmap(dataset.log_density)(points), np.float64)

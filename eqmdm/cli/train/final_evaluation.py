@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 import eqmdm
 
-from .. import plots
+from .. import build, plots
 from ..build import Purpose
 from ..processes import is_first
 from .records import Records, report
@@ -68,13 +66,11 @@ def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
         n_samples=options.n_samples,
         n_steps=options.sample_steps,
     )
-    x = eqmdm.on_host(x)
-    if setup.objective.levels is not None:
-        x = setup.objective.levels.decode(x)
+    x = build.decode(options, setup.dataset, eqmdm.on_host(x))
     if is_first():
         caption = f"{_run(setup)}, step {int(state.step)}: {options.n_samples} "
         caption += f"samples in {options.sample_steps} steps, EMA parameters"
-        x, path = np.asarray(x), _picture(setup, "samples")
+        path = _picture(setup, "samples")
         plots.samples(path, x, setup.dataset.n_levels, caption)
 
 

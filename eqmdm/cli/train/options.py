@@ -2,70 +2,14 @@
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..fields import check_at_least, chosen
+from ..fields import CommaSeparated, check_at_least, chosen, named
 from ..names import DiffusionName, Range
 from ..outputs import PictureOptions
+from .defaults import DEFAULTS, defaults_by_size
 
 
-_MNIST: dict[str, Any] = {
-    "steps": 50_000,
-    "batch_size": 128,
-    "learning_rate": 2e-4,
-    "warmup": 500,
-    "ema_decay": 0.9995,
-    "width": 32,
-    "multipliers": (1, 2, 2),
-    "n_blocks": 2,
-    "log_every": 50,
-    "validate_every": 1000,
-    "checkpoint_every": 1000,
-    "n_samples": 64,
-}
-_CIFAR10 = _MNIST | {
-    "steps": 500_000,
-    "warmup": 5000,
-    "ema_decay": 0.9999,
-    "width": 128,
-    "multipliers": (1, 2, 2, 2),
-    "log_every": 100,
-    "validate_every": 5000,
-    "checkpoint_every": 5000,
-}
-_POINTS = _MNIST | {
-    "steps": 10_000,
-    "batch_size": 512,
-    "learning_rate": 1e-3,
-    "ema_decay": 0.999,
-    "width": 128,
-    "n_blocks": 3,
-    "log_every": 100,
-    "n_samples": 4000,
-}
-_DIGITS = _MNIST | {
-    "steps": 2000,
-    "batch_size": 64,
-    "learning_rate": 1e-3,
-    "warmup": 100,
-    "ema_decay": 0.998,
-    "width": 24,
-    "multipliers": (1, 2),
-    "n_blocks": 1,
-    "log_every": 20,
-    "validate_every": 500,
-    "checkpoint_every": 500,
-}
-DEFAULTS = {
-    "digits": _DIGITS,
-    "mnist": _MNIST,
-    "fashion_mnist": _MNIST,
-    "cifar10": _CIFAR10,
-    "imagenet32": _CIFAR10,
-    "mixture": _POINTS,
-    "rings": _POINTS,
-    "checkerboard": _POINTS,
-}
 # What may be changed when a run is resumed, since training does not depend on it.
 MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
 MAY_DIFFER += ("profile", "remat", "shard_parameters", "test_draws", "test_examples")
@@ -85,19 +29,33 @@ def _by_data_set() -> Any:
 class DataOptions:
     """The data set, and how its examples are encoded."""
 
-    dataset: Literal[
-        "digits",
-        "mnist",
-        "fashion_mnist",
-        "cifar10",
-        "imagenet32",
-        "mixture",
-        "rings",
-        "checkerboard",
-    ]
-    """The data set. digits, mixture, rings and checkerboard need no network."""
+    dataset: str = named("data", "PATH_OR_NAME", former="dataset")
+    """A file or folder: images (folders are classes), Parquet, CSV, JSON lines, Arrow,
+    .npy, .npz or what `datasets` saved; a name on the Hugging Face Hub (org/name); a
+    function (module:function); or digits, mnist, fashion_mnist, cifar10, imagenet32,
+    mixture, rings or checkerboard."""
     data_dir: str | None = chosen("the Hugging Face Hub")
-    """A directory with the image files (parquet)."""
+    """For a known name a directory with the image files (parquet); for data of your own
+    where they are now, if they have moved."""
+    configuration: str | None = None
+    """The configuration of data that have several."""
+    image_column: str | None = chosen("the only one of images")
+    """The column of images."""
+    label_column: str | None = chosen("label, labels, class, or the only one of these")
+    """The column of classes; none to leave it out."""
+    columns: Annotated[tuple[str, ...], CommaSeparated(str, "A,B,...")] = ()
+    """The columns of a table that are used; all but that of the classes if left out.
+    They are standardised, and likelihoods are those in their own units."""
+    image_size: tuple[int, ...] = ()
+    """A side, or a height and a width, that images are scaled and cropped to."""
+    n_levels: int | None = chosen("256 for uint8, 65536 for uint16")
+    """The number of grey levels of an array of integers."""
+    standardise: bool = True
+    """Standardise points of your own."""
+    validation_fraction: float | None = chosen("0.1")
+    """The part of the training split that validates, where there is no split for it."""
+    test_fraction: float | None = chosen("0.1")
+    """The part of the training split that tests, where there is no split for it."""
     stream: bool = False
     """Read training images from their files as they are needed, for data sets larger
     than memory. The files are copied once into the cache of `datasets`."""
@@ -113,7 +71,7 @@ class DataOptions:
 class RunOptions:
     """The run and its directory."""
 
-    run_dir: str | None = chosen("runs/<dataset>-<diffusion>-<score>-<seed>")
+    run_dir: str | None = chosen("runs/<data>-<diffusion>-<score>-<seed>")
     """The directory of the run, RUN below."""
     resume: bool = False
     """Continue the run in RUN exactly from its last checkpoint."""
@@ -169,15 +127,17 @@ class BoundOptions:
 class NetworkOptions:
     """What is trained."""
 
+    network: Literal["unet", "mlp"] | None = chosen("unet for images in grey levels")
+    """The network; mlp flattens examples of any shape."""
     score: Literal["denoiser", "free"] = "denoiser"
     """What the network predicts: the data from one channel (denoiser: one network
     serves every diffusion), or the noise in all channels (free: as in MDM)."""
     width: int | None = _by_data_set()
-    """Channels of the U-Net's first level; hidden units for points."""
+    """Channels of the U-Net's first level; hidden units of the MLP."""
     multipliers: tuple[int, ...] | None = _by_data_set()
     """The width of each level of the U-Net, in multiples of the first."""
     n_blocks: int | None = _by_data_set()
-    """Residual blocks per level of the U-Net; layers for points."""
+    """Residual blocks per level of the U-Net; layers of the MLP."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype that the U-Net computes in; its parameters are float32."""
     remat: bool = False
@@ -275,19 +235,33 @@ class TrainOptions(
         for name, values in DEFAULTS.items():
             names.setdefault(id(values), []).append(name)
         rows = [["", *cells] for cells in itertools.zip_longest(*names.values())]
-        for option in _MNIST:
+        for option in DEFAULTS["mnist"]:
             values = [DEFAULTS[column[0]][option] for column in names.values()]
-            rows.append(["--" + option.replace("_", "-"), *map(_as_given, values)])
+            rows.append(["--" + option.replace("_", "-"), *map(as_given, values)])
         lines = [
             f"  {head:18}" + "".join(f"{cell or '':>15}" for cell in cells)
             for head, *cells in rows
         ]
         return "\n".join(["defaults by the data set:", *lines])
 
-    def resolved(self) -> "ResolvedTrainOptions":
-        """These options with the data set's defaults for those not given."""
-        defaults = DEFAULTS[self.dataset] | {
-            "run_dir": f"runs/{self.dataset}-{self.diffusion}-{self.score}-{self.seed}",
+    def resolved(
+        self, shape: tuple[int, ...] | None = None, n_levels: int | None = None
+    ) -> "ResolvedTrainOptions":
+        """These options with the data set's defaults for those not given.
+
+        For data that are not known by name they follow from the `shape` of an example
+        and its number of grey levels.
+        """
+        by_data, title = DEFAULTS.get(self.dataset), self.dataset
+        if by_data is None:
+            # Late: parsing does without JAX.
+            from eqmdm.data import title as title_of
+
+            assert shape is not None
+            by_data = defaults_by_size(shape, n_levels, self.network)
+            title = title_of(self.dataset)
+        defaults = by_data | {
+            "run_dir": f"runs/{title}-{self.diffusion}-{self.score}-{self.seed}",
             "decoder": self._default_decoder(),
             "time": "log_snr" if self.score == "denoiser" else "importance",
             "n_vars": 2 if self.diffusion == "learned" else None,
@@ -313,6 +287,7 @@ class ResolvedTrainOptions(TrainOptions):
     """Options of a run, with a value for all that has a default."""
 
     run_dir: str = dataclasses.field()
+    network: Literal["unet", "mlp"] = dataclasses.field()
     decoder: Literal["data", "theorem3", "discrete"] = dataclasses.field()
     time: Literal["uniform", "importance", "log_snr"] = dataclasses.field()
     steps: int = dataclasses.field()
@@ -361,6 +336,6 @@ class ResolvedTrainOptions(TrainOptions):
                 )
 
 
-def _as_given(value: Any) -> str:
+def as_given(value: Any) -> str:
     """A value as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

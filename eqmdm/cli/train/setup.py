@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -15,7 +16,7 @@ from ..build import Purpose
 from ..files import LOSS_UNITS
 from ..processes import first_does
 from . import run_directory
-from .options import MAY_DIFFER, ResolvedTrainOptions, TrainOptions
+from .options import MAY_DIFFER, ResolvedTrainOptions, TrainOptions, as_given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Setup:
         trainable = eqx.filter(self.state.model, eqx.is_inexact_array)
         sizes = [leaf.size for leaf in jax.tree.leaves(trainable)]
         return (
-            f"{options.dataset}: {len(dataset.train)} examples of shape "
+            f"{dataset.name}: {len(dataset.train)} examples of shape "
             f"{dataset.shape}; {options.diffusion} diffusion, {options.score} score, "
             f"{sum(sizes):,} parameters, on {self.mesh.size} x "
             f"{jax.devices()[0].device_kind}\n{self.run.run_dir}"
@@ -62,14 +63,21 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     **Raises:** `ValueError`, `TypeError` or `OSError` for every wrong option, file or
     network, before any work.
     """
-    options = given.resolved()
-    processes.join(options)
+    known = given.dataset in eqmdm.data.NAMES
+    if known:
+        # Wrong options are found before data are fetched.
+        given = given.resolved()
+    processes.join(given)
     print("setting up ...", flush=True)
+    dataset = None
+    if not known:
+        given = _located(given)
+        dataset = build.load_data(given)
+        print(dataset.description, flush=True)
+    options = _resolved(given, dataset)
     run = on_exit.enter_context(closed_at_the_end(eqmdm.Run(options.run_dir)))
     first_does(lambda: run_directory.check(run, options))
-    dataset = eqmdm.data.load(
-        options.dataset, data_dir=options.data_dir, in_memory=not options.stream
-    )
+    dataset = build.load_data(options) if dataset is None else dataset
     data = build.DataFacts.of(options, dataset)
     identity = build.as_json(options, dataset, data)
     if options.resume:
@@ -87,6 +95,8 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     )
     state = eqmdm.TrainState.create(model, optimiser, key=key(Purpose.TRAINING))
     facts = build.facts(options.seed)
+    if dataset.description:
+        facts["data_found"] = dataset.description
     start_run = lambda: run.start(identity, facts, builder=build.MODEL_BUILDER)
     first_does(lambda: run_directory.claim(run, options, start_run))
     if options.resume:
@@ -95,6 +105,35 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     shares = options.shard_parameters
     state = eqmdm.distribute(state, mesh, shard_parameters=shares)
     return Setup(options, run, dataset, objective, optimiser, state, mesh)
+
+
+def _located(options: TrainOptions) -> TrainOptions:
+    """With a path that is true in any directory, for the programs that evaluate."""
+    path = Path(options.dataset).expanduser()
+    if not path.exists():
+        return options
+    return dataclasses.replace(options, dataset=str(path.absolute()))
+
+
+def _resolved(
+    given: TrainOptions, dataset: eqmdm.data.Dataset | None
+) -> ResolvedTrainOptions:
+    """With the defaults that follow from the size of examples, which are printed."""
+    if dataset is None:
+        assert isinstance(given, ResolvedTrainOptions)
+        return given
+    options = given.resolved(dataset.shape, dataset.n_levels)
+    names = ["network", "width", "n_blocks", "batch_size", "steps"]
+    if options.network == "unet":
+        names.insert(2, "multipliers")
+    chosen = {name: getattr(options, name) for name in names}
+    by_size = {k: v for k, v in chosen.items() if getattr(given, k) is None}
+    if by_size:
+        shown = " ".join(
+            f"--{k.replace('_', '-')} {as_given(v)}" for k, v in by_size.items()
+        )
+        print(f"by the size of examples: {shown}", flush=True)
+    return options
 
 
 @contextlib.contextmanager

@@ -1,0 +1,95 @@
+"""The defaults of `eqmdm train` for each data set, and for any size of example."""
+
+import math
+from typing import Any
+
+
+_MNIST: dict[str, Any] = {
+    "network": "unet",
+    "steps": 50_000,
+    "batch_size": 128,
+    "learning_rate": 2e-4,
+    "warmup": 500,
+    "ema_decay": 0.9995,
+    "width": 32,
+    "multipliers": (1, 2, 2),
+    "n_blocks": 2,
+    "log_every": 50,
+    "validate_every": 1000,
+    "checkpoint_every": 1000,
+    "n_samples": 64,
+}
+_CIFAR10 = _MNIST | {
+    "steps": 500_000,
+    "warmup": 5000,
+    "ema_decay": 0.9999,
+    "width": 128,
+    "multipliers": (1, 2, 2, 2),
+    "log_every": 100,
+    "validate_every": 5000,
+    "checkpoint_every": 5000,
+}
+_POINTS = _MNIST | {
+    "network": "mlp",
+    "steps": 10_000,
+    "batch_size": 512,
+    "learning_rate": 1e-3,
+    "ema_decay": 0.999,
+    "width": 128,
+    "n_blocks": 3,
+    "log_every": 100,
+    "n_samples": 4000,
+}
+_DIGITS = _MNIST | {
+    "steps": 2000,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "warmup": 100,
+    "ema_decay": 0.998,
+    "width": 24,
+    "multipliers": (1, 2),
+    "n_blocks": 1,
+    "log_every": 20,
+    "validate_every": 500,
+    "checkpoint_every": 500,
+}
+DEFAULTS = {
+    "digits": _DIGITS,
+    "mnist": _MNIST,
+    "fashion_mnist": _MNIST,
+    "cifar10": _CIFAR10,
+    "imagenet32": _CIFAR10,
+    "mixture": _POINTS,
+    "rings": _POINTS,
+    "checkerboard": _POINTS,
+}
+# The least side of an image that the U-Net halves.
+_LEAST_HALVED = 8
+
+
+def defaults_by_size(
+    shape: tuple[int, ...], n_levels: int | None, network: str | None
+) -> dict[str, Any]:
+    """The defaults for examples of a shape that nobody has chosen them for.
+
+    They follow those of the known data sets: the digits' for images of up to 12 pixels
+    a side, MNIST's for larger ones, with twice the width in colour or beyond 32 pixels,
+    and the points' for all else, wider the more coordinates there are.
+    """
+    of_images = n_levels is not None and len(shape) == 3
+    if network == "mlp" or not (of_images or network == "unet" and len(shape) == 3):
+        dim = math.prod(shape)
+        return _POINTS | {"width": 128 if dim <= 16 else 256 if dim <= 256 else 512}
+    height, width, channels = shape
+    side = max(height, width)
+    n_halvings = max(0, min(4, int(math.log2(max(side, 1) / (_LEAST_HALVED / 2)))))
+    multipliers = (1, *[2] * n_halvings)
+    if side <= 12:
+        return _DIGITS | {"multipliers": multipliers}
+    # As many pixels in a batch as 128 of 32x32 have.
+    batch_size = max(8, min(128, 2 ** int(math.log2(2**17 / (height * width)))))
+    return _MNIST | {
+        "width": 32 if channels == 1 and side <= 32 else 64,
+        "multipliers": multipliers,
+        "batch_size": batch_size,
+    }
