@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -226,13 +228,11 @@ def test_code_is_not_run_for_being_named_by_a_run(directory, monkeypatch):
         (["--data=own.csv", "--network=unet"], "--network must be mlp for examples"),
         (["--data=own.csv", "--image-size=3"], "--image-size must be left out for a t"),
         (["--data=own.csv", "--stream"], "without --stream"),
-        (["--data=images", "--n-levels=3"], "--n-levels must be left out"),
+        (["--data=own.csv", "--n-levels=3"], "--n-levels must be left out"),
     ],
     ids=lambda value: "".join(value[1:]) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_wrong_data_are_one_line_that_names_the_option(arguments, message, finished):
-    import re
-
     options = parse(TrainOptions, [*TINY.split(), "--run-dir=wrong", *arguments])
     assert re.search(message, error_of(train.run, options))
     assert not Path("wrong").exists()
@@ -249,3 +249,48 @@ def test_defaults_by_size_are_those_of_the_known_data_of_that_size():
     assert defaults_by_size((32, 32, 3), 256, "mlp")["network"] == "mlp"
     assert defaults_by_size((100, 3), None, None)["width"] == 512
     assert defaults_by_size((9, 9, 3), None, "unet")["network"] == "unet"
+
+
+@pytest.mark.parametrize("n_levels", [None, 17])
+def test_model_for_data_has_their_scale_and_the_range_of_its_diffusion(n_levels, key):
+    rng = np.random.Generator(np.random.PCG64(0))
+    if n_levels is None:
+        data = 0.3 + 2 * rng.normal(size=(500, 2))
+        expected = np.sqrt(np.mean(data**2))
+    else:
+        levels = rng.integers(5, 17, size=(60, 4, 4, 1))
+        data = Dataset.from_arrays(levels, n_levels=17)
+        values = 2 * (data.train + 0.5) / 17 - 1
+        expected = np.sqrt(np.mean(values**2))
+    shape = (2,) if n_levels is None else data.shape
+    network = eqmdm.nn.MLP(shape, 1, width=4, depth=1, key=key)
+    diffusion = eqmdm.CLD()
+    model = eqmdm.DenoiserModel.for_data(network, diffusion, data)
+    # The transform of levels is computed in float32.
+    assert np.isclose(model.data_std, expected, rtol=1e-6)
+    low, high = model.log_snr_range
+    ends = [float(diffusion.log_snr(t)) for t in (diffusion.t1, diffusion.t0)]
+    # Above 14 the posterior of normal data serves.
+    assert low < ends[0] < low + 0.02 and high == 14 < ends[1]
+    with pytest.raises(TypeError, match="`data` must be floating-point"):
+        eqmdm.DenoiserModel.for_data(network, diffusion, np.arange(6).reshape(3, 2))
+
+
+@pytest.mark.slow
+def test_lines_of_the_readme_train(directory, monkeypatch):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    own_array, own_files = (
+        text.split(f"## Train on your own {what}\n\n```python\n")[1].split("```")[0]
+        for what in ("array", "files")
+    )
+    assert own_array.count("\n") <= 6 and own_files.count("\n") <= 6
+    write_folder(directory / "pictures", grey(12, (4, 4)))
+    monkeypatch.chdir(directory)
+    counted = {"steps=500": "steps=2", "steps=10_000": "steps=2", "n_samples=1000": ""}
+    counted |= {"width=32": "width=4, multipliers=(1,)"}
+    for lines in (own_array, own_files):
+        for long, short in counted.items():
+            lines = lines.replace(long, short)
+        names = {"eqmdm": eqmdm, "jax": jax}
+        exec(lines, names)
+        assert isinstance(names["model"], eqmdm.AbstractModel)

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,6 +18,14 @@ from .base import (
     call_network,
     check_diffusion,
 )
+from .data_scale import data_scale
+
+
+# Above this log-SNR a network has nothing to add to a Gaussian posterior: the noise is
+# a thousandth of the data's range.
+TOP_LOG_SNR = 14.0
+# Beyond the ends of a diffusion, which are found by a search.
+_MARGIN = 0.01
 
 
 class AbstractDenoiser(eqx.Module):
@@ -169,6 +177,36 @@ class DenoiserModel(AbstractModel):
 
     network: DenoiserFunction
     diffusion: AbstractLinearDiffusion
+
+    @classmethod
+    def for_data(
+        cls, network: NoiseNetwork, diffusion: AbstractLinearDiffusion, data: Any
+    ) -> "DenoiserModel":
+        """The model of a network with one variable, preconditioned by the scale of its
+        training data, over the range in log-SNR of the diffusion.
+
+        !!! Example
+
+            ```python
+            network = eqmdm.nn.MLP((2,), 1, key=key)
+            model = eqmdm.DenoiserModel.for_data(network, eqmdm.CLD(), x)
+            ```
+
+        **Arguments:**
+
+        - `network`, `diffusion`: as for [`eqmdm.PreconditionedDenoiser`][] and
+            [`eqmdm.DenoiserModel`][].
+        - `data`: an array of points, or a [`eqmdm.data.Dataset`][].
+
+        **Raises:** `TypeError` for an array of integers, whose levels only a `Dataset`
+        knows.
+        """
+        check_diffusion(diffusion)
+        low = float(diffusion.log_snr(diffusion.t1))
+        high = float(diffusion.log_snr(diffusion.t0))
+        log_snr_range = low - _MARGIN, min(high + _MARGIN, TOP_LOG_SNR)
+        denoiser = PreconditionedDenoiser(network, data_scale(data), log_snr_range)
+        return cls(denoiser, diffusion)
 
     def __init__(self, network: DenoiserFunction, diffusion: AbstractLinearDiffusion):
         check_diffusion(diffusion)

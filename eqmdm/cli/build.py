@@ -15,6 +15,8 @@ import numpy as np
 
 import eqmdm
 from eqmdm import nn
+from eqmdm._model.data_scale import data_scale
+from eqmdm._model.denoiser import TOP_LOG_SNR
 
 from .train.options import NOT_RECORDED, ResolvedTrainOptions, TrainOptions
 
@@ -35,9 +37,6 @@ _SCHEDULES = {
     "linear": (eqmdm.LinearSchedule, 2),
     "cosine": (eqmdm.CosineSchedule, 1),
 }
-# Above this log-SNR a network has nothing to add to a Gaussian posterior: the noise is
-# a thousandth of the data's range.
-_TOP_LOG_SNR = 14.0
 # How far the ends of a learned diffusion may move down, in log-SNR.
 _LEARNED_MARGIN = 20.0
 
@@ -116,7 +115,8 @@ class DataFacts:
 
     @classmethod
     def of(cls, options: TrainOptions, dataset: Any) -> "DataFacts":
-        return cls(tuple(dataset.shape), dataset.n_levels, data_scale(options, dataset))
+        std = data_scale(dataset, _transform(options))
+        return cls(tuple(dataset.shape), dataset.n_levels, std)
 
 
 def build_model(
@@ -155,26 +155,9 @@ def build_model(
     denoiser = eqmdm.PreconditionedDenoiser(
         network,
         data_std=data.std,
-        log_snr_range=(low - margin, min(high + margin, _TOP_LOG_SNR)),
+        log_snr_range=(low - margin, min(high + margin, TOP_LOG_SNR)),
     )
     return eqmdm.DenoiserModel(denoiser, diffusion)
-
-
-def data_scale(options: TrainOptions, dataset: Any) -> float:
-    """The standard deviation, about zero, of the training data as the network sees it.
-
-    About zero rather than the mean, because the denoiser's Gaussian is centred there.
-    """
-    if dataset.n_levels is None:
-        return float(np.sqrt(np.mean(np.square(dataset.train, dtype=np.float64))))
-    levels = dataset.train
-    if isinstance(levels, eqmdm.data.ImageFiles):
-        # Decoding all would take minutes; of these it is known to a thousandth.
-        levels = levels[np.random.RandomState(0).permutation(len(levels))[:10_000]]
-    counts = np.bincount(levels.ravel(), minlength=dataset.n_levels)
-    centres = (jnp.arange(dataset.n_levels, dtype=jnp.float32) + 0.5) / dataset.n_levels
-    values = np.asarray(_transform(options).forward(centres), np.float64)
-    return float(np.sqrt(np.average(values**2, weights=counts)))
 
 
 def build_grey_levels(options: TrainOptions, dataset: Any) -> Any:
