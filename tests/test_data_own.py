@@ -648,6 +648,27 @@ def test_known_data_take_no_choices(choice):
         load("digits", **choice)
 
 
+def test_path_may_look_like_a_pattern_only_for_a_file(tmp_path):
+    folder = tmp_path / "a[b]*c"
+    assert load(write_csv(folder / "own.csv", _columns())).shape == (2,)
+    with pytest.raises(ValueError, match=r"none of \*, \? and \[.*Rename it"):
+        load(folder)
+
+
+def test_file_without_a_column_of_the_others_is_named(tmp_path):
+    folder = tmp_path / "own"
+    write_csv(folder / "a.csv", _columns())
+    write_csv(folder / "b.csv", {"x": _columns()["x"], "z": _columns()["x"]})
+    message = "b.csv` must have the column `y`, as the first file has; it has x, z"
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+    columns = _columns(4) | {"label": [*"abab"]}
+    write_csv(folder / "a.csv", columns)
+    write_csv(folder / "b.csv", _columns(4))
+    with pytest.raises(ValueError, match="b.csv` must have the column `label`"):
+        load(folder)
+
+
 # --- Files that change ---------------------------------------------------------------
 
 

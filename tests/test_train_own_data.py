@@ -171,6 +171,20 @@ def test_run_is_resumed_on_the_same_data_alone(finished, capsys):
     assert load_trained(run, data_dir="moved.csv").step == 4
 
 
+def test_run_from_before_there_were_these_options_is_loaded(finished, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    path = run / "options.json"
+    facts = json.loads(path.read_text())
+    for name in ("network", "columns", "standardise", "test_fraction", "image_size"):
+        del facts["options"][name]
+    path.write_text(json.dumps(facts))
+    assert load_trained(run, data_dir=None).step == 2
+    del facts["options"]["width"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="another program.*width"):
+        load_trained(run, data_dir=None)
+
+
 @pytest.mark.slow
 def test_images_of_any_size_are_trained_on(directory, capsys):
     write_folder(directory / "images", colour(24, (5, 7)))

@@ -287,13 +287,18 @@ def from_json(record: Mapping[str, Any]) -> tuple[ResolvedTrainOptions, DataFact
     **Raises:** `ValueError` for a record of anything but `eqmdm train`.
     """
     stored = dict(record)
-    known = {field.name for field in dataclasses.fields(ResolvedTrainOptions)}
-    known -= {*NOT_RECORDED}
-    differ = stored.keys() ^ (known | {"data_fingerprint", "data"})
+    fields = dataclasses.fields(ResolvedTrainOptions)
+    known = {field.name for field in fields} | {"data_fingerprint", "data"}
+    # An older run has none of the options that are new.
+    optional = {f.name for f in fields if f.default is not dataclasses.MISSING}
+    optional.add("network")
+    missing = known - optional - stored.keys()
+    differ = missing | (stored.keys() - known)
     try:
         if differ:
             raise KeyError(min(differ))
         fingerprint, data = stored.pop("data_fingerprint"), stored.pop("data")
+        stored.setdefault("network", "mlp" if data["n_levels"] is None else "unet")
         # JSON has no tuples.
         options = ResolvedTrainOptions(**{k: _tupled(v) for k, v in stored.items()})
         return (

@@ -5,7 +5,7 @@ from typing import Any
 
 from ._choices import NO_LABELS, Choices
 from ._labels import Classes, LabelColumn, encode_labels
-from ._sources import Part, Source, where
+from ._sources import Part, Source, column_of, where
 
 
 # Columns that hold labels unless another is named; the Hub's data sets have these.
@@ -81,9 +81,9 @@ def read_classes(rows: Mapping[str, list[Part]], label: str | None) -> Classes |
     columns, names = {}, None
     for split, parts in rows.items():
         try:
-            chunks = [c for p in parts for c in p.table.column(label).chunks]
+            chunks = [c for p in parts for c in column_of(p, label).chunks]
             values = pa.chunked_array(chunks)
-        except (KeyError, pa.ArrowException) as error:
+        except pa.ArrowException as error:
             raise ValueError(
                 f"`label_column` must be of one type in all files and splits; "
                 f"`{label}` of {split} is not ({str(error).splitlines()[0]})."

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from ._pixels import Pixels, decode_pixels, resized
-from ._sources import Part
+from ._sources import Part, column_of
 
 
 _LEVELS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65_536}
@@ -74,7 +74,7 @@ def read_pictures(
     for split, parts in rows.items():
         images = []
         for part in parts():
-            for i, entry in enumerate(part.table.column(column).to_pylist()):
+            for i, entry in enumerate(column_of(part, column).to_pylist()):
                 name = name_of(entry, part, i, is_folder)
                 pixels = decode_pixels(encoded(entry, is_folder), name)
                 pixels = pixels if size is None else resized(pixels, size)

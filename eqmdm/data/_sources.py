@@ -86,6 +86,19 @@ def read(parts: Callable[[], Iterator[Part]]) -> list[Part]:
     return list(parts())
 
 
+def column_of(part: Part, name: str) -> Any:
+    """A column of some rows.
+
+    **Raises:** `ValueError`, which names the file, where another file has it alone.
+    """
+    if name not in part.table.column_names:
+        raise ValueError(
+            f"`{part.file}` must have the column `{name}`, as the first file has; it "
+            f"has {', '.join(part.table.column_names)}."
+        )
+    return part.table.column(name)
+
+
 def where(parts: list[Part], row: int) -> str:
     """The place of a row of a split, for errors."""
     for part in parts:
@@ -112,6 +125,11 @@ def _folder(path: Path, configuration: str | None) -> Source:
     import datasets
     from datasets.exceptions import DatasetsError
 
+    if set("*?[") & set(str(path.absolute())):
+        raise ValueError(
+            f"`dataset` must be a folder whose path has none of *, ? and [, which "
+            f"`datasets` takes for a pattern; got `{path}`. Rename it."
+        )
     given = "" if configuration is None else f" with configuration={configuration!r}"
     try:
         with quietly():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ._sources import Part, Source, where
+from ._sources import Part, Source, column_of, where
 
 
 _N_NAMED = 8
@@ -51,7 +51,7 @@ def read_table(
             )
     whole = {
         name: all(
-            _is_integer(part.table.column(name).type)
+            _is_integer(column_of(part, name).type)
             for parts in rows.values()
             for part in parts
         )
@@ -105,7 +105,7 @@ def _numbers(parts: list[Part], name: str, is_default: bool) -> np.ndarray:
     """The values of a column in float64."""
     found, start = [], 0
     for part in parts:
-        column = part.table.column(name)
+        column = column_of(part, name)
         if len(column):
             found.append(_of_part(column, parts, start, name, is_default))
         start += len(column)
