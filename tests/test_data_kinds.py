@@ -1,8 +1,8 @@
 """Every kind of data, from its file to a bound.
 
-    python -m pytest tests/test_data_kinds.py --data-table FILE
+    python -m pytest -n 0 tests/test_data_kinds.py --data-table FILE
 
-writes what is found as a table, as in benchmarks/results/data_kinds.md.
+writes what is found, in one process, as a table, as in benchmarks/results/data_kinds.md.
 """
 
 import io
@@ -150,8 +150,8 @@ def table(request):
     lines = [f"| {name} | {' | '.join(row)} |\n" for name, row in rows.items()]
     path.write_text(
         "# Kinds of data\n\n"
-        "Made by `pytest tests/test_data_kinds.py --data-table FILE`. Trains: how far\n"
-        "the bound on training examples rises in 400 steps of `fit`, in nats. Bound:\n"
+        "Made by `pytest -n 0 tests/test_data_kinds.py --data-table FILE`. Trains: how\n"
+        "far the bound on training examples rises in 400 steps of `fit`, in nats. Bound:\n"
         "that on the test split for the exact model of normal data, less the closed\n"
         "form in the units of the data. Error: what a damaged file ends with.\n\n"
         f"{head}| --- | --- | --- | --- | --- |\n{''.join(lines)}"

@@ -411,6 +411,35 @@ def test_column_of_lists_is_an_example_of_several_axes(tmp_path):
         load(path)
 
 
+def test_arrays_in_columns_are_lists_of_one_shape(tmp_path):
+    x = np.random.Generator(np.random.PCG64(0)).normal(size=(12, 4, 3)).astype("f4")
+    kinds = {
+        "array": (x, datasets.Array2D((4, 3), "float32")),
+        "fixed": (x[:, :, 0], datasets.List(datasets.Value("float32"), length=4)),
+    }
+    for name, (values, feature) in kinds.items():
+        features = datasets.Features({"x": feature})
+        path = tmp_path / f"{name}.parquet"
+        rows = datasets.Dataset.from_dict({"x": values.tolist()}, features=features)
+        pq.write_table(rows.data.table, path)
+        dataset = load(path, standardise=False)
+        assert dataset.shape == values.shape[1:]
+        expected = {row.astype(np.float64).tobytes() for row in values}
+        assert set(sum(_rows(dataset), [])) == expected
+
+
+def test_column_without_a_name_is_not_taken_for_a_coordinate(tmp_path):
+    path = write_csv(tmp_path / "own.csv", {"": np.arange(40)} | _columns())
+    with pytest.raises(ValueError, match="number 0 of .*has none.*index=False"):
+        load(path)
+    assert load(path, columns=["x", "y"]).shape == (2,)
+
+
+def test_empty_name_is_not_the_working_directory():
+    with pytest.raises(ValueError, match="must be one of digits.*got ''"):
+        load("")
+
+
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize(
     "bad, message",

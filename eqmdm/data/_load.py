@@ -171,7 +171,7 @@ def _load_own(
             )
         return load_function(where, choices)
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return load_path(path, name, choices)
     if is_function(name):
         return load_function(name, choices)

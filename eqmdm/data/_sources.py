@@ -210,16 +210,23 @@ def _stream(builder: str, file: Path) -> Iterator[Part]:
 def _images(path: Path, configuration: str | None, split: str) -> Iterator[Part]:
     import datasets
     import pyarrow as pa
+    from datasets.exceptions import DatasetsError
 
-    with quietly():
-        stream: Any = datasets.load_dataset(
-            str(path.absolute()), configuration, split=split, streaming=True
-        )
     start = 0
-    for batch in stream.with_format("arrow").iter(batch_size=_BATCH):
-        table = cast(pa.Table, batch)
-        yield Part(table, str(path), start)
-        start += len(table)
+    try:
+        with quietly():
+            stream: Any = datasets.load_dataset(
+                str(path.absolute()), configuration, split=split, streaming=True
+            )
+            for batch in stream.with_format("arrow").iter(batch_size=_BATCH):
+                table = cast(pa.Table, batch)
+                yield Part(table, str(path), start)
+                start += len(table)
+    except (ValueError, pa.ArrowException, DatasetsError) as error:
+        raise ValueError(
+            f"`{path}` must be a folder of images, whose folders are classes, all at "
+            f"one depth; `datasets` cannot read it ({_in_one_line(error)})."
+        ) from error
 
 
 def _saved(path: Path) -> Source:

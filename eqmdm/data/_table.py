@@ -10,6 +10,8 @@ from ._sources import Part, Source, column_of, where
 
 
 _N_NAMED = 8
+# What `csv` calls a column without a name, before its number.
+_UNNAMED = "Unnamed: "
 
 
 class Table(NamedTuple):
@@ -40,6 +42,13 @@ def read_table(
     names = {split: parts[0].table.column_names for split, parts in rows.items()}
     rest = tuple(name for name in names["train"] if name != label_column)
     columns = given or rest
+    unnamed = [name for name in columns if name.startswith(_UNNAMED)]
+    if given is None and unnamed:
+        raise ValueError(
+            f"Columns must have names; that of number {unnamed[0].split()[-1]} of "
+            f"{source.where} has none. If it is an index of pandas, write the file by "
+            "to_csv(index=False), or name the columns to use with `columns`."
+        )
     if len(columns) == 0:
         raise ValueError(f"{source.where} must have a column beside the labels.")
     for split, present in names.items():
@@ -96,9 +105,24 @@ def _dequantise(values: Float[np.ndarray, "..."], random: Any) -> None:
 def _is_integer(kind: Any) -> bool:
     import pyarrow as pa
 
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    kind = _stored(kind)
+    while _is_list(kind):
         kind = kind.value_type
     return pa.types.is_integer(kind)
+
+
+def _stored(kind: Any) -> Any:
+    """The type that an extension, such as an array of `datasets`, is stored as."""
+    import pyarrow as pa
+
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    is_list = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    return any(check(kind) for check in is_list)
 
 
 def _numbers(parts: list[Part], name: str, is_default: bool) -> np.ndarray:
@@ -131,7 +155,7 @@ def _of_part(
             f"{place(row)} must hold a number; the value is missing. Fill it in, or "
             "leave out the row or the column."
         )
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(_stored(kind)):
         values = _of_lists(column.to_pylist(), place)
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         values = column.to_numpy().astype(np.float64)
