@@ -76,7 +76,9 @@ def test_logits_are_linear_in_the_features(file, digits):
 def test_classifier_is_of_the_training_split_and_the_seed_alone(digits):
     labels = digits.labels
     others = {"validation": 0 * digits.validation, "test": 0 * digits.test}
-    labels = labels._replace(validation=9 - labels.validation, test=9 - labels.test)
+    labels = dataclasses.replace(
+        labels, validation=9 - labels.validation, test=9 - labels.test
+    )
     other = dataclasses.replace(digits, labels=labels, **others)
     weights = [
         jax.tree.leaves(classifier.train(data, steps=3, seed=seed, width=2)[0])
