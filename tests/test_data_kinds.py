@@ -2,7 +2,7 @@
 
     python -m pytest -n 0 tests/test_data_kinds.py --data-table FILE
 
-writes what is found, in one process, as a table, as in benchmarks/results/data_kinds.md.
+writes what is found, in one process, as a table: benchmarks/results/data_kinds.md.
 """
 
 import io
@@ -150,10 +150,11 @@ def table(request):
     lines = [f"| {name} | {' | '.join(row)} |\n" for name, row in rows.items()]
     path.write_text(
         "# Kinds of data\n\n"
-        "Made by `pytest -n 0 tests/test_data_kinds.py --data-table FILE`. Trains: how\n"
-        "far the bound on training examples rises in 400 steps of `fit`, in nats. Bound:\n"
-        "that on the test split for the exact model of normal data, less the closed\n"
-        "form in the units of the data. Error: what a damaged file ends with.\n\n"
+        "Made by `pytest -n 0 tests/test_data_kinds.py --data-table FILE`.\n"
+        "Trains: how far the bound on training examples rises in 400 steps of `fit`,\n"
+        "in nats. Bound: that on the test split for the exact model of normal data,\n"
+        "less the closed form in the units of the data. Error: what a damaged file\n"
+        "ends with.\n\n"
         f"{head}| --- | --- | --- | --- | --- |\n{''.join(lines)}"
     )
 
