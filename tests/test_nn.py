@@ -483,12 +483,13 @@ def test_bound_of_a_padded_size_is_that_of_its_pixels(key):
     diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
     model = eqmdm.DenoiserModel(denoiser, diffusion)
     x = std * jr.normal(key, shape)
-    bound = eqmdm.elbo(model, x, key=key, n_draws=256)
+    bound = eqmdm.elbo(model, x, key=key, n_draws=1024)
     expected = jnp.sum(jax.scipy.stats.norm.logpdf(x, scale=std))
     # Between these ends an exact model loses the KL to the prior: half the squared
     # signal, e**-9 of the data's, is 2e-4 a pixel at most.
     assert abs(bound.total - expected) < 5 * bound.standard_error + 30 * 2e-4
-    assert bound.standard_error < 0.5
+    # A margin counted as pixels would be 34 nats.
+    assert bound.standard_error < 1
     objective = eqmdm.Objective(levels=eqmdm.GreyLevels(256))
     levels = jnp.asarray(np.random.RandomState(0).randint(0, 256, (3, *shape)))
     found = eqmdm.evaluate(model, levels, objective, key=key)

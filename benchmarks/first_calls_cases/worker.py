@@ -24,7 +24,10 @@ def import_references():
 
 
 def import_eqmdm():
-    import eqmdm  # noqa: F401
+    import eqmdm
+
+    # Its names are loaded on first use.
+    assert eqmdm.sample
 
 
 _IMPORTS = {"import_references": import_references, "import_eqmdm": import_eqmdm}
