@@ -14,7 +14,7 @@ if _typing.TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        # A private name is a submodule, if anything; importing it asks here first.
+        # A private name can only be a submodule, whose import calls this hook first.
         if not name.startswith("_"):
             from . import _public
 

@@ -1,4 +1,4 @@
-"""What is trained: a network with its diffusion, as a score and as Diffrax terms."""
+"""Models: a network with its diffusion, as a score and as Diffrax terms."""
 
 from .base import AbstractModel as AbstractModel
 from .denoiser import (

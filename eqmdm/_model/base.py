@@ -24,12 +24,12 @@ DenoiserFunction: TypeAlias = Callable[[Scalar, Data], Data]
 
 
 class AbstractModel(eqx.Module):
-    r"""A model of $\nabla_y \log p_t(y)$: what is trained, sampled and evaluated.
+    r"""A model of $\nabla_y \log p_t(y)$, which is trained, sampled and evaluated.
 
-    It holds a network and its diffusion, each parameter once. Everything that computes
-    with it goes through the methods below; most take the perturbation kernel of their
-    time, whose factors are then computed once for all of them. Methods act on one
-    example.
+    It holds a network and its diffusion, and stores each parameter once. The rest of
+    the library uses it through the methods below. Most of them take the perturbation
+    kernel at their time, so that its factors are computed once for all of them. Methods
+    act on one example.
 
     A new kind of model implements the abstract members. To change how an existing one
     behaves, wrap it in a model of your own.
@@ -40,28 +40,29 @@ class AbstractModel(eqx.Module):
     @property
     @abc.abstractmethod
     def data_std(self) -> float:
-        """The standard deviation of the data, as far as the model knows it; or 1."""
+        """The standard deviation of the data, or 1 if the model does not know it."""
 
     @property
     @abc.abstractmethod
     def log_snr_range(self) -> tuple[float, float] | None:
-        """The log-SNRs `(low, high)` that the model was trained on, if it states them.
+        """The log-SNR range `(low, high)` that the model was trained on, if known.
 
-        Below `low` it must not be evaluated."""
+        The model must not be evaluated below `low`."""
 
     @property
     @abc.abstractmethod
     def has_denoiser(self) -> bool:
         """Whether the score is assembled from a denoiser of the sufficient statistic.
 
-        Its flow then reduces to that of the statistic, for any diffusion, and its part
-        of the bound is an integral over log-SNR."""
+        If so, the probability flow reduces to that of the statistic, for any diffusion,
+        and the diffusion term of the bound is an integral over log-SNR."""
 
     @abc.abstractmethod
     def under(self, diffusion: AbstractLinearDiffusion) -> "AbstractModel":
         """The same network under another diffusion.
 
-        **Raises:** `ValueError` if it knows no other than the one it was trained on.
+        **Raises:** `ValueError` if the network is tied to the diffusion it was trained
+        on.
         """
 
     @abc.abstractmethod
@@ -73,8 +74,8 @@ class AbstractModel(eqx.Module):
 
     @abc.abstractmethod
     def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
-        r"""$\hat x - c^2 z / (c^2 + \sigma^2)$ with $c$ `data_std`: the difference to
-        the posterior mean of normal data, in its most accurate form.
+        r"""$\hat x - c^2 z / (c^2 + \sigma^2)$, where $c$ is `data_std`: the difference
+        from the posterior mean of normal data, in its most accurate form.
 
         **Raises:** `TypeError` unless `has_denoiser`.
         """
@@ -99,13 +100,13 @@ class AbstractModel(eqx.Module):
 
         **Arguments:**
 
-        - `t`: the diffusion's time, positive.
+        - `t`: the diffusion's time, which must be positive.
         - `y`: one state, of shape `(n_vars, *data)`.
 
         **Raises:**
 
         `ValueError` unless `t` is positive and finite and `y` has a row for each
-        variable. Where `t` is traced, the score at 0 is not a finite number instead.
+        variable. A traced `t` is not checked: the score at 0 is then not finite.
         """
         y = self.check_state(y)
         t = jnp.asarray(t, y.dtype)
@@ -119,9 +120,9 @@ class AbstractModel(eqx.Module):
         return self.score_at(self.diffusion.compute_kernel(t), y)
 
     def check_state(self, y: State) -> State:
-        """`y`, if it is one state of the diffusion.
+        """Returns `y` if it is one state of the diffusion.
 
-        **Raises:** `ValueError` unless it has a row for each variable.
+        **Raises:** `ValueError` unless `y` has a row for each variable.
         """
         n_vars = self.diffusion.n_vars
         if y.ndim < 1 or len(y) != n_vars:
@@ -133,13 +134,14 @@ class AbstractModel(eqx.Module):
         return y
 
     def check_final_time(self, value: Array, final: Scalar | None = None) -> Array:
-        """`value`, if the diffusion ends within the log-SNR range of the model.
+        """Returns `value` if the diffusion ends within the log-SNR range of the model.
 
-        The returned value must be used: it carries the check where the diffusion is
-        traced. `final` is the log-SNR at the final time, where it is computed already.
+        Use the returned value: for a traced diffusion it carries the check. `final` is
+        the log-SNR at the final time, if the caller has computed it already.
 
-        **Raises:** `ValueError`, or `equinox.EquinoxRuntimeError` where traced, if the
-        diffusion ends at a lower log-SNR than the model was trained on.
+        **Raises:** `ValueError`, or `equinox.EquinoxRuntimeError` for a traced
+        diffusion, if the diffusion ends at a lower log-SNR than the model was trained
+        on.
         """
         if self.log_snr_range is None:
             return value
@@ -154,14 +156,15 @@ class AbstractModel(eqx.Module):
             f"diffusion the `interval=eqmdm.LogSNRInterval({low:.6g}, ...)`, or train "
             "on a wider range."
         )
-        # The range is often that of the diffusion's own interval, solved in float32.
+        # The tolerance is for ranges that were read from the diffusion's own interval,
+        # which is solved for in float32.
         least = low - 1e-3
         wrong = final < least if known is None else known < least
         return raise_or_error_if(value, wrong, message)
 
 
 def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
-    """The log-SNR at the final time, constant to differentiation."""
+    """The log-SNR at the final time, without a gradient."""
     known = known_log_snrs(diffusion, diffusion.t1)
     if known is not None:
         return as_scalar(known[0], jnp.result_type(float))
@@ -175,11 +178,12 @@ def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
 def kernel_at_ends(
     diffusion: AbstractLinearDiffusion,
 ) -> tuple[PerturbationKernel, PerturbationKernel]:
-    """The kernels at t0 and t1, by one program for all that needs either."""
+    """The kernels at t0 and t1, from one compiled program that all callers share."""
     if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
         return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
-    # Those of constants are known inside a trace too. The times are arguments, so that
-    # the program is compiled as one, and not evaluated operation by operation.
+    # A diffusion of constants has known kernels even inside a trace. The times are
+    # passed as arguments, so that this compiles to one program instead of being
+    # evaluated operation by operation.
     with eval_context():
         return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
 
@@ -194,9 +198,9 @@ def _first_and_last(
 
 
 def check_model(model: Any) -> AbstractModel:
-    """`model`, if it is one.
+    """Returns `model` if it is an eqmdm model.
 
-    **Raises:** `TypeError` for anything else, with the three constructors.
+    **Raises:** `TypeError` otherwise; the message lists the three constructors.
     """
     if isinstance(model, AbstractModel):
         return model
@@ -210,7 +214,7 @@ def check_model(model: Any) -> AbstractModel:
 
 
 def check_diffusion(diffusion: Any) -> None:
-    """**Raises:** `TypeError` for anything that is no linear diffusion."""
+    """**Raises:** `TypeError` unless `diffusion` is a linear diffusion."""
     if not isinstance(diffusion, AbstractLinearDiffusion):
         raise TypeError(
             "`diffusion` must be a linear diffusion, such as `eqmdm.CLD()`; got "
@@ -221,12 +225,12 @@ def check_diffusion(diffusion: Any) -> None:
 def call_network(
     name: str, network: Callable[[Scalar, Array], Array], time: Scalar, inputs: Array
 ) -> Array:
-    """What a network returns for one example, if it has the example's shape.
+    """The output of a network for one example.
 
     **Raises:**
 
-    `TypeError` where the network cannot take the input at all, `ValueError` for an
-    output of another shape, which would broadcast.
+    `TypeError` if the network cannot take the input; `ValueError` if the output does
+    not have the shape of the input, because it would broadcast silently.
     """
     example = (
         f"one example of shape {inputs.shape}, without a batch axis. Batch with "
@@ -234,7 +238,7 @@ def call_network(
     )
     try:
         output = network(time, inputs)
-    # What JAX raises of operands that do not fit together.
+    # The exceptions that JAX raises for operands of incompatible shapes.
     except TypeError as error:
         raise TypeError(
             f"`{name}` must accept {example}; it raised: {error}"

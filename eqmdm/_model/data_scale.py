@@ -1,4 +1,4 @@
-"""The scale of training data, which a denoiser is told."""
+"""The scale of training data, for a preconditioned denoiser."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ from ..data._dataset import Dataset
 from ..data._files import ImageFiles
 
 
-# Decoding all images of files would take minutes; of these it is known to a thousandth.
+# Decoding all image files would take minutes; this many give the scale to a thousandth.
 _MOST_DECODED = 10_000
 
 
 def data_scale(data: Any, transform: AbstractTransform | None = None) -> float:
-    """The standard deviation about zero of training data as a network sees them.
+    """The root mean square of training data, in the units that the network sees.
 
-    About zero rather than the mean, because the Gaussian of a preconditioned denoiser
-    is centred there.
+    It is taken about zero, not the mean, because the Gaussian of a preconditioned
+    denoiser is centred at zero.
 
     **Arguments:**
 
-    - `data`: a `Dataset`, of which the training split counts, or an array of points.
+    - `data`: a `Dataset`, whose training split is used, or an array of points.
     - `transform`: of grey levels; by default [`eqmdm.ScaleTransform`][].
 
     **Raises:** `TypeError` for an array of integers.

@@ -21,24 +21,23 @@ from .base import (
 from .data_scale import data_scale
 
 
-# Above this log-SNR a network has nothing to add to a Gaussian posterior: the noise is
-# a thousandth of the data's range.
+# Above this log-SNR a network cannot improve on a Gaussian posterior: the noise is a
+# thousandth of the data's range.
 TOP_LOG_SNR = 14.0
-# Beyond the ends of a diffusion, which are found by a search.
+# Added to the range of a diffusion's interval, whose times are found by a search.
 _MARGIN = 0.01
 
 
 class AbstractDenoiser(eqx.Module):
     r"""A denoiser $\hat x(\lambda, z)$ that knows the scale and range of its data.
 
-    Any callable `(log_snr, z) -> x_hat` on one example serves as a denoiser. One of
-    this class keeps digits that a plain callable loses, where $\hat x$ and $z$ nearly
-    agree.
+    Any callable `(log_snr, z) -> x_hat` on one example serves as a denoiser. This class
+    is more accurate than a plain callable where $\hat x$ and $z$ nearly agree.
     """
 
     # The standard deviation of the data, or 1 where it is not known.
     data_std: eqx.AbstractVar[float]
-    # The log-SNRs (low, high) that it was trained on; `None` where not stated.
+    # The log-SNR range (low, high) of its training; `None` if unknown.
     log_snr_range: eqx.AbstractVar[tuple[float, float] | None]
 
     @abc.abstractmethod
@@ -51,8 +50,8 @@ class AbstractDenoiser(eqx.Module):
 
     @abc.abstractmethod
     def residual(self, log_snr: Scalar, z: Data) -> Data:
-        r"""$\hat x - c^2 z / (c^2 + \sigma^2)$ with $c$ `data_std`, the difference to
-        the posterior mean of normal data."""
+        r"""$\hat x - c^2 z / (c^2 + \sigma^2)$, where $c$ is `data_std`: the difference
+        from the posterior mean of normal data."""
 
 
 @final
@@ -66,17 +65,18 @@ class PreconditionedDenoiser(AbstractDenoiser):
     c_\text{out} = \frac{\sigma s}{\sqrt{\sigma^2 + s^2}}, \;
     c_\text{in} = \frac{1}{\sqrt{\sigma^2 + s^2}}$$
 
-    The network is told the noise level as its place $c$ in `log_snr_range`, from 0 at
-    the clean end to 1, like the time of a noise model (EDM has $\frac14 \log \sigma$).
-    Above the range the posterior mean of normal data, $c_\text{skip} z$, serves. Below
-    it nothing does, and bounds, samplers and likelihoods raise an error.
+    The network takes the noise level as its relative position $c$ in `log_snr_range`,
+    from 0 at `high` to 1 at `low`, like the time of a noise model (EDM uses
+    $\frac14 \log \sigma$). Above the range the denoiser is $c_\text{skip} z$, the
+    posterior mean of normal data. Below the range it is undefined, and bounds, samplers
+    and likelihoods raise an error.
 
     **Arguments:**
 
-    - `network`: a callable `(c, z[None]) -> output[None]`, so a network with one
+    - `network`: a callable `(c, z[None]) -> output[None]`, that is, a network with one
         variable.
-    - `data_std`: $s$, of the training data, in their units.
-    - `log_snr_range`: `(low, high)` that the network is trained on.
+    - `data_std`: $s$, the standard deviation of the training data, in their units.
+    - `log_snr_range`: the range `(low, high)` that the network is trained on.
 
     **Source:** Karras et al. (2022), table 1.
     """
@@ -128,7 +128,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
 
 @final
 class _PlainDenoiser(AbstractDenoiser):
-    """A callable `(log_snr, z) -> x_hat`, of data whose scale is not known."""
+    """A callable `(log_snr, z) -> x_hat` for data of unknown scale."""
 
     function: DenoiserFunction
     data_std: float = 1.0
@@ -141,8 +141,8 @@ class _PlainDenoiser(AbstractDenoiser):
         return self(log_snr, z) - z
 
     def residual(self, log_snr: Scalar, z: Data) -> Data:
-        # At one end the estimate and z nearly agree, at the other the correction and
-        # -z do: each difference is taken where it keeps its digits.
+        # At high log-SNR the estimate is close to z, and at low log-SNR the correction
+        # is close to -z: take the difference that does not cancel.
         x_hat, noise = self(log_snr, z), jnp.exp(-log_snr)
         share = noise / (1 + noise)
         near = (x_hat - z) + share * z
@@ -156,14 +156,15 @@ class DenoiserModel(AbstractModel):
     $$s(t, y) = \Sigma^{-1} (a \, \hat x(\lambda, z) - y), \qquad
     z = \frac{a^\top \Sigma^{-1} y}{a^\top \Sigma^{-1} a}$$
 
-    Exact for the exact denoiser, for every linear diffusion whose auxiliaries start
-    independent of the data: $z = x + \sigma \epsilon$ is then sufficient for the data,
-    with $\sigma = e^{-\lambda / 2}$. So one denoiser serves every such diffusion.
+    The score is exact if the denoiser is, for every linear diffusion whose auxiliaries
+    are independent of the data at time 0: $z = x + \sigma \epsilon$, with $\sigma =
+    e^{-\lambda / 2}$, is then a sufficient statistic for the data. One denoiser
+    therefore serves every such diffusion.
 
     **Arguments:**
 
     - `network`: a callable `(log_snr, z) -> x_hat` on one example;
-        [`eqmdm.PreconditionedDenoiser`][] makes one of a network.
+        [`eqmdm.PreconditionedDenoiser`][] turns a network into one.
     - `diffusion`: any linear diffusion.
 
     !!! Example
@@ -182,8 +183,8 @@ class DenoiserModel(AbstractModel):
     def for_data(
         cls, network: NoiseNetwork, diffusion: AbstractLinearDiffusion, data: Any
     ) -> "DenoiserModel":
-        """The model of a network with one variable, preconditioned by the scale of its
-        training data, over the range in log-SNR of the diffusion.
+        """The model of a network with one variable, preconditioned with the scale of
+        its training data and the log-SNR range of the diffusion.
 
         !!! Example
 
@@ -198,8 +199,8 @@ class DenoiserModel(AbstractModel):
             [`eqmdm.DenoiserModel`][].
         - `data`: an array of points, or a [`eqmdm.data.Dataset`][].
 
-        **Raises:** `TypeError` for an array of integers, whose levels only a `Dataset`
-        knows.
+        **Raises:** `TypeError` for an array of integers, because only a `Dataset` knows
+        their levels.
         """
         check_diffusion(diffusion)
         low = float(diffusion.log_snr(diffusion.t1))
@@ -241,9 +242,9 @@ class DenoiserModel(AbstractModel):
         return self._denoiser.residual(log_snr, z)
 
     def score_at(self, kernel: PerturbationKernel, y: State) -> State:
-        # Computed at once, z misses y by more than one rounding of it, which at a
-        # log-SNR of 13.3 is a part of the noise that matters in float32. Projecting
-        # again what is left of y beside a z removes that.
+        # One projection gives z with an error of more than one rounding of y, which in
+        # float32 at a log-SNR of 13.3 is a noticeable part of the noise. A second
+        # projection, of the residual y - a z, removes that error.
         z = kernel.project(y)
         rest = y - kernel.mean(z)
         missed = kernel.project(rest)
@@ -255,8 +256,9 @@ class DenoiserModel(AbstractModel):
     def whitened_error(
         self, kernel: PerturbationKernel, x: Data, noise: State, y: State
     ) -> State:
-        # Through y, the noise of z would be a difference of two nearly equal numbers;
-        # at a log-SNR of 30 float32 has no digit of it. From the noise it is exact.
+        # Computed from y, the noise of z would be a difference of two nearly equal
+        # numbers, with no correct digit in float32 at a log-SNR of 30. Computed from
+        # the noise it is exact.
         del y
         sigma = kernel.sigma.astype(x.dtype)
         along = kernel.along_data(noise)

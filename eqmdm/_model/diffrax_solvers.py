@@ -1,11 +1,11 @@
-"""Kinds of Diffrax's solvers, and their evaluations of the drift a step."""
+"""Diffrax's solvers by kind, and the number of drift evaluations in a step."""
 
 import diffrax as dfx
 from jaxtyping import Array, Int
 
 
-# Evaluations of the drift in a step, and before the first one. Solvers that follow a
-# tableau of an explicit Runge-Kutta method have theirs from it.
+# Drift evaluations in a step, and before the first step. For explicit Runge-Kutta
+# methods they are read from the solver's tableau instead.
 _EVALUATIONS = {
     dfx.Euler: (1, 0),
     dfx.EulerHeun: (1, 0),
@@ -20,7 +20,7 @@ _EVALUATIONS = {
     dfx.SlowRK: (2, 0),
     dfx.SPaRK: (3, 0),
 }
-# Their terms are a drift and a noise.
+# Solvers whose terms are a drift and a noise.
 _OF_NOISE_ONLY = (
     dfx.AbstractSRK,
     dfx.EulerHeun,
@@ -37,15 +37,15 @@ def takes_noise(solver: dfx.AbstractSolver) -> bool:
 
 
 def takes_no_noise(solver: dfx.AbstractSolver) -> bool:
-    """Whether a solver serves for an ODE."""
+    """Whether a solver can be used for an ODE."""
     return not isinstance(_inner(solver), _OF_NOISE_ONLY)
 
 
 def check_kind(solver: dfx.AbstractSolver, *, noise: bool) -> None:
-    """**Raises:** `TypeError` for a solver that is not for SDEs, or not for ODEs.
+    """**Raises:** `TypeError` for an ODE solver with noise, or an SDE solver without.
 
-    Diffrax itself takes any Runge-Kutta method for an SDE, with a warning, and the
-    samples then have the wrong law.
+    Diffrax itself accepts any Runge-Kutta method for an SDE with only a warning, and
+    the samples then have the wrong distribution.
     """
     name = type(solver).__name__
     if noise and not takes_noise(solver):
@@ -64,12 +64,12 @@ def check_kind(solver: dfx.AbstractSolver, *, noise: bool) -> None:
 def n_evaluations(
     solver: dfx.AbstractSolver, n_steps: int | Int[Array, ""]
 ) -> int | Int[Array, ""] | None:
-    """The evaluations of the drift in so many steps; `None` where it varies."""
+    """The number of drift evaluations in `n_steps` steps; `None` if it varies."""
     counts = _EVALUATIONS.get(type(solver))
     if counts is None and isinstance(solver, dfx.AbstractERK):
         tableau = solver.tableau
         if isinstance(tableau, dfx.ButcherTableau):
-            # The last stage of a step may be the first of the next one.
+            # The last stage of a step may serve as the first of the next (FSAL).
             counts = tableau.num_stages - int(tableau.fsal), int(tableau.fsal)
     if counts is None:
         return None

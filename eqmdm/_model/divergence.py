@@ -22,7 +22,7 @@ class AbstractDivergence(eqx.Module):
     @property
     @abc.abstractmethod
     def n_estimates(self) -> int:
-        """How many independent estimates it makes."""
+        """The number of independent estimates."""
 
     @abc.abstractmethod
     def __call__(
@@ -37,14 +37,15 @@ class AbstractDivergence(eqx.Module):
 
         **Arguments:**
 
-        - `derivative`: $v \mapsto J v$, $J$ the Jacobian of $s$ at `y`, such as
-            `jax.linearize` returns.
+        - `derivative`: $v \mapsto J v$, where $J$ is the Jacobian of $s$ at `y`, as
+            returned by `jax.linearize`.
         """
 
 
 @final
 class ExactDivergence(AbstractDivergence):
-    """By one forward derivative for every noise of every data coordinate."""
+    """The exact divergence, by one forward derivative for each noise of each data
+    coordinate."""
 
     @property
     def n_estimates(self) -> int:
@@ -68,14 +69,15 @@ class ExactDivergence(AbstractDivergence):
 
 @final
 class HutchinsonDivergence(AbstractDivergence):
-    """Unbiased, by one forward derivative along each of `n_probes` random vectors.
+    """An unbiased estimate, by one forward derivative along each of `n_probes` random
+    vectors.
 
     **Arguments:**
 
-    - `n_probes`: how many, each an estimate by itself.
-    - `draw`: their entries, by `draw(key, shape, dtype)`; independent, of mean 0 and
-        variance 1. `jax.random.rademacher`, of which every diagonal is exact, by
-        default; `jax.random.normal` is the other usual choice.
+    - `n_probes`: the number of random vectors, each of which gives one estimate.
+    - `draw`: a function `draw(key, shape, dtype)` that returns independent entries of
+        mean 0 and variance 1. The default, `jax.random.rademacher`, is exact for
+        diagonal matrices; `jax.random.normal` is the other common choice.
 
     **Source:** Hutchinson (1989).
     """

@@ -1,4 +1,4 @@
-"""Models whose score is a function, a closed form for instance."""
+"""Models whose score is a function, such as a closed form."""
 
 from typing import final
 
@@ -15,8 +15,8 @@ class FunctionModel(AbstractModel):
 
     **Arguments:**
 
-    - `score`: a callable `(t, y) -> score` on one example, a closed form too.
-    - `diffusion`: the process that it is the score of.
+    - `score`: a callable `(t, y) -> score` on one example, such as a closed form.
+    - `diffusion`: the process whose score it is.
     """
 
     network: ScoreFunction
@@ -62,8 +62,8 @@ class FunctionModel(AbstractModel):
         return noise + apply_to_vars(kernel.root.T, self.score_at(kernel, y))
 
     def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
-        # Tweedie's formula for the sufficient statistic, z + a^T s / SNR, through the
-        # whitened score: 1 / SNR may be below the smallest number of the dtype.
+        # Tweedie's formula for the sufficient statistic, z + a^T s / SNR. It is
+        # computed from the whitened score, because 1 / SNR may underflow.
         whitened = apply_to_vars(kernel.root.T, self.score_at(kernel, y))
         sigma = kernel.sigma.astype(y.dtype)
         return kernel.project(y) + sigma * kernel.along_data(whitened)

@@ -14,13 +14,13 @@ class NoiseModel(AbstractModel):
 
     $$s_\theta(t, y) = -L_t^{-\top} \epsilon_\theta(t, y)$$
 
-    with $L_t$ the root of the perturbation kernel: the network sees and returns all
-    $K$ variables, so it knows the diffusion that it was trained on, and no other.
+    where $L_t$ is the root of the perturbation kernel. The network takes and returns
+    all $K$ variables, so it is valid only for the diffusion that it was trained on.
 
     **Arguments:**
 
     - `network`: $\epsilon_\theta$, a callable `(t, y) -> noise` on one example.
-    - `diffusion`: the process that it is trained on.
+    - `diffusion`: the process that the network is trained on.
 
     **Source:** Singhal et al. (2023), section 5.
     """
@@ -77,7 +77,7 @@ class NoiseModel(AbstractModel):
 
 
 def no_denoiser(model: AbstractModel) -> TypeError:
-    """The error for a model that is no denoiser where one is needed."""
+    """The error for a model without a denoiser where one is required."""
     return TypeError(
         "`model` must be a `DenoiserModel`, whose flow reduces to that of the data's "
         f"sufficient statistic; got {type(model).__name__}, which knows the whole "

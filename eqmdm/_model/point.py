@@ -1,4 +1,4 @@
-"""A state drawn for a bound, with the noise that it was drawn by."""
+"""A state drawn for a bound, with the noise that it was drawn with."""
 
 from typing import final
 
@@ -13,16 +13,16 @@ from .base import AbstractModel
 
 @final
 class Point(eqx.Module):
-    r"""A state drawn at a time from the law given the data, or given the whole start.
+    r"""A state drawn at one time from its law given the data, or given the whole start.
 
-    $y = \mathrm{mean} + L \epsilon$, with $L$ the root of that law. Models know the
-    first of the two laws only; what is drawn from the second is translated.
+    $y = \mathrm{mean} + L \epsilon$, where $L$ is the root of that law. Models work
+    with the law given the data; errors for the other law are converted from it.
 
     - `kernel`: the perturbation kernel at the time, `kernel.t`.
     - `start`: the state at time 0, whose row 0 is the data.
     - `noise`: $\epsilon$.
     - `y`: the state.
-    - `given_start`: which of the two laws it is drawn from.
+    - `given_start`: whether `y` is drawn given the whole start.
     """
 
     kernel: PerturbationKernel
@@ -72,7 +72,7 @@ class Point(eqx.Module):
 
     @property
     def kernel_noise(self) -> State:
-        """The noise that leads from the data to `y` in the perturbation kernel."""
+        """The noise with which the perturbation kernel takes the data to `y`."""
         if not self.given_start:
             return self.noise
         aux_only = jnp.concatenate([jnp.zeros_like(self.start[:1]), self.start[1:]])
@@ -80,7 +80,7 @@ class Point(eqx.Module):
 
     @property
     def arguments(self) -> tuple[PerturbationKernel, Data, State, State]:
-        """The arguments of a model's `whitened_error` for its error at `y`."""
+        """The arguments of `AbstractModel.whitened_error` at this point."""
         return self.kernel, self.x, self.kernel_noise, self.y
 
     def error(self, model: AbstractModel) -> State:
@@ -88,7 +88,7 @@ class Point(eqx.Module):
         return self.own_error(model.whitened_error(*self.arguments))
 
     def own_error(self, kernel_error: State) -> State:
-        """The error for this point's own law, from that for the perturbation kernel."""
+        """The error for this point's law, from that for the perturbation kernel."""
         if not self.given_start:
             return kernel_error
         ratio = matmul(self.kernel.whitening, self.root)

@@ -30,7 +30,7 @@ PathFunction: TypeAlias = Callable[..., dfx.AbstractBrownianPath]
 
 @final
 class Problem(eqx.Module):
-    """Terms with the interval and the start that they are to be solved from.
+    """Diffrax terms with the interval and the initial state to solve them from.
 
         diffrax.diffeqsolve(
             problem.terms, solver, problem.t0, problem.t1, dt0, problem.initial(key=key)
@@ -48,7 +48,7 @@ class Problem(eqx.Module):
     _reversed: bool
 
     def initial(self, *, key: PRNGKey) -> State:
-        """A state to start from: the prior's, or the data with drawn auxiliaries."""
+        """An initial state: a draw from the prior, or the data with auxiliaries."""
         return self._initial(key)
 
     def time(self, s: Scalar) -> Scalar:
@@ -65,7 +65,7 @@ class Problem(eqx.Module):
 def _tree_path(
     t0: Scalar, t1: Scalar, shape: jax.ShapeDtypeStruct, key: PRNGKey
 ) -> dfx.AbstractBrownianPath:
-    # The resolution only bounds how small an adaptive step may get.
+    # The tolerance only limits how small an adaptive step can be.
     return dfx.VirtualBrownianTree(
         t0,
         t1,
@@ -96,21 +96,21 @@ def forward_sde(
 
     **Arguments:**
 
-    - `x`: one example, where `initial` starts the data row.
-    - `key`: of the Brownian path.
-    - `clock`: `None` for the diffusion's own time, which starts at 0; or a clock of
-        the noise, such as [`eqmdm.LogSNRClock`][], on which `initial` draws the state
-        at t0, because at time 0 its reading is infinite.
+    - `x`: one example, the data row of the initial state.
+    - `key`: for the Brownian path.
+    - `clock`: `None` for the diffusion's own time, which starts at 0, or a noise clock
+        such as [`eqmdm.LogSNRClock`][]. With a noise clock `initial` draws the state at
+        t0, because the reading at time 0 is infinite.
     - `path`: a function `(t0, t1, structure, key)` that returns a Diffrax Brownian
-        path; a `VirtualBrownianTree` with space-time Levy area by default, which serves
-        every solver and step controller. On fixed steps `UnsafeBrownianPath` costs
-        less.
+        path. The default, a `VirtualBrownianTree` with space-time Levy area, works with
+        every solver and step size controller. `UnsafeBrownianPath` is cheaper for fixed
+        steps.
 
     **Raises:**
 
-    `ValueError` for an `x` that is not finite, or a `clock` of the noise for a
-    diffusion whose log-SNR is not strictly monotone; `equinox.EquinoxRuntimeError` for
-    the latter where it is traced.
+    `ValueError` if `x` is not finite, or if `clock` is a noise clock and the log-SNR
+    of the diffusion is not strictly monotone (`equinox.EquinoxRuntimeError` if the
+    diffusion is traced).
     """
     check_precision("x", x.dtype)
     check_finite("x", x)
@@ -148,24 +148,24 @@ def reverse_sde(
 
     $$\mathrm{d}y = (-F y + G G^\top s_\theta) \mathrm{d}s + G \mathrm{d}w$$
 
-    The clock increases: solved with decreasing time, Diffrax's solvers that use Levy
-    areas return a wrong variance without an error.
+    The clock increases because Diffrax's solvers that use Levy areas silently return a
+    wrong variance when time decreases.
 
     **Arguments:**
 
     - `model`: any of the models, or one of your own.
-    - `shape`: of one example of data.
-    - `key`: of the Brownian path.
-    - `dtype`: of states and times; JAX's default by default.
-    - `clock`: `None` for the diffusion's own time, or a clock of the noise, whose
-        readings $s$ then counts down.
+    - `shape`: the shape of one example of data.
+    - `key`: for the Brownian path.
+    - `dtype`: the dtype of states and times; JAX's default float if `None`.
+    - `clock`: `None` for the diffusion's own time, or a noise clock, whose readings are
+        then traversed downwards.
     - `path`: as for [`eqmdm.forward_sde`][].
 
     **Raises:**
 
-    `ValueError` for a `clock` of the noise for a diffusion whose log-SNR is not
-    strictly monotone (`equinox.EquinoxRuntimeError` where that is traced), and for a t0
-    that the rounding of times near t1 does not resolve.
+    `ValueError` if `clock` is a noise clock and the log-SNR of the diffusion is not
+    strictly monotone (`equinox.EquinoxRuntimeError` if the diffusion is traced), or if
+    t0 is too small for the rounding of times near t1.
 
     **Source:** Anderson (1982); Song et al. (2021), equation 6.
     """
@@ -213,7 +213,7 @@ def probability_flow(
 
 @final
 class _Reverse(eqx.Module):
-    """The parts that the processes from the prior to t0 share."""
+    """The parts that the reverse SDE and the probability flow share."""
 
     model: AbstractModel
     timing: AbstractTiming
@@ -262,8 +262,8 @@ class _Reverse(eqx.Module):
 
 
 def check_countdown(timing: AbstractTiming) -> None:
-    """**Raises:** `ValueError` if t0 is lost in the rounding of a clock that counts
-    down from t1 to it, where both are known."""
+    """**Raises:** `ValueError` if t0 is lost to rounding on a clock that counts down
+    from t1, when both are known."""
     start, end = concrete(timing.start), concrete(timing.end)
     if start is None or end is None:
         return

@@ -14,19 +14,19 @@ from .._core.types import Scalar
 from .._diffusion import AbstractLinearDiffusion
 
 
-# Times, uniform in their logarithm, of the table of log-SNR that the search for a time
-# starts from: between two of them log-SNR is close to a line.
+# Times in the table of log-SNR from which the search for a time starts. They are
+# geometrically spaced, and log-SNR is nearly linear between two of them.
 _N_TIMES = 257
-# Each squares the relative error that interpolation leaves, of about 1e-4: two would do
-# in float64, and one more is for where log-SNR is nearly stationary.
+# Interpolation leaves a relative error of about 1e-4, which each step squares. Two
+# would suffice in float64; the third is for times where log-SNR is nearly stationary.
 _N_NEWTON_STEPS = 3
 
 
 class AbstractNoiseClock(eqx.Module):
-    r"""A clock that follows the log-SNR $\lambda$, against which it increases.
+    r"""A clock that is a decreasing function of the log-SNR $\lambda$.
 
-    With $\sigma = e^{-\lambda / 2}$, the noise in the sufficient statistic, and $c$ the
-    standard deviation of the data.
+    Below, $\sigma = e^{-\lambda / 2}$ is the noise level of the sufficient statistic
+    and $c$ is the standard deviation of the data.
     """
 
     @abc.abstractmethod
@@ -40,7 +40,7 @@ class AbstractNoiseClock(eqx.Module):
 
 @final
 class AngleClock(AbstractNoiseClock):
-    r"""$\theta = \arctan(\sigma / c)$, from 0 at data to $\pi / 2$ at noise.
+    r"""$\theta = \arctan(\sigma / c)$, from 0 for clean data to $\pi / 2$ for noise.
 
     **Source:** Lu & Song (2025), section 3.1.
     """
@@ -66,9 +66,9 @@ class LogSNRClock(AbstractNoiseClock):
 
 
 class AbstractTiming(eqx.Module):
-    """The diffusion's time as a function of a clock's reading, which increases with it.
+    """The diffusion's time as an increasing function of a clock's reading.
 
-    `start` is the reading at t0, or at time 0, and `end` that at t1.
+    `start` is the reading at t0, or at time 0, and `end` is the reading at t1.
     """
 
     start: eqx.AbstractVar[Scalar]
@@ -76,15 +76,15 @@ class AbstractTiming(eqx.Module):
 
     @abc.abstractmethod
     def kernel(self, reading: Scalar) -> tuple[PerturbationKernel, Scalar]:
-        r"""The kernel at a reading, and $\mathrm{d}t$ by the change of the reading.
+        r"""The kernel at a reading $s$, and $\mathrm{d}t / \mathrm{d}s$.
 
-        A noise clock computes kernels to find its time, so that whoever needs the
-        kernel takes it from here.
+        A noise clock computes the kernel to find the time, so this method returns it
+        for reuse.
         """
 
     @abc.abstractmethod
     def time(self, reading: Scalar) -> tuple[Scalar, Scalar]:
-        r"""The time $t$, and $\mathrm{d}t$ by the change of the reading."""
+        r"""The time $t$ at a reading $s$, and $\mathrm{d}t / \mathrm{d}s$."""
 
     @abc.abstractmethod
     def reading(self, t: Scalar) -> Scalar:
@@ -111,7 +111,7 @@ class _OwnTiming(AbstractTiming):
 
 @final
 class _NoiseTiming(AbstractTiming):
-    """A clock of the noise."""
+    """The time as a function of the reading of a noise clock."""
 
     diffusion: AbstractLinearDiffusion
     clock: AbstractNoiseClock
@@ -135,7 +135,7 @@ class _NoiseTiming(AbstractTiming):
             log_t = log_t - (kernel.log_snr - log_snr) / slope
             return jnp.clip(log_t, low, high)
 
-        # A loop, because compiling it once rather than for each step saves seconds.
+        # A loop is compiled once; unrolled steps would take seconds more to compile.
         log_t = jnp.interp(-log_snr, -self.log_snrs, self.log_times)
         log_t = jax.lax.fori_loop(0, _N_NEWTON_STEPS, improve, log_t)
         kernel, slope = kernel_and_slope(log_t)
@@ -156,14 +156,14 @@ def make_timing(
     *,
     from_zero: bool = False,
 ) -> AbstractTiming:
-    """The diffusion's time by a clock; by `None`, its own.
+    """The diffusion's time as a function of `clock`; `None` stands for its own time.
 
-    `from_zero` begins the diffusion's own time at 0 instead of t0.
+    `from_zero` starts the diffusion's own time at 0 instead of t0.
 
     **Raises:**
 
-    `ValueError`, or `equinox.EquinoxRuntimeError` where the diffusion is traced, if its
-    log-SNR is not strictly monotone within its interval.
+    `ValueError` (`equinox.EquinoxRuntimeError` if the diffusion is traced) if `clock`
+    is a noise clock and log-SNR is not strictly monotone within the interval.
     """
     with now_if_known(diffusion, clock):
         t0, t1 = diffusion.t0.astype(dtype), diffusion.t1.astype(dtype)
@@ -189,13 +189,13 @@ def _read_table(diffusion: AbstractLinearDiffusion, t0: Scalar, t1: Scalar):
     def read(log_t: Scalar):
         t = jnp.exp(log_t)
         kernel = diffusion.compute_kernel(t)
-        # G^T Sigma^-1 a, whose norm is the speed of the signal-to-noise ratio, scaled
-        # to a norm of about 1.
+        # G^T Sigma^-1 a, whose squared norm is minus the rate of change of the
+        # signal-to-noise ratio, scaled to a norm of about 1.
         noise = matmul(kernel.whitening, diffusion.diffusion_matrix(t) * jnp.sqrt(t))
         return kernel.log_snr, matmul(kernel.direction[None], noise)[0]
 
     log_snrs, speeds = jax.vmap(read)(log_times)
-    # Between two times at which the vector points in opposite directions it is near 0.
+    # If the vector turns round between two times, it is close to 0 in between.
     turned = jnp.sum(speeds[1:] * speeds[:-1], axis=1) <= 0
     stationary = turned | ~(jnp.diff(log_snrs) < 0)
     return log_times, log_snrs, stationary
