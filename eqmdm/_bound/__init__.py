@@ -1,4 +1,4 @@
-"""Evidence lower bounds: forms, decoders and samplers of the time."""
+"""Evidence lower bounds: forms, decoders and time samplers."""
 
 from .decoders import (
     AbstractDecoder as AbstractDecoder,

@@ -1,4 +1,4 @@
-"""Decoders of the data given the state at the start time, which complete a bound."""
+"""Decoders, which give the data from the state at the start time."""
 
 import abc
 import math
@@ -22,12 +22,15 @@ from .forms import noise_control
 
 
 class AbstractDecoder(eqx.Module):
-    """The law of the data given the state at the start time; it completes a bound."""
+    """The law of the data given the state at the start time.
+
+    It gives the reconstruction term of a bound.
+    """
 
     @property
     @abc.abstractmethod
     def of_whole_start(self) -> bool:
-        """Whether it is a law of all of $y(0)$, auxiliaries included."""
+        """Whether it decodes the whole of $y(0)$, including the auxiliaries."""
 
     @abc.abstractmethod
     def log_density(self, point: Point, error: State, model: AbstractModel) -> Scalar:
@@ -35,10 +38,10 @@ class AbstractDecoder(eqx.Module):
 
         **Arguments:**
 
-        - `point`: a state at the start time, drawn given the whole start for a decoder
-            of that.
-        - `error`: the error of the model there, `point.error(model)`.
-        - `model`: for what it knows of the data.
+        - `point`: a state at the start time, drawn given the whole start if
+            `of_whole_start`.
+        - `error`: the model's error at `point`, `point.error(model)`.
+        - `model`: for its `data_std`.
         """
 
 
@@ -49,7 +52,7 @@ class StartDecoder(AbstractDecoder):
     $$p(y_0 \mid y) = \mathcal{N}(\Psi^{-1} (y + \Sigma s_\theta(y)), \Psi^{-1} \Sigma
     \Psi^{-\top})$$
 
-    with $\Psi$ and $\Sigma$ of the transition from 0 to the start time.
+    where $\Psi$ and $\Sigma$ belong to the transition from 0 to the start time.
 
     **Source:** Singhal et al. (2023), theorem 3.
     """
@@ -59,7 +62,7 @@ class StartDecoder(AbstractDecoder):
         return True
 
     def log_density(self, point: Point, error: State, model: AbstractModel) -> Scalar:
-        # In units of the decoder's own root, Psi^-1 L, the residual of the truth is
+        # In units of the decoder's root, Psi^-1 L, the residual of the true start is
         # minus the whitened error of the score.
         del model
         growth = jnp.linalg.slogdet(point.kernel.step.mean_map)[1] - log_det(point.root)
@@ -72,8 +75,8 @@ class DataDecoder(AbstractDecoder):
     r"""The decoder of the data alone, $p(x \mid y) = \mathcal{N}(\hat x(y), 1 /
     \mathrm{SNR})$.
 
-    Tighter than the decoder of the whole start, and a valid bound without an auxiliary
-    term.
+    The bound is tighter than with the decoder of the whole start, and valid without an
+    auxiliary term.
     """
 
     @property
@@ -84,7 +87,8 @@ class DataDecoder(AbstractDecoder):
         kernel, residual = point.kernel, point.kernel.along_data(error)
         half_log_snr = 0.5 * kernel.log_snr.astype(residual.dtype)
         control = noise_control(kernel, point.kernel_noise, model.data_std)
-        # One sum, as in `LowVariance`.
+        # The terms nearly cancel, so they are subtracted before the sum, as in
+        # `LowVariance`.
         quadratic = jnp.sum(control - 0.5 * residual**2)
         return quadratic + residual.size * (half_log_snr - 0.5 * math.log(2 * math.pi))
 
@@ -92,15 +96,15 @@ class DataDecoder(AbstractDecoder):
 @final
 class DiscreteDecoder(AbstractDecoder):
     r"""The mass that $\mathcal{N}(\hat x(y), 1 / \mathrm{SNR})$ gives to the grey level
-    of each pixel, the end levels with their tails.
+    of each pixel. The lowest and the highest level include the tails.
 
-    With it a bound is one of the log-mass of the quantised image, without
-    dequantisation: pass the centres of the levels, as `GreyLevels` with
-    `CentreDequantiser` encodes them.
+    The bound is then one on the log-mass of the quantised image, and needs no
+    dequantisation: pass the centres of the levels, as encoded by `GreyLevels` with
+    `CentreDequantiser`.
 
     **Arguments:**
 
-    - `levels`: the grey levels and the transform that the data went through.
+    - `levels`: the grey levels and the transform of the data.
 
     **Source:** Ho et al. (2020), equation 13.
     """
@@ -117,8 +121,8 @@ class DiscreteDecoder(AbstractDecoder):
         std = point.kernel.sigma.astype(x.dtype)
 
         def whitened(edge: Data) -> Data:
-            # An infinite edge has no derivative in the noise, which learns with the
-            # diffusion; the quotient of infinities would give it a NaN.
+            # At an infinite edge the derivative with respect to `std`, which a learned
+            # diffusion needs, would be NaN.
             finite = jnp.isfinite(edge)
             inside = (jnp.where(finite, edge, x) - x) / std - residual
             return jnp.where(finite, inside, edge)
@@ -130,14 +134,14 @@ class DiscreteDecoder(AbstractDecoder):
 def log_normal_mass(
     low: Float[Array, "*shape"], high: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    r"""$\log(\Phi(\text{high}) - \Phi(\text{low}))$ for low < high, far into the tails;
-    infinite ends are allowed."""
-    # In the upper tail both are close to 1: reflect it onto the lower one.
+    r"""$\log(\Phi(\text{high}) - \Phi(\text{low}))$ for low < high, accurate far into
+    the tails. The limits may be infinite."""
+    # In the upper tail both values are close to 1: reflect it onto the lower tail.
     upper = low + high > 0
     low, high = jnp.where(upper, -high, low), jnp.where(upper, -low, high)
     log_high = jax.scipy.stats.norm.logcdf(high)
     finite = jnp.isfinite(low)
-    # The double `where` keeps the derivative at an infinite end from being a NaN.
+    # The double `where` avoids a NaN in the derivative at an infinite limit.
     log_low = jax.scipy.stats.norm.logcdf(jnp.where(finite, low, high - 1))
     gap = jnp.where(finite, log_low - log_high, -jnp.inf)
     near = gap > -math.log(2)

@@ -29,22 +29,24 @@ def discrete_elbo(
     r"""An unbiased estimate of the bound of the discrete-time model that
     [`eqmdm.AncestralSampler`][] draws from, in nats, term by term.
 
-    The model starts from the prior at `times[0]` and steps to each next time by $q(y_s
-    \mid y_t, x = \hat x(t, y_t))$, so that a step from $t$ to $s$ costs
+    The model starts from the prior at `times[0]` and steps to each next time with
+    $q(y_s \mid y_t, x = \hat x(t, y_t))$. A step from $t$ to $s$ costs
 
     $$\mathrm{KL} \big( q(y_s \mid y_t, x) \,\|\, q(y_s \mid y_t, \hat x) \big) =
     \tfrac12 (\mathrm{SNR}(s) - \mathrm{SNR}(t)) \, \| x - \hat x \|^2$$
 
-    for any linear diffusion, because the information about the data in $y_s$ is that in
-    $y_t$ and what is left given $y_t$. With an exact score it is below the bound of
-    continuous time, [`eqmdm.elbo`][], which it rises to with the number of steps.
+    for any linear diffusion, because the information about the data in $y_s$ is the sum
+    of that in $y_t$ and of that in $y_s$ given $y_t$. With an exact score this bound is
+    below the continuous-time bound, [`eqmdm.elbo`][], and approaches it as the number
+    of steps grows.
 
     **Arguments:**
 
     - `model`, `x`, `key`: as for [`eqmdm.elbo`][].
-    - `times`: decreasing, from `diffusion.t1` to `diffusion.t0`, as a grid such as
-        [`eqmdm.LogSNRGrid`][] gives them. All are evaluated, one after another.
-    - `decoder`: of the data at the start time, [`eqmdm.DataDecoder`][] by default.
+    - `times`: decreasing times from `diffusion.t1` to `diffusion.t0`, such as those of
+        [`eqmdm.LogSNRGrid`][]. The model is evaluated at each of them in turn.
+    - `decoder`: the decoder of the data at the start time; by default
+        [`eqmdm.DataDecoder`][].
 
     **Returns:**
 
@@ -52,9 +54,9 @@ def discrete_elbo(
 
     **Raises:**
 
-    `TypeError` for integers; `ValueError` for an `x` that is not finite, fewer than two
-    times, times that do not decrease or are not positive and finite, or a decoder of
-    the whole start; for a denoiser, as for [`eqmdm.elbo`][].
+    `TypeError` for an `x` of integers; `ValueError` for an `x` that is not finite,
+    fewer than two times, times that do not decrease or are not positive and finite, or
+    a decoder of the whole start; for a denoiser, as for [`eqmdm.elbo`][].
 
     **Source:** Ho, Jain & Abbeel (2020), equation 5, and Kingma et al. (2021), equation
     13, for one variable.
@@ -82,7 +84,7 @@ def discrete_elbo(
     return _discrete_elbo(model, x, times, decoder, key)
 
 
-# Compiled by itself: outside of `jax.jit` its loop would be compiled at every call.
+# Jitted here, because outside of `jax.jit` the loop would be compiled at every call.
 @eqx.filter_jit
 def _discrete_elbo(
     model: AbstractModel,
@@ -102,8 +104,8 @@ def _discrete_elbo(
         kernel, gain, key = inputs
         noise = draw_normal(key, (diffusion.n_vars, *x.shape), x.dtype)
         y = kernel.perturb(x, noise)
-        # The error of the data estimate in units of its noise, computed from the noise:
-        # x and the estimate itself agree in all digits where the signal is strong.
+        # The error of the data estimate in units of its noise. It is computed from the
+        # noise, because x and its estimate agree to all digits at high log-SNR.
         error = kernel.along_data(model.whitened_error(kernel, x, noise, y))
         return 0.5 * jnp.expm1(gain) * jnp.sum(error**2)
 

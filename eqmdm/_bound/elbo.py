@@ -33,9 +33,9 @@ from .times import (
 class Elbo(eqx.Module):
     r"""A lower bound of $\log p(x)$ in nats, term by term; `total` is their sum.
 
-    An unbiased estimate of the bound for one example; or for each of a batch, under
-    `jax.vmap`. `standard_error` is that of `total`, where the estimate is a mean over
-    several draws, and `None` for a single one.
+    It is an unbiased estimate of the bound for one example, or for each example of a
+    batch under `jax.vmap`. `standard_error` is that of `total` if the estimate is a
+    mean over several draws, and `None` for a single draw.
     """
 
     reconstruction: Float[Array, "*batch"]
@@ -87,11 +87,11 @@ def elbo(
     (s_\theta - \nabla \log q) \|^2 \mathrm{d}t$$
 
     whose four terms are `reconstruction`, `auxiliary`, `prior` and `diffusion`. The
-    entropy H belongs to the decoder of the whole start: of the auxiliaries given the
-    data and the state at the start time, or given the data where the form conditions
-    on the start; with a decoder of the data alone it is absent. A direct form has
-    $\mathrm{E} \log \pi(y_{t_1})$, sampled, for its prior term, and its reconstruction
-    includes the entropy of the state at the start time.
+    entropy H is present only with a decoder of the whole start. It is the entropy of
+    the auxiliaries given the data and the state at the start time, or given only the
+    data if the form conditions on the start. The prior term of a direct form is a
+    sampled $\mathrm{E} \log \pi(y_{t_1})$, and its reconstruction includes the entropy
+    of the state at the start time.
 
     !!! Example
 
@@ -108,28 +108,28 @@ def elbo(
     - `x`: one example, in the units that the model sees. Grey levels must be
         dequantised, or be level centres together with the discrete decoder.
     - `key`: for times and noise.
-    - `n_draws`: draws of time and noise that are averaged. Their times are stratified,
-        and the result has a `standard_error`.
+    - `n_draws`: the number of draws of time and noise to average. For more than one,
+        the times are stratified and the result has a `standard_error`.
     - `form`: [`eqmdm.LowVariance`][] by default.
-    - `decoder`: [`eqmdm.DataDecoder`][] by default, or the decoder of the whole start
-        for a form that conditions on it.
+    - `decoder`: [`eqmdm.DataDecoder`][] by default, or [`eqmdm.StartDecoder`][] for a
+        form that conditions on the start.
     - `time_sampler`: [`eqmdm.LogSNRTimeSampler`][] by default for a denoiser, whose
         integrand is nearly flat in log-SNR, and [`eqmdm.ImportanceTimeSampler`][] for
         other models.
-    - `u`: the quantile of the time in [0, 1), drawn from `key` unless given, so that a
-        batch can use stratified draws, such as [`eqmdm.low_discrepancy`][]'s. It goes
-        with one draw.
+    - `u`: the quantile of the time in [0, 1), drawn from `key` by default. Pass it to
+        stratify times over a batch, for example with [`eqmdm.low_discrepancy`][]. Only
+        for `n_draws=1`.
 
     **Returns:**
 
-    An [`eqmdm.Elbo`][]; each term adds to the total.
+    An [`eqmdm.Elbo`][], whose total is the sum of its terms.
 
     **Raises:**
 
-    `TypeError` for anything that is no model, or integers; `ValueError` for an `x` that
-    is not finite, a `u` outside [0, 1), or a decoder that does not go with the form;
-    where the model states the range it was trained on, `ValueError`, or
-    `equinox.EquinoxRuntimeError` under a JAX transform, if the diffusion ends below it.
+    `TypeError` unless `model` is a model, and for an `x` of integers; `ValueError` for
+    an `x` that is not finite, a `u` outside [0, 1), or a decoder that does not match
+    the form; `ValueError`, or `equinox.EquinoxRuntimeError` under a JAX transform, if
+    the diffusion ends below the log-SNR range that the model was trained on.
 
     **Source:** Singhal et al. (2023), theorems 1 and 3.
     """
@@ -145,15 +145,15 @@ def elbo(
     if u is not None:
         if n_draws != 1:
             raise ValueError(
-                "`u` must be left out where `n_draws` is above 1, for their times are "
-                f"drawn together; got n_draws={n_draws}."
+                "`u` must be left out if `n_draws` is above 1, because the times are "
+                f"then drawn together; got n_draws={n_draws}."
             )
         u = _as_quantile(u, x.dtype)
     return _elbo(model, x, u, form, decoder, time_sampler, n_draws, key)
 
 
-# Compiled by itself: called as a plain function it is then one program, not one for
-# each of its operations.
+# Jitted here, so that a call outside of `jax.jit` runs one program instead of one for
+# each operation.
 @eqx.filter_jit
 def _elbo(
     model: AbstractModel,
@@ -183,12 +183,14 @@ def _elbo(
 
 
 def default_decoder(form: AbstractForm) -> AbstractDecoder:
-    """Of the data, or of the whole start for a form that conditions on it."""
+    """The decoder of the whole start for a form that conditions on it, else of the
+    data."""
     return StartDecoder() if form.conditions_on_start else DataDecoder()
 
 
 def default_time_sampler(model: AbstractModel) -> AbstractTimeSampler:
-    """In log-SNR for a denoiser, whose integrand is nearly flat in it."""
+    """The sampler in log-SNR for a denoiser, whose integrand is nearly flat in it, and
+    the importance sampler for other models."""
     return LogSNRTimeSampler() if model.has_denoiser else ImportanceTimeSampler()
 
 
@@ -203,7 +205,7 @@ def _as_quantile(u: Scalar, dtype: jnp.dtype) -> Scalar:
 
 
 def check_decoder(form: AbstractForm, decoder: AbstractDecoder) -> None:
-    """**Raises:** `ValueError` for a decoder that does not go with the form."""
+    """**Raises:** `ValueError` for a decoder that does not match the form."""
     if form.conditions_on_start and not decoder.of_whole_start:
         raise ValueError(
             f"`decoder` must be a `StartDecoder` for the form {type(form).__name__}, "
@@ -223,8 +225,8 @@ def compute_elbo(
     key: PRNGKey,
 ) -> Elbo:
     """The bound on one example from one draw, without the checks of `elbo`."""
-    # Both states of the example go through the network together, so that it is traced
-    # and compiled once.
+    # Both states of the example go through the network in one batch, so that it is
+    # traced and compiled once.
     return compute_shared_elbo(
         model, x[None], u[None], 1, form, decoder, time_sampler, keys=key[None]
     )
@@ -241,12 +243,12 @@ def compute_shared_elbo(
     *,
     keys: Key[Array, " examples"],
 ) -> Elbo:
-    """The bound averaged over a batch, its terms estimated on parts of the batch.
+    """The mean bound over a batch, with terms estimated on parts of the batch.
 
-    The reconstruction is that of the first `n_reconstruction` examples, the diffusion
-    term that of the last `len(u)`, and the others are those of all: each is unbiased
-    for a batch in random order. The network is evaluated once, on the states of both
-    together, which costs one evaluation an example if the two parts are disjoint.
+    The reconstruction uses the first `n_reconstruction` examples, the diffusion term
+    the last `len(u)`, and the other terms all examples. Each term is unbiased for a
+    batch in random order. The network is evaluated once, on the states of both parts
+    together, which is one evaluation per example if the parts are disjoint.
     """
     diffusion, n_start, n_path = model.diffusion, n_reconstruction, len(u)
     keys = jax.vmap(lambda key: jr.split(key, 5))(keys)
@@ -255,12 +257,12 @@ def compute_shared_elbo(
         lambda u: _moving_with_interval(diffusion, *time_sampler(diffusion, u))
     )(u)
     ends = jnp.stack([diffusion.t0, diffusion.t1]).astype(x.dtype)
-    # One batched computation instead of three: a third of the compilation.
+    # Batched, this takes a third of the compilation of three computations.
     kernels = jax.vmap(diffusion.compute_kernel)(jnp.concatenate([ends, t]))
     at_start, at_end, at_times = (_take(kernels, i) for i in (0, 1, slice(2, None)))
     state = jax.vmap(lambda x, key: diffusion.draw_start(x, key=key))(x, key_aux)
 
-    # The noises of both points in one draw, which is compiled once.
+    # The noise of both points is one draw, so that it is compiled once.
     noise = jax.vmap(lambda key: draw_normal(key, state.shape[1:], x.dtype))(
         jnp.concatenate([key_start[:n_start], key_path[-n_path:]])
     )
@@ -310,10 +312,11 @@ def _take(kernels: PerturbationKernel, index: int | slice) -> PerturbationKernel
 def _moving_with_interval(
     diffusion: AbstractLinearDiffusion, t: Scalar, density: Scalar
 ) -> tuple[Scalar, Scalar]:
-    """The same time and density, where the interval has derivatives.
+    """The same time and density, differentiable with respect to the interval.
 
-    One given in log-SNR moves with the parameters of a learned diffusion, and with it
-    the limits of the integral: what stays is the share of the interval before `t`.
+    An interval given in log-SNR moves with the parameters of a learned diffusion, and
+    so do the limits of the integral. The relative position of `t` in the interval stays
+    fixed.
     """
     t0, t1 = diffusion.t0.astype(t.dtype), diffusion.t1.astype(t.dtype)
     fixed = jax.lax.stop_gradient

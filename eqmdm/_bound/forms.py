@@ -1,4 +1,4 @@
-"""Forms of the bound: the integrand over time, and what its kernels are given."""
+"""Forms of the bound: the integrand over time, and what its kernels condition on."""
 
 import abc
 import math
@@ -24,7 +24,7 @@ from .._model.point import Point
 
 
 class AbstractForm(eqx.Module):
-    r"""A way to write the bound of $\log p$ at the cut.
+    r"""A way to write the bound on $\log p$ at the start time t0.
 
     Every form bounds the same quantity, and all agree in expectation. The diffusion
     term is an integral over time, estimated at one time.
@@ -33,13 +33,14 @@ class AbstractForm(eqx.Module):
     @property
     @abc.abstractmethod
     def conditions_on_start(self) -> bool:
-        """Whether its kernels are given the whole start, not the data alone."""
+        """Whether the kernels condition on the whole start, not on the data alone."""
 
     @property
     @abc.abstractmethod
     def is_direct(self) -> bool:
-        """Whether the prior term is a cross-entropy rather than a divergence: the
-        entropy at the cut is then a part of the reconstruction."""
+        """Whether the prior term is a cross-entropy rather than a divergence.
+
+        The reconstruction then includes the entropy of the state at t0."""
 
     @abc.abstractmethod
     def integrand(
@@ -54,11 +55,10 @@ class AbstractForm(eqx.Module):
 
         **Arguments:**
 
-        - `point`: a state, drawn given the whole start where the form conditions on it.
-        - `error`: the error of the model there, `point.error(model)`.
-        - `model`: for its diffusion, and for a form that the error does not suffice
-            for.
-        - `key`: for a form that draws more.
+        - `point`: a state, drawn given the whole start if the form conditions on it.
+        - `error`: the model's error at `point`, `point.error(model)`.
+        - `model`: for its diffusion, and for forms that need more than `error`.
+        - `key`: for forms that need more random draws.
         """
 
 
@@ -69,12 +69,12 @@ class LowVariance(AbstractForm):
     $$-\tfrac12 \int \mathrm{E} \| G^\top (s_\theta - \nabla \log q(y \mid x)) \|^2
     \mathrm{d}t.$$
 
-    Nothing large cancels, so its variance is the least of all forms.
+    No large terms cancel, so it has the lowest variance of all forms.
 
     **Arguments:**
 
-    - `given_start`: condition on the data and the auxiliaries' start (denoising) rather
-        than on the data alone (hybrid).
+    - `given_start`: condition on the data and the initial auxiliaries (denoising)
+        rather than on the data alone (hybrid).
     """
 
     given_start: bool = False
@@ -103,14 +103,14 @@ class LowVariance(AbstractForm):
         kernel = point.kernel
         rate = jnp.sum(matmul(kernel.direction[None], noise_map) ** 2)
         control = noise_control(kernel, point.noise, model.data_std)
-        # Coordinate by coordinate the two nearly agree: in two sums their difference
-        # would be rounded as they are.
+        # The two nearly agree in each coordinate. The difference of two sums would
+        # carry the rounding error of the sums, which are large.
         return jnp.sum(rate.astype(costs.dtype) * control - costs)
 
 
 @final
 class DenoisingScoreMatching(AbstractForm):
-    r"""The paper's form with kernels given the data and the auxiliaries' start.
+    r"""The paper's form with kernels given the data and the initial auxiliaries.
 
     $$\int \mathrm{E} \big[ -\tfrac12 \| G^\top (s_\theta - \nabla \log q) \|^2 +
     \tfrac12 \| G^\top \nabla \log q \|^2 + \nabla \cdot f \big] \mathrm{d}t$$
@@ -140,8 +140,8 @@ class DenoisingScoreMatching(AbstractForm):
 
 @final
 class HybridScoreMatching(AbstractForm):
-    """The paper's form with kernels given the data alone; otherwise as the denoising
-    one.
+    """The paper's form with kernels given the data alone; otherwise the same as
+    [`eqmdm.DenoisingScoreMatching`][].
 
     **Source:** Singhal et al. (2023), section 5, after Dockhorn et al. (2022).
     """
@@ -175,7 +175,7 @@ class ImplicitScoreMatching(AbstractForm):
 
     **Arguments:**
 
-    - `divergence`: exact or Hutchinson's.
+    - `divergence`: the exact divergence, or Hutchinson's estimate.
 
     **Source:** Singhal et al. (2023), theorem 1.
     """
@@ -213,10 +213,10 @@ def noise_control(kernel: PerturbationKernel, noise: State, data_std: float) -> 
     every coordinate of the data.
 
     $\epsilon_\parallel$ is the noise of the data's sufficient statistic, and $\kappa =
-    (c^2 \mathrm{SNR} / (1 + c^2 \mathrm{SNR}))^2$ with $c$ the scale of the data. Where
-    the signal is strong, the whitened error of an accurate model is that noise itself:
-    half its square is known, and need not be averaged out. Any fixed $\kappa$ leaves
-    the mean as it is.
+    (c^2 \mathrm{SNR} / (1 + c^2 \mathrm{SNR}))^2$ with $c$ the scale of the data. At
+    high log-SNR the whitened error of an accurate model is that noise itself, so the
+    expectation of half its square is known and need not be estimated. Any fixed
+    $\kappa$ leaves the mean unchanged.
     """
     along = kernel.along_data(noise)
     gain = jax.nn.sigmoid(kernel.log_snr + 2 * math.log(data_std)).astype(noise.dtype)
@@ -226,7 +226,7 @@ def noise_control(kernel: PerturbationKernel, noise: State, data_std: float) -> 
 def _whitened_noise_map(
     diffusion: AbstractLinearDiffusion, point: Point
 ) -> Float[Array, "vars rank"]:
-    """$L^{-1} G$, for the root of the law that the point is drawn from."""
+    """$L^{-1} G$, where $L$ is the root of the law that the point is drawn from."""
     G = diffusion.diffusion_matrix(point.kernel.t)
     if point.given_start:
         return solve_lower(point.root, G)

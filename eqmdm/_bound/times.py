@@ -22,7 +22,7 @@ from .._diffusion.stationary import known_path
 
 
 def low_discrepancy(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
-    """`n` quantiles, each uniform on [0, 1), evenly spaced with one random shift.
+    """`n` evenly spaced quantiles with one random shift, each uniform on [0, 1).
 
     **Source:** Kingma et al. (2021), appendix I.1.
     """
@@ -35,15 +35,17 @@ def low_discrepancy(n: int, *, key: PRNGKey) -> Float[Array, " n"]:
 def stratified(
     n: int, *, key: PRNGKey, shift: Scalar | float = 0.0
 ) -> Float[Array, " n"]:
-    """`n` quantiles, each uniform within a stratum of [0, 1) of its own share.
+    """`n` quantiles, each uniform within its stratum of [0, 1).
 
-    Two draws share a stratum (three where `n` is odd), so that the variance of a mean
-    over them can be estimated without bias: see [`eqmdm.stratified_standard_error`][].
+    The width of a stratum is proportional to its number of draws: two, or three in the
+    last stratum if `n` is odd. The variance of a mean over the draws can therefore be
+    estimated without bias: see [`eqmdm.stratified_standard_error`][].
 
     **Arguments:**
 
-    - `shift`: added to every draw within its stratum, modulo its width. Shifts that are
-        spread evenly over examples spread their times too.
+    - `shift`: added to every draw within its stratum, modulo the width of the stratum
+        and as a fraction of it. Shifts spread evenly over examples also spread their
+        times.
     """
     check_count("n", n)
     dtype = jnp.result_type(float)
@@ -80,29 +82,29 @@ def strata_of_draws(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _strata(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The stratum of each draw, and how many draws each stratum has."""
+    """The stratum of each draw, and the number of draws in each stratum."""
     n_strata = max(n // 2, 1)
     strata = np.minimum(np.arange(n) // 2, n_strata - 1)
     return strata, np.bincount(strata)
 
 
 class AbstractTimeSampler(eqx.Module):
-    """A density of times between the ends of a diffusion."""
+    """A density of times on the interval [t0, t1] of a diffusion."""
 
     @abc.abstractmethod
     def __call__(
         self, diffusion: AbstractLinearDiffusion, u: Scalar
     ) -> tuple[Scalar, Scalar]:
-        """The time at the quantile `u`, and the density of times there.
+        """The time at the quantile `u`, and the density of times at that time.
 
-        Constants to differentiation, both: where the density follows the parameters
-        of the diffusion, it must not be trained through.
+        Neither carries a gradient: a density that depends on the parameters of the
+        diffusion must not be trained through.
         """
 
 
 @final
 class UniformTimeSampler(AbstractTimeSampler):
-    """Times uniform between the ends."""
+    """Times uniform on the interval [t0, t1]."""
 
     def __call__(
         self, diffusion: AbstractLinearDiffusion, u: Scalar
@@ -116,17 +118,17 @@ class UniformTimeSampler(AbstractTimeSampler):
 
 @final
 class ImportanceTimeSampler(AbstractTimeSampler):
-    r"""Times by the expected size of the bound's integrand, $\mathrm{tr}(G^\top
-    \Sigma^{-1} G)$: for VPSDE $\beta / \sigma^2$, and so for any diffusion.
+    r"""Times with a density proportional to the expected size of the bound's integrand,
+    $\mathrm{tr}(G^\top \Sigma^{-1} G)$, which is $\beta / \sigma^2$ for VPSDE.
 
-    Its integral is $\log \det \Sigma - 2 \log |\det \Psi|$, and $\log |\det \Psi|$ that
-    of $\mathrm{tr} F$. Its quantiles are tabulated on a grid that is geometric in time
-    and interpolated linearly; the density returned is that of the interpolant, so the
-    weights are exact.
+    Its integral is $\log \det \Sigma - 2 \log |\det \Psi|$, where $\log |\det \Psi|$ is
+    the integral of $\mathrm{tr} F$. Its quantiles are tabulated on a grid that is
+    geometric in time and interpolated linearly. The density returned is that of the
+    interpolant, so the weights are exact.
 
     **Arguments:**
 
-    - `n_grid`: the cells of the table.
+    - `n_grid`: the number of cells of the table.
 
     **Source:** Song et al. (2021b), section 5.1, for VPSDE.
     """
@@ -141,16 +143,16 @@ class ImportanceTimeSampler(AbstractTimeSampler):
 
 @final
 class LogSNRTimeSampler(AbstractTimeSampler):
-    r"""Times uniform in log-SNR between the ends.
+    r"""Times uniform in log-SNR on the interval [t0, t1].
 
-    The natural choice for a denoiser, whose part of the bound is an integral over
-    log-SNR. Where log-SNR is stationary in time (ALDA, some learned diffusions) times
-    are rare and their weights large: choose another sampler there for a free score.
-    Tabulated like [`eqmdm.ImportanceTimeSampler`][], with exact weights.
+    The natural choice for a denoiser, whose diffusion term is an integral over log-SNR.
+    Where log-SNR is stationary in time (ALDA, some learned diffusions) draws are rare
+    and their weights large: for models without a denoiser, choose another sampler
+    there. Tabulated like [`eqmdm.ImportanceTimeSampler`][], with exact weights.
 
     **Arguments:**
 
-    - `n_grid`: the cells of the table.
+    - `n_grid`: the number of cells of the table.
     """
 
     n_grid: int = 256
@@ -162,8 +164,10 @@ class LogSNRTimeSampler(AbstractTimeSampler):
 
 
 class _Rises(NamedTuple):
-    """The rises of a falling or rising function of time over cells, by which times are
-    drawn: from kernels in the program, or from those that are known on the host."""
+    """The increments over the cells of the table of a monotone function of time.
+
+    `traced` computes them from kernels in the program, and `known` from kernels that
+    are known on the host."""
 
     traced: Callable[
         [AbstractLinearDiffusion, Float[Array, " edges"]], Float[Array, " cells"]
@@ -174,8 +178,8 @@ class _Rises(NamedTuple):
 def _integrand_rises(
     diffusion: AbstractLinearDiffusion, times: Float[Array, " edges"]
 ) -> Float[Array, " cells"]:
-    # log |det Psi| by Liouville's formula, the trace of the drift by Simpson's rule: of
-    # a Psi that has decayed, rounding leaves no determinant.
+    # log |det Psi| by Liouville's formula, with the trace of the drift integrated by
+    # Simpson's rule: the determinant of a Psi that has decayed is lost to rounding.
     volume = jax.vmap(lambda t: log_det(diffusion.compute_kernel(t).root))(times)
     trace = jax.vmap(lambda t: jnp.trace(diffusion.drift_matrix(t)))
     at_edges, at_middles = trace(times), trace(0.5 * (times[:-1] + times[1:]))
@@ -203,7 +207,7 @@ def _tabulated(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf,
         diffusion,
     )
-    # It does not depend on `u`, so that under `jax.vmap` it is made once.
+    # The table does not depend on `u`, so under `jax.vmap` it is computed once.
     table = _known_table(diffusion, rises, n_grid, u.dtype)
     if table is None:
         table = jax.lax.stop_gradient(_table(diffusion, rises, n_grid, u.dtype))
@@ -214,7 +218,7 @@ def _tabulated(
     return times[cell] + within * width, share[cell] / width
 
 
-# Edges of cells in time, the share of each cell, and their running sums.
+# The edges of the cells in time, the probability of each cell, and their running sums.
 _Table: TypeAlias = tuple[
     Float[Array, " edges"], Float[Array, " cells"], Float[Array, " edges"]
 ]
@@ -223,9 +227,9 @@ _Table: TypeAlias = tuple[
 def _known_table(
     diffusion: AbstractLinearDiffusion, rises: _Rises, n_grid: int, dtype: jnp.dtype
 ) -> _Table | None:
-    """The table of a diffusion of constants, made on the host, or `None`.
+    """The table of a diffusion of constants, computed on the host, or `None`.
 
-    In the program its kernels would take as long to compile as a small network.
+    In the program, its kernels would take as long to compile as a small network.
     """
     interval = known_times(diffusion.interval)
     t0, t1 = (
@@ -238,7 +242,7 @@ def _known_table(
     times = np.geomspace(t0, t1, n_grid + 1)
     path = known_path(diffusion, times)
     rise = None if path is None else rises.known(path)
-    # Beyond the range of the host's numbers, the program says what is wrong.
+    # If the host's numbers overflow, leave the error message to the program.
     if rise is None or not np.all(np.isfinite(rise)):
         return None
     share, cumulative = _shares(rise, np)
@@ -256,8 +260,8 @@ def _table(
 
 
 def _shares(rise: Any, xp: Any) -> tuple[Any, Any]:
-    # A density of zero over a cell would leave it out of the bound; rounding, or a
-    # stationary point, must not do that.
+    # A cell of zero density, by rounding or at a stationary point, would be left out of
+    # the bound.
     rise = xp.maximum(rise, xp.sum(xp.abs(rise)) * (1e-4 / len(rise)))
     share = rise / xp.sum(rise)
     return share, xp.concatenate([xp.zeros(1, share.dtype), xp.cumsum(share)])
