@@ -234,7 +234,7 @@ def test_diffusion_that_ends_below_the_denoisers_range_raises(key):
         ),
         (
             TypeError,
-            "`grid` must be left out where a `stepsize_controller`",
+            "`grid` must be left out if a `stepsize_controller`",
             lambda: adaptive(1e-3, grid=eqmdm.UniformGrid()),
         ),
         (
@@ -259,7 +259,7 @@ def test_samplers_that_cannot_be_built_raise(error, message, make):
         (TypeError, "`sampler` must be a sampler.*got 'sea'", {"sampler": "sea"}),
         (
             ValueError,
-            "`n_steps` must be left out where a `stepsize_controller`.*got 7",
+            "`n_steps` must be left out if a `stepsize_controller`.*got 7",
             {"sampler": adaptive(1e-3), "n_steps": 7},
         ),
         (

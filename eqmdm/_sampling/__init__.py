@@ -1,4 +1,4 @@
-"""Samplers, the grids of their steps, and the drawing of samples."""
+"""Samplers, their step grids, and the drawing of samples."""
 
 from .ancestral import AncestralSampler as AncestralSampler
 from .base import AbstractSampler as AbstractSampler

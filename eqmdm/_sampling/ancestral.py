@@ -1,4 +1,4 @@
-"""Ancestral sampling: draws from the posterior of each time given the next."""
+"""Ancestral sampling, by draws from the posterior at each earlier time."""
 
 from typing import final
 
@@ -26,11 +26,11 @@ from .step_sampler import AbstractStepSampler
 class AncestralSampler(AbstractStepSampler):
     r"""Draws from $q(y_s \mid y_t, x = \hat x)$, step by step, for any diffusion.
 
-    Exact for one data point, on any grid. One evaluation a step.
+    Exact for a single data point, on any grid. One evaluation per step.
 
     **Arguments:**
 
-    - `grid`: the steps.
+    - `grid`: the step grid.
     - `clip`: as for [`eqmdm.AbstractStepSampler`][].
 
     **Source:** Ho, Jain & Abbeel (2020), equation 6, for one variable.
@@ -71,9 +71,9 @@ def _posteriors(
     r"""The laws of $y_s - a_s x$ given $y_t - a_t x$ and $x$, for all steps."""
 
     def posterior(t: Scalar, s: Scalar, root: VarsMatrix) -> Transition:
-        # A triangular root of the joint covariance, with the later time first, so that
-        # the last block is that of the earlier one given the later. The textbook
-        # formulas subtract, and lose up to eight digits on three variables.
+        # Take a triangular root of the joint covariance with the later time first. Its
+        # last block is then the root for the earlier time given the later one. The
+        # textbook formulas subtract, and lose up to eight digits on three variables.
         forward = diffusion.compute_transition(s, t)
         n_vars = len(root)
         later = jnp.concatenate([matmul(forward.mean_map, root), forward.root], axis=1)

@@ -13,10 +13,10 @@ from .trajectory import SampleResult
 
 
 class AbstractSampler(eqx.Module):
-    """A sampler: from a state at the final time t1 to a sample of the data.
+    """A sampler, which takes a state at the final time t1 to a sample of the data.
 
-    Samplers of fixed steps subclass [`eqmdm.AbstractStepSampler`][], which needs a step
-    only.
+    Fixed-step samplers subclass [`eqmdm.AbstractStepSampler`][], which only needs one
+    step.
     """
 
     @abc.abstractmethod
@@ -28,20 +28,20 @@ class AbstractSampler(eqx.Module):
         *,
         through: SavedTimes | None = None,
     ) -> Times:
-        """The times to run on, from t1 to t0.
+        """The times of the steps, from t1 to t0.
 
         **Arguments:** as for [`eqmdm.AbstractGrid`][].
 
         **Raises:**
 
-        `ValueError` for a number of steps that the sampler cannot take, or a diffusion
-        that it cannot run on.
+        `ValueError` if the sampler cannot take that number of steps or does not support
+        the diffusion.
         """
 
     @abc.abstractmethod
     def n_evaluations(self, n_steps: int) -> int | None:
-        """The evaluations of the network for a sample of `n_steps` steps, the posterior
-        mean at t0 included; `None` where they vary."""
+        """The number of network evaluations for a sample of `n_steps` steps, including
+        the posterior mean at t0; `None` if it varies."""
 
     @abc.abstractmethod
     def solve(
@@ -53,12 +53,12 @@ class AbstractSampler(eqx.Module):
         key: PRNGKey,
         saved: SavedTimes | None = None,
     ) -> SampleResult:
-        """One sample, and the account of it, without checks.
+        """One sample with its full output, without checks.
 
         **Arguments:**
 
         - `model`, `y`, `times`, `key`: as for `__call__`.
-        - `saved`: those of `times`, decreasing, at which states are to be kept.
+        - `saved`: the subset of `times`, decreasing, at which states are saved.
         """
 
     def __call__(
@@ -68,10 +68,10 @@ class AbstractSampler(eqx.Module):
 
         **Arguments:**
 
-        - `model`: what is sampled from.
+        - `model`: the model to sample from.
         - `y`: the state at `times[0]`, drawn from the prior.
-        - `times`: decreasing, at least two, as the method `times` makes them.
-        - `key`: of the noises; unused where a sampler has none.
+        - `times`: two or more decreasing times, as returned by the method `times`.
+        - `key`: for the noise; unused by deterministic samplers.
 
         **Returns:**
 
@@ -80,8 +80,8 @@ class AbstractSampler(eqx.Module):
 
         **Raises:**
 
-        `ValueError` for shapes that do not fit; `TypeError` for a model that the
-        sampler cannot use.
+        `ValueError` for shapes that do not match; `TypeError` for a model that the
+        sampler does not support.
         """
         if times.ndim != 1 or len(times) < 2:
             raise ValueError(
@@ -91,7 +91,7 @@ class AbstractSampler(eqx.Module):
         return _solve(self, model, y, times, key)
 
 
-# Compiled by itself: outside of `jax.jit` the loop over a new function would be
+# Jitted here, because outside of `jax.jit` the loop over a new function would be
 # compiled at every call.
 @eqx.filter_jit
 def _solve(

@@ -24,32 +24,33 @@ from .trajectory import SampleResult, finish
 
 Process: TypeAlias = Callable[..., Problem]
 
-# Of the interval, the first step that a controller tries.
+# The first step that a controller tries, as a fraction of the interval.
 _FIRST_STEP = 0.01
 
 
 @final
 class DiffraxSampler(AbstractSampler):
-    r"""A Diffrax solver of the reverse SDE or of the probability flow.
+    r"""A Diffrax solver for the reverse SDE or the probability flow.
 
-    On a grid it takes the solver's steps in a loop of its own: the same steps as
+    On a grid the sampler steps the solver in its own loop. The steps are those of
     `diffrax.diffeqsolve`, at the cost of a hand-written loop.
 
     **Arguments:**
 
-    - `solver`: one of Diffrax's, or one of your own, that suits the process.
+    - `solver`: a Diffrax solver, or one of your own, that suits the process.
     - `process`: [`eqmdm.reverse_sde`][] or [`eqmdm.probability_flow`][].
     - `clock`: the clock of the process, as for [`eqmdm.reverse_sde`][].
-    - `grid`: the steps; [`eqmdm.QuadraticGrid`][], fine towards the data, by default.
-    - `stepsize_controller`: an adaptive one, instead of a grid.
-    - `max_steps`: the most steps that a controller may try. A sample that takes more
-        fails, and the others do not.
+    - `grid`: the step grid; by default [`eqmdm.QuadraticGrid`][], whose steps are
+        shorter near the data.
+    - `stepsize_controller`: an adaptive step size controller, instead of a grid.
+    - `max_steps`: the largest number of steps that a controller may try. A sample that
+        needs more fails on its own, without affecting the others.
 
     **Raises:**
 
-    `TypeError` for a solver that does not suit the process, or a grid beside a
-    controller; `ValueError` for any other process, or an implicit solver whose root
-    finder has no tolerances, on a grid.
+    `TypeError` for a solver that does not suit the process, or for both a grid and a
+    controller; `ValueError` for any other process, or on a grid for an implicit solver
+    whose root finder has no tolerances.
 
     !!! Example
 
@@ -96,7 +97,7 @@ class DiffraxSampler(AbstractSampler):
         check_count("max_steps", self.max_steps)
         if self.grid is not None and self.stepsize_controller is not None:
             raise TypeError(
-                "`grid` must be left out where a `stepsize_controller` chooses the "
+                "`grid` must be left out if a `stepsize_controller` chooses the "
                 f"steps; got {self.grid}."
             )
         if self.grid is not None:
@@ -110,23 +111,23 @@ class DiffraxSampler(AbstractSampler):
         *,
         through: SavedTimes | None = None,
     ) -> Times:
-        """The times of the grid; with a controller, t1 and t0 alone.
+        """The times of the grid, or only t1 and t0 with a controller.
 
         **Raises:**
 
-        `ValueError` for a `clock` or a t0 that [`eqmdm.reverse_sde`][] cannot take, and
-        for `n_steps` beside a controller.
+        `ValueError` for a `clock` or a t0 for which [`eqmdm.reverse_sde`][] raises, and
+        for `n_steps` with a controller.
         """
         dtype = jnp.result_type(float) if dtype is None else dtype
         dtype = check_precision("dtype", dtype)
-        # Here, where the values are known and nothing has been compiled.
+        # Checked here, where the values are known and nothing has been compiled.
         timing = make_timing(diffusion, self.clock, dtype)
         check_countdown(timing)
         if self.grid is not None:
             return self.grid(diffusion, n_steps, dtype, through=through)
         if n_steps is not None:
             raise ValueError(
-                "`n_steps` must be left out where a `stepsize_controller` chooses the "
+                "`n_steps` must be left out if a `stepsize_controller` chooses the "
                 f"steps; got {n_steps}. The sampler's `max_steps` bounds them."
             )
         return jnp.stack([diffusion.t1, diffusion.t0]).astype(dtype)
@@ -148,7 +149,7 @@ class DiffraxSampler(AbstractSampler):
         readings = None if saved is None else _readings(problem, saved)
         if self.stepsize_controller is None:
             steps = _readings(problem, times)
-            # Exactly, whatever the rounding of the clock.
+            # Set exactly, regardless of the rounding of the clock.
             t0, t1 = problem.t0[None], problem.t1[None]
             steps = jnp.concatenate([t0, steps[1:-1], t1])
             end = self._step_through(problem, y, steps, readings)
@@ -174,8 +175,8 @@ class DiffraxSampler(AbstractSampler):
         levy_area = _least_levy_area(self.solver)
 
         def path(t0: Scalar, t1: Scalar, structure: Any, key: PRNGKey):
-            # Each interval of a grid is asked for once, which is all that this path
-            # supports; the tree costs 2.8 times a hand-written loop.
+            # A grid evaluates the path once on each interval, which is all that this
+            # path supports. With the tree the loop costs 2.8 times a hand-written one.
             del t0, t1
             return dfx.UnsafeBrownianPath(structure, key=key, levy_area=levy_area)
 
@@ -186,9 +187,9 @@ class DiffraxSampler(AbstractSampler):
     ) -> tuple[State, Float[Array, "..."] | None, int, dfx.RESULTS]:
         solver, terms = self.solver, problem.terms
 
-        # `diffeqsolve` steps through given times too. Its checks of them are callbacks
-        # to the host, which keep a program out of JAX's persistent cache, and its loop
-        # must allow for steps that are rejected.
+        # `diffeqsolve` can also step through given times. But it checks them by
+        # callbacks to the host, which keep a program out of JAX's persistent cache, and
+        # its loop has to allow for rejected steps.
         def step(carry, interval):
             y, state, result = carry
             y, _, _, state, new = solver.step(
@@ -216,7 +217,7 @@ class DiffraxSampler(AbstractSampler):
         if saved is not None:
             subs.append(dfx.SubSaveAt(ts=saved))
             if isinstance(controller, dfx.AbstractAdaptiveStepSizeController):
-                # Between steps a path with noise is only a line to Diffrax.
+                # Diffrax interpolates a noisy path linearly between steps.
                 controller = dfx.ClipStepSizeController(controller, step_ts=saved)
         solution = dfx.diffeqsolve(
             problem.terms,
@@ -233,7 +234,7 @@ class DiffraxSampler(AbstractSampler):
         (end, *states), result = solution.ys, solution.result
         states = states[0] if states else None
         if states is not None:
-            # Those that were not reached are infinite.
+            # Diffrax fills the times that were not reached with infinity.
             is_done = result == dfx.RESULTS.successful
             states = jnp.where(is_done, states, jnp.nan)
         return end[-1], states, solution.stats["num_steps"], result
@@ -242,9 +243,9 @@ class DiffraxSampler(AbstractSampler):
 def _interval(problem: Problem) -> tuple[Any, Any, Any]:
     """The start, the end and the first step of a solve.
 
-    As Python's numbers where they are known and have the dtype that those get: what
-    Diffrax cannot know while it is traced, it checks at run time, by a callback to the
-    host, and JAX's persistent cache keeps no program with one.
+    They are Python numbers where they are known and have JAX's default dtype. Diffrax
+    checks traced values at run time by a callback to the host, and JAX's persistent
+    cache does not store programs with callbacks.
     """
     t0, t1 = concrete(problem.t0), concrete(problem.t1)
     is_default = problem.t1.dtype == jnp.result_type(float)

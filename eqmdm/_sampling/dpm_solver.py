@@ -1,4 +1,4 @@
-"""DPM-Solver++: exponential multistep in the estimate of the data."""
+"""DPM-Solver++: an exponential multistep method in the data estimate."""
 
 from typing import final
 
@@ -24,20 +24,20 @@ from .stacks import (
 from .step_sampler import AbstractStepSampler
 
 
-# Of Gauss-Legendre quadrature over a step. The integrands are exponentials in log-SNR;
-# 16 nodes hold them to float32's rounding over steps of up to 50 in log-SNR.
+# Gauss-Legendre quadrature over a step. The integrands are exponentials in log-SNR; 16
+# nodes integrate them to float32 rounding over steps of up to 50 in log-SNR.
 _N_NODES = 16
 
 
 @final
 class _Coefficients(eqx.Module):
-    """The coefficients of steps, stacked.
+    """The coefficients of all steps, stacked.
 
-    With $x_0$ the newest estimate, $x_1$ and $x_2$ those that are remembered, and $R$
-    the aligned root, a step is $a_s u + R_s R_t^{-1} (y - a_t v)$ with $u$ and $v$
-    combinations of the three. `base` ($v$) and `target` ($u$) are the weights of $x_0 -
-    x_1$ and $x_1 - x_2$ in addition to $x_0$. `keep_older` is whether to forget $x_1$
-    rather than $x_2$ after the step.
+    Let $x_0$ be the newest estimate, $x_1$ and $x_2$ the ones in memory, and $R$ the
+    aligned root. A step is $a_s u + R_s R_t^{-1} (y - a_t v)$, where $u$ and $v$ are
+    combinations of the three estimates. `base` (for $v$) and `target` (for $u$) are the
+    weights of $x_0 - x_1$ and $x_1 - x_2$, which are added to $x_0$. `keep_older` is
+    whether the step drops $x_1$ from memory rather than $x_2$.
     """
 
     propagator: Float[Array, "steps vars vars"]
@@ -48,29 +48,30 @@ class _Coefficients(eqx.Module):
 
 @final
 class DPMSolver(AbstractStepSampler):
-    r"""DPM-Solver++, exponential multistep in the estimate of the data, without noise.
+    r"""DPM-Solver++, a deterministic exponential multistep method in the data estimate.
 
-    $z = x + \sigma \epsilon$ with $\sigma = e^{-\lambda / 2}$ is the data's sufficient
-    statistic, whatever the diffusion. With the estimate $\hat x$ extrapolated in
-    log-SNR $\lambda$ from the last `order` ones,
+    $z = x + \sigma \epsilon$ with $\sigma = e^{-\lambda / 2}$ is a sufficient statistic
+    for the data, for every diffusion. With the estimate $\hat x$ extrapolated in
+    log-SNR $\lambda$ from the last `order` estimates,
 
     $$z_s = \frac{\sigma_s}{\sigma_t} z_t + \sigma_s \int_t^s \hat x \,
     \mathrm{d} \sigma^{-1}.$$
 
-    A model with a denoiser needs $z$ alone. For any other the whole state moves, by $y
-    = a x + R \epsilon$ with the one root $R$ of the covariance for which $R^{-1} a$
-    keeps its direction: $z$ then moves as above, and the samples are the same.
+    A model with a denoiser only needs $z$. For any other model the whole state moves,
+    by $y = a x + R \epsilon$, where $R$ is the root of the covariance for which
+    $R^{-1} a$ has a constant direction. Then $z$ moves as above, and the samples are
+    the same.
 
-    Order 1 is DDIM, exact for one data point. Order 2 takes $\hat x$ at the middle of
-    the step, which over long steps errs less than the integral of the line, and starts
-    with a step of order 1. Order 3 integrates the parabola, and starts with two further
-    evaluations within the first step, so that this is of its order too. One evaluation
-    a step otherwise.
+    Order 1 is DDIM, which is exact for a single data point. Order 2 takes $\hat x$ at
+    the middle of the step, which is more accurate over long steps than the integral of
+    the line, and starts with a step of order 1. Order 3 integrates the parabola. It
+    starts with two additional evaluations within the first step, so that this step is
+    also of order 3. All other steps take one evaluation.
 
     **Arguments:**
 
     - `order`: 1, 2 or 3.
-    - `grid`: the steps.
+    - `grid`: the step grid.
     - `clip`: as for [`eqmdm.AbstractStepSampler`][].
 
     **Source:** Song, Meng & Ermon (2021), equation 12, for order 1; Lu et al. (2022b),
@@ -119,7 +120,7 @@ class DPMSolver(AbstractStepSampler):
         for i, (newer, older) in enumerate(pairs):
             base = base + coefficients.base[i] * (newer - older)
             target = target + coefficients.target[i] * (newer - older)
-        # Of differences, so that nothing is lost where all estimates agree.
+        # Combine differences, so that no accuracy is lost where all estimates agree.
         deviation = apply_to_vars(coefficients.propagator, y - start.mean(base))
         y = end.mean(target) + deviation
         if self.order < 3:
@@ -129,9 +130,10 @@ class DPMSolver(AbstractStepSampler):
 
 
 def _with_stages(times: Times) -> Float[Array, " all_times"]:
-    """The times with the two stages of a start of order 3 in the first step.
+    """The times, with the two stages of the order-3 start added in the first step.
 
-    Uniform in time, which needs no search; their log-SNRs are those of their kernels.
+    The stages are uniform in time, which needs no search. Their log-SNRs are read from
+    their kernels.
     """
     shares = np.asarray([1 / 3, 2 / 3])
     stages = times[0] + (times[1] - times[0]) * jnp.asarray(shares, times.dtype)
@@ -147,19 +149,19 @@ def _coefficients(order: int, kernels: PerturbationKernel) -> _Coefficients:
     if order < 3:
         weights = _second_order(log_snrs)[:, : order - 1]
         return _Coefficients(propagator, weights, weights, jnp.asarray(keep_older))
-    # After the last step of the start the middle stage is forgotten, which is known
-    # least well, and after the step that follows the last stage.
+    # The last step of the start drops the middle stage, the least accurate estimate.
+    # The step after it drops the last stage.
     keep_older[2:4] = True
     base, target = _third_order(log_snrs)
     return _Coefficients(propagator, base, target, jnp.asarray(keep_older))
 
 
 def _propagator(start: PerturbationKernel, end: PerturbationKernel) -> VarsMatrix:
-    r"""$R_s R_t^{-1}$ with $R = L O$ and rotations $O$ such that $R^{-1} a$ keeps its
-    direction.
+    r"""$R_s R_t^{-1}$, where $R = L O$ with rotations $O$ such that $R^{-1} a$ has a
+    constant direction.
 
-    From one time to the next $O$ turns in the plane of the two directions of $L^{-1} a$
-    only, so it exists for every number of variables.
+    Between two times $O$ rotates only in the plane of the two directions of $L^{-1} a$,
+    so it exists for every number of variables.
     """
     u, v = start.direction, end.direction
     between = u + v
@@ -172,7 +174,7 @@ def _propagator(start: PerturbationKernel, end: PerturbationKernel) -> VarsMatri
 
 
 def _second_order(log_snrs: Times) -> Float[Array, "steps 1"]:
-    """The weight that takes the line through two estimates to the middle of a step."""
+    """The weight that extrapolates two estimates linearly to the middle of a step."""
     gain = jnp.diff(log_snrs)
     before = jnp.concatenate([jnp.zeros_like(gain[:1]), gain[:-1]])
     known, before = _resolved(before, log_snrs[:-1])
@@ -182,9 +184,9 @@ def _second_order(log_snrs: Times) -> Float[Array, "steps 1"]:
 def _resolved(
     gap: Float[Array, " steps"], log_snr: Float[Array, " steps"]
 ) -> tuple[Bool[Array, " steps"], Float[Array, " steps"]]:
-    """Whether gaps in log-SNR are above its rounding, and the gaps, 1 where not.
+    """Whether gaps in log-SNR exceed rounding, and the gaps, replaced by 1 if not.
 
-    Over a smaller gap, as near a stationary point, nothing can be learned about a
+    A smaller gap, for example near a stationary point, gives no information about a
     derivative.
     """
     scale = jnp.maximum(jnp.abs(log_snr), 1)
@@ -196,7 +198,7 @@ def _moments(
     gain: Float[Array, " steps"],
 ) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
     r"""$\sigma_s \int_t^s (\lambda - \lambda_t)^k \mathrm{d} \sigma^{-1}$ for $k = 1,
-    2$, from the gain of log-SNR in a step."""
+    2$, from the increase of log-SNR over a step."""
     nodes, weights = (
         jnp.asarray(a, gain.dtype) for a in np.polynomial.legendre.leggauss(_N_NODES)
     )
@@ -212,7 +214,7 @@ def _third_order(
 ) -> tuple[Float[Array, "steps 2"], Float[Array, "steps 2"]]:
     """The weights of `base` and `target`, for log-SNRs with the stages of the start."""
     n_steps = len(log_snrs) - 1
-    # The times of the last estimates and of those before, as they are remembered.
+    # The log-SNRs of the newest estimates and of the two estimates in memory.
     newest = np.arange(n_steps)
     middle = np.maximum(newest - 1, 0)
     oldest = np.maximum(newest - 2, 0)
@@ -226,7 +228,7 @@ def _third_order(
     # Newton's form of the parabola through the three estimates.
     curvature = (second + before * first) / (before + before_that)
     parabola = jnp.stack([(first + curvature) / before, -curvature / before_that])
-    # Of lower order where an estimate is missing.
+    # Reduce the order where an estimate is missing.
     line = jnp.stack([jnp.where(known, 0.5 * gain / before, 0), jnp.zeros_like(gain)])
     base = jnp.where(both[None], 0, line).T
     target = jnp.where(both[None], parabola, line).T
@@ -238,11 +240,11 @@ def _third_order(
 def _third_order_start(
     log_snrs: Float[Array, "4"],
 ) -> tuple[Float[Array, "3 2"], Float[Array, "3 2"]]:
-    """The weights of the first step, taken by way of two stages in it.
+    """The weights of the first step, which is taken through two stages.
 
-    The first stage is reached by order 1, the second by the integral of a line from the
-    start of the step, the end by that of the parabola through all three estimates, from
-    there too: what the last part took for the estimate is `base`, and is taken back.
+    The first stage is reached with order 1. The second integrates a line, and the end
+    of the step a parabola through all three estimates, both from the start of the step.
+    `base` therefore undoes the estimate that the previous part used.
     """
     gaps = jnp.diff(log_snrs)
     known, gaps = _resolved(gaps, log_snrs[:-1])

@@ -1,4 +1,4 @@
-"""Heun's method in the noise level, as in EDM."""
+"""Heun's method in the noise level, from EDM."""
 
 from typing import final
 
@@ -19,13 +19,14 @@ from .step_sampler import AbstractStepSampler
 class EDMHeun(AbstractStepSampler):
     r"""Heun's method in $\sigma$ for the data's sufficient statistic, for denoisers.
 
-    $\mathrm{d} z / \mathrm{d} \sigma = (z - \hat x) / \sigma$. Two evaluations a step;
-    the last is Euler's, with one, as published: the slope at the end of it would be
-    that at the lowest noise level, where it says nothing about a long step.
+    It solves $\mathrm{d} z / \mathrm{d} \sigma = (z - \hat x) / \sigma$, with two
+    evaluations per step. The last step is an Euler step with one evaluation, as
+    published: Heun's second slope would be that at the lowest noise level, which is not
+    representative of a long step.
 
     **Arguments:**
 
-    - `grid`: the steps. `RhoGrid()` is that of the source.
+    - `grid`: the step grid. The source uses `RhoGrid()`.
     - `clip`: as for [`eqmdm.AbstractStepSampler`][].
 
     **Source:** Karras et al. (2022), algorithm 1.
@@ -42,7 +43,7 @@ class EDMHeun(AbstractStepSampler):
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
         z, kernels = collapse(self, model, times, y)
         is_last = np.arange(len(times) - 1) == len(times) - 2
-        # The change of sigma, relative to that at the start and to that at the end.
+        # The change in sigma, relative to sigma at the start and at the end of a step.
         gain = jnp.diff(log_snrs_of(kernels))
         from_start, from_end = jnp.expm1(-0.5 * gain), -jnp.expm1(0.5 * gain)
         return z, kernels, (from_start, from_end, jnp.asarray(is_last)), ()
@@ -67,6 +68,7 @@ class EDMHeun(AbstractStepSampler):
             estimate = data_estimate(model, end, euler, self.clip)
             return from_end * (euler - estimate[None])
 
-        # One branch only is run, because the steps of all samples of a batch are alike.
+        # Under `jax.vmap` only one branch runs, because the predicate is the same for
+        # all samples of a batch.
         change = jax.lax.cond(is_last, lambda: first, lambda: 0.5 * (first + second()))
         return y + change, memory

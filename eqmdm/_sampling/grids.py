@@ -30,11 +30,11 @@ from .._diffusion.stationary import known_log_snrs, known_times_at
 
 
 Times: TypeAlias = Float[Array, " times"]
-# Those of them at which states are kept.
+# The times at which states are saved.
 SavedTimes: TypeAlias = Float[Array, " saves"]
 
-# Of every grid: with the default sampler, finer ones leave the distance of samples to
-# the data where it is (benchmarks/RESULTS.md).
+# The default of every grid. With the default sampler, finer grids do not reduce the
+# distance of samples to the data (benchmarks/RESULTS.md).
 DEFAULT_N_STEPS = 50
 
 
@@ -44,15 +44,15 @@ class AbstractGrid(eqx.Module):
     A new kind of grid implements `compute_times` and has a field `n_steps`.
     """
 
-    # The number of steps where the caller names none.
+    # The number of steps if the caller gives none.
     n_steps: eqx.AbstractVar[int]
 
     @abc.abstractmethod
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
         """The `n_steps + 1` times, without checks, in JAX's default dtype.
 
-        What subclasses implement; users call the grid. The first and the last are
-        replaced by the diffusion's own t1 and t0.
+        Subclasses implement this method; users call the grid, which replaces the first
+        and the last time by the diffusion's t1 and t0.
         """
 
     def __call__(
@@ -67,18 +67,19 @@ class AbstractGrid(eqx.Module):
 
         **Arguments:**
 
-        - `diffusion`: whose interval they divide.
-        - `n_steps`: the number of steps, one less than that of the times; the grid's
-            own by default.
-        - `dtype`: of the times returned; JAX's default by default.
-        - `through`: decreasing times within the interval that are to be among those of
-            the grid. The nearest ones move there, so that the number of steps stays.
+        - `diffusion`: the diffusion whose interval is divided.
+        - `n_steps`: the number of steps, one less than the number of times; by default
+            the grid's own.
+        - `dtype`: the dtype of the times; JAX's default float if `None`.
+        - `through`: decreasing times within the interval that the grid must contain.
+            The nearest times of the grid move there, so the number of steps is
+            unchanged.
 
         **Raises:**
 
-        `ValueError` if `n_steps` is below 1 or too low for `through`, or the times do
-        not strictly decrease in `dtype`; `equinox.EquinoxRuntimeError` for the latter
-        where they are traced.
+        `ValueError` if `n_steps` is below 1 or too low for `through`, or if the times
+        do not strictly decrease in `dtype` (`equinox.EquinoxRuntimeError` for traced
+        times).
         """
         n_steps = self.n_steps if n_steps is None else n_steps
         check_count("n_steps", n_steps)
@@ -104,9 +105,10 @@ class UniformGrid(AbstractGrid):
 
 @final
 class QuadraticGrid(AbstractGrid):
-    r"""$t_0 + (t_1 - t_0) r^2$ with $r$ uniform on $[0, 1]$: fine towards the data.
+    r"""$t_0 + (t_1 - t_0) r^2$ with $r$ uniform on $[0, 1]$: finer towards the data.
 
-    **Source:** Dockhorn, Vahdat & Kreis (2022), appendix, as quadratic striding.
+    **Source:** Dockhorn, Vahdat & Kreis (2022), appendix, where it is called quadratic
+    striding.
     """
 
     n_steps: int = eqx.field(default=DEFAULT_N_STEPS, kw_only=True)
@@ -117,10 +119,10 @@ class QuadraticGrid(AbstractGrid):
 
 @final
 class LogSNRGrid(AbstractGrid):
-    """Times uniform in log-SNR, by bisection.
+    """Times uniform in log-SNR, found by bisection.
 
-    The ratio never increases with time, so each value has a time; where it is
-    stationary (ALDA, some learned diffusions) a step is long in time, and only there.
+    Log-SNR never increases with time, so each value has a time. Steps are long in time
+    only where log-SNR is stationary (ALDA, some learned diffusions).
 
     **Source:** Lu et al. (2022), section 3.4.
     """
@@ -139,8 +141,8 @@ class RhoGrid(AbstractGrid):
 
     **Arguments:**
 
-    - `rho`: $\rho$. The larger, the more steps at low noise; uniform in log-SNR as it
-        goes to infinity.
+    - `rho`: $\rho$. A larger value puts more steps at low noise. In the limit of
+        infinity the grid is uniform in log-SNR.
 
     **Source:** Karras et al. (2022), equation 5.
     """
@@ -153,7 +155,7 @@ class RhoGrid(AbstractGrid):
             raise ValueError(f"`rho` must be positive and finite; got {self.rho}.")
 
     def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
-        # In logarithms: a small rho takes the roots themselves out of float32.
+        # In logarithms, because with a small rho the roots overflow in float32.
         low, high = (-0.5 * l / self.rho for l in _log_snr_ends(diffusion))
         share = _falling(n_steps)
         with np.errstate(divide="ignore"):
@@ -165,11 +167,11 @@ class RhoGrid(AbstractGrid):
 
 @final
 class CustomGrid(AbstractGrid):
-    """The times that are given.
+    """Times given by the user.
 
     **Arguments:**
 
-    - `times`: decreasing, from the diffusion's `t1` to its `t0`.
+    - `times`: decreasing times from the diffusion's `t1` to its `t0`.
     """
 
     times: Times
@@ -196,7 +198,7 @@ class CustomGrid(AbstractGrid):
             )
         times = self.times
         for place, name, end in ((0, "t1", diffusion.t1), (-1, "t0", diffusion.t0)):
-            # They may have been rounded to float32.
+            # The tolerance allows for times that were rounded to float32.
             wrong = ~(jnp.abs(times[place] - end) <= 1e-6 * end)
             message = (
                 f"`times` must run from the diffusion's t1 to its t0; the "
@@ -236,7 +238,7 @@ def _replace_ends(times: Times, first: Scalar, last: Scalar, dtype: np.dtype) ->
 
 
 def _log_snr_ends(diffusion: AbstractLinearDiffusion) -> tuple[Any, Any]:
-    """The log-SNR at t1 and at t0; Python floats where they are known on the host."""
+    """The log-SNRs at t1 and at t0, as Python floats if they are known on the host."""
     known = known_log_snrs(diffusion, diffusion.t1, diffusion.t0)
     if known is None:
         return _compute_log_snr_ends(diffusion)
@@ -273,7 +275,7 @@ def _place_through(times: Times, through: SavedTimes) -> Times:
     n_steps, n_through = len(times) - 1, len(through)
     gaps = jnp.abs(jnp.log(times)[None] - jnp.log(through)[:, None])
     nearest = jnp.argmin(gaps, axis=1)
-    # The first and the last time stay, so only they themselves may be placed there.
+    # The first and the last time stay fixed, so only these two can be placed there.
     begins, ends = through[0] >= times[0], through[-1] <= times[-1]
     lowest = jnp.where(begins, 0, 1)
     highest = jnp.where(ends, n_steps, n_steps - 1)
@@ -281,7 +283,7 @@ def _place_through(times: Times, through: SavedTimes) -> Times:
     last_inner = jnp.where(ends & (order < n_through - 1), n_steps - 1, highest)
     first_inner = jnp.where(begins & (order > 0), 1, lowest)
     places = jnp.clip(nearest, first_inner, last_inner)
-    # Each after the one before, and none so late that those after it have no place.
+    # Place each time after the previous one, and leave places for the remaining ones.
     places = order + jax.lax.cummax(places - order)
     places = jnp.minimum(places, highest - (n_through - 1 - order))
     return times.at[places].set(jnp.clip(through, times[-1], times[0]))

@@ -1,4 +1,4 @@
-"""Langevin steps that correct another sampler."""
+"""The Langevin corrector of another sampler."""
 
 import math
 from typing import final
@@ -22,22 +22,21 @@ from .step_sampler import AbstractStepSampler
 class LangevinCorrector(AbstractStepSampler):
     r"""Another sampler, with Langevin steps at the end of each of its steps.
 
-    With the kernel's covariance $\Sigma = L L^\top$ as preconditioner, so that no
-    variable needs a step of its own, and the part that is linear given $\hat x$ solved
-    exactly:
+    The preconditioner is the kernel's covariance $\Sigma = L L^\top$, so that one step
+    size serves all variables. The part that is linear given $\hat x$ is solved exactly:
 
     $$y \leftarrow a \hat x + e^{-\epsilon} (y - a \hat x) + \sqrt{1 - e^{-2
     \epsilon}} L w, \qquad \epsilon = 2 r^2$$
 
-    for the signal-to-noise ratio $r$. Exact for one data point. `n_steps` evaluations
-    a step, beside those of the sampler.
+    for the signal-to-noise ratio $r$. Exact for a single data point. It adds `n_steps`
+    evaluations per step to those of the sampler.
 
     **Arguments:**
 
-    - `sampler`: any other sampler of fixed steps, whose grid and clip are taken.
-    - `snr`: $r$. As Song et al. have it, with the norms of the noise and of the score
-        equal, as they are on average in the units of $L$.
-    - `n_steps`: Langevin steps a step.
+    - `sampler`: any other fixed-step sampler, whose grid and clip are used.
+    - `snr`: $r$, as in Song et al., but with equal norms of the noise and the score,
+        as they are on average in the units of $L$.
+    - `n_steps`: the number of Langevin steps per step.
 
     **Source:** Song et al. (2021), algorithms 4 and 5.
     """
@@ -65,7 +64,7 @@ class LangevinCorrector(AbstractStepSampler):
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
         y, kernels, coefficients, memory = self.sampler.prepare(model, times, y)
-        # Steps that end between the times of the grid are parts of one.
+        # Correct only at times of the grid: steps that end between them are stages.
         on_grid = jnp.any(kernels.t[1:, None] == times[None], axis=1)
         has_parts = len(kernels.t) > len(times)
         return y, kernels, (coefficients, on_grid if has_parts else None), memory

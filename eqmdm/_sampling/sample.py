@@ -21,8 +21,9 @@ from .grids import SavedTimes, Times
 from .trajectory import SampleResult, SaveAt
 
 
-# Of library and programs. With as many evaluations it is as close to the data as any
-# in benchmarks/RESULTS.md, for every diffusion, and closer than SDE solvers at 50.
+# The default of the library and the programs. At equal evaluations its samples are as
+# close to the data as any in benchmarks/RESULTS.md, for every diffusion, and closer
+# than those of SDE solvers at 50.
 DEFAULT_SAMPLER = DPMSolver()
 
 
@@ -71,41 +72,41 @@ def sample(
     first: int = 0,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "n_samples *data"] | SampleResult:
-    r"""Samples of the data: a process from the prior to t0, then the exact posterior
-    mean there.
+    r"""Samples of the data: a process from the prior to t0, then the posterior mean of
+    the data given the state at t0.
 
-    Sample `i` is keyed by `first + i`, so it does not depend on how many are drawn, and
-    starts from the same draw of the prior with every sampler.
+    Sample `i` is keyed by `first + i`. It therefore does not depend on the number of
+    samples, and starts from the same draw of the prior with every sampler.
 
     **Arguments:**
 
     - `model`: any of the models, or one of your own.
-    - `shape`: of one example of data.
-    - `key`: of starts and noises.
-    - `n_samples`: how many.
-    - `sampler`: [`eqmdm.DPMSolver`][] by default. Of a Diffrax solver, such as
-        `diffrax.SEA()`, a [`eqmdm.DiffraxSampler`][] of the reverse SDE is made.
+    - `shape`: the shape of one example of data.
+    - `key`: for the initial states and the noise.
+    - `n_samples`: the number of samples.
+    - `sampler`: [`eqmdm.DPMSolver`][] by default. A Diffrax solver, such as
+        `diffrax.SEA()`, stands for an [`eqmdm.DiffraxSampler`][] of the reverse SDE.
     - `n_steps`: the number of steps; by default that of the sampler's grid, which is 50
-        unless it has another.
-    - `save_at`: the times at which states are kept, for `full_output`.
-    - `full_output`: whether to return the account of the samples with them.
-    - `first`: the number of the first sample.
-    - `dtype`: of states, times and samples; JAX's default by default.
+        unless set otherwise.
+    - `save_at`: the times at which states are saved; requires `full_output`.
+    - `full_output`: whether to return an [`eqmdm.SampleResult`][].
+    - `first`: the index of the first sample.
+    - `dtype`: the dtype of states, times and samples; JAX's default float if `None`.
 
     **Returns:**
 
-    The samples. With `full_output`, an [`eqmdm.SampleResult`][] with the samples, their
-    trajectories, evaluations of the network and outcomes.
+    The samples, or with `full_output` an [`eqmdm.SampleResult`][] with the samples,
+    their trajectories, the number of network evaluations, and the outcomes.
 
-    A sample that fails, such as one whose adaptive solve takes too many steps, is NaN,
-    and the others are kept.
+    A sample that fails, for example because its adaptive solve takes too many steps, is
+    NaN. The other samples are unaffected.
 
     **Raises:**
 
-    `ValueError` if a count is out of range, the diffusion ends below the range that a
-    denoiser was trained on, the clock is not monotone in time for the diffusion, or
-    `save_at` is not within its interval; `TypeError` if the model is none, or the
-    sampler is none or does not suit the model.
+    `ValueError` if a count is out of range, if the diffusion ends below the range that
+    a denoiser was trained on, if the clock is not monotone in time for the diffusion,
+    or if `save_at` is not within its interval; `TypeError` if `model` is not a model,
+    or `sampler` is not a sampler or does not support the model.
 
     !!! Example
 
@@ -132,15 +133,15 @@ def sample(
     sampler = _as_sampler(sampler)
     if save_at is not None and not full_output:
         raise ValueError(
-            "`full_output` must be True where `save_at` is given: the states are part "
-            "of the full output."
+            "`full_output` must be True if `save_at` is given: the states are part of "
+            "the full output."
         )
     saved = None if save_at is None else save_at.resolve(model.diffusion, dtype)
     times = sampler.times(model.diffusion, n_steps, dtype, through=saved)
     start = model.check_final_time(jnp.asarray(first))
     keys = divide_batch(_sample_keys(key, start, n_samples), mesh_of(model))
     if saved is not None:
-        # The ends as the grid has them, to the last digit.
+        # Take t1 and t0 from the grid, so that they agree to the last digit.
         saved = jnp.clip(saved, times[-1], times[0])
     result = _draw(model, keys, shape, times, saved, sampler)
     return result if full_output else result.x
@@ -185,6 +186,6 @@ def _draw(
     result = jax.vmap(one)(keys)
     if result.trajectory is None:
         return result
-    # Those of the first sample are those of all.
+    # They are the same for all samples.
     where = lambda r: (r.trajectory.times, r.trajectory.log_snrs)
-    return eqx.tree_at(where, result, replace_fn=lambda of_each: of_each[0])
+    return eqx.tree_at(where, result, replace_fn=lambda leaf: leaf[0])

@@ -40,17 +40,18 @@ class _Splitting(eqx.Module):
 class SSCS(AbstractStepSampler):
     r"""Symmetric splitting for stationary diffusions of any number of variables.
 
-    The reverse process is, per unit $\tau$ of integrated rate, $\mathrm{d}y = (Q - D)
-    S^{-1} y \, \mathrm{d}\tau + \sqrt{2 D} \mathrm{d}w$, the recipe with $Q \to -Q$ and
-    solved exactly, plus $2 D (s + S^{-1} y) \mathrm{d}\tau$. A step is half of the
-    first, all of the second by Euler's method at the middle time, and half of the first
-    again. Of first order; exact for data distributed like the prior. One evaluation a
-    step.
+    Per unit $\tau$ of integrated rate, the reverse process is the sum of two parts. The
+    first, $\mathrm{d}y = (Q - D) S^{-1} y \, \mathrm{d}\tau + \sqrt{2 D} \mathrm{d}w$,
+    is the (Q, D) recipe with $Q \to -Q$, and is solved exactly. The second is $2 D (s +
+    S^{-1} y) \mathrm{d}\tau$. A step takes half a step of the first part, a full Euler
+    step of the second at the middle time, and another half step of the first. The
+    method is of first order, and exact for data distributed like the prior. One
+    evaluation per step.
 
     **Arguments:**
 
-    - `grid`: the steps; fine towards the data by default, and no longer in time where
-        log-SNR is nearly stationary, as those of a `LogSNRGrid` are.
+    - `grid`: the step grid. The default is finer towards the data and, unlike a
+        `LogSNRGrid`, takes no long steps in time where log-SNR is nearly stationary.
     - `clip`: as for [`eqmdm.AbstractStepSampler`][], for the posterior mean at t0 and
         for the score of a denoiser.
 

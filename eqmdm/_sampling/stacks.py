@@ -1,4 +1,4 @@
-"""Kernels and states at several times, stacked, and estimates from them."""
+"""Stacked kernels and states at several times, and estimates from them."""
 
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from .trajectory import Trajectory
 
 
 Clip: TypeAlias = tuple[float, float] | None
-# A sampler's own: the diffusion's, or that of a statistic, which has one row.
+# The state of a sampler: the diffusion's state, or a statistic of it with one row.
 SamplerState: TypeAlias = Float[Array, "rows *data"]
 
 
@@ -27,9 +27,9 @@ def make_trajectory(
     states: Float[Array, "saves rows *data"],
     clip: Clip = None,
 ) -> Trajectory:
-    """The trajectory of some states and the kernels at their times."""
+    """The trajectory made of states and the kernels at their times."""
 
-    # One after the other, so that the network is compiled for no other batch.
+    # One at a time, so that the network is not compiled for another batch size.
     def estimate(at: tuple[PerturbationKernel, SamplerState]) -> Data:
         return data_estimate(model, *at, clip)
 
@@ -53,7 +53,7 @@ def data_estimate(
 ) -> Data:
     r"""$E[x \mid y]$ according to the model, within `clip`."""
     if model.has_denoiser:
-        # Of the statistic alone too, whose kernel is not the diffusion's.
+        # This also holds for the statistic, whose kernel is not the diffusion's.
         x = model.denoise(kernel.log_snr.astype(y.dtype), kernel.project(y))
     else:
         x = model.data_estimate(kernel, y)
@@ -63,7 +63,7 @@ def data_estimate(
 def clipped_score(
     model: AbstractModel, kernel: PerturbationKernel, y: State, clip: Clip
 ) -> State:
-    """The score; a denoiser's is that of its data estimate within `clip`."""
+    """The score; for a denoiser, the score of its data estimate within `clip`."""
     if clip is None or not model.has_denoiser:
         return model.score_at(kernel, y)
     residual = kernel.mean(data_estimate(model, kernel, y, clip)) - y
@@ -72,12 +72,12 @@ def clipped_score(
 
 @eqx.filter_jit
 def kernels_at(diffusion: AbstractLinearDiffusion, times: Times) -> PerturbationKernel:
-    """The diffusion's kernels at several times, stacked: no step solves anything."""
+    """The diffusion's kernels at several times, stacked, so that steps compute none."""
     return jax.vmap(diffusion.compute_kernel)(times)
 
 
 def log_snrs_of(kernels: PerturbationKernel) -> Float[Array, " times"]:
-    """The log-SNR of each of stacked kernels."""
+    """The log-SNRs of stacked kernels."""
     return jax.vmap(lambda kernel: kernel.log_snr)(kernels)
 
 

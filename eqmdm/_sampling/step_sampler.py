@@ -1,4 +1,4 @@
-"""Samplers of fixed steps, and the scan that runs them."""
+"""Fixed-step samplers, and the scan that runs them."""
 
 import abc
 
@@ -23,9 +23,9 @@ from .trajectory import SampleResult, finish
 class AbstractStepSampler(AbstractSampler):
     r"""A sampler that steps along a grid of times.
 
-    It computes the kernels at every time and prepares the coefficients of its steps,
-    and then scans over them. Its state is the diffusion's own, or a statistic of it;
-    the kernel of each time is the law of that state given the data. The sample is the
+    It computes the kernels at all times and the coefficients of all steps, and then
+    scans over the steps. Its state is the diffusion's state or a statistic of it, and
+    the kernel at each time is the law of that state given the data. The sample is the
     posterior mean of the data given the state at t0.
 
     A new sampler has the fields `grid` and `clip` and implements `n_evaluations`,
@@ -47,8 +47,8 @@ class AbstractStepSampler(AbstractSampler):
                 x = model.data_estimate(start, y)
                 return end.perturb(x, start.whiten(y - start.mean(x))), memory
 
-    `clip` bounds the estimates $\hat x$ of the data that steps are made of, `(low,
-    high)` in their units, where they are known to lie between; `None` leaves them.
+    `clip` is the range `(low, high)` of the data, in their units. The data estimates
+    $\hat x$ that steps use are clipped to it; `None` does not clip.
     """
 
     grid: eqx.AbstractVar[AbstractGrid]
@@ -64,19 +64,19 @@ class AbstractStepSampler(AbstractSampler):
     def prepare(
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
-        """The start of the scan and what it runs over, from the diffusion's state `y`.
+        """The initial carry of the scan and its inputs, from the diffusion's state `y`.
 
         **Returns:**
 
         - the sampler's own state at the first time;
-        - the kernels at all times, stacked. Steps may end at further times between
-            those of the grid, and may end at one time twice;
-        - the coefficients of all steps, stacked, one step less than kernels;
-        - what the first step is to remember of steps before it.
+        - the stacked kernels at all times, which may include stages between the times
+            of the grid, and may contain a time twice;
+        - the stacked coefficients of all steps, one fewer than the kernels;
+        - the initial memory of previous steps.
 
         **Raises:**
 
-        `TypeError` for a model that the sampler cannot use.
+        `TypeError` for a model that the sampler does not support.
         """
 
     @abc.abstractmethod
@@ -91,7 +91,7 @@ class AbstractStepSampler(AbstractSampler):
         *,
         key: PRNGKey,
     ) -> tuple[SamplerState, PyTree]:
-        """The state at the end of a step, and what the next is to remember."""
+        """The state at the end of a step, and the memory for the next step."""
 
     def times(
         self,
@@ -138,6 +138,6 @@ class AbstractStepSampler(AbstractSampler):
 
 
 def _last_places(times: Times, saved: SavedTimes) -> Int[Array, " saves"]:
-    """The last place of each of `saved` among `times`, where a step ends for good."""
+    """The last index of each of `saved` in `times`, at which its state is final."""
     order = jnp.arange(len(times))
     return jnp.max(jnp.where(times[None] == saved[:, None], order[None], 0), axis=1)

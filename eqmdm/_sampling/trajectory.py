@@ -1,4 +1,4 @@
-"""The output of a sampler beside the samples: states on the way, counts, outcomes."""
+"""The full output of a sampler: samples, trajectories, counts and outcomes."""
 
 from collections.abc import Sequence
 from typing import final
@@ -30,18 +30,18 @@ def _as_vector(
 
 @final
 class SaveAt(eqx.Module):
-    """The times, or the log-SNRs, at which the states of samples are kept.
+    """The times, or the log-SNRs, at which the states of samples are saved.
 
-    Steps go through these times exactly: on a grid the nearest times of it move there.
+    Steps end exactly at these times; the nearest times of a grid move there.
 
     **Arguments:**
 
-    - `times`: diffusion times within the diffusion's interval, in any order.
-    - `log_snrs`: log signal-to-noise ratios instead.
+    - `times`: times within the diffusion's interval, in any order.
+    - `log_snrs`: log signal-to-noise ratios instead of times.
 
     **Raises:**
 
-    `ValueError` unless one of the two is given, a vector.
+    `ValueError` unless exactly one of the two is given and is a vector.
     """
 
     times: Float[Array, " saves"] | None = eqx.field(default=None, converter=_as_vector)
@@ -63,8 +63,8 @@ class SaveAt(eqx.Module):
 
         **Raises:**
 
-        `ValueError` unless they are distinct and within the interval;
-        `equinox.EquinoxRuntimeError` where that is traced.
+        `ValueError` (`equinox.EquinoxRuntimeError` for a traced interval) unless the
+        times are distinct and within the interval.
         """
         with now_if_known(self, diffusion):
             times = self.times
@@ -73,7 +73,8 @@ class SaveAt(eqx.Module):
                 times = times_at(diffusion, self.log_snrs)
             times = -jnp.sort(-times)
             t0, t1 = diffusion.t0, diffusion.t1
-            # t0 and t1 themselves may have been rounded, or found by another search.
+            # The tolerance is for given t0 and t1 that were rounded or found by another
+            # search.
             outside = jnp.any(~((times >= 0.999 * t0) & (times <= 1.001 * t1)))
             times = jnp.clip(times, t0, t1)
             repeated = jnp.any(jnp.diff(times) >= 0)
@@ -86,11 +87,11 @@ class SaveAt(eqx.Module):
 
 @final
 class Trajectory(eqx.Module):
-    r"""The states of a sample on its way, from noise to data.
+    r"""The states of a sample on the way from noise to data.
 
-    - `times`, `log_snrs`: where, decreasing in time.
-    - `states`: of the diffusion; or of the data's sufficient statistic $z$, with one
-        row, where the sampler follows that alone.
+    - `times`, `log_snrs`: the times and log-SNRs of the states, decreasing in time.
+    - `states`: the states of the diffusion, or of the data's sufficient statistic $z$,
+        with one row, if the sampler only follows that.
     - `estimates`: $E[x \mid y]$ at each of the states, according to the model.
     """
 
@@ -102,17 +103,16 @@ class Trajectory(eqx.Module):
 
 @final
 class SampleResult(eqx.Module):
-    """A sample, and the account of it.
+    """A sample with its full output.
 
-    - `x`: the sample; NaN where `result` is no success.
-    - `trajectory`: the states on the way, if they were asked for.
-    - `n_evaluations`: the evaluations of the network; `None` where a solver takes as
-        many as it needs, as implicit ones do.
-    - `result`: a `diffrax.RESULTS`: whether the sample succeeded, or the reason why it
-        did not.
+    - `x`: the sample; NaN if it failed.
+    - `trajectory`: the states on the way, if `save_at` was given.
+    - `n_evaluations`: the number of network evaluations; `None` if it is not known, as
+        for implicit solvers.
+    - `result`: a `diffrax.RESULTS`: success, or the reason of a failure.
 
-    From [`eqmdm.sample`][] each has a leading axis for the samples, but for the times
-    and log-SNRs of the trajectory, which are those of all.
+    As returned by [`eqmdm.sample`][], each field has a leading axis for the samples.
+    The times and log-SNRs of the trajectory have none, because all samples share them.
     """
 
     x: Data
@@ -127,7 +127,7 @@ def finish(
     n_evaluations: int | Int[Array, ""] | None,
     result: dfx.RESULTS,
 ) -> SampleResult:
-    """The result of a sample, NaN where it failed."""
+    """The result of a sample, with NaN in place of a failed one."""
     is_finite = jnp.all(jnp.isfinite(x))
     successful = result == dfx.RESULTS.successful
     nonfinite = dfx.RESULTS.nonfinite
