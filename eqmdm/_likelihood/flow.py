@@ -1,4 +1,4 @@
-"""Flows of a state together with their divergence, by any Diffrax ODE solver."""
+"""Solutions of a flow and its divergence, by any Diffrax ODE solver."""
 
 import math
 from collections.abc import Callable
@@ -32,12 +32,13 @@ Flow: TypeAlias = Callable[
 
 @final
 class FlowSolution(eqx.Module):
-    r"""The solution of a flow at its end.
+    r"""The solution of a flow at the final time.
 
     - `y`: the state.
-    - `divergences`: $\int \nabla \cdot v \,\mathrm{d}s$ along the flow, $v$ its
-        velocity, by each of the independent estimates of the divergence.
-    - `n_evaluations`: of the velocity; -1 where the solver does not tell.
+    - `divergences`: $\int \nabla \cdot v \,\mathrm{d}s$ along the flow with velocity
+        $v$, one value for each independent estimate of the divergence.
+    - `n_evaluations`: the number of evaluations of the velocity; -1 if the solver does
+        not report it.
     - `result`: success, or the reason of a failure.
     """
 
@@ -49,8 +50,8 @@ class FlowSolution(eqx.Module):
 
 @final
 class FlowSolver(eqx.Module):
-    """Solves a flow together with its divergence; what [`eqmdm.log_likelihood`][]
-    gives to a route."""
+    """A solver of a flow together with its divergence, which
+    [`eqmdm.log_likelihood`][] passes to a route."""
 
     divergence: AbstractDivergence
     solver: dfx.AbstractSolver
@@ -64,22 +65,23 @@ class FlowSolver(eqx.Module):
 
         **Arguments:**
 
-        - `flow`: a function of $s$ that returns $A$, of shape `(vars, vars)`, $G$, of
-            shape `(vars, rank)`, and the function $f$ of a state. They act on the
-            variables and leave the data axes alone.
-        - `start`, `end`: the interval of $s$, which increases.
+        - `flow`: a function of $s$ that returns $A$ of shape `(vars, vars)`, $G$ of
+            shape `(vars, rank)`, and the function $f$ of a state. $A$ and $G$ act on
+            the variables only, not on the data axes.
+        - `start`, `end`: the interval of $s$, with `start < end`.
         - `y`: the state at `start`.
-        - `key`: fixes the probes of the divergence for the whole of the solve.
+        - `key`: for the probes of the divergence, which are fixed during the solve.
         """
-        # A mean over coordinates, so that one tolerance serves any number of them.
+        # A mean over coordinates, so that the tolerance does not depend on their
+        # number.
         size = n_coordinates(y)
 
-        # Diffrax traces a vector field three times; under `jax.jit` the network is
-        # traced in the first of them only.
+        # Diffrax traces a vector field three times; with `jax.jit` the network is only
+        # traced the first time.
         @jax.jit
         def velocity(s: Scalar, y: State) -> tuple[State, Array]:
-            # After a state that is not a number the next time is none either, and a
-            # kernel there would raise an error for the whole of a batch.
+            # A NaN state makes the next time NaN, and a kernel at a NaN time would
+            # raise an error for the whole batch.
             A, G, function = flow(jnp.where(s <= end, s, end))
             value, derivative = jax.linearize(function, y)
             traces = self.divergence(derivative, G, y, key=key)
@@ -102,7 +104,7 @@ class FlowSolver(eqx.Module):
             None,
             (y, jnp.zeros(self.divergence.n_estimates, y.dtype)),
             stepsize_controller=controller,
-            # A loop without a bound: the cheapest, and it has forward derivatives.
+            # An unbounded loop is the cheapest, and supports forward derivatives.
             adjoint=dfx.ForwardMode(),
             max_steps=self.max_steps,
             throw=False,
@@ -119,8 +121,8 @@ class FlowSolver(eqx.Module):
         )
 
     def standard_error(self, estimates: Float[Array, " estimates"]) -> Scalar:
-        """The standard error of the mean of what `divergences` gives; 0 where the
-        divergence is exact, NaN for one estimate."""
+        """The standard error of the mean of estimates made from `divergences`; 0 for an
+        exact divergence, NaN for a single estimate."""
         if isinstance(self.divergence, ExactDivergence):
             return jnp.zeros((), estimates.dtype)
         return standard_error(estimates)
@@ -130,13 +132,13 @@ class FlowSolver(eqx.Module):
 class _WithFirstStep(dfx.AbstractAdaptiveStepSizeController):
     """A controller whose first step is a hundredth of the interval.
 
-    Diffrax's own choice of one costs evaluations. As the `dt0` of `diffeqsolve` it
-    would be checked, on an interval that is traced by a callback to the host, and XLA's
-    persistent cache holds no program that has any.
+    Diffrax's own choice costs evaluations. Passed to `diffeqsolve` as `dt0`, the step
+    would be checked on a traced interval by a callback to the host, and JAX's
+    persistent cache does not store programs with callbacks.
     """
 
     controller: dfx.AbstractAdaptiveStepSizeController
-    # Read by implicit solvers.
+    # Implicit solvers read these.
     rtol: Any
     atol: Any
     norm: Any

@@ -1,4 +1,4 @@
-"""Exact likelihood, by the probability-flow ODE."""
+"""Exact likelihoods by the probability-flow ODE."""
 
 from typing import Any
 
@@ -30,16 +30,16 @@ def log_likelihood(
 ) -> Likelihood:
     r"""The log-density of one example under the probability-flow ODE, in nats.
 
-    With $z$ the statistic of the state that is sufficient for the data, it is the
-    density of $z$ at $t_0$ that is evaluated, at $z = x$: that of the data with noise
-    of variance $1 / \mathrm{SNR}$ added. At a log-SNR of 13.3 and data no narrower than
-    0.15 this costs below 1e-4 nats a dimension; at the default $t_0$ of VPSDE, of
-    log-SNR 9.2, up to 1e-2.
+    Let $z$ be the sufficient statistic for the data. The density returned is that of
+    $z$ at $t_0$, evaluated at $z = x$: the density of the data with added noise of
+    variance $1 / \mathrm{SNR}$. At a log-SNR of 13.3 and for data no narrower than 0.15
+    the difference is below 1e-4 nats per dimension. At the default $t_0$ of VPSDE, with
+    log-SNR 9.2, it is up to 1e-2.
 
-    Batch with `jax.vmap`. Every example then has steps of its own, and its result does
-    not depend on the others. A batch lasts as long as its slowest example, 1.6 times
-    the mean for 64 draws of a mixture; steps in common would take 1.3 times the mean
-    for all to meet the tolerance, but tie every result to its batch.
+    Batch with `jax.vmap`. Every example then has its own steps, and its result does not
+    depend on the others. A batch takes as long as its slowest example, 1.6 times the
+    mean for 64 draws of a mixture. Shared steps that meet the tolerance for all
+    examples would take 1.3 times the mean, but every result would depend on its batch.
 
     !!! Example
 
@@ -52,38 +52,39 @@ def log_likelihood(
     **Arguments:**
 
     - `model`: an [`eqmdm.DenoiserModel`][], [`eqmdm.NoiseModel`][],
-        [`eqmdm.FunctionModel`][] or one of your own; the interval of its diffusion is
-        that of the ODE.
+        [`eqmdm.FunctionModel`][] or one of your own. The ODE is solved on the interval
+        of its diffusion.
     - `x`: one example, in the units that the model sees.
-    - `key`: for probes and auxiliaries; unused by an exact divergence on the collapsed
-        route.
+    - `key`: for probes and auxiliaries; unused with an exact divergence on the
+        collapsed route.
     - `route`: [`eqmdm.CollapsedRoute`][] by default for a [`eqmdm.DenoiserModel`][],
         and [`eqmdm.AugmentedRoute`][] for other models.
-    - `divergence`: [`eqmdm.ExactDivergence`][] by default, one forward derivative for
-        every data coordinate (and noise, on the augmented route); or
-        [`eqmdm.HutchinsonDivergence`][], whose probes are drawn once per solve and
-        whose `n_probes`, if above one, give a standard error.
+    - `divergence`: [`eqmdm.ExactDivergence`][] by default, which takes one forward
+        derivative for every data coordinate (and noise, on the augmented route). Or
+        [`eqmdm.HutchinsonDivergence`][], whose probes are drawn once per solve, and
+        which gives a standard error if `n_probes` is above one.
     - `solver`: any Diffrax ODE solver; `Tsit5` by default.
-    - `stepsize_controller`: any of Diffrax's, `PIDController(rtol=1e-5, atol=1e-5)` by
-        default; for fixed steps a `StepTo` from the first to the last reading of the
-        route's clock. The log-density is a part of what it controls, as a mean over
-        coordinates. An adaptive one begins with a hundredth of the interval.
-    - `max_steps`: the largest number of steps of a solve, rejected ones included.
+    - `stepsize_controller`: any Diffrax step size controller; by default
+        `PIDController(rtol=1e-5, atol=1e-5)`. For fixed steps pass a `StepTo` from the
+        first to the last reading of the route's clock. The controller also controls the
+        error of the log-density, as a mean over coordinates. The first step of an
+        adaptive controller is a hundredth of the interval.
+    - `max_steps`: the largest number of steps of a solve, including rejected steps.
 
     **Returns:**
 
-    An [`eqmdm.Likelihood`][]. A solve that fails does not raise an error, so that a
-    batch keeps its other results: its log-likelihood and standard error are NaN, and
-    `result` has the reason. There are forward derivatives only.
+    An [`eqmdm.Likelihood`][]. A failed solve does not raise an error, so that a batch
+    keeps its other results: its log-likelihood and standard error are NaN, and `result`
+    has the reason. Only forward-mode derivatives are supported.
 
     **Raises:**
 
-    `TypeError` for integers, for the collapsed route without a denoiser, and for a
-    `solver` that is one for SDEs only; `ValueError` for an `x` that is not finite,
+    `TypeError` for an `x` of integers, for the collapsed route without a denoiser, and
+    for a `solver` for SDEs only; `ValueError` for an `x` that is not finite,
     `max_steps` below 1, a relative tolerance below the precision of the dtype of `x`,
-    or a `clock` of the route for a diffusion whose log-SNR is not strictly monotone;
-    where a denoiser states the range it was trained on, `ValueError`, or
-    `equinox.EquinoxRuntimeError` under a JAX transform, if the diffusion ends below it.
+    or a noise clock for a diffusion whose log-SNR is not strictly monotone;
+    `ValueError`, or `equinox.EquinoxRuntimeError` under a JAX transform, if the
+    diffusion ends below the log-SNR range that a denoiser was trained on.
 
     **Source:** Song et al. (2021), section 4.3 and appendix D.2.
     """
@@ -108,7 +109,7 @@ def log_likelihood(
     return _log_likelihood(route, model, x, flow_solver, key)
 
 
-# Compiled by itself: called as a plain function it is then one program.
+# Jitted here, so that a call outside of `jax.jit` runs one program.
 @eqx.filter_jit
 def _log_likelihood(
     route: AbstractRoute,
@@ -117,17 +118,17 @@ def _log_likelihood(
     flow_solver: FlowSolver,
     key: PRNGKey,
 ) -> Likelihood:
-    found = route(model, x, flow_solver, key=key)
-    # Of a drift that is not a number a solver need not take notice.
-    unnoticed = found.converged & ~jnp.isfinite(found.log_likelihood)
+    likelihood = route(model, x, flow_solver, key=key)
+    # A solver may report success although the drift was NaN.
+    unnoticed = likelihood.converged & ~jnp.isfinite(likelihood.log_likelihood)
     nonfinite: Any = dfx.RESULTS.nonfinite
-    result = dfx.RESULTS.where(unnoticed, nonfinite, found.result)
+    result = dfx.RESULTS.where(unnoticed, nonfinite, likelihood.result)
     converged = result == dfx.RESULTS.successful
     return Likelihood(
-        jnp.where(converged, found.log_likelihood, jnp.nan),
-        jnp.where(converged, found.standard_error, jnp.nan),
-        jnp.where(converged, found.effective_sample_size, jnp.nan),
-        found.n_evaluations,
+        jnp.where(converged, likelihood.log_likelihood, jnp.nan),
+        jnp.where(converged, likelihood.standard_error, jnp.nan),
+        jnp.where(converged, likelihood.effective_sample_size, jnp.nan),
+        likelihood.n_evaluations,
         result,
     )
 

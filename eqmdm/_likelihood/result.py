@@ -16,17 +16,18 @@ class Likelihood(eqx.Module):
 
     - `log_likelihood`: in nats, summed over the data coordinates; NaN unless
         `converged`.
-    - `standard_error`: of `log_likelihood`, in nats, from the draws or probes that it
-        is a mean over. 0 where nothing is random, NaN where there is only one of them.
-        Infinite where importance weights do not tell: see [`eqmdm.AugmentedRoute`][].
-    - `effective_sample_size`: $(\sum_i w_i)^2 / \sum_i w_i^2$ of importance weights
-        $w_i$; the number of draws where they have no weights, and 1 where nothing is
-        drawn.
-    - `n_evaluations`: of the drift, each of which takes one of the network, over all
-        solves; derivatives along probes are not counted beside it. -1 for a solver
-        that is not an explicit Runge-Kutta method: its evaluations are not known.
-    - `result`: success, or why a solve failed: `diffrax.RESULTS.max_steps_reached` or
-        `.nonfinite`, or another of Diffrax's. `diffrax.RESULTS[result]` is its text.
+    - `standard_error`: the standard error of `log_likelihood`, in nats, from its draws
+        or probes. 0 if nothing is random, NaN for a single draw or probe, and infinite
+        if importance weights do not determine it: see [`eqmdm.AugmentedRoute`][].
+    - `effective_sample_size`: $(\sum_i w_i)^2 / \sum_i w_i^2$ for importance weights
+        $w_i$; the number of draws if they are not weighted, and 1 if nothing is drawn.
+    - `n_evaluations`: the number of evaluations of the drift over all solves, each of
+        which evaluates the network once. Derivatives along probes are not counted
+        separately. -1 if it is not known, because the solver is not an explicit
+        Runge-Kutta method.
+    - `result`: success, or why a solve failed: `diffrax.RESULTS.max_steps_reached`,
+        `.nonfinite`, or another of Diffrax's results. `diffrax.RESULTS[result]` is the
+        text.
     """
 
     log_likelihood: Float[Array, "*batch"]
@@ -37,7 +38,7 @@ class Likelihood(eqx.Module):
 
     @property
     def converged(self) -> Bool[Array, "*batch"]:
-        """Whether every solve reached its end with finite numbers."""
+        """Whether every solve reached the final time with finite values."""
         return self.result == dfx.RESULTS.successful
 
     def __repr__(self) -> str:
@@ -48,7 +49,7 @@ class Likelihood(eqx.Module):
             "n_evaluations": self.n_evaluations,
         }
         parts = [f"{name}={show_array(value)}" for name, value in shown.items()]
-        # A number of examples, since `result` of a batch would be a text for each.
+        # A count, because `result` would show one text for each example of a batch.
         n_converged = show_array(jnp.sum(self.converged))
         parts.append(f"converged={n_converged} of {self.converged.size}")
         return f"Likelihood({', '.join(parts)})"

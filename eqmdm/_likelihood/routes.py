@@ -31,15 +31,16 @@ from .weights import log_mean_weight
 class AbstractRoute(eqx.Module):
     r"""A model of $\log p(x)$ that a score defines through an ODE.
 
-    All routes give the same for an exact score whose diffusion ends in its prior.
-    Otherwise they are different models, and no order between them is guaranteed.
+    All routes give the same value for an exact score whose diffusion ends in its prior.
+    Otherwise they are different models, and none is guaranteed to give a larger value
+    than another.
     """
 
     @abc.abstractmethod
     def check(self, model: AbstractModel, dtype: jnp.dtype) -> None:
-        """Called before anything is compiled, with the dtype of the data.
+        """Checks that run before anything is compiled, given the dtype of the data.
 
-        **Raises:** `TypeError` or `ValueError` if the route cannot serve the model.
+        **Raises:** `TypeError` or `ValueError` if the route does not support the model.
         """
 
     @abc.abstractmethod
@@ -53,7 +54,7 @@ class AbstractRoute(eqx.Module):
     ) -> Likelihood:
         r"""The log-density at $z_{t_0} = x$, whether or not the solve succeeds.
 
-        `log_likelihood` puts NaN in place of what failed or is not finite.
+        `log_likelihood` replaces failed and non-finite results by NaN.
 
         **Arguments:**
 
@@ -69,19 +70,19 @@ class CollapsedRoute(AbstractRoute):
     $$\mathrm{d}z / \mathrm{d}\sigma = (z - \hat x(\lambda, z)) / \sigma, \qquad
     \sigma = e^{-\lambda / 2}$$
 
-    from the log-SNR $\lambda$ at $t_0$ to that at $t_1$, where $z$ is normal as the
-    prior has it. It has as many dimensions as the data whatever the number of
-    variables. It depends on the diffusion through these two log-SNRs and the prior
-    alone, so log-SNR need not be monotone in time.
+    from the log-SNR $\lambda$ at $t_0$ to that at $t_1$, where the prior makes $z$
+    normal. It has as many dimensions as the data, for any number of variables. It
+    depends on the diffusion only through these two log-SNRs and the prior, so log-SNR
+    need not be monotone in time.
 
-    It is solved for $z / \sqrt{c^2 + \sigma^2}$, with $c$ the standard deviation of the
-    data where the denoiser states it and 1 otherwise.
+    It is solved for $z / \sqrt{c^2 + \sigma^2}$, where $c$ is the standard deviation of
+    the data if the denoiser knows it, and 1 otherwise.
 
     **Arguments:**
 
     - `clock`: [`eqmdm.AngleClock`][] by default. For a mixture in one dimension, with
-        log-SNR from 13.3 to -13.3, Tsit5 at 1e-5 takes half as many evaluations on it
-        as in log-SNR, and fewer than in the time of a VPSDE, at the same error.
+        log-SNR from 13.3 to -13.3, Tsit5 at 1e-5 takes half as many evaluations on this
+        clock as in log-SNR, and fewer than in the time of a VPSDE, at the same error.
 
     **Source:** Song et al. (2021), appendix D.2, for this variance-exploding process.
     """
@@ -145,7 +146,7 @@ def _statistic_at_ends(
 def _mean_of_probes(
     estimates: Float[Array, " estimates"], solution: FlowSolution, solver: FlowSolver
 ) -> Likelihood:
-    """The result of one solve, from the log-density by each estimate of the
+    """The result of one solve, from the log-densities given by the estimates of the
     divergence."""
     return Likelihood(
         jnp.mean(estimates),
@@ -162,45 +163,47 @@ class AugmentedRoute(AbstractRoute):
 
     $$\mathrm{d}y / \mathrm{d}t = F y - \tfrac12 G G^\top s_\theta(t, y)$$
 
-    gives the joint density of the state at $t_0$, $p(y)$. With $a$ and $L$ the mean map
-    and root of the perturbation kernel there, $z = w \cdot y$ the statistic that is
-    sufficient for the data and $N$ an orthonormal basis across $L^{-1} a$, the states
-    with $z = x$ are $y = a x + L N \eta$. So
+    gives the joint density $p(y)$ of the state at $t_0$. Let $a$ and $L$ be the mean
+    map and root of the perturbation kernel there, $z = w \cdot y$ the sufficient
+    statistic for the data, and $N$ an orthonormal basis orthogonal to $L^{-1} a$. The
+    states with $z = x$ are $y = a x + L N \eta$. So
 
     $$p(x, \eta) = p(a x + L N \eta) \, (|L| \sqrt{\mathrm{SNR}})^d$$
 
     is a joint density of $z$ at $x$ and of $K - 1$ auxiliaries $\eta$. Under the true
-    process these are standard normal, $q(\eta)$, independent of $z$ and of the data.
-    `n_draws` of them give either a lower bound of $\log p(x)$,
+    process these are standard normal, $q(\eta)$, and independent of $z$ and of the
+    data. `n_draws` of them give either a lower bound of $\log p(x)$,
 
     $$\mathrm{E}_q \log p(x, \eta) + \mathrm{H}(q),$$
 
     or its importance-weighted estimate, $\log \frac1n \sum_i p(x, \eta_i) / q(\eta_i)$,
-    which is on average a bound too, tighter with every draw. Both are tight for an
-    exact score whose diffusion ends in its prior. With one variable nothing is drawn,
-    and there is one solve.
+    whose expectation is also a bound, and a tighter one with every draw. Both are tight
+    for an exact score whose diffusion ends in its prior. With one variable nothing is
+    drawn, and there is one solve.
 
-    The standard error of the importance-weighted estimate is right only where the
-    weights have a variance, which no number of draws can prove. It is infinite where
-    they speak against it: where they are worth fewer than 10 draws
-    (`effective_sample_size`); or where 100 draws or more, worth less than 0.95 of their
-    number, have a largest fifth, or $3 \sqrt{n}$, with a Pareto tail index of at least
-    1/2. For weights $e^{0.4 \eta^2}$, which have no variance, errors are stated in 10 %
-    of cases of 1024 draws, and in 3 % of 4096. Fewer than 100 draws do not show their
-    tail: believe the error of these where the effective sample size is close to their
-    number, or take more.
+    The standard error of the importance-weighted estimate is valid only if the weights
+    have a finite variance, which no number of draws can prove. It is reported as
+    infinite if the draws give evidence against that: if they are worth fewer than 10
+    draws (`effective_sample_size`), or if there are 100 or more, worth less than 0.95
+    of their number, whose largest fifth, or $3 \sqrt{n}$, have a Pareto tail index of
+    at least 1/2. For weights $e^{0.4 \eta^2}$, which have no variance, a finite error
+    is reported in 10 % of cases with 1024 draws, and in 3 % with 4096. Fewer than 100
+    draws do not show their tail: trust their error only if the effective sample size is
+    close to their number, or take more draws.
 
     **Arguments:**
 
-    - `n_draws`: of the auxiliaries, solved together. One has no standard error.
-    - `importance_weighted`: which of the two. Use it with an exact divergence: the
-        noise of Hutchinson's, through the exponential, biases the estimate upwards.
-    - `clock`: `None` for the diffusion's own time; or a clock of the noise, for a
-        diffusion whose log-SNR is strictly monotone in time.
+    - `n_draws`: the number of draws of the auxiliaries, which are solved together. A
+        single draw has no standard error.
+    - `importance_weighted`: whether to return the importance-weighted estimate. Use it
+        with an exact divergence: the exponential turns the noise of Hutchinson's
+        estimate into an upward bias.
+    - `clock`: `None` for the diffusion's own time, or a noise clock for a diffusion
+        whose log-SNR is strictly monotone in time.
 
-    **Source:** Burda et al. (2016), equation 8, for the importance weights; their
-    standard error is that of the mean weight, relative to it. Vehtari et al. (2024) for
-    the tail index as a diagnostic.
+    **Source:** Burda et al. (2016), equation 8, for the importance weights. Their
+    standard error is that of the mean weight, divided by the mean weight. Vehtari et
+    al. (2024) for the tail index as a diagnostic.
     """
 
     n_draws: int = 1
@@ -211,7 +214,7 @@ class AugmentedRoute(AbstractRoute):
         check_count("n_draws", self.n_draws)
 
     def check(self, model: AbstractModel, dtype: jnp.dtype) -> None:
-        # Made again in the solve: here it raises its errors.
+        # The solve makes the timing again; here it only raises its errors.
         make_timing(model.diffusion, self.clock, dtype)
 
     def __call__(
@@ -237,7 +240,7 @@ class AugmentedRoute(AbstractRoute):
             return A, G, lambda y: -model.score_at(kernel, y)
 
         def solve(key: PRNGKey) -> tuple[Float[Array, " estimates"], FlowSolution]:
-            """The log-weight of one draw by each estimate of the divergence."""
+            """The log-weights of one draw, one for each estimate of the divergence."""
             key_aux, key_probe = jr.split(key)
             aux = draw_normal(key_aux, (diffusion.n_vars - 1, *x.shape), x.dtype)
             y = kernel.mean(x) + apply_to_vars(across, aux)
@@ -257,17 +260,17 @@ class AugmentedRoute(AbstractRoute):
             effective = jnp.full((), self.n_draws, x.dtype)
         known = jnp.all(solutions.n_evaluations >= 0)
         n_evaluations = jnp.where(known, jnp.sum(solutions.n_evaluations), -1)
-        # Of the first solve that failed, if any did.
+        # The result of the first failed solve, if any.
         first = jnp.argmax(solutions.result != dfx.RESULTS.successful)
         result = jax.tree.map(lambda leaf: leaf[first], solutions.result)
         return Likelihood(value, error, effective, n_evaluations, result)
 
 
 def _across_data(kernel: PerturbationKernel) -> Float[Array, "vars aux"]:
-    r"""$L N$, for an orthonormal basis $N$ across $L^{-1} a$."""
+    r"""$L N$, for an orthonormal basis $N$ orthogonal to $L^{-1} a$."""
     b = kernel.direction
-    # All columns but the first of the reflection that sends b to that axis: there is
-    # nothing to cancel, as there is in I - b b^T.
+    # All columns but the first of the reflection that maps b to the first axis. Unlike
+    # I - b b^T this does not cancel.
     sign = jnp.where(b[0] < 0, -1, 1).astype(b.dtype)
     normal = jnp.concatenate([b[:1] + sign, b[1:]])
     outer = normal[:, None] * normal[None]

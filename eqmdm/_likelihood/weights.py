@@ -1,4 +1,4 @@
-"""Estimates from importance weights, with the errors that can be stated of them."""
+"""Estimates from importance weights, and their standard errors."""
 
 import math
 
@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 from .._core.types import Scalar
 
 
-# Effective draws below which the spread of the weights is not known.
+# With fewer effective draws the spread of the weights is unknown.
 _FEWEST_EFFECTIVE = 10.0
-# Draws from which the largest of them show a tail, and effective draws, as a share of
-# all, above which the tail does not matter.
+# The number of draws from which the largest show a tail, and the fraction of effective
+# draws above which the tail does not matter.
 _FEWEST_FOR_TAIL, _NEARLY_EQUAL = 100, 0.95
 
 
@@ -22,12 +22,13 @@ def log_mean_weight(
 ) -> tuple[Scalar, Scalar, Scalar]:
     r"""$\log \frac1n \sum_i w_i$, its standard error and the effective sample size.
 
-    The standard error is that of the mean weight, relative to it. It is NaN for one
-    weight, and infinite where it is not known: where the weights are worth fewer than
-    10 draws; or where, of 100 weights and more that are not nearly equal, the largest
-    have a tail index of 1/2 or more, that of a law without a variance. Of such weights
-    their own spread says nothing: with a tail index of 0.8, two such errors either side
-    of 1024 weights hold the truth in 64 % of cases.
+    The standard error is that of the mean weight, divided by the mean weight. It is NaN
+    for a single weight, and infinite if it is unknown: if the weights are worth fewer
+    than 10 draws, or if there are 100 or more that are not nearly equal, and the
+    largest have a tail index of 1/2 or more, which belongs to a law without a variance.
+    The spread of such weights is not informative: with a tail index of 0.8 and 1024
+    weights, an interval of two such errors either side holds the truth in 64 % of
+    cases.
 
     **Source:** Kong (1992) for the effective sample size; Vehtari et al. (2024) for the
     tail index as a diagnostic.
@@ -49,13 +50,13 @@ def log_mean_weight(
 
 
 def tail_index(weights: Float[Array, " draws"]) -> Scalar:
-    r"""The shape $k$ of a generalised Pareto law of the largest of positive weights.
+    r"""The shape $k$ of a generalised Pareto law fitted to the largest weights.
 
-    A law with this tail has moments of order below $1 / k$. The estimate is drawn
-    towards 1/2 by the weight of ten draws.
+    A law with this tail has moments of order below $1 / k$. A prior worth ten draws
+    shrinks the estimate towards 1/2.
 
-    **Source:** Zhang & Stephens (2009), section 3, the mean over a profile of the
-    likelihood; Vehtari et al. (2024), appendix G, for the prior and the number of the
+    **Source:** Zhang & Stephens (2009), section 3, for the mean over a profile of the
+    likelihood; Vehtari et al. (2024), appendix G, for the prior and the number of
     largest weights.
     """
     n = len(weights)
