@@ -1,4 +1,4 @@
-"""Checkpoints: the arrays of a tree by their key paths, written and read by Orbax."""
+"""Checkpoints, written and read by Orbax as arrays named by their key paths."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from .state import TrainState
 
 
 def named_arrays(tree: PyTree) -> dict[str, Array]:
-    """The arrays of a tree by their key paths, such as `model.network.bias`."""
+    """The arrays of a tree, named by their key paths, such as `model.network.bias`."""
     leaves = jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
     return {_name(path): leaf for path, leaf in leaves}
 
 
 def fill(tree: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
-    """`tree` with the values of its arrays replaced, by their key paths.
+    """`tree` with the values of its arrays replaced by those of the same key path.
 
     **Raises:**
 
-    `ValueError` unless names, shapes and dtypes are those of the tree.
+    `ValueError` unless names, shapes and dtypes match those of the tree.
     """
     own = {name: (leaf.shape, leaf.dtype) for name, leaf in named_arrays(tree).items()}
     given = {name: (array.shape, array.dtype) for name, array in arrays.items()}
@@ -42,7 +42,7 @@ def fill(tree: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
             )
     return jtu.tree_map_with_path(
         lambda path, leaf: (
-            # A copy: JAX may share memory with NumPy, and training donates buffers.
+            # Copy: JAX may share memory with NumPy, and training donates buffers.
             jnp.array(arrays[_name(path)]) if eqx.is_array(leaf) else leaf
         ),
         tree,
@@ -50,11 +50,11 @@ def fill(tree: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
 
 
 class Restored(NamedTuple):
-    """One checkpoint, and why newer ones could not be read.
+    """One checkpoint, and the reasons why newer ones could not be read.
 
-    - `step`: the step it was saved at.
-    - `arrays`: the arrays of the training state, by their key paths.
-    - `skipped`: for the step of each newer checkpoint, why it could not be read.
+    - `step`: the step at which it was saved.
+    - `arrays`: the arrays of the training state, named by their key paths.
+    - `skipped`: the reasons, by the step of each newer checkpoint.
     """
 
     step: int
@@ -73,7 +73,7 @@ class Restored(NamedTuple):
 
         **Arguments:**
 
-        - `ema`: whether to take the averaged parameters or the last ones.
+        - `ema`: whether to use the averaged parameters or the latest ones.
 
         **Raises:** `ValueError` if it was saved with another structure.
         """
@@ -94,7 +94,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, n_latest: int):
         self.directory = directory
         self._n_latest = n_latest
-        # An Orbax `CheckpointManager`, once it is in use.
+        # An Orbax `CheckpointManager`, created on first use.
         self._open_manager: Any = None
 
     @property
@@ -107,17 +107,17 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def write(self, step: int, tree: PyTree, *, loss: float | None) -> None:
-        """Writes the arrays of a tree, then drops old checkpoints that are not kept.
+        """Writes the arrays of a tree, then deletes old checkpoints.
 
         **Raises:**
 
-        `OSError` or `ValueError`, as Orbax and TensorStore do.
+        `OSError` or `ValueError`, from Orbax and TensorStore.
         """
         import orbax.checkpoint as ocp
 
         arrays = named_arrays(tree)
         meta = {"digest": _digest(arrays)}
-        # NumPy arrays are written without the layout of this machine's devices.
+        # NumPy arrays are stored without the device layout of this machine.
         arrays = {
             name: np.asarray(array) if array.is_fully_addressable else array
             for name, array in arrays.items()
@@ -129,16 +129,16 @@ class Checkpoints:
         self._manager.save(step, args=args, metrics=metrics)
 
     def read(self, step: int) -> dict[str, np.ndarray]:
-        """The arrays of one checkpoint, by their key paths.
+        """The arrays of one checkpoint, named by their key paths.
 
         **Raises:**
 
-        `ValueError` if they differ from those that were saved; any of many exceptions
-        if files are missing or damaged.
+        `ValueError` if they differ from the saved ones; many kinds of exceptions if
+        files are missing or damaged.
         """
         import orbax.checkpoint as ocp
 
-        # Not `StandardRestore`, which wants the devices that the arrays were saved on.
+        # Not `StandardRestore`, which needs the devices that the arrays were saved on.
         handler = ocp.CompositeCheckpointHandler(
             state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
         )
@@ -164,8 +164,8 @@ class Checkpoints:
 
     @property
     def _manager(self) -> Any:
-        # Orbax is imported where it is used: it takes a third as long as JAX, and most
-        # programs that import this package save and load nothing.
+        # Orbax is imported on use: its import takes a third as long as JAX's, and most
+        # programs that import this package do not save or load anything.
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers
 
@@ -197,7 +197,8 @@ def _name(path: tuple) -> str:
 def _digest(arrays: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        # One at a time: gathered together, sharded arrays may exceed a host's memory.
+        # One array at a time, because all sharded arrays gathered together may exceed
+        # the memory of a host.
         array = on_host(array)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -24,14 +24,14 @@ class Evaluation(eqx.Module):
 
     - `terms`: a float64 array over the examples for each of `reconstruction`, `prior`,
         `diffusion`, `auxiliary`, `dequantisation`, `data_transform` and their sum
-        `total`, in nats; and for grey levels `bits_per_dim`, which follows from it. The
-        two before the sum are the parts of the correction of
-        [`eqmdm.GreyLevels.encode`][].
-    - `standard_error`: that of each example's `total` as an estimate of the bound on
-        this example, from its own draws; NaN for one draw. Its square is unbiased. Of
-        $2 m$ draws it has $m$ degrees of freedom, so that intervals of a stated
-        coverage follow from the quantiles of Student's t: with 8 draws, two standard
-        errors either side hold the bound in about 88 % of cases.
+        `total`, in nats, and for grey levels `bits_per_dim`, which is computed from
+        `total`. `dequantisation` and `data_transform` are the two parts of the
+        correction of [`eqmdm.GreyLevels.encode`][].
+    - `standard_error`: the standard error of each example's `total` as an estimate of
+        the bound on this example, from its own draws; NaN for one draw. Its square is
+        unbiased. With $2 m$ draws it has $m$ degrees of freedom, so use the quantiles
+        of Student's t for confidence intervals: with 8 draws, two standard errors
+        either side hold the bound in about 88 % of cases.
     """
 
     terms: dict[str, np.ndarray]
@@ -39,17 +39,17 @@ class Evaluation(eqx.Module):
 
     @property
     def loss(self) -> np.ndarray:
-        """What training minimises, for each example: bits per dimension of grey levels,
-        minus `total`, in nats, of points."""
+        """The training loss of each example: bits per dimension for grey levels, or
+        minus `total`, in nats, for points."""
         return self.terms.get("bits_per_dim", -self.terms["total"])
 
     def summary(self) -> dict[str, Estimate]:
         """The mean of each term over the examples, as an estimate of its expectation
-        over the law that they are drawn from.
+        under the data distribution.
 
-        The standard error is that of independent examples: of their spread and of their
-        draws together. The even spread of times over examples can only make it too
-        large. It is NaN for one example, which has no spread.
+        The standard error assumes independent examples, and covers both their spread
+        and their random draws. Because the times are spread evenly over the examples,
+        it can only be too large. It is NaN for a single example.
         """
         return {name: Estimate.from_mean(v) for name, v in self.terms.items()}
 
@@ -71,28 +71,28 @@ def evaluate(
 ) -> Evaluation:
     """The itemised bound on each of a set of examples.
 
-    Every draw is keyed by the number of its example, so a result depends on neither the
-    batch size nor the order. The times of an example's draws are stratified, two to a
-    stratum, and its strata are shifted by a multiple of the golden ratio, which spreads
-    the times of all examples evenly.
+    Every draw is keyed by the number of its example, so results do not depend on the
+    batch size or the order. The times of an example's draws are stratified, with two
+    draws per stratum. They are shifted within the strata by a multiple of the golden
+    ratio, which spreads the times of all examples evenly.
 
     **Arguments:**
 
     - `model`: an [`eqmdm.DenoiserModel`][], [`eqmdm.NoiseModel`][],
         [`eqmdm.FunctionModel`][] or one of your own.
     - `examples`: integer levels or points, stacked along the first axis: an array, or
-        what `numpy.asarray` makes one of.
-    - `objective`: how examples become data, and the form of the bound on them.
-    - `n_draws`: draws of time and noise averaged for each example.
-    - `batch_size`: (example, draw) pairs evaluated at once.
+        anything that `numpy.asarray` accepts.
+    - `objective`: the encoding of examples, and the form of the bound on them.
+    - `n_draws`: the number of draws of time and noise to average for each example.
+    - `batch_size`: the number of (example, draw) pairs evaluated at once.
     - `first`: the number of the first example.
 
     **Raises:**
 
-    `TypeError` for anything that is no model, examples that are not an array of real
-    numbers, or a dtype that the objective does not take; `ValueError` for no example,
-    counts below 1, grey levels that are out of range or points that are not finite, or
-    a diffusion that ends below the range that its denoiser was trained on.
+    `TypeError` unless `model` is a model, for examples that are not an array of real
+    numbers, or for a dtype that the objective does not accept; `ValueError` for empty
+    examples, counts below 1, grey levels that are out of range, points that are not
+    finite, or a diffusion that ends below the range that its denoiser was trained on.
     """
     check_model(model)
     examples = as_examples("examples", examples)
@@ -103,10 +103,10 @@ def evaluate(
     model.check_final_time(jnp.zeros(()))
     mesh = mesh_of(model)
     parts = []
-    # Arrays, so that another number of draws compiles nothing.
+    # Arrays, so that a different number of draws does not recompile.
     strata = strata_of_draws(n_draws)
     for start in range(0, n * n_draws, batch_size):
-        # The last batch is filled up with its last pair, to compile only once.
+        # Pad the last batch with its last pair, so that only one shape is compiled.
         pairs = np.minimum(np.arange(start, start + batch_size), n * n_draws - 1)
         rows, draws = pairs // n_draws, pairs % n_draws
         batch = (
@@ -140,7 +140,7 @@ def _evaluate_batch(model, objective, key, batch):
     key_time, key_bound = jr.split(key)
 
     def one(example, number, draw, low, width):
-        # Multiples of the golden ratio, modulo 1, spread evenly however many there are.
+        # Multiples of the golden ratio modulo 1 are evenly spread for any number.
         place = number.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
         shift = (place >> 8).astype(dtype) / 2**24
         within = (jr.uniform(jr.fold_in(key_time, draw), (), dtype) + shift) % 1

@@ -1,4 +1,4 @@
-"""Validated training examples, on the device as a whole or in batches."""
+"""Validated training examples, all on the device or in batches."""
 
 from typing import Any, final
 
@@ -15,7 +15,7 @@ from .._core.types import PRNGKey
 from .objective import Examples, Objective
 
 
-# The purpose of the draws of the order, beside those in a step.
+# The key tag of the example order; the tags of a step's draws are in `step.py`.
 _ORDER = 0
 
 
@@ -24,7 +24,7 @@ class TrainingSet(eqx.Module):
     """Examples in the memory of the devices, validated once.
 
     A plain array is validated in every call of [`eqmdm.train_step`][], which reads the
-    whole array and waits for the device. Pass this instead in a training loop.
+    whole array and waits for the device. In a training loop, pass a `TrainingSet`.
     """
 
     examples: Examples
@@ -33,14 +33,15 @@ class TrainingSet(eqx.Module):
     def __init__(self, examples: Any, objective: Objective):
         """**Arguments:**
 
-        - `examples`: an array of examples along its first axis. Where the state is on
+        - `examples`: an array of examples along its first axis. If the state is on
             several devices, it must be on all of them; see [`eqmdm.distribute`][].
-        - `objective`: the objective that it is for.
+        - `objective`: the objective that the examples are validated for.
 
         **Raises:**
 
-        `TypeError` for anything but real numbers of the objective's kind; `ValueError`
-        for grey levels that are out of range, or points that are not finite.
+        `TypeError` unless the examples are real numbers of the kind that the objective
+        takes; `ValueError` for grey levels that are out of range, or points that are
+        not finite.
         """
         examples = as_examples("examples", examples)
         if isinstance(examples, Tracer):
@@ -49,13 +50,13 @@ class TrainingSet(eqx.Module):
                 "the `TrainingSet` outside of the compiled function."
             )
         objective.check(examples)
-        # An array that is on devices already stays on them.
+        # An array that is already on devices stays there.
         on_device = isinstance(examples, jax.Array)
         self.examples = examples if on_device else jax.device_put(examples)
         self.n_levels = n_levels_of(objective)
 
     def check_objective(self, objective: Objective) -> None:
-        """**Raises:** `ValueError` unless validated for the levels of `objective`."""
+        """**Raises:** `ValueError` unless they were validated for these levels."""
         _check_levels(self.n_levels, objective)
 
 
@@ -67,12 +68,12 @@ class Batches(eqx.Module):
     n_levels: int | None = eqx.field(static=True)
 
     def check_objective(self, objective: Objective) -> None:
-        """As for `TrainingSet`."""
+        """See `TrainingSet.check_objective`."""
         _check_levels(self.n_levels, objective)
 
 
 def n_levels_of(objective: Objective) -> int | None:
-    """The number of grey levels that an objective is for; `None` for points."""
+    """The number of grey levels of an objective; `None` for points."""
     return None if objective.levels is None else objective.levels.n_levels
 
 
@@ -87,5 +88,5 @@ def _check_levels(validated: int | None, objective: Objective) -> None:
 
 
 def order_key(key_data: UInt32[Array | np.ndarray, " words"]) -> PRNGKey:
-    """The key of the order of the examples, from the `key` of a state."""
+    """The key for the order of the examples, from the `key` of a state."""
     return jr.fold_in(jr.wrap_key_data(jnp.asarray(key_data)), _ORDER)

@@ -28,7 +28,7 @@ from .state import TrainState
 from .stream import ExampleSource
 
 
-# The purpose of the draws of validation, beside those in `step.py`.
+# The key tag of validation draws; the tags of a step's draws are in `step.py`.
 _VALIDATION = 3
 
 
@@ -52,7 +52,7 @@ def fit(
 ) -> AbstractModel:
     """The trained model, with averaged parameters.
 
-    As many of the devices as divide a batch take an equal share of each.
+    Each batch is divided equally over the largest number of devices that divides it.
 
     !!! Example
 
@@ -71,23 +71,25 @@ def fit(
     - `data`: an array of examples along its first axis, a [`eqmdm.data.Dataset`][], or,
         for examples that exceed the memory of the devices, a memory-mapped array or any
         other source for [`eqmdm.BatchStream`][].
-    - `steps`: the number of steps in all, including those of a resumed run.
-    - `objective`: by default the bound in its low-variance form; for a `Dataset` of
-        images with uniform dequantisation, and reflections where it has them.
+    - `steps`: the total number of steps, including those of a resumed run.
+    - `objective`: by default the bound in its low-variance form. For a `Dataset` of
+        images it has uniform dequantisation, and random reflections if the data set
+        uses them.
     - `optimiser`: any Optax optimiser; by default [`eqmdm.make_optimiser`][]`()`.
     - `validation`: validation examples; by default those of the `Dataset`. `n_draws` is
         the number of draws of time and noise for each.
-    - `run_dir`: the directory for checkpoints, which [`eqmdm.load_run`][] reads. A run
-        that it holds already is resumed, and ends as if it had not been interrupted.
-    - `callbacks`: functions of a [`eqmdm.FitEvent`][]; one that returns a true value
-        stops training.
+    - `run_dir`: the directory for checkpoints, which [`eqmdm.load_run`][] reads. If it
+        already holds a run, that run is resumed, with the same result as without the
+        interruption.
+    - `callbacks`: functions of a [`eqmdm.FitEvent`][]. A callback stops training by
+        returning a true value.
 
     **Raises:**
 
-    `TypeError` for anything that is no model, or integers without an `objective` with
-    `grey_levels`; `ValueError` for examples that are not finite or out of range, counts
-    below 1, or a run with other options; `FloatingPointError` if the loss is no longer
-    finite.
+    `TypeError` unless `model` is a model, or for integers without an `objective` with
+    `levels`; `ValueError` for examples that are not finite or out of range, counts
+    below 1, or a run with other options; `FloatingPointError` if the loss becomes
+    non-finite.
     """
     check_model(model)
     data = _checked(data)
@@ -157,7 +159,7 @@ def _validation(
 def _placed(
     state: TrainState, data: Any, objective: Objective, batch_size: int
 ) -> tuple[TrainState, TrainingSet | ExampleSource]:
-    """State and examples on as many devices as divide a batch."""
+    """State and examples, on the largest number of devices that divides a batch."""
     source = data.train if isinstance(data, Dataset) else data
     streams = _is_streamed(source)
     examples = source if streams else TrainingSet(source, objective)
@@ -200,7 +202,7 @@ def _started_or_resumed(
 
 
 def _fingerprint(data: Any) -> str | None:
-    """A digest of the data; `None` for a source that only the training reads."""
+    """A digest of the data; `None` for a source that only training reads."""
     if isinstance(data, Dataset):
         return data.fingerprint
     if _is_streamed(data):

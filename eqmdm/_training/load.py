@@ -18,16 +18,16 @@ def load_run(
 ) -> AbstractModel:
     """The model of a trained run, ready for inference.
 
-    The arrays come from the newest checkpoint that can be read; the structure from the
-    program that made the run, or from `like`. Nothing that a file contains is executed.
+    The arrays come from the newest readable checkpoint, and the structure from the
+    program that made the run, or from `like`. No code from the files is executed.
 
     **Arguments:**
 
     - `run_dir`: the directory that a training run wrote.
-    - `ema`: whether to take the averaged parameters or the last ones.
-    - `like`: a model of the structure that was trained, such as the one that training
-        began with, or a function that builds one from the run's options. Needed for
-        runs that were not made by a program of this package.
+    - `ema`: whether to use the averaged parameters or the latest ones.
+    - `like`: a model with the structure of the trained one, such as the initial model
+        of the training, or a function that builds one from the run's options. Required
+        for runs that were not made by a program of this package.
 
     **Raises:**
 
@@ -61,6 +61,6 @@ def _builder(
             "trained, or a function that builds one from the run's options."
         )
     check_builder(name)
-    # One of a few names of this package, whatever the file says. It is imported here,
-    # because no module of the library imports the programs.
+    # The name is one of a fixed list, so a file cannot name other code. It is imported
+    # here, because no module of the library imports the programs.
     return pkgutil.resolve_name(name)

@@ -29,7 +29,7 @@ class FitEvent:
 
     !!! Example
 
-        Stops training once the validation loss rises:
+        Stop training once the validation loss rises:
 
         ```python
         losses = []
@@ -42,16 +42,16 @@ class FitEvent:
         model = eqmdm.fit(model, x, key=key, validation=y, callbacks=[stop_early])
         ```
 
-    - `kind`: `"step"` between calls of `train_step`, while the device is at work;
-        `"log"` after each log interval; `"validation"` after each validation; `"end"`
-        once, after the last of them and the last checkpoint.
+    - `kind`: `"step"` between calls of `train_step`, while the device is busy; `"log"`
+        after each log interval; `"validation"` after each validation; `"end"` once,
+        after all of these and the last checkpoint.
     - `step`: the number of steps taken.
     - `steps`: the number of steps at the end of training.
-    - `state`: the training state. The next step donates its buffers, so arrays must be
-        copied to outlive the callback.
-    - `metrics`: at `"log"`, those of [`eqmdm.train_step`][], with one entry for each
-        step since the last `"log"`.
-    - `steps_per_second`: at `"log"`, the rate since then.
+    - `state`: the training state. The next step donates its buffers, so copy any arrays
+        that must outlive the callback.
+    - `metrics`: at `"log"`, the metrics of [`eqmdm.train_step`][], with one entry for
+        each step since the last `"log"`.
+    - `steps_per_second`: at `"log"`, the rate since the last `"log"`.
     - `evaluation`: at `"validation"`, the bound on the validation examples with
         averaged parameters.
     """
@@ -71,8 +71,9 @@ Callback: TypeAlias = Callable[[FitEvent], Any]
 def steps_per_call(backend: str | None = None) -> int:
     """The largest useful number of steps in one call of `train_step`.
 
-    On a CPU one: XLA runs the reverse-mode derivatives of convolutions about twenty
-    times slower inside a compiled loop. Elsewhere a loop hides the cost of dispatch.
+    It is 1 on a CPU, where XLA runs the reverse-mode derivatives of convolutions about
+    twenty times slower inside a compiled loop. Elsewhere the loop hides the cost of
+    dispatch.
     """
     return 1 if (backend or jax.default_backend()) == "cpu" else 10
 
@@ -93,30 +94,31 @@ def train(
     checkpoint_every: int = 1000,
     callbacks: Sequence[Callback] = (),
 ) -> TrainState:
-    """The training state after `steps` steps in all, or when a callback stops it.
+    """The training state after `steps` steps in total, or when a callback stops it.
 
-    The loop of [`eqmdm.fit`][], for a state, an objective and devices of your own.
+    This is the loop of [`eqmdm.fit`][], for your own state, objective and devices.
     Logging, validation and checkpoints happen between calls of [`eqmdm.train_step`][].
-    There is a log event before each validation and checkpoint too, so that a resumed
-    run has the log intervals of one that was not stopped.
+    There is also a log event before each validation and checkpoint, so that a resumed
+    run has the same log intervals as an uninterrupted one.
 
     **Arguments:**
 
     - `state`: the training state, at any step. Its buffers are donated.
-    - `data`: the training examples, on the device or to be streamed.
+    - `data`: the training examples, on the device or streamed.
     - `objective`, `optimiser`, `batch_size`, `ema_decay`: as for
         [`eqmdm.train_step`][].
-    - `validate`: the evaluation of a state, every `validate_every` steps and at the
-        end.
-    - `run`: takes a checkpoint every `checkpoint_every` steps, at the end and where a
-        callback stops training.
-    - `callbacks`: each is called with every `FitEvent`. One that returns a true value
-        stops training. With several processes all must return it, at a `"log"` event.
+    - `validate`: a function that evaluates a state. It is called every `validate_every`
+        steps and at the end.
+    - `run`: the run that saves a checkpoint every `checkpoint_every` steps, at the end,
+        and when a callback stops training.
+    - `callbacks`: each is called with every `FitEvent`, and stops training by returning
+        a true value. With several processes all must do so at the same `"log"` event.
 
     **Raises:**
 
-    `FloatingPointError`, without another checkpoint, where a metric is not finite;
-    `equinox.EquinoxRuntimeError`, with a note of the step, for a check inside it.
+    `FloatingPointError` if a metric is not finite, without another checkpoint;
+    `equinox.EquinoxRuntimeError`, with a note of the step, if a check inside a step
+    fails.
     """
     step = int(state.step)
     every = [log_every, checkpoint_every] + ([validate_every] if validate else [])
@@ -126,7 +128,7 @@ def train(
     def tell(kind: Any, **values: Any) -> None:
         nonlocal stop
         event = FitEvent(kind, step, steps, state, **values)
-        # All are told, whether or not one of them stops training.
+        # Call all of them, even if one stops training.
         stop |= any([bool(callback(event)) for callback in callbacks])
 
     window = _Window(run)
@@ -161,7 +163,7 @@ def train(
 
 
 def _steps_per_call(steps: int, start: int, *every: int) -> int:
-    # Every event falls between two calls.
+    # The largest number for which every event falls between two calls.
     common = math.gcd(steps, start, *every)
     return max(n for n in range(1, steps_per_call() + 1) if common % n == 0)
 
@@ -194,7 +196,7 @@ class _Window:
         self._metrics, self._start = [], time.perf_counter()
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        # On the device still: the host does not wait here.
+        # They stay on the device, so that the host does not wait here.
         self._metrics.append(metrics)
 
     def close(self, step: int) -> dict[str, Any]:
@@ -207,8 +209,8 @@ class _Window:
 
     @contextlib.contextmanager
     def explaining(self, step: int) -> Iterator[None]:
-        """Reports a metric that is not finite rather than its consequences: parameters
-        that are not finite fail the checks inside the next step."""
+        """Reports a non-finite metric rather than its consequence, the checks that
+        non-finite parameters fail inside the next step."""
         try:
             yield
         except eqx.EquinoxRuntimeError as error:
@@ -219,7 +221,7 @@ class _Window:
 
     def _check_finite(self, values: dict[str, np.ndarray], step: int) -> None:
         first = step - len(values["loss"]) + 1
-        # The terms before their sum, so that the cause is named.
+        # Check the terms before their sum, so that the error names the cause.
         names = sorted(values, key=lambda name: name in ("loss", "grad_norm"))
         wrong = [(int(np.argmin(np.isfinite(values[n]))), n) for n in names]
         wrong = [(i, n) for i, n in wrong if not np.isfinite(values[n][i])]

@@ -1,4 +1,4 @@
-"""The objective: how stored examples become data, and the bound on them."""
+"""The objective: the encoding of examples as data, and the bound on them."""
 
 import math
 from typing import TypeAlias, final
@@ -30,30 +30,30 @@ from .._model.base import AbstractModel
 Example: TypeAlias = Shaped[Array, "*data"]
 Examples: TypeAlias = Shaped[Array, "examples ..."]
 HostExamples: TypeAlias = Shaped[np.ndarray, "examples ..."]
-# Terms by name, in nats.
+# The terms of a bound by name, in nats.
 Terms: TypeAlias = dict[str, Scalar]
 
 
 @final
 class Objective(eqx.Module):
-    r"""What is trained and evaluated: the data of an example, and the bound on them.
+    r"""The objective of training and evaluation: the encoding of examples as data, and
+    the bound on them.
 
     **Arguments:**
 
-    - `form`, `decoder`, `time_sampler`: as for [`eqmdm.elbo`][], with its defaults;
-        but for grey levels at their centres the decoder is discrete.
-    - `levels`: how integer levels become data; `None` for examples that are points
-        already.
-    - `flip`: whether training reflects images left to right, half of the time.
-    - `log_jacobian`: what is added to the log-density of points to make it that in
-        their own units, in nats: that of [`eqmdm.data.Standardisation`][].
+    - `form`, `decoder`, `time_sampler`: as for [`eqmdm.elbo`][], with its defaults,
+        except that the decoder is discrete for grey levels at their centres.
+    - `levels`: the encoding of integer levels; `None` if examples are already points.
+    - `flip`: whether training reflects images left to right, with probability 1/2.
+    - `log_jacobian`: the number, in nats, that converts the log-density of points to
+        their original units by addition: that of [`eqmdm.data.Standardisation`][].
 
     **Raises:**
 
-    `ValueError` for a `log_jacobian` beside `levels`, which have their own, or for a
-    decoder that does not go with the form or with the levels: the
-    density at a level's centre bounds nothing, and a discrete decoder beside
-    dequantisation counts the levels twice.
+    `ValueError` for both a `log_jacobian` and `levels`, whose transform has its own, or
+    for a decoder that does not match the form or the levels: the density at a level's
+    centre is not a bound, and a discrete decoder with dequantisation counts the levels
+    twice.
     """
 
     form: AbstractForm
@@ -61,7 +61,7 @@ class Objective(eqx.Module):
     time_sampler: AbstractTimeSampler | None
     levels: GreyLevels | None
     flip: bool
-    # Static, as a Python number: a run has one.
+    # A static Python number, because it is constant over a run.
     log_jacobian: float = eqx.field(static=True)
 
     def __init__(
@@ -86,7 +86,7 @@ class Objective(eqx.Module):
         self.log_jacobian = float(log_jacobian)
         if levels is not None and self.log_jacobian != 0:
             raise ValueError(
-                "`log_jacobian` must be left out beside `levels`, whose transform has "
+                "`log_jacobian` must be left out with `levels`, whose transform has "
                 f"its own; got {log_jacobian}."
             )
         check_decoder(self.form, self.decoder)
@@ -98,7 +98,7 @@ class Objective(eqx.Module):
         return "nats" if self.levels is None else "bits/dim"
 
     def loss(self, total: Array, shape: tuple[int, ...]) -> Array:
-        """The number that is minimised, from a bound in nats on examples of a shape."""
+        """The loss to minimise, from a bound in nats on examples of shape `shape`."""
         if self.levels is None:
             return -total
         return -total / (math.prod(shape) * math.log(2))
@@ -114,7 +114,7 @@ class Objective(eqx.Module):
     ) -> tuple[Elbo, Terms]:
         """The bound on one example, and the terms that its encoding adds.
 
-        `check` is as for [`eqmdm.GreyLevels.encode`][], here and below.
+        `check` is as for [`eqmdm.GreyLevels.encode`][], also in the methods below.
         """
         key_encode, key_bound = jr.split(key)
         x, added = self._encode(example, key_encode, u.dtype, check)
@@ -130,7 +130,8 @@ class Objective(eqx.Module):
         *,
         check: bool = True,
     ) -> tuple[Elbo, Terms]:
-        """Both averaged over a batch whose examples share the terms of the bound."""
+        """The mean bound and encoding terms over a batch, with the terms of the bound
+        estimated on parts of the batch."""
         key_encode, key_bound = jnp.moveaxis(jax.vmap(jr.split)(keys), 1, 0)
         encode = lambda example, key: self._encode(example, key, u.dtype, check)
         x, added = jax.vmap(encode)(examples, key_encode)
@@ -141,7 +142,7 @@ class Objective(eqx.Module):
         return bound, jax.tree.map(jnp.mean, added)
 
     def check(self, examples: Examples | HostExamples) -> None:
-        """**Raises:** `TypeError` for a dtype that is not that of levels or points;
+        """**Raises:** `TypeError` for the wrong dtype for levels or points;
         `ValueError` for levels that are out of range or points that are not finite."""
         if self.levels is not None:
             self.levels.check(examples)
@@ -212,18 +213,18 @@ def batch_loss(
 
     **Arguments:**
 
-    - `model`: what is trained.
+    - `model`: the model to train.
     - `examples`, `keys`: a batch, and a key for each example.
-    - `u`: quantiles of the time for the last `len(u)` of the examples, over which the
+    - `u`: quantiles of the time for the last `len(u)` examples, over which the
         diffusion term is averaged.
-    - `n_reconstruction`: how many of the examples, counted from the first, the
-        reconstruction term is averaged over.
+    - `n_reconstruction`: the number of examples, from the first, over which the
+        reconstruction term is averaged.
     - `check`: as for [`eqmdm.GreyLevels.encode`][].
 
     **Returns:**
 
-    The loss in the objective's unit, and a dictionary with it, as `loss`, and the mean
-    of each term in nats.
+    The loss in the objective's unit, and a dictionary with the loss as `loss` and the
+    mean of each term in nats.
     """
     bound, added = objective.shared_bound(
         model, examples, keys, u, n_reconstruction, check=check
@@ -234,7 +235,7 @@ def batch_loss(
 
 
 def model_dtype(model: PyTree) -> jnp.dtype:
-    """The dtype that data take: that of the model's parameters."""
+    """The dtype for data, which is that of the model's parameters."""
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     if not leaves:
         return jnp.result_type(float)

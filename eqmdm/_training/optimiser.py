@@ -1,4 +1,4 @@
-"""The default optimiser: Adam with a learning rate each for network and diffusion."""
+"""The default optimiser: Adam with separate rates for network and diffusion."""
 
 import math
 
@@ -17,19 +17,19 @@ def make_optimiser(
     warmup: int = 0,
     accumulate: int = 1,
 ) -> optax.GradientTransformation:
-    """Adam with clipped gradients, and a learning rate of its own for the diffusion.
+    """Adam with clipped gradients and a separate learning rate for the diffusion.
 
-    Training takes any other Optax optimiser as well.
+    Training also accepts any other Optax optimiser.
 
     **Arguments:**
 
-    - `learning_rate`: of the network, reached after `warmup` updates.
-    - `diffusion_learning_rate`: of the parameters below the model's field `diffusion`;
-        by default that of the network.
+    - `learning_rate`: the learning rate of the network, reached after `warmup` updates.
+    - `diffusion_learning_rate`: the learning rate of the parameters in the model's
+        field `diffusion`; by default that of the network.
     - `clip`: the largest norm of the gradient of all parameters together. Larger
         gradients are scaled down to it.
-    - `warmup`: updates over which both learning rates rise linearly.
-    - `accumulate`: steps whose gradients are averaged into one update.
+    - `warmup`: the number of updates over which both learning rates rise linearly.
+    - `accumulate`: the number of steps whose gradients are averaged into one update.
 
     **Raises:**
 
@@ -47,14 +47,14 @@ def make_optimiser(
     check_count("warmup", warmup, least=0)
     rate = learning_rate
     if warmup:
-        # The update of step 0 is not zero either.
+        # Count from 1, so that the first update is not zero.
         rate = optax.linear_schedule(
             learning_rate / warmup, learning_rate, warmup - 1 or 1
         )
     rules = [optax.clip_by_global_norm(clip), optax.adam(rate)]
     if diffusion_learning_rate != learning_rate:
-        # Adam's updates are proportional to the learning rate, so one Adam serves for
-        # both. `optax.partition` would keep two, at twice the program.
+        # Adam's updates are proportional to the learning rate, so one Adam serves both
+        # rates. `optax.partition` would run two, and double the program.
         scale = optax.scale(diffusion_learning_rate / learning_rate)
         rules.append(optax.masked(scale, _in_diffusion))
     rule = optax.chain(*rules)
@@ -64,6 +64,6 @@ def make_optimiser(
 
 
 def _in_diffusion(trainable: PyTree) -> PyTree:
-    """Whether each parameter is below the field `diffusion` of the model."""
+    """Whether each parameter is in the field `diffusion` of the model."""
     first = (jtu.GetAttrKey("diffusion"),)
     return jtu.tree_map_with_path(lambda path, _: path[:1] == first, trainable)

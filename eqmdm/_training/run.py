@@ -13,31 +13,31 @@ from .state import TrainState
 
 _OPTIONS, _CHECKPOINTS, _LOCK = "options.json", "checkpoints", ".lock"
 
-# The functions that rebuild a model from the options of a run, which names one of them.
+# The functions that can rebuild a model from the options of a run. A run names one.
 BUILDERS = ("eqmdm.cli.build:model_from_options",)
 
 
 class Run:
     """A directory with the options of a run and its checkpoints.
 
-    A checkpoint is written beside the others and renamed once it is complete, so a
-    full disk or a killed process leaves the previous ones intact. Each carries a digest
-    of its arrays, so damage is noticed.
+    A checkpoint is written under a temporary name and renamed once it is complete, so a
+    full disk or a killed process leaves the previous ones intact. Each has a digest of
+    its arrays, so that damage is detected.
 
-    Where several processes train together, each calls `save` and `restore`, in which
-    they wait for one another, on a file system that all of them see. Each writes the
-    shares of the arrays that it holds. One of them calls the other methods.
+    If several processes train together, on a shared file system, all of them call
+    `save` and `restore`, which synchronise them. Each writes its own shares of the
+    arrays. Only one of them calls the other methods.
     """
 
     def __init__(self, run_dir: str | os.PathLike, *, n_latest: int = 2):
         """**Arguments:**
 
-        - `run_dir`: the directory; made by the first save if it does not exist.
-        - `n_latest`: how many of the newest checkpoints are kept, besides the best.
+        - `run_dir`: the directory, created by the first save if it does not exist.
+        - `n_latest`: the number of newest checkpoints to keep, besides the best one.
         """
         self.run_dir = Path(run_dir).absolute()
         self._checkpoints = Checkpoints(self.run_dir / _CHECKPOINTS, n_latest=n_latest)
-        # A `filelock.FileLock`, once it is in use.
+        # A `filelock.FileLock`, created on first use.
         self._held: Any = None
 
     def __repr__(self) -> str:
@@ -64,8 +64,8 @@ class Run:
     def lock(self) -> None:
         """Keeps other processes from writing to the run until `close`.
 
-        The operating system releases the lock when the process ends, however that
-        happens. The directory is made if it does not exist.
+        The operating system releases the lock when the process ends, even if it is
+        killed. The directory is created if it does not exist.
 
         **Raises:**
 
@@ -77,7 +77,8 @@ class Run:
         lock = filelock.FileLock(self.run_dir / _LOCK, blocking=False)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            # The lock of an earlier process can be opened even then.
+            # The lock file of an earlier process can be opened even in a directory
+            # that cannot be written to.
             if not os.access(self.run_dir, os.W_OK | os.X_OK):
                 raise PermissionError("permission denied")
             lock.acquire()
@@ -100,17 +101,17 @@ class Run:
         *,
         builder: str | None = None,
     ) -> None:
-        """Writes down the options of the run, before its first step.
+        """Records the options of the run, before its first step.
 
         **Arguments:**
 
-        - `options`: what the user chose, as JSON data; compared on resuming. With a
-            `builder` they determine the structure of the model.
-        - `facts`: what else was used, such as versions, device and command.
-        - `builder`: the name of a function of this package from which `load_run`
+        - `options`: the user's choices, as JSON data. They are compared on resuming,
+            and with a `builder` they determine the structure of the model.
+        - `facts`: further facts to record, such as versions, device and command.
+        - `builder`: the name of the function of this package with which `load_run`
             rebuilds the model. A run without one is loaded with `like=`.
 
-        **Raises:** `ValueError` for a builder that is not of this package.
+        **Raises:** `ValueError` unless the builder is one of this package.
         """
         if builder is not None:
             check_builder(builder)
@@ -128,7 +129,7 @@ class Run:
             )
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        # Deeply nested brackets raise the last.
+        # Deeply nested brackets raise `RecursionError`.
         except (ValueError, RecursionError) as error:
             raise ValueError(_not_options(path, str(error))) from error
         if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
@@ -142,7 +143,7 @@ class Run:
 
         **Raises:**
 
-        `ValueError`, naming the first field that differs and both its values.
+        `ValueError` with the first field that differs and both of its values.
         """
         stored = self.read_options()["options"]
         given = json.loads(to_json(options))
@@ -156,16 +157,16 @@ class Run:
                 )
 
     def save(self, state: TrainState, *, loss: float | None = None) -> None:
-        """Writes a checkpoint of `state`, then drops old ones that are not kept.
+        """Writes a checkpoint of `state`, then deletes old ones.
 
         **Arguments:**
 
         - `state`: the training state.
-        - `loss`: the validation loss; the checkpoint with the lowest is kept.
+        - `loss`: the validation loss. The checkpoint with the lowest loss is kept.
 
         **Raises:**
 
-        `OSError` if the checkpoint cannot be written; earlier ones are intact.
+        `OSError` if the checkpoint cannot be written. Earlier ones stay intact.
         """
         step = int(state.step)
         try:
@@ -173,7 +174,7 @@ class Run:
         # TensorStore reports a full disk as a ValueError.
         except (OSError, ValueError) as error:
             before = [s for s in self.steps if s != step]
-            # The layout of the array follows, over a thousand characters of it.
+            # Cut off the layout of the array, which is over a thousand characters long.
             reason, _, _ = str(error).partition(" [tensorstore_spec")
             raise OSError(
                 f"The checkpoint of step {step} could not be written to {self.run_dir} "
@@ -193,7 +194,7 @@ class Run:
         for step in reversed(self.steps):
             try:
                 return Restored(step, self._checkpoints.read(step), skipped)
-            # Damage shows as any of these in Orbax, TensorStore and JSON.
+            # Orbax, TensorStore and JSON raise any of these for damaged files.
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = str(error).splitlines() or [""]
                 skipped[step] = f"{type(error).__name__}: {reason[0][:200]}"
@@ -205,8 +206,8 @@ class Run:
         )
 
     def discard(self, steps: Mapping[int, str]) -> None:
-        """Moves checkpoints that could not be read out of the way, so that a resumed
-        run can write theirs again."""
+        """Moves unreadable checkpoints aside, so that a resumed run can write
+        checkpoints of the same steps."""
         for step in steps:
             old = self._checkpoints.directory / str(step)
             new = self.run_dir / f"damaged-{step}"
@@ -217,7 +218,7 @@ class Run:
             old.rename(new)
 
     def close(self) -> None:
-        """Releases the lock, and what `save` holds open."""
+        """Releases the lock, and the resources that `save` holds open."""
         self._checkpoints.close()
         if self._held is not None:
             self._held.release()
@@ -225,7 +226,7 @@ class Run:
 
 
 def check_builder(name: Any) -> None:
-    """**Raises:** `ValueError` unless it is the name of a builder of this package."""
+    """**Raises:** `ValueError` unless `name` is a builder of this package."""
     if name not in BUILDERS:
         raise ValueError(
             f"`builder` must be one of this package, {' or '.join(BUILDERS)}; got "

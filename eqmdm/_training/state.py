@@ -19,13 +19,13 @@ class TrainState(eqx.Module):
     """Everything that training carries from step to step.
 
     - `model`: the model with its current parameters.
-    - `ema`: the exponential moving average of the parameters, a tree of the model's
-        structure with `None` for everything that is not trained.
+    - `ema`: the exponential moving average of the parameters, a tree with the model's
+        structure and `None` for everything that is not trained.
     - `opt_state`: the state of the Optax optimiser, over the same tree.
     - `step`: the number of steps taken.
-    - `key`: the data of the base key. Every draw is keyed by it, by what the draw is
-        for, and by the step or the example's number, so a state is all that a resumed
-        run needs.
+    - `key`: the data of the base key. The key of every draw is derived from it, from
+        the purpose of the draw, and from the step or the example's number, so a resumed
+        run needs nothing but the state.
     """
 
     model: AbstractModel
@@ -44,20 +44,20 @@ class TrainState(eqx.Module):
     ) -> "TrainState":
         """The state before the first step.
 
-        Arrays are copied, because steps donate the buffers of their state.
+        It copies its arrays, because steps donate the buffers of their state.
 
         **Arguments:**
 
         - `model`: the model to train. Its inexact JAX arrays are the parameters.
         - `optimiser`: any Optax optimiser. It is initialised on
             `eqx.filter(model, eqx.is_inexact_array)`.
-        - `key`: the key of every draw in training.
+        - `key`: the key for all draws in training.
 
         **Raises:**
 
-        `TypeError` for anything that is no model; `ValueError` for a `key` that is not
-        of JAX's default generator, or a diffusion that ends below the log-SNR range of
-        its denoiser.
+        `TypeError` unless `model` is a model; `ValueError` for a `key` that is not of
+        JAX's default generator, or a diffusion that ends below the log-SNR range of its
+        denoiser.
         """
         check_model(model)
         _check_key(key)
@@ -71,7 +71,7 @@ class TrainState(eqx.Module):
         return eqx.combine(self.ema, self.model)
 
 
-# One program: called eagerly, each copy and each zero would be compiled by itself.
+# One program: called eagerly, each copy and each zero would be compiled separately.
 @eqx.filter_jit
 def _initial(model, optimiser, key):
     copied = jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, model)
@@ -92,20 +92,20 @@ def _initial(model, optimiser, key):
 
 def _check_key(key: PRNGKey) -> None:
     config: Any = jax.config
-    found, default = jr.key_impl(key), config.jax_default_prng_impl
-    if found != default:
+    given, default = jr.key_impl(key), config.jax_default_prng_impl
+    if given != default:
         raise ValueError(
             "`key` must be a key of JAX's default generator, from which the draws of a "
-            f"step are taken; got one of {found}, not {default}. Make it by "
+            f"step are taken; got one of {given}, not {default}. Make it by "
             "`jax.random.key`; set `jax_default_prng_impl` for another generator."
         )
 
 
 def check_state(state: Any) -> None:
-    """**Raises:** `TypeError` for anything but a training state; `ValueError` for one
-    whose buffers have been donated."""
+    """**Raises:** `TypeError` unless `state` is a training state; `ValueError` if its
+    buffers have been donated."""
     if not isinstance(state, TrainState):
-        # What is not even a model is told how to become one first.
+        # If it is not even a model, the error says how to build one first.
         check_model(state)
         raise TypeError(
             f"`state` must be a `TrainState`; got {type(state).__name__}. Make one by "
@@ -127,14 +127,14 @@ def update(
     optimiser: optax.GradientTransformation,
     ema_decay: Array,
 ) -> TrainState:
-    """The state after one update of the parameters and of their averages."""
+    """The state after one update of the parameters and their averages."""
     trainable, static = eqx.partition(state.model, eqx.is_inexact_array)
     # Optax mixes counts and floats, which strict promotion would reject.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimiser.update(gradient, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
     step = state.step.astype(jnp.float32)
-    # A low decay at first, so that the initial parameters are soon forgotten.
+    # A low decay at first, so that the average soon forgets the initial parameters.
     decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
     ema = jax.tree.map(
         lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),

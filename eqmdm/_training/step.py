@@ -23,7 +23,7 @@ from .objective import Examples, HostExamples, Objective, batch_loss, model_dtyp
 from .state import TrainState, check_state, update
 
 
-# The purposes of the draws in a step, each with its own stream of keys.
+# The key tags of the draws in a step. Each purpose has its own stream of keys.
 _EXAMPLE, _TIME = 1, 2
 
 
@@ -41,42 +41,43 @@ def train_step(
     r"""The state after `n_inner` steps, and the metrics of each.
 
     A step minimises minus the bound, averaged over a batch of examples. The network is
-    evaluated once for each: for the reconstruction term in the first `n_reconstruction`
-    of them and for the diffusion term in the others. The batch is in random order, so
-    the gradient stays unbiased. The parameters are averaged with the decay
-    $\min(d, (1 + \mathrm{step}) / (10 + \mathrm{step}))$.
+    evaluated once per example: for the reconstruction term in the first
+    `n_reconstruction` examples, and for the diffusion term in the others. The batch is
+    in random order, so the gradient is unbiased. The parameters are averaged with the
+    decay $\min(d, (1 + \mathrm{step}) / (10 + \mathrm{step}))$.
 
-    **The buffers of `state` are donated**: only the returned state can be used.
+    **The buffers of `state` are donated**: only use the returned state.
 
     **Arguments:**
 
-    - `state`: the training state. Where [`eqmdm.distribute`][] has put it on several
+    - `state`: the training state. If [`eqmdm.distribute`][] has put it on several
         devices, each takes an equal share of the batch.
     - `data`: the training examples on the device: a [`eqmdm.TrainingSet`][], or a plain
-        array, which is then validated in each call. Where they are too large for that,
+        array, which is validated in each call. If they are too large for the device,
         the next item of a [`eqmdm.BatchStream`][].
-    - `objective`, `optimiser`: fixed over the run.
-    - `batch_size`: examples in a step. Their order depends on the key alone, and each
-        epoch takes every example once.
-    - `n_inner`: steps in this call. On a GPU ten steps a call hide the cost of
-        dispatch; on a CPU one is fastest.
+    - `objective`, `optimiser`: must be the same throughout a run.
+    - `batch_size`: the number of examples in a step. Their order depends only on the
+        key, and each epoch contains every example once.
+    - `n_inner`: the number of steps in this call. On a GPU ten steps per call hide the
+        cost of dispatch; on a CPU one is fastest.
     - `ema_decay`: $d$.
-    - `n_reconstruction`: by default a sixteenth of the batch. With all of it, each
-        example is evaluated for both terms.
+    - `n_reconstruction`: the number of examples for the reconstruction term; by default
+        a sixteenth of the batch. If it is the whole batch, each example is evaluated
+        for both terms.
 
     **Returns:**
 
     The new state, and metrics with one entry for each step: `loss` in bits per
     dimension (nats for points); `reconstruction`, `prior`, `diffusion`, `auxiliary` and
-    `correction` in nats, which add up to the log-likelihood bound; `grad_norm` before
-    clipping.
+    `correction` in nats, which add up to the log-likelihood bound; and `grad_norm`
+    before clipping.
 
     **Raises:**
 
-    `TypeError` for anything but a training state; `ValueError` for a state that was
-    used before, counts that do not fit, grey levels in `data` that are out of range, or
-    points that are not finite. Where `data` is traced, grey levels are checked at run
-    time instead and raise `equinox.EquinoxRuntimeError`.
+    `TypeError` unless `state` is a training state; `ValueError` for a state that was
+    used before, inconsistent counts, grey levels in `data` that are out of range, or
+    points that are not finite. If `data` is traced, grey levels are checked at run time
+    instead and raise `equinox.EquinoxRuntimeError`.
     """
     inputs = _inputs(
         state, data, objective, optimiser, batch_size, n_inner, n_reconstruction
@@ -88,9 +89,9 @@ def train_step(
 def lower_step(
     state: TrainState, data: Any, objective: Objective, optimiser: Any, batch_size: int
 ) -> Any:
-    """The lowered program of one `train_step`, to be compiled and looked into.
+    """The lowered program of one `train_step`, for compiling and inspecting it.
 
-    Under another transformation the placement of the state would not be known.
+    Inside another transformation the sharding of the state would be unknown.
     """
     inputs = _inputs(state, data, objective, optimiser, batch_size, 1, None)
     lowered: Any = _train_steps
@@ -160,7 +161,7 @@ def _check_counts(
 
 
 class _Inputs(NamedTuple):
-    """The inputs of a call beside the state and the decay of the averages."""
+    """The inputs of a call other than the state and the decay of the averages."""
 
     examples: Any
     are_batches: bool
@@ -174,7 +175,7 @@ class _Inputs(NamedTuple):
     placement: PyTree
 
 
-# All inputs but the state are in the first argument, whose buffers are not donated.
+# The first argument holds all inputs but the state. Its buffers are not donated.
 @eqx.filter_jit(donate="all-except-first")
 def _train_steps(kept: tuple[_Inputs, Any], state: TrainState):
     inputs, ema_decay = kept
@@ -216,7 +217,7 @@ def _one_step(
         )
 
     if inputs.placement is not None:
-        # The averages lie where the parameters do.
+        # The averages have the sharding of the parameters.
         loss_fn = gathering(loss_fn, inputs.placement.ema)
     gradient, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
     if inputs.placement is not None:
@@ -242,7 +243,7 @@ def _draw_batch(
     state: TrainState, examples: Array, objective: Objective, n_times: int
 ) -> _Batch:
     base = jr.wrap_key_data(state.key)
-    # Keyed by the example's number in the stream, not by its place in the batch.
+    # Keyed by the example's number in the stream, not by its position in the batch.
     numbers = state.step * len(examples) + jnp.arange(len(examples), dtype=jnp.int32)
     keys = jax.vmap(jr.fold_in, (None, 0))(jr.fold_in(base, _EXAMPLE), numbers)
     if objective.flip:

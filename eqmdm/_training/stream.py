@@ -20,14 +20,14 @@ from .state import TrainState, check_state
 
 @runtime_checkable
 class ExampleSource(Protocol):
-    """Examples on the host: a NumPy array, one mapped from a file, or the like.
+    """Examples on the host, such as a NumPy array or a memory-mapped file.
 
-    It is indexed from several threads, by an array of integers.
+    Several threads index it with arrays of integers.
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The number of examples, and the shape of one."""
+        """The number of examples, followed by the shape of one."""
         ...
 
     def __getitem__(self, indices: np.ndarray, /) -> np.ndarray: ...
@@ -37,12 +37,12 @@ class ExampleSource(Protocol):
 class BatchStream(Iterator[Batches]):
     """An iterator over the batches of successive calls of [`eqmdm.train_step`][].
 
-    The batches are those that a step would take from the same examples on the device,
-    in the same order. They depend on the state's key and step alone, so a resumed run
-    needs nothing of the stream. Threads read ahead and validate.
+    The batches and their order are the same as for examples on the device. They depend
+    only on the state's key and step, so a resumed run does not need the state of the
+    stream. Threads read and validate batches in advance.
 
-    Where the state is on several devices, each receives its share of a batch, and a
-    process reads only the shares of its own devices.
+    If the state is on several devices, each receives its share of a batch, and a
+    process only reads the shares of its own devices.
 
     !!! Example
 
@@ -68,14 +68,14 @@ class BatchStream(Iterator[Batches]):
     ):
         """**Arguments:**
 
-        - `state`: the training state. The stream begins with its next step.
-        - `examples`: the training examples: a NumPy array, one mapped from a file, or
-            any object with `shape` that an array of integers can index, from several
-            threads.
-        - `objective`: the objective that the batches are for.
+        - `state`: the training state. The stream starts at its next step.
+        - `examples`: the training examples: a NumPy array, a memory-mapped array, or
+            any object with a `shape` that several threads can index with arrays of
+            integers.
+        - `objective`: the objective that the batches are validated for.
         - `batch_size`, `n_inner`: as for [`eqmdm.train_step`][].
-        - `n_ahead`: the number of calls whose batches are read ahead.
-        - `n_threads`: the number of threads that read.
+        - `n_ahead`: the number of calls whose batches are read in advance.
+        - `n_threads`: the number of reading threads.
 
         **Raises:**
 
@@ -103,7 +103,7 @@ class BatchStream(Iterator[Batches]):
         self.close()
 
     def close(self) -> None:
-        """Ends the threads once they have finished what they are reading."""
+        """Stops the threads after their current reads."""
         self._threads.shutdown(cancel_futures=True)
 
     def __next__(self) -> Batches:
