@@ -1,4 +1,4 @@
-"""Linear diffusions: the interface, the (Q, D) recipe and the named ones."""
+"""Linear diffusions: the interface, the (Q, D) recipe and the named diffusions."""
 
 from .base import (
     AbstractLinearDiffusion as AbstractLinearDiffusion,

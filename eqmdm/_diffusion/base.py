@@ -1,4 +1,4 @@
-"""The interface of linear diffusions, and what follows from it for all of them."""
+"""The interface of linear diffusions, and the methods that all of them share."""
 
 import abc
 from collections.abc import Callable
@@ -27,35 +27,36 @@ from .search import as_time, check_reached, check_resolved, check_value, find_ro
 class AbstractLinearDiffusion(eqx.Module):
     r"""$\mathrm{d}y = F(t) y \,\mathrm{d}t + G(t) \,\mathrm{d}w$ with Gaussian kernels.
 
-    A state has shape `(vars, *data)`: row 0 is the data, further rows are auxiliary
-    variables. $F$ and $G$ mix the `vars` axis and act alike on every data coordinate.
-    Given the data $x$, the state starts with its data row at $x$ and its auxiliaries at
-    a normal law of covariance `start_root @ start_root.T`, independent of $x$.
+    A state has shape `(vars, *data)`: row 0 is the data, and further rows are auxiliary
+    variables. $F$ and $G$ act on the `vars` axis, in the same way for every data
+    coordinate. Given the data $x$, the initial state has $x$ in its data row. Its
+    auxiliaries are normal with covariance `start_root @ start_root.T`, independent of
+    $x$.
 
-    Most new ones are a call of [`eqmdm.LinearDiffusion`][], where the diffusion has a
+    Most new diffusions need only a call of [`eqmdm.LinearDiffusion`][], if they have a
     Gaussian stationary law, or of [`eqmdm.TimeVaryingDiffusion`][]. To write a class,
-    subclass this with `drift_matrix`, `diffusion_matrix`, `compute_transition` (for
-    which [`eqmdm.composed_transition`][] serves), `start_root`, `prior`, `n_vars`,
-    `t_limit` and `interval`.
+    subclass this one and implement `drift_matrix`, `diffusion_matrix`,
+    `compute_transition` (by [`eqmdm.composed_transition`][], for example),
+    `start_root`, `prior`, `n_vars`, `t_limit` and `interval`.
 
-    Methods act on one example. Times are arrays, and results have their dtype; `drift`
-    and `diffusion_coefficient` take `(t, y, args)`, as the terms of Diffrax call them.
+    Methods act on one example. Times are arrays, and results have their dtype. `drift`
+    and `diffusion_coefficient` take `(t, y, args)`, the arguments of Diffrax's terms.
     """
 
     @property
     @abc.abstractmethod
     def n_vars(self) -> int:
-        """$K$, the variables per data coordinate, the data included."""
+        """$K$, the number of variables per data coordinate, including the data."""
 
     @property
     @abc.abstractmethod
     def prior(self) -> Gaussian:
-        """The law that stands for $y(t_1)$ when sampling and in bounds."""
+        """The law that replaces that of $y(t_1)$ in sampling and in bounds."""
 
     @property
     @abc.abstractmethod
     def interval(self) -> Interval:
-        """The interval that it is used on, from which `t0` and `t1` follow."""
+        """The interval that the diffusion is used on; it determines `t0` and `t1`."""
 
     @property
     @abc.abstractmethod
@@ -72,19 +73,19 @@ class AbstractLinearDiffusion(eqx.Module):
 
     @abc.abstractmethod
     def diffusion_matrix(self, t: Scalar) -> RankMatrix:
-        """$G(t)$, with a column only for noise that enters."""
+        """$G(t)$, with one column for each source of noise."""
 
     @abc.abstractmethod
     def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
         """The law of $y(t)$ given $y(s)$ for $s < t$, without checks of the times.
 
-        What subclasses implement, and what vector fields call; users call
-        `transition`.
+        Subclasses implement this method, and vector fields call it. Users call
+        `transition`, which checks the times.
         """
 
     @property
     def t0(self) -> Scalar:
-        """The start time: the earliest that is trained on or sampled down to."""
+        """The start time, at which sampling ends and bounds begin."""
         interval = self.interval
         if (times := known_times(interval)) is not None:
             return as_scalar(times.t0, jnp.result_type(float))
@@ -93,7 +94,7 @@ class AbstractLinearDiffusion(eqx.Module):
 
     @property
     def t1(self) -> Scalar:
-        """The final time, at which the prior takes over."""
+        """The final time, at which sampling starts from the prior."""
         interval = self.interval
         if (times := known_times(interval)) is not None:
             return as_scalar(times.t1, jnp.result_type(float))
@@ -119,7 +120,7 @@ class AbstractLinearDiffusion(eqx.Module):
         return PerturbationKernel.after(t, step, self.start_root(step.root.dtype))
 
     def draw_start(self, x: Data, *, key: PRNGKey) -> State:
-        """A draw of $y(0)$ given the data: `x`, and the auxiliaries at random."""
+        """A draw of $y(0)$ given the data: `x` with random auxiliaries."""
         root = self.start_root(x.dtype)
         aux = jnp.zeros((self.n_vars - 1, *x.shape), x.dtype)
         data = jnp.concatenate([x[None], aux])
@@ -131,23 +132,24 @@ class AbstractLinearDiffusion(eqx.Module):
 
         **Arguments:**
 
-        - `s`, `t`: diffusion times with $0 \le s \le t \le t_1$; arrays.
+        - `s`, `t`: diffusion times with $0 \le s \le t \le t_1$, as arrays.
 
         **Raises:**
 
-        `ValueError` for times that are out of order or after $t_1$;
-        `equinox.EquinoxRuntimeError` where the times are traced.
+        `ValueError` for times that are out of order or after $t_1$
+        (`equinox.EquinoxRuntimeError` for traced times).
         """
         s, t = as_time("s", s), as_time("t", t)
         s = check_value(s, (s < 0) | ~(s <= t), "`s` must lie between 0 and `t`", s)
         return self.compute_transition(s, self._check_within(t))
 
     def perturbation_kernel(self, t: Scalar) -> PerturbationKernel:
-        r"""The law of $y(t)$ given the data $x$, auxiliaries integrated out.
+        r"""The law of $y(t)$ given the data $x$, with the initial auxiliaries
+        integrated out.
 
         **Raises:**
 
-        `ValueError`, or `equinox.EquinoxRuntimeError` where `t` is traced, unless
+        `ValueError`, or `equinox.EquinoxRuntimeError` for a traced `t`, unless
         $0 < t \le t_1$.
         """
         t = as_time("t", t)
@@ -163,7 +165,7 @@ class AbstractLinearDiffusion(eqx.Module):
     def log_snr(self, t: Scalar) -> Scalar:
         r"""$\log a^\top \Sigma^{-1} a$ at time `t`, natural logarithm.
 
-        The signal-to-noise ratio of the data in the whole state; weakly decreasing.
+        The signal-to-noise ratio of the data in the whole state; it never increases.
         """
         return self.perturbation_kernel(t).log_snr
 
@@ -176,14 +178,15 @@ class AbstractLinearDiffusion(eqx.Module):
     def time_at_log_snr(self, log_snr: Scalar) -> Scalar:
         """The time at which the log signal-to-noise ratio has a given value.
 
-        By bisection in the logarithm of time; differentiable, by the implicit function
-        theorem, in `log_snr` and in the parameters of the diffusion.
+        It is found by bisection in the logarithm of time, and is differentiable with
+        respect to `log_snr` and the parameters of the diffusion, by the implicit
+        function theorem.
 
         **Raises:**
 
-        `ValueError`, or `equinox.EquinoxRuntimeError` where the value is traced, if
-        the diffusion does not reach it by `t_limit`, or has fallen below it before
-        the first time at which kernels resolve it.
+        `ValueError`, or `equinox.EquinoxRuntimeError` for a traced value, if the
+        diffusion does not reach the value by `t_limit`, or is already below it at the
+        first time at which kernels resolve it.
         """
         log_snr = as_time("log_snr", log_snr)
         t = check_reached(self._solve_log_snr(log_snr), log_snr, self.t_limit)
@@ -192,7 +195,7 @@ class AbstractLinearDiffusion(eqx.Module):
 
     def _check_within(self, t: Scalar) -> Scalar:
         t1 = jax.lax.stop_gradient(self.t1).astype(t.dtype)
-        # A time may come from t1 by a few roundings.
+        # Allow for times that were computed from t1 with a few roundings.
         beyond = ~(t <= t1 * (1 + 8 * jnp.finfo(t.dtype).eps))
         message = f"`t` must lie within the interval, which ends at t1 = {concrete(t1)}"
         return check_value(
@@ -214,13 +217,14 @@ class AbstractLinearDiffusion(eqx.Module):
 def without_floats(
     diffusion: AbstractLinearDiffusion, dtype: jnp.dtype
 ) -> AbstractLinearDiffusion:
-    """With arrays for floats, so that all diffusions of a kind share a compilation."""
+    """The diffusion with arrays in place of floats, so that all diffusions of a kind
+    share one compilation."""
     as_array = lambda x: jnp.asarray(x, dtype) if isinstance(x, float) else x
     return jax.tree.map(as_array, diffusion)
 
 
-# Compiled by itself: outside of `jax.jit` the root of a new function would be compiled
-# at every call, and what was compiled before kept.
+# Jitted here, because outside of `jax.jit` every call would compile the root search of
+# a new function, and keep the previous programs in memory.
 @eqx.filter_jit
 def _solve_log_snr(diffusion: AbstractLinearDiffusion, log_snr: Scalar) -> Scalar:
     log_limit = diffusion._log_limit(log_snr.dtype)

@@ -47,21 +47,22 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
     ):
         r"""**Arguments:**
 
-        - `drift_matrix`, `diffusion_matrix`: $F$ and $G$, functions (or modules) of a
-            time that return `vars x vars` and `vars x rank` in the time's dtype.
-        - `prior_covariance`: of the prior $\mathcal{N}(0, \cdot)$ at the final time,
-            positive definite; it also fixes the number of variables.
+        - `drift_matrix`, `diffusion_matrix`: $F$ and $G$, as functions (or modules) of
+            time that return `vars x vars` and `vars x rank` in the dtype of the time.
+        - `prior_covariance`: the covariance of the prior $\mathcal{N}(0, \cdot)$ at the
+            final time, positive definite. It also sets the number of variables.
         - `start_covariance`, `interval`: as for
             [`eqmdm.LinearDiffusion`][].
-        - `t_limit`: the latest time at which the functions may be called; the end of
-            `interval` by default, or 2 for one in log-SNR, whose lower end must be
-            reached by then.
-        - `n_steps`: of a composed transition, a power of two.
+        - `t_limit`: the latest time at which the functions may be called. By default
+            the end of `interval`, or 2 for an interval in log-SNR, whose lower limit
+            must be reached by then.
+        - `n_steps`: the number of steps of a composed transition, a power of two.
 
         **Raises:**
 
-        `ValueError` for a covariance that is none, a variable that the noise does not
-        reach, an end that is not reached, or too few steps for the size of the drift.
+        `ValueError` for an invalid covariance, a variable that the noise does not
+        reach, an interval that is not reached, or too few steps for the size of the
+        drift.
         """
         prior = as_matrix("prior_covariance", prior_covariance)
         n_vars = len(prior)
@@ -122,11 +123,11 @@ class TimeVaryingDiffusion(AbstractLinearDiffusion):
 
 @final
 class TwoScheduleDiffusion(AbstractLinearDiffusion):
-    r"""The (Q, D) recipe with a schedule of its own for each of the two.
+    r"""The (Q, D) recipe with separate schedules for Q and D.
 
     $$F(t) = -(\beta_Q(t) Q + \beta_D(t) D) S^{-1}, \qquad G G^\top = 2 \beta_D(t) D$$
 
-    $\mathcal{N}(0, S)$ is stationary whatever the schedules.
+    $\mathcal{N}(0, S)$ is stationary for any schedules.
     """
 
     _recipe: Recipe
@@ -152,12 +153,12 @@ class TwoScheduleDiffusion(AbstractLinearDiffusion):
         r"""**Arguments:**
 
         - `skew_schedule`, `dissipation_schedule`: the rates $\beta_Q$ and $\beta_D$.
-        - `t_limit`: the latest time at which kernels can be computed; the end of
-            `interval` by default, or 2 for one in log-SNR, whose lower end must be
-            reached by then.
-        - `n_steps`: of a composed transition, a power of two.
+        - `t_limit`: the latest time at which kernels can be computed. By default the
+            end of `interval`, or 2 for an interval in log-SNR, whose lower limit must
+            be reached by then.
+        - `n_steps`: the number of steps of a composed transition, a power of two.
         - `learn`: names as for [`eqmdm.LinearDiffusion`][], with `"skew_schedule"` and
-            `"dissipation_schedule"` for `"schedule"`.
+            `"dissipation_schedule"` in place of `"schedule"`.
         - the rest: as for [`eqmdm.LinearDiffusion`][].
 
         **Raises:** as for [`eqmdm.LinearDiffusion`][], and `ValueError` for too few

@@ -1,4 +1,4 @@
-"""Checks of a diffusion of time-dependent matrices as it is built."""
+"""Checks of a new diffusion with time-dependent matrices."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,8 @@ from .settle import check_end, has_parameters
 def as_limit(t_limit: float | None, interval: Interval) -> float:
     """`t_limit`, by default the end of the interval.
 
-    **Raises:** `ValueError` or `TypeError` unless it is a time by which it ends.
+    **Raises:** `ValueError` or `TypeError` unless it is a time, and not before the end
+    of the interval.
     """
     in_time = isinstance(interval, TimeInterval)
     end = concrete(interval.t1) if in_time else None
@@ -42,7 +43,7 @@ def as_limit(t_limit: float | None, interval: Interval) -> float:
     return t_limit
 
 
-# Times at which the matrices are looked at when a diffusion is built.
+# The number of times at which the matrices are checked when a diffusion is built.
 _N_TIMES = 64
 
 
@@ -54,7 +55,8 @@ class _KnownMatrices(NamedTuple):
 def _known_matrices(
     diffusion: AbstractLinearDiffusion,
 ) -> Callable[[np.ndarray], _KnownMatrices | None]:
-    """A function to `_N_TIMES` matrices at as many times, `None` if any is traced."""
+    """A function that returns the matrices at `_N_TIMES` times, or `None` if any is
+    traced."""
 
     @jax.jit
     @jax.vmap
@@ -73,14 +75,15 @@ def _known_matrices(
 def settled_composed(
     diffusion: AbstractLinearDiffusion, *, t_limit: float, n_steps: int
 ) -> Interval:
-    """The interval of a diffusion that is built, solved for unless it has parameters.
+    """The interval of a new diffusion, with solved times unless it has parameters.
 
-    Warns if the law at its end is not the prior.
+    Warns if the law at the final time is not the prior.
 
     **Raises:**
 
-    `ValueError` for matrices of another size than the prior's, a variable that no noise
-    reaches, steps too long for their series, or an end that is not reached.
+    `ValueError` for matrices that do not have the size of the prior's, a variable that
+    no noise reaches, steps too long for their series, or an interval that is not
+    reached.
     """
     _check_shapes(diffusion)
     matrices = _known_matrices(diffusion)
@@ -134,19 +137,19 @@ def _check_steps(
     check_controllable(list(zip(values.drift, values.diffusion, strict=True)))
     n_nodes = len(quadrature(n_vars, jnp.result_type(float))[0])
     largest = float(host.operator_norm_bound(values.drift).max())
-    # The widest part of a step is up to twice the mean one.
+    # The widest part of a step is up to twice as wide as the mean.
     longest = 2 * largest * limit / (n_steps * (n_nodes + 1))
     if longest > SHORT_STEP:
         factor = 2 ** int(np.ceil(np.log2(longest / SHORT_STEP)))
         raise ValueError(
-            f"`n_steps` must be larger: over {n_steps} steps up to t = {limit} the "
-            f"drift turns by {longest:.3g} in one part of a step, where {SHORT_STEP} "
-            f"is the most that stays accurate. Try n_steps={n_steps * factor}."
+            f"`n_steps` must be larger: with {n_steps} steps up to t = {limit}, the "
+            f"norm of the drift over one part of a step is {longest:.3g}, and accurate "
+            f"kernels need at most {SHORT_STEP}. Try n_steps={n_steps * factor}."
         )
 
 
 def _find_times(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | None:
-    """The times of an interval given in log-SNR, or `None` where they are traced.
+    """The times of an interval given in log-SNR, or `None` if they are traced.
 
     **Raises:** `ValueError` if the interval is not reached or not resolved.
     """
@@ -167,7 +170,7 @@ def _find_times(diffusion: AbstractLinearDiffusion) -> tuple[float, float] | Non
 def _search(
     diffusion: AbstractLinearDiffusion, dtype: jnp.dtype
 ) -> tuple[Scalar, Scalar, Scalar]:
-    """The times t0 and t1, and the log-SNR that the kernel has at the first."""
+    """The times t0 and t1, and the log-SNR of the kernel at t0."""
     interval, log_limit = diffusion.interval, diffusion._log_limit(dtype)
     assert isinstance(interval, LogSNRInterval)
     log_snrs = jnp.stack([jnp.asarray(e, dtype) for e in (interval.low, interval.high)])
@@ -187,8 +190,8 @@ def _warn_unless_mixed(
             known_array(root)
             for root in (diffusion.start_root(dtype), diffusion.prior.root)
         )
-    # Matrices constant over each part serve: their error is of second order, and 1e-4
-    # nats where the threshold is 0.05.
+    # Matrices that are constant over each part are accurate enough: the error is of
+    # second order, and 1e-4 nats compared to the threshold of 0.05.
     values = matrices(t1 * (np.arange(_N_TIMES) + 0.5) / _N_TIMES)
     if values is None or start is None or prior is None:
         return

@@ -1,7 +1,7 @@
 """Kernels, log-SNRs and prior divergences of known constants, on the host.
 
-NumPy throughout: a diffusion that is built from constants compiles no program. The
-algorithm is that of `kernel.py`, mapped over leading axes.
+They use only NumPy, so that building a diffusion from constants compiles nothing. The
+algorithm is that of `kernel.py`, batched over leading axes.
 """
 
 import math
@@ -18,22 +18,23 @@ from .kernel import N_DOUBLINGS, SHORT_STEP, SMALL_DEVIATION, quadrature, series
 Matrices: TypeAlias = Float[np.ndarray, "... _ _"]
 Numbers: TypeAlias = Float[np.ndarray, "..."]
 
-# At their defaults the named diffusions end between 0.00001 (PSLD) and 0.05 (ALDA, the
-# slowest), which their authors use as mixed. Twice the largest of them is reached at a
-# log-SNR of about -1.5, where a tenth of the variance of the state is still the data.
+# By default the divergences of the named diffusions at t1 are between 0.00001 (PSLD)
+# and 0.05 (ALDA, the slowest), which their authors accept as mixed. Twice the largest
+# is reached at a log-SNR of about -1.5, where the data still make up a tenth of the
+# variance of the state.
 LARGEST_DIVERGENCE = 0.1
 
 
 class Laws(NamedTuple):
-    """Normal laws, one for each time: of a mean map, and a root of the covariance."""
+    """Normal laws, one for each time: mean maps, and roots of the covariances."""
 
     mean_map: Matrices
     root: Matrices
 
 
 class Path(NamedTuple):
-    """Figures of the perturbation kernels at increasing times: the log-determinants of
-    their roots and of their whole mean maps, and their log-SNRs."""
+    """Properties of the perturbation kernels at increasing times: the log-determinants
+    of their roots and of their whole mean maps, and their log-SNRs."""
 
     log_det_root: Numbers
     log_det_mean_map: Numbers
@@ -41,7 +42,7 @@ class Path(NamedTuple):
 
 
 def at(laws: Laws, index: int) -> Laws:
-    """The law of one of the times."""
+    """The law at one of the times."""
     return Laws(laws.mean_map[index], laws.root[index])
 
 
@@ -49,7 +50,7 @@ def operator_norm_bound(F: Matrices) -> Numbers:
     r"""$\sqrt{\|F\|_1 \|F\|_\infty}$, which bounds the spectral norm."""
     absolute = np.abs(F)
     columns, rows = (absolute.sum(axis=axis).max(axis=-1) for axis in (-2, -1))
-    # Of one matrix NumPy makes a number.
+    # For a single matrix NumPy returns a scalar.
     return np.asarray(np.sqrt(columns * rows))
 
 
@@ -61,8 +62,8 @@ def lq_root(rows: Matrices) -> Matrices:
 
 
 def solve_lower(root: Matrices, rhs: Matrices) -> Matrices:
-    """L^-1 b. By substitution: LAPACK would pivot, and mix rows of very different
-    size."""
+    """L^-1 b, by substitution, because LAPACK would pivot and mix rows of very
+    different size."""
     solution = np.zeros(np.broadcast_shapes(root.shape[:-1] + (1,), rhs.shape))
     solution = solution.astype(root.dtype)
     for i in range(root.shape[-1]):
@@ -86,12 +87,13 @@ def transition(F: Matrices, G: Matrices, tau: Numbers) -> Laws:
         factor = (F * (h / k)) @ (identity + factor)
     deviation = (F * h) @ (identity + factor)
 
-    # The last node first: the factorisation wants the larger columns in front.
+    # The last node first, because the factorisation is more accurate with the larger
+    # columns in front.
     nodes, weights = (
         np.array(part[::-1], F.dtype)[:, None, None]
         for part in quadrature(F.shape[-1], F.dtype)
     )
-    # With an axis for the nodes before those of the matrices.
+    # Add an axis for the nodes before the axes of the matrices.
     G, F_nodes = G[..., None, :, :], (F * h)[..., None, :, :] * nodes
     factor = G
     for k in range(order, 0, -1):
@@ -114,7 +116,7 @@ def transition(F: Matrices, G: Matrices, tau: Numbers) -> Laws:
 
 
 def composed_transition(F: Matrices, G: Matrices, h: Numbers) -> Laws:
-    """The transition over steps in each of which the matrices are constant."""
+    """The transition over several steps, with constant matrices in each step."""
     steps = transition(F, G, h)
     psi, root = steps.mean_map[0], steps.root[0]
     for step_psi, step_root in zip(steps.mean_map[1:], steps.root[1:], strict=True):
@@ -124,7 +126,7 @@ def composed_transition(F: Matrices, G: Matrices, h: Numbers) -> Laws:
 
 
 def kernel_after(step: Laws, start_root: Matrices) -> Laws:
-    """The law given the data alone: a column for the mean map, and the root."""
+    """The law given only the data: the mean map as a column, and the root."""
     columns = [step.mean_map @ start_root, step.root]
     root = lq_root(np.concatenate(columns, axis=-1))
     return Laws(step.mean_map[..., :1], root)
@@ -136,7 +138,7 @@ def log_det(root: Matrices) -> Numbers:
 
 
 def log_snr(kernel: Laws) -> Numbers:
-    """log a^T Sigma^-1 a; not a number where the dtype does not hold the root."""
+    """log a^T Sigma^-1 a; NaN where the root underflows in the dtype."""
     diagonal = np.diagonal(kernel.root, axis1=-2, axis2=-1)
     held = (diagonal >= np.finfo(diagonal.dtype).tiny).all(axis=-1)
     with np.errstate(all="ignore"):
@@ -153,28 +155,28 @@ def first_below(
     first: float,
     last: float,
 ) -> Float[np.ndarray, " levels"]:
-    """The point of [first, last], both positive, at which a falling function crosses
-    each of `levels`; `last` where it does not.
+    """The points in [first, last], both positive, at which a decreasing function
+    crosses each of `levels`; `last` where it does not.
 
-    `function` takes a point for each level. Where it is not a number it counts as
-    above: the kernels of the earliest times are not resolved.
+    `function` takes one point for each level. A NaN counts as above the level, because
+    the kernels at the earliest times are not resolved.
 
     **Source:** Chandrupatla (1997), in the logarithm of the points: inverse quadratic
-    interpolation where it can be trusted, else bisection.
+    interpolation where it is reliable, and bisection otherwise.
     """
 
     def excess(points: Numbers) -> Numbers:
         values = function(np.exp(points)) - levels
         return np.where(np.isnan(values), np.inf, values)
 
-    # The root lies between `new` and `other`; `old` is the point before.
+    # The root lies between `new` and `other`; `old` is the previous point.
     other, new = (np.full(len(levels), math.log(end)) for end in (first, last))
     f_other, f_new = np.full(len(levels), np.inf), excess(new)
     crosses = f_new < 0
     old, f_old, share = other, f_other, np.full(len(levels), 0.5)
     with np.errstate(invalid="ignore", divide="ignore"):
         while True:
-            # To the spacing of float64.
+            # Stop at the spacing of float64.
             width = np.abs(other - new)
             tolerance = 4e-16 * np.maximum(1, np.abs(new))
             if np.all((width <= 2 * tolerance) | (f_new == 0) | ~crosses):
@@ -187,7 +189,7 @@ def first_below(
             other, f_other = np.where(same, other, new), np.where(same, f_other, f_new)
             new, f_new = point, value
             share = _interpolated(new, other, old, f_new, f_other, f_old)
-    # Of both ends the one whose value is nearer to the level.
+    # Take the end of the bracket whose value is nearer to the level.
     nearest = np.where(np.abs(f_new) <= np.abs(f_other), new, other)
     return np.where(crosses, np.exp(nearest), last)
 
@@ -195,8 +197,8 @@ def first_below(
 def _interpolated(
     a: Numbers, b: Numbers, c: Numbers, f_a: Numbers, f_b: Numbers, f_c: Numbers
 ) -> Numbers:
-    """The share of the way from `a` to `b` at which the inverse parabola through three
-    points is 0; a half where it is not monotone between them."""
+    """The fraction of the way from `a` to `b` at which the inverse parabola through
+    three points is 0; a half where it is not monotone between them."""
     xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
     trusted = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
     slope = (c - a) / (b - a)
@@ -216,7 +218,7 @@ def prior_divergence(prior_root: Matrices, kernel: Laws) -> float:
 
 
 def warn_unless_mixed(divergence: float) -> None:
-    """Warns of a diffusion whose law at t1 is not its prior."""
+    """Warns about a diffusion whose law at t1 is not its prior."""
     if divergence > LARGEST_DIVERGENCE:
         warnings.warn(
             "The law of this diffusion at the final time is not its prior: KL(q(y_t1 | "

@@ -17,12 +17,12 @@ class TimeInterval(eqx.Module):
 
     **Arguments:**
 
-    - `t0`: the start time, down to which is sampled and from which bounds begin.
-    - `t1`: the final time, at which the prior takes over.
+    - `t0`: the start time, at which sampling ends and bounds begin.
+    - `t1`: the final time, at which sampling starts from the prior.
 
     **Raises:**
 
-    `ValueError` unless 0 < t0 < t1, both finite, where they are known.
+    `ValueError` unless 0 < t0 < t1 and both are finite, if they are known.
     """
 
     t0: float | Float[Array, ""] = eqx.field(default=1e-3, converter=as_number)
@@ -45,22 +45,22 @@ class TimeInterval(eqx.Module):
 
 @final
 class LogSNRInterval(eqx.Module):
-    """The interval of times between two log signal-to-noise ratios, natural logarithm.
+    """The interval of times between two log signal-to-noise ratios (natural logarithm).
 
     **Arguments:**
 
     - `low`: the log-SNR at the final time t1.
-    - `high`: the log-SNR at the start time t0. About 13.3 resolves one of 256 grey
-        levels of data scaled to [-1, 1].
+    - `high`: the log-SNR at the start time t0. About 13.3 resolves 256 grey levels of
+        data scaled to [-1, 1].
 
     **Raises:**
 
-    `ValueError` unless low < high, both finite, where they are known.
+    `ValueError` unless low < high and both are finite, if they are known.
     """
 
     low: float | Float[Array, ""] = eqx.field(converter=as_number)
     high: float | Float[Array, ""] = eqx.field(converter=as_number)
-    # Solved once by a diffusion of constants; with parameters the times move.
+    # A diffusion of constants solves for its times once; with parameters they move.
     _times: TimeInterval | None = eqx.field(init=False, default=None)
 
     def __check_init__(self):
@@ -82,16 +82,16 @@ Interval: TypeAlias = TimeInterval | LogSNRInterval
 
 
 def as_interval(interval: Interval | None) -> Interval:
-    """The interval as given; `TimeInterval()` by default.
+    """The given interval, or `TimeInterval()` by default.
 
-    **Raises:** `TypeError` for anything that is no interval.
+    **Raises:** `TypeError` unless it is an interval.
     """
     if interval is None:
         return TimeInterval()
     if isinstance(interval, TimeInterval):
         return interval
     if isinstance(interval, LogSNRInterval):
-        # Without the times that another diffusion has at these ratios.
+        # Drop the times that another diffusion has at these log-SNRs.
         return LogSNRInterval(interval.low, interval.high)
     raise TypeError(
         "`interval` must be an `eqmdm.TimeInterval` or an `eqmdm.LogSNRInterval`; got "
@@ -100,13 +100,13 @@ def as_interval(interval: Interval | None) -> Interval:
 
 
 def with_times(interval: LogSNRInterval, t0: float, t1: float) -> LogSNRInterval:
-    """The interval with the times that a diffusion of constants has at its ends."""
+    """The interval with the times that a diffusion of constants has at its log-SNRs."""
     new = LogSNRInterval(interval.low, interval.high)
-    # Not an argument, which anyone could give: it belongs to one diffusion alone.
+    # Not a constructor argument, because the times belong to a single diffusion.
     object.__setattr__(new, "_times", TimeInterval(t0, t1))
     return new
 
 
 def known_times(interval: Interval) -> TimeInterval | None:
-    """The interval in time, or `None` where it is to be solved for."""
+    """The interval in time, or `None` if its times have not been solved for."""
     return interval if isinstance(interval, TimeInterval) else interval._times

@@ -1,4 +1,4 @@
-"""The diffusion that is learned together with its score."""
+"""The learned diffusion, which is trained together with its score."""
 
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias, final
@@ -20,7 +20,7 @@ from .schedule import AbstractSchedule, LinearSchedule
 from .stationary import AbstractStationaryDiffusion
 
 
-# Known ones are NumPy's, with which nothing is compiled; `Array` is what they become.
+# Known values are NumPy arrays, which compile nothing; traced ones are JAX arrays.
 if TYPE_CHECKING:
     Values: TypeAlias = Array
 else:
@@ -38,7 +38,7 @@ def _parameter(values: Any) -> Array:
 
 
 def _dissipation_root(parameter: Values) -> Values:
-    """The root of D: the parameter itself, or of its softplus where it is diagonal."""
+    """The root of D: the parameter itself, or the root of its softplus if diagonal."""
     xp = namespace(parameter)
     if parameter.ndim == 2:
         return parameter
@@ -49,10 +49,10 @@ def _dissipation_root(parameter: Values) -> Values:
 class LearnedDiffusion(AbstractStationaryDiffusion):
     r"""A stationary diffusion whose matrices are parameters.
 
-    $Q = q - q^\top$ and $D = B B^\top$, or $D$ diagonal with entries
-    $\mathrm{softplus}$ of a parameter: every value of the parameters is a diffusion.
-    By switch, the stationary covariance $S = L L^\top$, the variances of the
-    auxiliaries at time 0, and a linear schedule's rates are parameters too.
+    $Q = q - q^\top$ and $D = B B^\top$, or $D$ is diagonal with entries
+    $\mathrm{softplus}$ of a parameter. Every value of the parameters gives a valid
+    diffusion. The stationary covariance $S = L L^\top$, the variances of the
+    auxiliaries at time 0, and the rates of a linear schedule are optional parameters.
 
     **Source:** Singhal et al. (2023), section 4.3.
     """
@@ -81,17 +81,18 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
     ):
         r"""**Arguments:**
 
-        - `n_vars`: $K$, the data included.
-        - `key`: draws the initial values: the couplings and the factor of $D$ are those
+        - `n_vars`: $K$, including the data.
+        - `key`: for the initial values. The couplings and the factor of $D$ are those
             of a chain with damping 1, plus normal noise of standard deviation 0.1.
-        - `diagonal`: a diagonal $D$ instead of a full one.
-        - `learn_stationary`, `learn_start`, `learn_schedule`: what else is a parameter;
-            the schedule must then be linear.
-        - `start_variance`, `schedule`, `interval`: as for the other diffusions. With a
-            [`eqmdm.LogSNRInterval`][] the log-SNRs stay, and their times move with the
-            parameters.
+        - `diagonal`: whether $D$ is diagonal rather than full.
+        - `learn_stationary`, `learn_start`, `learn_schedule`: whether $S$, the start
+            variances and the schedule are learned too. A learned schedule must be
+            linear.
+        - `start_variance`, `schedule`, `interval`: as for the other diffusions. With an
+            [`eqmdm.LogSNRInterval`][] the log-SNRs are fixed, and their times move with
+            the parameters.
         """
-        hint = " 1, the data, learns a rate alone; 2 adds a velocity."
+        hint = " 1, the data alone, only learns a rate; 2 adds a velocity."
         check_count("n_vars", n_vars, hint=hint)
         if not (math.isfinite(start_variance) and start_variance > 0):
             raise ValueError(
@@ -113,7 +114,7 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
         self.start_parameter = _parameter(start) if learn_start and aux else None
         self.start_variance = start_variance
         self._interval = as_interval(interval)
-        # Checked as constants: the interval is to be reached from here.
+        # Check the initial values as constants, because they must reach the interval.
         Recipe.create(
             skew_half - skew_half.T,
             dissipation_root=_dissipation_root(dissipation),
@@ -128,7 +129,7 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
             return self.fixed_schedule
         rate0, slope = jax.nn.softplus(self.schedule_parameter)
         rates = rate0, rate0 + slope
-        # Not by its constructor, which makes constants of what is known.
+        # Not by its constructor, which turns known values into constants.
         return eqx.tree_at(lambda s: (s.rate0, s.rate1), LinearSchedule(), rates)
 
     @property
@@ -163,9 +164,9 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
 def _initial_values(
     n_vars: int, diagonal: bool, *, key: PRNGKey
 ) -> tuple[Values, Values]:
-    """The parameters of Q and D of a chain with damping 1, and noise on them."""
+    """The parameters of Q and D for a chain with damping 1, plus noise."""
     n_skew, n_dissipation = n_vars**2, n_vars if diagonal else n_vars**2
-    # One draw and the rest on the host, so that one program is compiled.
+    # A single draw, with the rest on the host, so that only one program is compiled.
     noise: Any = jr.normal(key, (n_skew + n_dissipation,), jnp.float32)
     if not isinstance(noise, Tracer):
         noise = np.asarray(noise)
@@ -182,14 +183,14 @@ def _schedule_start(schedule: AbstractSchedule) -> np.ndarray:
     """The parameters at which a learned schedule has the rates of a linear one."""
     if not isinstance(schedule, LinearSchedule):
         raise ValueError(
-            "`schedule` must be a `LinearSchedule` where `learn_schedule` is set; "
+            "`schedule` must be a `LinearSchedule` if `learn_schedule` is set; "
             f"got {type(schedule).__name__}."
         )
     rates = [float(schedule.rate0), float(schedule.rate1) - float(schedule.rate0)]
     if min(rates) <= 0:
         raise ValueError(
-            "`schedule` must have 0 < rate0 < rate1 where `learn_schedule` is "
-            "set, for what is learned are the logarithms of the first rate "
-            f"and of the rise; got {schedule.rate0} and {schedule.rate1}."
+            "`schedule` must have 0 < rate0 < rate1 if `learn_schedule` is set, "
+            "because its parameters are the logarithms of rate0 and of rate1 - "
+            f"rate0; got {schedule.rate0} and {schedule.rate1}."
         )
     return np.array([_softplus_inverse(rate) for rate in rates], np.float32)

@@ -1,4 +1,4 @@
-"""Transitions of matrices that do not commute across time, by composition."""
+"""Composed transitions, for matrices that do not commute across time."""
 
 import math
 from collections.abc import Callable
@@ -28,21 +28,22 @@ def composed_transition(
     r"""The transition of $\mathrm{d}y = F(t) y \mathrm{d}t + G(t) \mathrm{d}w$ from `s`
     to `t`, for matrices that need not commute across time.
 
-    `n_steps` equal steps, each with Gauss-Legendre nodes for the covariance and the
-    fourth-order Magnus expansion between the nodes, composed pairwise as roots. For
-    smooth matrices the error falls as `n_steps` to the power -4.
+    It takes `n_steps` equal steps, each with Gauss-Legendre nodes for the covariance
+    and the fourth-order Magnus expansion between the nodes. They are composed pairwise,
+    with the covariances as roots. For smooth matrices the error decreases as `n_steps`
+    to the power -4.
 
     **Arguments:**
 
-    - `drift_matrix`, `diffusion_matrix`: functions of a time, which return
-        `vars x vars` and `vars x rank`.
+    - `drift_matrix`, `diffusion_matrix`: functions of time, which return `vars x vars`
+        and `vars x rank`.
     - `s`, `t`: times with $s < t$.
     - `n_steps`: a power of two.
 
     **Raises:**
 
-    `ValueError` for `n_steps` that is none, and, where they are known, times that are
-    not finite or out of order.
+    `ValueError` if `n_steps` is not a power of two, or if known times are not finite or
+    out of order.
 
     **Source:** Blanes, Casas, Oteo & Ros (2009), section 5.4, for the expansion.
     """
@@ -52,8 +53,8 @@ def composed_transition(
     if start is not None and end is not None:
         if not -math.inf < start <= end < math.inf:
             raise ValueError(
-                "`s` and `t` must be finite times with s <= t, or the noise would be "
-                f"taken away; got s={start} and t={end}."
+                "`s` and `t` must be finite times with s <= t, because noise cannot be "
+                f"removed; got s={start} and t={end}."
             )
     h = (t - s) / n_steps
     starts = s + h * jnp.arange(n_steps, dtype=t.dtype)

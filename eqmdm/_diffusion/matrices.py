@@ -1,4 +1,4 @@
-"""Matrices as users give them: constants, parameters or traced; checked where known."""
+"""Users' matrices, as constants, parameters or traced arrays, and their checks."""
 
 from typing import TypeAlias
 
@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from .._core.types import MatrixLike
 
 
-# A constant is held as nested tuples of Python floats: Equinox counts every array,
-# NumPy's too, as something to train, and a float is exact in each dtype it is cast to.
+# A constant is stored as nested tuples of Python floats. Equinox treats every array,
+# including NumPy's, as trainable, and a float is exact in any dtype it is cast to.
 Constant: TypeAlias = tuple[tuple[float | Float[Array, ""], ...], ...]
 Matrix: TypeAlias = Constant | Float[Array, "_ _"]
 
@@ -20,10 +20,10 @@ DEFAULT_START_VARIANCE = 0.01
 
 
 def as_matrix(name: str, matrix: MatrixLike, *, learn: bool = False) -> Matrix:
-    """A traced matrix and one to learn as a JAX array; any other as a constant.
+    """A JAX array for a traced or learned matrix, and a constant for any other.
 
-    A constant does not keep its dtype: as floats it is exact in each that it is cast
-    to. A parameter keeps that of a JAX array, or has the default one.
+    A constant does not keep its dtype: its floats are exact in any dtype that they are
+    cast to. A parameter keeps the dtype of a JAX array, and otherwise has the default.
     """
     leaves = jax.tree.leaves(matrix)
     if any(isinstance(entry, Tracer) for entry in leaves):
@@ -50,13 +50,13 @@ def as_array(matrix: Matrix, dtype: jnp.dtype) -> Float[Array, "_ _"]:
     values = known(matrix)
     if values is not None:
         return jnp.asarray(values, dtype)
-    # A plain `jax.jit` or `jax.grad`, unlike Equinox's, traces the floats too.
+    # Unlike Equinox's, a plain `jax.jit` or `jax.grad` also traces the floats.
     cast = lambda entry: jnp.asarray(entry, dtype)
     return jnp.stack([jnp.stack([cast(entry) for entry in row]) for row in matrix])
 
 
 def known(matrix: Matrix) -> np.ndarray | None:
-    """The values of a matrix in float64, or `None` where they are traced."""
+    """The values of a matrix in float64, or `None` if they are traced."""
     if isinstance(matrix, jax.Array):
         return known_array(matrix)
     try:
@@ -66,7 +66,7 @@ def known(matrix: Matrix) -> np.ndarray | None:
 
 
 def known_array(array: Float[Array, "..."]) -> Float[np.ndarray, "..."] | None:
-    """The values of an array in float64, or `None` where they are traced."""
+    """The values of an array in float64, or `None` if they are traced."""
     return None if isinstance(array, Tracer) else np.asarray(array, float)
 
 
@@ -100,7 +100,7 @@ def check_skew(skew: Matrix) -> None:
 
 
 def _rounding(values: np.ndarray) -> float:
-    """What float32 parameters may be off by."""
+    """The rounding error that float32 parameters may have."""
     return 1e-6 * float(np.abs(values).max())
 
 
@@ -108,14 +108,14 @@ def check_constant(name: str, value: object) -> None:
     """**Raises:** `TypeError` for a JAX array in place of a constant."""
     if isinstance(value, jax.Array):
         raise TypeError(
-            f"`{name}` must be a Python or NumPy number: it is a constant. Of a number "
-            "that is traced or learned make the matrices yourself, and give them to "
-            "`eqmdm.LinearDiffusion`; what it learns is named in its `learn`."
+            f"`{name}` must be a Python or NumPy number, because it is a constant. For "
+            "a traced or learned number, build the matrices yourself, pass them to "
+            "`eqmdm.LinearDiffusion`, and name the learned ones in its `learn`."
         )
 
 
 def check_entries(name: str, values: np.ndarray) -> None:
-    """**Raises:** `ValueError` for an entry that is no finite number."""
+    """**Raises:** `ValueError` unless all entries are finite."""
     if not np.all(np.isfinite(values)):
         raise ValueError(f"`{name}` must be finite; got {values.tolist()}.")
 
@@ -136,9 +136,10 @@ def _check_symmetric(name: str, matrix: Matrix, n_vars: int) -> np.ndarray | Non
 
 
 def smallest_pivot(matrix: MatrixLike) -> float:
-    """The size, relative to its largest entry, up to which a pivot is rounding.
+    """The size, relative to the largest entry, up to which a pivot is rounding error.
 
-    What float32 rounds to is 1e-8 in float64, which must not count as a rank.
+    Rounding in float32 leaves pivots of 1e-8 in float64, which must not add to the
+    rank.
     """
     dtypes = [np.dtype(getattr(x, "dtype", float)) for x in jax.tree.leaves(matrix)]
     return 1e-13 if all(dtype.itemsize >= 8 for dtype in dtypes) else 1e-6
@@ -147,10 +148,10 @@ def smallest_pivot(matrix: MatrixLike) -> float:
 def semidefinite_root(
     name: str, matrix: Matrix, n_vars: int, *, smallest_pivot: float
 ) -> Matrix:
-    """R with R R^T the matrix and a column for each unit of its rank.
+    """R with R R^T the matrix, and as many columns as its rank.
 
-    From the columns at the pivots of a pivoted Cholesky factorisation, the largest of
-    what is left each time, down to `smallest_pivot` of the largest entry.
+    Its columns are those of a pivoted Cholesky factorisation, which stops once the
+    largest remaining pivot is below `smallest_pivot` of the largest entry.
     """
     values = _check_symmetric(name, matrix, n_vars)
     if values is None:
@@ -174,17 +175,17 @@ def semidefinite_root(
 
 
 def _like(matrix: Matrix, values: np.ndarray) -> Matrix:
-    """Values worked out on the host from a matrix, held as the matrix is."""
+    """Values computed on the host from a matrix, in the type of that matrix."""
     if isinstance(matrix, jax.Array):
         return jnp.asarray(values, matrix.dtype)
     return tuple(tuple(float(entry) for entry in row) for row in values)
 
 
 def _traced_root(matrix: Float[Array, "vars vars"]) -> Float[Array, "vars vars"]:
-    """The Cholesky factor, with a column of zeros for a pivot that is rounding.
+    """The Cholesky factor, with a column of zeros for each pivot within rounding.
 
-    Which pivots are is not known under a trace; noise on some variables alone is the
-    usual case, where `jnp.linalg.cholesky` is not a number.
+    The rank is unknown under a trace. Matrices are usually singular, with noise on some
+    variables only, and `jnp.linalg.cholesky` then gives NaN.
     """
     n_vars = len(matrix)
     least = n_vars * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diag(matrix))
@@ -214,7 +215,7 @@ def positive_root(name: str, matrix: Matrix, n_vars: int) -> Matrix:
 def make_start_root(
     covariance: MatrixLike | None, n_vars: int, *, learn: bool = False
 ) -> Matrix:
-    """A root of the start covariance, which is 0.01 for each auxiliary by default."""
+    """A root of the start covariance, by default 0.01 for each auxiliary."""
     if covariance is None:
         covariance = DEFAULT_START_VARIANCE * np.diag([0.0] + [1.0] * (n_vars - 1))
     name = "start_covariance"
@@ -236,7 +237,7 @@ def make_start_root(
 
 
 def check_controllable(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """**Raises:** `ValueError` where the controllability matrices of pairs (F, G)
+    """**Raises:** `ValueError` if the controllability matrices of the pairs (F, G)
     together miss a variable."""
     n_vars = len(pairs[0][0])
     reach = []
@@ -247,7 +248,7 @@ def check_controllable(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
             power = F @ power / (np.linalg.norm(F, 2) or 1.0)
             reach.append(power)
     left, singular_values, _ = np.linalg.svd(np.concatenate(reach, axis=1))
-    # float32 parameters leave 1e-7 where there should be nothing.
+    # float32 parameters leave 1e-7 where there should be 0.
     sizes = np.append(singular_values, np.zeros(n_vars))[:n_vars]
     unreached = left[:, sizes < 1e-7]
     if unreached.shape[1] == 0:

@@ -1,4 +1,4 @@
-"""The diffusions of the literature, by the (Q, D) recipe."""
+"""The named diffusions of the literature, as (Q, D) recipes."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def _check_positive(**values: float) -> None:
 
 
 def _chain(*couplings: float) -> np.ndarray:
-    """Q of a chain, each variable coupled to the next."""
+    """Q of a chain in which each variable is coupled to the next."""
     return np.diag(couplings, -1) - np.diag(couplings, 1)
 
 
@@ -38,7 +38,8 @@ def _create(
     *,
     stationary: Sequence[float] | None = None,
 ) -> Recipe:
-    """A recipe with the diagonals of D and S, and equal auxiliaries at time 0."""
+    """A recipe from the diagonals of D and S, with equal variances of the auxiliaries
+    at time 0."""
     _check_positive(start_variance=start_variance)
     return Recipe.create(
         skew,
@@ -52,8 +53,8 @@ def _create(
 
 @final
 class VPSDE(AbstractRecipeDiffusion):
-    r"""The variance-preserving diffusion: $\mathrm{d}y = -\frac12 \beta y \mathrm{d}t +
-    \sqrt\beta \mathrm{d}w$; one variable.
+    r"""The variance-preserving diffusion, $\mathrm{d}y = -\frac12 \beta y \mathrm{d}t +
+    \sqrt\beta \mathrm{d}w$, with one variable.
 
     **Source:** Song et al. (2021), equation 11.
     """
@@ -69,11 +70,12 @@ class VPSDE(AbstractRecipeDiffusion):
 @final
 class CLD(AbstractRecipeDiffusion):
     r"""Critically damped Langevin diffusion: a velocity for every data coordinate,
-    and noise on the velocity alone.
+    and noise on the velocity only.
 
     $Q$ couples the two with unit strength, $D = \mathrm{diag}(0, \Gamma)$ and
-    $S = \mathrm{diag}(1, M)$. Here $M = 1$ and the shared schedule, as in Singhal et
-    al.; the paper of its authors has `mass=0.25`, `friction=1`, `ConstantSchedule(4)`.
+    $S = \mathrm{diag}(1, M)$. The defaults, $M = 1$ and the shared schedule, follow
+    Singhal et al. The original paper uses `mass=0.25`, `friction=1` and
+    `ConstantSchedule(4)`.
 
     **Arguments:**
 
@@ -108,9 +110,10 @@ class CLD(AbstractRecipeDiffusion):
 @final
 class ALDA(AbstractRecipeDiffusion):
     r"""Accelerated Langevin diffusion: data, velocity and acceleration in a chain,
-    noise on the last.
+    with noise on the acceleration.
 
-    Couplings 1 and $\gamma$, `coupling`; friction $\xi$ on the last; $S = I$.
+    The couplings are 1 and $\gamma$ (`coupling`), the friction on the acceleration is
+    $\xi$, and $S = I$.
 
     **Source:** Mou et al. (2021), at unit mass as in Singhal et al. (2023), appendix.
     """
@@ -133,8 +136,8 @@ class ALDA(AbstractRecipeDiffusion):
 
 @final
 class MALDA(AbstractRecipeDiffusion):
-    r"""Modified accelerated Langevin diffusion: every pair of three variables coupled,
-    noise on both auxiliaries.
+    r"""Modified accelerated Langevin diffusion: three variables, all pairs of which are
+    coupled, with noise on both auxiliaries.
 
     $Q$ is $-1$ above the diagonal and $+1$ below, $D = \mathrm{diag}(0, \Gamma,
     \Gamma)$ and $S = I$.
@@ -163,8 +166,8 @@ class PSLD(AbstractRecipeDiffusion):
     r"""Phase-space Langevin diffusion: noise on the data and on the velocity.
 
     $Q$ couples with strength 1/2, $D = \frac12 \mathrm{diag}(\Gamma, M \nu)$ and
-    $S = \mathrm{diag}(1, M)$; $\nu = \Gamma + 2 / \sqrt M$ unless given, which is
-    critical. The authors' constant rate 8 is the default schedule. $\Gamma = 0$ is CLD.
+    $S = \mathrm{diag}(1, M)$. The default $\nu = \Gamma + 2 / \sqrt M$ is critical. The
+    default schedule is the authors' constant rate 8. With $\Gamma = 0$ it is CLD.
 
     **Source:** Pandey & Mandt (2023), section 3.2.
     """
@@ -188,7 +191,7 @@ class PSLD(AbstractRecipeDiffusion):
         if not (math.isfinite(data_friction) and data_friction >= 0):
             raise ValueError(
                 "`data_friction` must be non-negative and finite; got "
-                f"{data_friction}. 0 puts noise on the velocity alone."
+                f"{data_friction}. 0 puts noise on the velocity only."
             )
         _check_positive(velocity_friction=velocity_friction)
         schedule = ConstantSchedule(8.0) if schedule is None else schedule
@@ -202,8 +205,8 @@ class PSLD(AbstractRecipeDiffusion):
 class CriticalThirdOrder(AbstractRecipeDiffusion):
     r"""The critically damped chain of three variables: data, velocity, acceleration.
 
-    Couplings 1 and $2 \sqrt 2$ and friction $3 \sqrt 3$ on the last give the drift the
-    triple eigenvalue $-\sqrt 3$, the fastest decay of such a chain.
+    Couplings of 1 and $2 \sqrt 2$ and a friction of $3 \sqrt 3$ on the acceleration
+    give the drift the triple eigenvalue $-\sqrt 3$, the fastest decay of such a chain.
     """
 
     _recipe: Recipe

@@ -1,4 +1,4 @@
-"""The (Q, D) recipe: what defines a diffusion with a Gaussian stationary law."""
+"""The (Q, D) recipe, which defines a diffusion with a Gaussian stationary law."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ from .settle import (
 from .text import matrix_text
 
 
-# What `learn` may name.
+# The names that `learn` accepts.
 PARTS = (
     "skew",
     "dissipation",
@@ -64,18 +64,18 @@ def times_inverse(matrix: VarsMatrix, root: VarsMatrix) -> VarsMatrix:
 
 @final
 class Recipe(eqx.Module):
-    r"""What defines a stationary diffusion, per unit of its schedule.
+    r"""The definition of a stationary diffusion, per unit of its schedule.
 
     $F = -(Q + D) S^{-1}$ and $G G^\top = 2 D$, so that $\mathcal{N}(0, S)$ is
-    stationary: $F S + S F^\top + G G^\top = 0$. Matrices are JAX arrays where they are
-    parameters or traced, and nested tuples of floats where they are constants.
+    stationary: $F S + S F^\top + G G^\top = 0$. Matrices are JAX arrays if they are
+    parameters or traced, and nested tuples of floats if they are constants.
 
     Build it with `Recipe.create`, which takes the arguments of
-    [`eqmdm.LinearDiffusion`][] and checks them; or from its fields where these are
-    valid by construction, as those of a learned diffusion are.
+    [`eqmdm.LinearDiffusion`][] and checks them, or from its fields if these are valid
+    by construction, like those of a learned diffusion.
     """
 
-    skew: Matrix  # Q, of which the skew-symmetric part counts
+    skew: Matrix  # only its skew-symmetric part, Q, is used
     dissipation_root: Matrix  # R with R R^T = D
     stationary_root: Matrix  # of S, lower triangular
     start_root: Matrix  # of the covariance of y(0) given x
@@ -94,7 +94,7 @@ class Recipe(eqx.Module):
         interval: Interval | None = None,
         learn: Sequence[str] = (),
     ) -> "Recipe":
-        """A checked recipe; arguments and errors are those of
+        """A checked recipe, with the arguments and errors of
         [`eqmdm.LinearDiffusion`][]."""
         recipe = matrices_only(
             skew,
@@ -109,7 +109,7 @@ class Recipe(eqx.Module):
         check_schedule_reaches(recipe.schedule, recipe.interval)
         laws = recipe.known_laws()
         if laws is not None:
-            # A schedule of the user's own may hold parameters unnamed.
+            # A user's schedule may hold parameters that are not named in `learn`.
             moves = "schedule" in learn or has_parameters(recipe)
             recipe = recipe.with_interval(settled(recipe.interval, laws, moves=moves))
         if "schedule" in learn:
@@ -119,7 +119,7 @@ class Recipe(eqx.Module):
 
     def skew_matrix(self, dtype: jnp.dtype) -> VarsMatrix:
         Q = as_array(self.skew, dtype)
-        # Exact for what is skew-symmetric; gradients move a parameter within that.
+        # Exact for a skew-symmetric matrix, which gradient steps keep skew-symmetric.
         return 0.5 * (Q - Q.T)
 
     def drift_matrix(self, dtype: jnp.dtype) -> VarsMatrix:
@@ -136,7 +136,7 @@ class Recipe(eqx.Module):
         return math.sqrt(2) * as_array(self.dissipation_root, dtype)
 
     def known_drift_matrix(self) -> np.ndarray | None:
-        """The drift matrix in float64, on the host, or `None` where it is traced."""
+        """The drift matrix in float64, on the host, or `None` if it is traced."""
         Q, R = known(self.skew), known(self.dissipation_root)
         root = known(self.stationary_root)
         if Q is None or R is None or root is None:
@@ -145,7 +145,7 @@ class Recipe(eqx.Module):
         return -np.linalg.solve(root @ root.T, QD.T).T
 
     def known_t_limit(self) -> float | None:
-        """The latest time of kernels, on the host, or `None` where it is traced."""
+        """The latest time of kernels, on the host, or `None` if it is traced."""
         F = self.known_drift_matrix()
         if F is None:
             return None
@@ -154,7 +154,7 @@ class Recipe(eqx.Module):
         return None if limit is None else min(limit, end_of(self.schedule))
 
     def known_laws(self) -> KnownLaws | None:
-        """What is known of the diffusion on the host, or `None` if any is traced."""
+        """The laws of the diffusion on the host, or `None` if any value is traced."""
         kernel, prior_root = self._known_kernel(), known(self.stationary_root)
         limit = self.known_t_limit()
         if kernel is None or prior_root is None or limit is None:
@@ -172,20 +172,20 @@ class Recipe(eqx.Module):
         )
 
     def known_path(self, times: Float[np.ndarray, " times"]) -> host.Path | None:
-        """The kernels at known times, on the host, or `None` if that takes JAX."""
+        """The kernels at known times, on the host, or `None` if that needs JAX."""
         kernel, F = self._known_kernel(), self.known_drift_matrix()
         if kernel is None or F is None or not computes_on_host(self.schedule):
             return None
         tau = np.array([known_integral(self.schedule, t) for t in times], float)
         laws = kernel(tau, np.dtype(float))
-        # By Liouville's formula: of a mean map that has decayed, rounding leaves no
-        # determinant.
+        # By Liouville's formula, because the determinant of a decayed mean map is lost
+        # to rounding.
         return host.Path(host.log_det(laws.root), np.trace(F) * tau, host.log_snr(laws))
 
     def known_times_at(
         self, log_snrs: Float[np.ndarray, " levels"]
     ) -> Float[np.ndarray, " levels"] | None:
-        """The times of known log-SNRs, on the host, or `None` if that takes JAX."""
+        """The times of known log-SNRs, on the host, or `None` if that needs JAX."""
         laws = self.known_laws() if computes_on_host(self.schedule) else None
         return None if laws is None else laws.times_at(log_snrs)
 
@@ -213,7 +213,7 @@ class Recipe(eqx.Module):
             matrices["stationary_covariance"] = root @ root.T
         parts = self.skew, self.dissipation_root, self.stationary_root
         constant = all(isinstance(part, tuple) for part in parts)
-        # What is learned moves: three digits tell where it is.
+        # Learned values keep changing, so three digits are enough.
         digits = 12 if constant else 3
         return {name: matrix_text(M, digits) for name, M in matrices.items()}
 
@@ -239,7 +239,7 @@ def matrices_only(
     interval: Interval,
     learn: Sequence[str] = (),
 ) -> Recipe:
-    """A recipe whose matrices are checked, and its schedule and interval are not."""
+    """A recipe with checked matrices, but an unchecked schedule and interval."""
     check_parts(learn, PARTS)
     matrix = as_matrix("skew", skew, learn="skew" in learn)
     n_vars = len(matrix)
@@ -268,7 +268,7 @@ def matrices_only(
 
 
 def check_parts(learn: Sequence[str], parts: Sequence[str]) -> None:
-    """**Raises:** `TypeError` or `ValueError` unless `learn` names some of `parts`."""
+    """**Raises:** `TypeError` or `ValueError` unless `learn` is a subset of `parts`."""
     if isinstance(learn, str):
         raise TypeError(f"`learn` must be a sequence of names; got {learn!r}.")
     for name in learn:

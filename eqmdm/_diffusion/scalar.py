@@ -27,8 +27,8 @@ from .settle import (
 from .text import call_text
 
 
-# Kernels of VE and sub-VP are closed forms; these only bound the search for a time, by
-# what float32 still holds: a noise level of e^40 times the start, a mean of e^-30.
+# Kernels of VE and sub-VP are closed forms. These values only bound the search for a
+# time to the range of float32: a noise level of e^40 times the start, a mean of e^-30.
 _LARGEST_LOG_GROWTH = 40.0
 _LARGEST_INTEGRAL = 60.0
 
@@ -39,15 +39,15 @@ def _one_by_one(value: Scalar) -> Float[Array, "1 1"]:
 
 @final
 class VESDE(AbstractLinearDiffusion):
-    r"""The variance-exploding diffusion: no drift, $\sigma(t) = \sigma_0 (\sigma_1 /
-    \sigma_0)^t$ and $G^2 = \mathrm{d} \sigma^2 / \mathrm{d} t$.
+    r"""The variance-exploding diffusion, without drift: $\sigma(t) = \sigma_0 (\sigma_1
+    / \sigma_0)^t$ and $G^2 = \mathrm{d} \sigma^2 / \mathrm{d} t$.
 
-    Given the data at time 0 the variance is $\sigma(t)^2 - \sigma_0^2$. The prior is
+    Given the data at time 0, the variance is $\sigma(t)^2 - \sigma_0^2$. The prior is
     $\mathcal{N}(0, \sigma(t_1)^2)$.
 
     **Arguments:**
 
-    - `sigma0`, `sigma1`: the noise level at time 0 and at time 1, in units of the data.
+    - `sigma0`, `sigma1`: the noise levels at times 0 and 1, in units of the data.
     - `interval`: as for [`eqmdm.LinearDiffusion`][].
 
     **Source:** Song et al. (2021), equation 9.
@@ -144,8 +144,8 @@ class VESDE(AbstractLinearDiffusion):
 
 @final
 class SubVPSDE(AbstractLinearDiffusion):
-    r"""The sub-variance-preserving diffusion: the drift of the variance-preserving one
-    with $G^2 = \beta (1 - e^{-2B})$, so that the variance is $(1 - e^{-B})^2$.
+    r"""The sub-variance-preserving diffusion. It has the drift of VPSDE and $G^2 =
+    \beta (1 - e^{-2B})$, so that the variance is $(1 - e^{-B})^2$.
 
     The prior is standard normal.
 
@@ -234,7 +234,7 @@ class SubVPSDE(AbstractLinearDiffusion):
         return _one_by_one(jnp.sqrt(variance_rate))
 
     def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
-        # sigma(t)^2 - Psi^2 sigma(s)^2, factored so that nothing cancels.
+        # sigma(t)^2 - Psi^2 sigma(s)^2, factored to avoid cancellation.
         step = self.schedule.integrated_rate(s, t)
         total = self._integral(s) + self._integral(t)
         variance = jnp.expm1(-step) * jnp.expm1(-total)

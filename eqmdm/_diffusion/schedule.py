@@ -1,4 +1,4 @@
-"""Schedules: the rate of noise in time, and its integral."""
+"""Schedules: the noise rate as a function of time, and its integral."""
 
 import abc
 import math
@@ -21,10 +21,10 @@ from .text import call_text
 if TYPE_CHECKING:
     Number: TypeAlias = Array
 else:
-    # The library's schedules take known numbers too, in which diffusions are built.
+    # The library's schedules also take NumPy's numbers, for building diffusions.
     Number = Float[Array | np.ndarray | np.floating, ""] | float
 
-# exp(-end / 2) is then still a normal number in float32.
+# The largest `end` for which exp(-end / 2) is a normal number in float32.
 _LARGEST_END = 170.0
 
 
@@ -41,9 +41,10 @@ def _check_positive(name: str, value: float | Array, *, strict: bool = True) -> 
 
 
 def _check_in_domain(limit: float, **numbers: Number) -> None:
-    """**Raises:** `ValueError` for numbers outside [0, limit), where they are known.
+    """**Raises:** `ValueError` for known numbers outside [0, limit).
 
-    Traced ones are checked where they enter: a schedule is called by vector fields.
+    Traced numbers are checked at the public entry points instead, because vector fields
+    call schedules.
     """
     for name, number in numbers.items():
         value = concrete(number)
@@ -56,7 +57,8 @@ def _check_in_domain(limit: float, **numbers: Number) -> None:
 
 
 def _in_dtype_of(number: Number, *parameters: float | Array) -> tuple[Any, ...]:
-    """The namespace for a number and parameters, and the parameters in its dtype."""
+    """The array namespace for a number and parameters, and the parameters in the dtype
+    of the number."""
     xp = namespace(number, *parameters)
     dtype = number.dtype if isinstance(number, jax.Array) else np.result_type(number)
     if xp is jnp:
@@ -68,9 +70,10 @@ def _in_dtype_of(number: Number, *parameters: float | Array) -> tuple[Any, ...]:
 class AbstractSchedule(eqx.Module):
     r"""A rate $\beta(t) \ge 0$ and its integral $B$; diffusions run in $\tau = B(t)$.
 
-    Any schedule serves any (Q, D) diffusion. Times are arrays, and results have their
-    dtype. To write one, subclass this with the three methods and `t_limit`, in
-    `jax.numpy`. The library's own take NumPy's numbers too, and compile nothing then.
+    Any schedule can be used with any (Q, D) diffusion. Times are arrays, and results
+    have their dtype. To write a schedule, implement the three methods with `jax.numpy`,
+    and `t_limit`. The library's schedules also take NumPy's numbers, for which they
+    compile nothing.
 
     **Raises:**
 
@@ -90,13 +93,13 @@ class AbstractSchedule(eqx.Module):
 
     @abc.abstractmethod
     def integrated_rate(self, s: Scalar, t: Scalar) -> Scalar:
-        r"""$\int_s^t \beta$, without subtracting two integrals from 0."""
+        r"""$\int_s^t \beta$, computed without the cancellation of $B(t) - B(s)$."""
 
     @abc.abstractmethod
     def inverse(self, integral: Scalar) -> Scalar:
         r"""The time $t$ at which $B(t) = \int_0^t \beta$ reaches `integral`.
 
-        Its derivative is $1 / \beta(t)$, so infinite at 0 where the rate starts at 0.
+        Its derivative is $1 / \beta(t)$, infinite at 0 if the rate starts at 0.
         """
 
 
@@ -146,8 +149,8 @@ class LinearSchedule(AbstractSchedule):
         rate0, rate1 = concrete(self.rate0), concrete(self.rate1)
         if rate0 is not None and rate1 is not None and rate1 < rate0:
             raise ValueError(
-                "`rate1` must be at least `rate0`, or the rate would turn negative at "
-                f"some later time; got rate0={rate0} and rate1={rate1}."
+                "`rate1` must be at least `rate0`, or the rate would become negative "
+                f"at a later time; got rate0={rate0} and rate1={rate1}."
             )
 
     def __pdoc__(self, **options) -> AbstractDoc:
@@ -172,11 +175,11 @@ class LinearSchedule(AbstractSchedule):
         _check_in_domain(math.inf, integral=integral)
         xp, rate0, rate1 = _in_dtype_of(integral, self.rate0, self.rate1)
         slope = rate1 - rate0
-        # The root of a quadratic, in the form that does not cancel.
+        # The root of a quadratic, in the form without cancellation.
         square = rate0**2 + 2 * slope * integral
         at_start = square == 0
         t = 2 * integral / (rate0 + xp.sqrt(xp.where(at_start, 1, square)))
-        # From a rate of 0 the time is 0 whatever the slope, and its change infinite.
+        # At a rate of 0 the time is 0 for any slope, and its derivative is infinite.
         fixed = jax.lax.stop_gradient(slope) if xp is jnp else slope
         start = xp.sqrt(
             xp.where(at_start, 2 * integral / xp.where(at_start, fixed, 1), 1)
@@ -189,17 +192,18 @@ class CosineSchedule(AbstractSchedule):
     r"""$B(t) = -2 \log \cos(\theta t)$ with $\theta$ such that $B(1)$ is `end`.
 
     For the variance-preserving diffusion the mean map is then $\cos(\theta t)$. The
-    usual cosine schedule has $\theta = \pi / 2$, where the integral diverges at 1.
+    usual cosine schedule has $\theta = \pi / 2$, and its integral diverges at 1.
 
     Up to $t = 1$ the rate and its integral are accurate to 16 units in the last place
     of their dtype, and so is the inverse everywhere. Beyond, towards `t_limit`, the
-    rate loses up to $1 + 2 \kappa (t - 1) / t$ times as much, where $\kappa = 2 \theta
-    t / \sin(2 \theta t)$ is its condition number in $t$, and the integral as much as
-    that over $B$. Traced times past `t_limit` give NaN.
+    error of the rate is larger by a factor of up to $1 + 2 \kappa (t - 1) / t$, where
+    $\kappa = 2 \theta t / \sin(2 \theta t)$ is its condition number in $t$, and the
+    error of the integral by that factor over $B$. Traced times past `t_limit` give NaN.
 
     **Arguments:**
 
-    - `end`: $B(1)$, at most 170, as beyond no float32 holds $\cos \theta$.
+    - `end`: $B(1)$, at most 170, because for larger values $\cos \theta$ underflows in
+        float32.
 
     **Source:** Nichol & Dhariwal (2021), equation 17, without its offset.
     """
@@ -211,7 +215,7 @@ class CosineSchedule(AbstractSchedule):
         end = concrete(self.end)
         if end is not None and end > _LARGEST_END:
             raise ValueError(
-                f"`end` must be at most {_LARGEST_END}; got {end}. At 60 nothing of "
+                f"`end` must be at most {_LARGEST_END}; got {end}. At 60 no trace of "
                 "the data is left in float64."
             )
 
@@ -226,9 +230,9 @@ class CosineSchedule(AbstractSchedule):
         return xp, xp.arctan2(sine, cosine), xp.arctan2(cosine, sine)
 
     def _cosine(self, t: Number) -> Number:
-        r"""$\cos(\theta t)$ as the sine of the angle that is left.
+        r"""$\cos(\theta t)$, as the sine of the complementary angle.
 
-        Of $\theta t$ itself, one rounding would be a large part of a small cosine.
+        One rounding of $\theta t$ itself could be a large part of a small cosine.
         """
         xp, theta, complement = self._angles(t)
         left = complement + theta * (1 - t)
@@ -254,8 +258,8 @@ class CosineSchedule(AbstractSchedule):
         # cos(b) - cos(a) = -2 sin((a + b) / 2) sin((b - a) / 2).
         product = xp.sin(0.5 * theta * (s + t)) * xp.sin(0.5 * theta * (t - s))
         change = -2 * product / start
-        # Where the cosine has fallen far, 1 + change cancels. From -0.45 to -0.35 XLA's
-        # log1p loses two digits in float64 on a CPU.
+        # Where the cosine has decreased a lot, 1 + change cancels. Between -0.45 and
+        # -0.35 XLA's log1p loses two digits in float64 on a CPU.
         far = change < -0.3
         log_ratio = xp.where(
             far,
@@ -271,19 +275,19 @@ class CosineSchedule(AbstractSchedule):
         return xp.arctan2(sine, xp.exp(-0.5 * integral)) / theta
 
     def _check_times(self, **times: Number) -> None:
-        # Of a traced `end` the limit is not known.
+        # The limit of a traced `end` is unknown.
         known = concrete(self.end) is not None
         _check_in_domain(self.t_limit if known else math.inf, **times)
 
 
 def as_parameters(schedule: AbstractSchedule) -> AbstractSchedule:
-    """The schedule with JAX arrays for its numbers, to be learned."""
+    """The schedule with JAX arrays for its numbers, which makes them trainable."""
     dtype = jnp.result_type(float)
     return jax.tree.map(lambda number: as_scalar(number, dtype), schedule)
 
 
 def end_of(schedule: AbstractSchedule) -> float:
-    """The last time of kernels: a little before the integral may diverge."""
+    """The last time of kernels, slightly before the integral may diverge."""
     return schedule.t_limit * (1 - 1e-6)
 
 
@@ -291,19 +295,19 @@ _TAKES_NUMPY = ConstantSchedule, LinearSchedule, CosineSchedule
 
 
 def computes_on_host(schedule: AbstractSchedule) -> bool:
-    """Whether known values of a schedule cost no program: a user's own may be written
-    in `jax.numpy` alone."""
+    """Whether known values of a schedule compile nothing. Users' schedules do, because
+    they may only support `jax.numpy`."""
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule))
     return not traced and isinstance(schedule, _TAKES_NUMPY)
 
 
 def known_integral(schedule: AbstractSchedule, t: float) -> float | None:
-    """$B(t)$ at a known time, or `None` where the schedule is traced."""
+    """$B(t)$ at a known time, or `None` if the schedule is traced."""
     return _known(schedule, schedule.integrated_rate, 0.0, t)
 
 
 def known_inverse(schedule: AbstractSchedule, integral: float) -> float | None:
-    """The time at a known integral, or `None` where the schedule is traced."""
+    """The time at a known integral, or `None` if the schedule is traced."""
     return _known(schedule, schedule.inverse, integral)
 
 
@@ -314,7 +318,7 @@ def _known(
         return None
     if isinstance(schedule, _TAKES_NUMPY):
         return concrete(method(*(np.float64(number) for number in numbers)))
-    # A user's own may be written in `jax.numpy` alone.
+    # A user's schedule may only support `jax.numpy`.
     with jax.ensure_compile_time_eval():
         dtype = jnp.result_type(float)
         return concrete(method(*(jnp.asarray(number, dtype) for number in numbers)))

@@ -1,4 +1,4 @@
-"""The search for the time of a log-SNR in JAX, where values are traced or move."""
+"""The search for the time of a log-SNR, in JAX for traced or learned values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ from .._core.checks import check_precision, concrete
 from .._core.types import Scalar
 
 
-# The search for a log-SNR starts at this time, where float32 still resolves kernels.
+# The start of the search for a log-SNR, where float32 still resolves kernels.
 EARLIEST_TIME = 1e-12
 
 
 def find_root(excess: Callable[[Scalar], Scalar], log_limit: Scalar) -> Scalar:
-    """As `bisect`, and differentiable by the implicit function theorem."""
+    """The root found by `bisect`, differentiable by the implicit function theorem."""
 
     def tangent_solve(linear, value):
         return value / linear(jnp.ones_like(value))
@@ -26,17 +26,17 @@ def find_root(excess: Callable[[Scalar], Scalar], log_limit: Scalar) -> Scalar:
 
 
 def bisect(excess: Callable[[Scalar], Scalar], log_limit: Scalar) -> Scalar:
-    """The logarithm of the time at which a falling function crosses 0, or `log_limit`
-    if it does not by then."""
+    """The logarithm of the time at which a decreasing function crosses 0, or
+    `log_limit` if it does not cross by then."""
 
     def halve(step, bracket):
         low, high = bracket
         middle = jnp.where(step == 0, high, 0.5 * (low + high))
-        # Where the kernel underflows the ratio is not a number: too early.
+        # If the kernel underflows, log-SNR is NaN, and the time is too early.
         below = excess(middle) < 0
         return jnp.where(below, low, middle), jnp.where(below, middle, high)
 
-    # 60 nats of bracket down to the spacing of the dtype.
+    # From a bracket of 60 nats down to the spacing of the dtype.
     n_steps = jnp.finfo(log_limit.dtype).nmant + 7
     earliest = jnp.log(jnp.asarray(EARLIEST_TIME, log_limit.dtype))
     low, high = jax.lax.fori_loop(0, n_steps, halve, (earliest, log_limit))
@@ -44,9 +44,10 @@ def bisect(excess: Callable[[Scalar], Scalar], log_limit: Scalar) -> Scalar:
 
 
 def check_reached(t: Scalar, log_snr: Scalar, limit: Scalar) -> Scalar:
-    """The time that a search has ended at.
+    """Returns `t`, the result of a search.
 
-    **Raises:** as `check_value`, if that is `limit`, by which `log_snr` is not reached.
+    **Raises:** as for `check_value`, if `t` is `limit`, so that `log_snr` was not
+    reached.
     """
     limit = jax.lax.stop_gradient(limit).astype(t.dtype)
     beyond = ~(t < limit * (1 - 8 * jnp.finfo(t.dtype).eps))
@@ -56,34 +57,34 @@ def check_reached(t: Scalar, log_snr: Scalar, limit: Scalar) -> Scalar:
 def not_reached(limit: float | None) -> str:
     return (
         f"`log_snr` must be reached by this diffusion before t = {limit}, where its "
-        "kernels or its schedule end. Ask for a higher one"
+        "kernels or its schedule end. Ask for a higher value"
     )
 
 
 def check_resolved(t: Scalar, actual: Scalar, log_snr: Scalar) -> Scalar:
-    """The time that a search has ended at.
+    """Returns `t`, the result of a search.
 
-    **Raises:** as `check_value`, if its log-SNR, `actual`, is another than `log_snr`:
-    the search has ended without a crossing, or where the kernel underflows.
+    **Raises:** as for `check_value`, if its log-SNR, `actual`, is not `log_snr`: the
+    search ended without a crossing, or where the kernel underflows.
     """
     wrong = ~(jnp.abs(actual - log_snr) <= tolerance(log_snr)) | ~jnp.isfinite(log_snr)
     return check_value(t, wrong, not_resolved(t.dtype, concrete(t)), log_snr)
 
 
 def tolerance(log_snr: Any) -> Any:
-    """How far from the value that was asked for a time may lie."""
+    """The largest accepted error of the log-SNR at a time that was searched for."""
     return 1e-3 * (1 + abs(log_snr))
 
 
 def not_resolved(dtype: Any, t: float | None) -> str:
     return (
-        f"`log_snr` must be one that this diffusion has where {dtype} resolves its "
-        f"kernels, which comes closest to it at t = {t}. Ask for one closer to 0"
+        f"`log_snr` must be a value that {dtype} resolves for this diffusion, whose "
+        f"kernels come closest to it at t = {t}. Ask for a value closer to 0"
     )
 
 
 def as_time(name: str, value: Any) -> Scalar:
-    """A time or log-SNR as it enters a public method.
+    """A time or log-SNR that was passed to a public method, as an array.
 
     **Raises:** `TypeError` unless it is a floating-point scalar.
     """
@@ -98,9 +99,9 @@ def as_time(name: str, value: Any) -> Scalar:
 
 
 def check_value(value: Scalar, wrong: Array, message: str, given: Scalar) -> Scalar:
-    """`value`, to be used in place of the one that is checked.
+    """Returns `value`, with the check attached if `wrong` is traced.
 
-    **Raises:** `ValueError` if `wrong`, or `equinox.EquinoxRuntimeError` where that is
+    **Raises:** `ValueError` if `wrong`, or `equinox.EquinoxRuntimeError` if it is
     traced.
     """
     number = concrete(given)

@@ -1,4 +1,4 @@
-"""The interval of a diffusion as it is built: checked, and solved for constants."""
+"""The interval of a new diffusion: its checks, and its times for constants."""
 
 import math
 from collections.abc import Callable
@@ -20,10 +20,11 @@ from .search import EARLIEST_TIME, not_reached, not_resolved, tolerance
 
 class KnownLaws(NamedTuple):
     """The laws of a diffusion of known values, as functions of the integral of its
-    rate, or of time itself where it has no schedule.
+    rate, or of time itself if it has no schedule.
 
-    `integral` and `time` lead from the one to the other, `None` where the schedule is
-    traced. So the search for a log-SNR never asks the schedule, which may be a user's.
+    `integral` and `time` convert between the two, and return `None` if the schedule is
+    traced. The search for a log-SNR therefore does not call the schedule, which may be
+    a user's.
     """
 
     integral: Callable[[float], float | None]
@@ -35,13 +36,13 @@ class KnownLaws(NamedTuple):
     def integrals_at(
         self, log_snrs: host.Numbers, first: float, last: float
     ) -> host.Numbers:
-        """The integrals in [first, last] at some log-SNRs; `last` where there is
-        none."""
+        """The integrals in [first, last] at some log-SNRs; `last` for those that are
+        not reached."""
         exact = lambda integral: self.log_snr(integral, np.dtype(np.float64))
         return host.first_below(exact, log_snrs, first, last)
 
     def times_at(self, log_snrs: host.Numbers) -> host.Numbers | None:
-        """The times of some log-SNRs, or `None` where the schedule is traced."""
+        """The times of some log-SNRs, or `None` if the schedule is traced."""
         first, last = self.integral(EARLIEST_TIME), self.integral(self.t_limit)
         if first is None or last is None:
             return None
@@ -66,16 +67,16 @@ def scheduled_laws(
 
 
 def has_parameters(tree: PyTree) -> bool:
-    """Whether anything of a diffusion moves when it is trained."""
+    """Whether any part of a diffusion changes in training."""
     return any(eqx.is_array(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def check_schedule_reaches(schedule: AbstractSchedule, interval: Interval) -> None:
-    """**Raises:** `ValueError` if the interval ends after the schedule, where both are
+    """**Raises:** `ValueError` if the interval ends after the schedule, when both are
     known."""
     t1 = concrete(interval.t1) if isinstance(interval, TimeInterval) else None
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule))
-    # Of a traced schedule the limit is not known.
+    # The limit of a traced schedule is unknown.
     if t1 is None or traced or t1 < schedule.t_limit:
         return
     raise ValueError(
@@ -85,24 +86,25 @@ def check_schedule_reaches(schedule: AbstractSchedule, interval: Interval) -> No
 
 
 def check_end(interval: TimeInterval, t_limit: float) -> None:
-    """**Raises:** `ValueError` if a known interval ends after the kernels."""
+    """**Raises:** `ValueError` if a known interval ends after the last kernel."""
     t1 = concrete(interval.t1)
     if t1 is not None and t1 > t_limit * (1 + 1e-6):
         raise ValueError(
-            f"`interval` must end where kernels are still numbers, by t = {t_limit}; "
+            f"`interval` must end where kernels are still finite, by t = {t_limit}; "
             f"got t1 = {t1}."
         )
 
 
 def settled(interval: Interval, laws: KnownLaws, *, moves: bool) -> Interval:
-    """The interval, with its times where they are solved for once: unless it `moves`.
+    """The interval, with solved times unless it `moves` with parameters.
 
-    Warns if the law at its end is not the prior.
+    Warns if the law at the final time is not the prior.
 
     **Raises:**
 
-    `ValueError` if the interval ends after the kernels, if the diffusion does not reach
-    its lower log-SNR, or if the upper one is before kernels can be computed.
+    `ValueError` if the interval ends after the last kernel, if the diffusion does not
+    reach its lower log-SNR, or if the upper one is reached before kernels can be
+    computed.
     """
     if isinstance(interval, TimeInterval):
         end = concrete(interval.t1)
@@ -115,7 +117,7 @@ def settled(interval: Interval, laws: KnownLaws, *, moves: bool) -> Interval:
         if not math.isfinite(integral):
             raise ValueError(
                 "`interval` must end where the integral of the schedule's rate is "
-                f"still a number; got t1 = {end} and {integral}."
+                f"finite; got {integral} at t1 = {end}."
             )
         host.warn_unless_mixed(laws.divergence(integral))
         return interval

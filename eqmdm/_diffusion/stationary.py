@@ -1,4 +1,4 @@
-"""Diffusions with a Gaussian stationary law, written by the (Q, D) recipe."""
+"""Diffusions with a Gaussian stationary law, defined by (Q, D) recipes."""
 
 import abc
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class AbstractStationaryDiffusion(AbstractLinearDiffusion):
 
     $$F(t) = -\beta(t) (Q + D) S^{-1}, \qquad G G^\top = 2 \beta(t) D$$
 
-    for skew-symmetric $Q$ and positive semidefinite $D$: every linear diffusion with
-    that law can be written so. Everything is a function of $\tau = B(t)$. To write a
-    class, subclass this with `recipe`, an [`eqmdm.Recipe`][].
+    for skew-symmetric $Q$ and positive semidefinite $D$. Every linear diffusion with
+    that law has this form. All its laws are functions of $\tau = B(t)$. To write a
+    class, subclass this one and implement `recipe`, an [`eqmdm.Recipe`][].
 
     **Source:** Ma, Chen & Fox (2015), equation 3; Singhal et al. (2023), section 4.
     """
@@ -123,9 +123,9 @@ class AbstractStationaryDiffusion(AbstractLinearDiffusion):
 def known_path(
     diffusion: AbstractLinearDiffusion, times: Float[np.ndarray, " times"]
 ) -> Path | None:
-    """Figures of the kernels at known times, computed on the host.
+    """Properties of the kernels at known times, computed on the host.
 
-    `None` where the diffusion is traced, has no recipe, or a schedule that takes JAX.
+    `None` if the diffusion is traced, has no recipe, or has a schedule that needs JAX.
     """
     if not isinstance(diffusion, AbstractStationaryDiffusion):
         return None
@@ -151,7 +151,7 @@ def known_log_snrs(
 
 
 class AbstractRecipeDiffusion(AbstractStationaryDiffusion):
-    """A stationary diffusion that stores its recipe, as all but the learned one do."""
+    """A stationary diffusion that stores its recipe; all but the learned one do."""
 
     _recipe: eqx.AbstractVar[Recipe]
 
@@ -181,30 +181,30 @@ class LinearDiffusion(AbstractRecipeDiffusion):
         r"""**Arguments:**
 
         - `skew`: $Q$, skew-symmetric, `vars x vars`, per unit of the schedule.
-        - `dissipation`: $D$, positive semidefinite. Its rank is fixed here: gradients
-            move it within the matrices of that rank.
+        - `dissipation`: $D$, positive semidefinite. Its rank is fixed here and does
+            not change in training.
         - `dissipation_root`: instead of `dissipation`, an $R$ with $R R^\top = D$ and
-            as many columns as there are noises.
+            one column for each source of noise.
         - `stationary_covariance`: $S$, positive definite; the identity by default.
-        - `start_covariance`: of $y(0)$ given the data, with a zero first row and
-            column; by default 0.01 for every auxiliary variable.
+        - `start_covariance`: the covariance of $y(0)$ given the data, with a zero first
+            row and column; by default 0.01 for every auxiliary variable.
         - `schedule`: by default `LinearSchedule()`, from 0.1 to 10.
-        - `interval`: the times $[t_0, t_1]$, an [`eqmdm.TimeInterval`][], by default
-            (1e-3, 1); or the log signal-to-noise ratios at $t_1$ and at $t_0$, an
-            [`eqmdm.LogSNRInterval`][], whose times move with what is learned.
-        - `learn`: the names of what is a parameter, held as JAX arrays and trained:
-            `"skew"`, `"dissipation"` (its root), `"stationary_covariance"`,
-            `"start_covariance"` (their roots), `"schedule"` (its rates). All else is
-            constant, JAX arrays too. Values that are traced, because the diffusion is
-            built inside `jax.grad` or `jax.jit`, keep their derivatives either way.
+        - `interval`: the times $[t_0, t_1]$ as an [`eqmdm.TimeInterval`][], by default
+            (1e-3, 1), or the log signal-to-noise ratios at $t_1$ and at $t_0$ as an
+            [`eqmdm.LogSNRInterval`][], whose times move with the parameters.
+        - `learn`: the names of the parameters, which are stored as JAX arrays and
+            trained: `"skew"`, `"dissipation"` (its root), `"stationary_covariance"`,
+            `"start_covariance"` (their roots), `"schedule"` (its rates). Everything
+            else is constant, even if given as a JAX array. Traced values, of a
+            diffusion built inside `jax.grad` or `jax.jit`, always keep their
+            derivatives.
 
         **Raises:**
 
-        `ValueError` if `skew` is not skew-symmetric, `dissipation` not positive
-        semidefinite, a covariance not positive definite, a shape not square or not
-        alike, if a variable is not reached by the noise, if an end of `interval` is
-        not reached, or for another name in `learn`. Values that are traced are not
-        checked.
+        `ValueError` if `skew` is not skew-symmetric, `dissipation` is not positive
+        semidefinite, a covariance is not positive definite, shapes are not square or
+        do not match, the noise does not reach a variable, the diffusion does not reach
+        the interval, or `learn` has another name. Traced values are not checked.
         """
         self._recipe = Recipe.create(
             skew,

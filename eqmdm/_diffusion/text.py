@@ -1,4 +1,4 @@
-"""Diffusions, schedules and intervals as text: the calls that would build them."""
+"""The text of diffusions, schedules and intervals: the calls that would build them."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from wadler_lindig import AbstractDoc, TextDoc, pformat
 def call_text(module: Any, *values: Any, **options: Any) -> AbstractDoc:
     """The document of `Name(value, option=value)`, for a module's `__pdoc__`.
 
-    Equinox prints a module by it, and so it does every module that holds this one.
-    Strings are taken for text already.
+    Equinox uses it to print the module and every module that contains it. Strings are
+    taken as they are.
     """
     parts = [_text(value) for value in values]
     parts += [f"{name}={_text(value)}" for name, value in options.items()]
@@ -20,14 +20,14 @@ def call_text(module: Any, *values: Any, **options: Any) -> AbstractDoc:
 
 
 def is_shown(module: Any) -> bool:
-    """Whether every number of a module is known: none is traced or a mere shape."""
+    """Whether all numbers of a module are known, not traced and not mere shapes."""
     unknown = Tracer | jax.ShapeDtypeStruct
     return not any(isinstance(leaf, unknown) for leaf in jax.tree.leaves(module))
 
 
 def matrix_text(matrix: np.ndarray, digits: int) -> str:
-    """A matrix as nested lists, its entries rounded to so many digits."""
-    # No sign for a zero that a product has made negative.
+    """A matrix as nested lists, with entries rounded to `digits` digits."""
+    # Adding 0.0 removes the sign of a negative zero.
     row_text = lambda row: ", ".join(f"{entry + 0.0:.{digits}g}" for entry in row)
     return f"[{', '.join(f'[{row_text(row)}]' for row in matrix.tolist())}]"
 
