@@ -32,7 +32,7 @@ class AbstractTransform(eqx.Module):
 
     @abc.abstractmethod
     def inverse(self, x: Data) -> Data:
-        """$p(x)$, outside $[0, 1]$ where `x` is outside the image of this interval."""
+        """$p(x)$, which is outside $[0, 1]$ for `x` outside the image of $[0, 1]$."""
 
     @abc.abstractmethod
     def log_jacobian(self, p: Data) -> Scalar:
@@ -57,18 +57,19 @@ class ScaleTransform(AbstractTransform):
 class LogitTransform(AbstractTransform):
     r"""$x = \log(s / (1 - s))$ with $s = \alpha + (1 - 2 \alpha) p$.
 
-    It maps $[0, 1]$ onto an interval, symmetric about 0, that `alpha` keeps bounded.
+    It maps $[0, 1]$ onto an interval that is symmetric about 0, and bounded because of
+    `alpha`.
 
     **Arguments:**
 
-    - `alpha`: the distance that is kept from 0 and 1; in $(0, 1/2)$.
+    - `alpha`: the distance of $s$ from 0 and 1; in $(0, 1/2)$.
 
     **Raises:**
 
     `ValueError` if `alpha` is outside $(0, 1/2)$.
 
     **Source:** Dinh, Sohl-Dickstein & Bengio (2017), section 4.1, where `alpha` is 0.05
-    and only 0 is kept away from.
+    and keeps a distance from 0 only.
     """
 
     alpha: float = eqx.field(default=0.05, static=True)
@@ -81,8 +82,8 @@ class LogitTransform(AbstractTransform):
             )
 
     def _shares(self, p: Data) -> tuple[Data, Data]:
-        # `s` and `1 - s`. The second by symmetry, because subtracting from 1 loses the
-        # digits of a small `1 - s`.
+        # `s` and `1 - s`. The second is computed by symmetry, because subtracting from
+        # 1 loses the digits of a small `1 - s`.
         slope = 1 - 2 * self.alpha
         return self.alpha + slope * p, self.alpha + slope * (1 - p)
 
@@ -102,11 +103,11 @@ class LogitTransform(AbstractTransform):
 class AbstractDequantiser(eqx.Module):
     r"""The choice of a point within the interval of each level.
 
-    A random offset with the density $q$ turns a log-density into a bound on a log-mass,
+    A random offset $o$ with density $q$ turns a log-density into a bound on a log-mass,
 
     $$\log P(k) \geq \mathbb{E}_{o \sim q}[\log p(k + o) - \log q(o)]$$
 
-    for levels $k$ in units of one level.
+    where levels $k$ have unit width.
     """
 
     @property
@@ -121,12 +122,13 @@ class AbstractDequantiser(eqx.Module):
         r"""**Arguments:**
 
         - `levels`: the grey levels of one example.
-        - `key`: the key of the draw.
-        - `dtype`: the dtype of what is returned.
+        - `key`: the key for the draw.
+        - `dtype`: the dtype of the results.
 
         **Returns:**
 
-        The offset of each level, in $[0, 1)$, and $\log q$ of them all, in nats.
+        The offset of each level, in $[0, 1)$, and the sum of $\log q$ over them, in
+        nats.
         """
 
 
@@ -154,8 +156,8 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
     $$q(o) = \frac{e^{-(o - 1/2)^2 / 2 \sigma^2}}
     {\sigma \sqrt{2 \pi} \operatorname{erf}(1 / (2 \sqrt{2} \sigma))}$$
 
-    The data look like the middle of a level with noise added, which a diffusion model
-    has learned to denoise: the bound is tighter than with uniform offsets.
+    The data look like the middle of a level with added noise, which a diffusion model
+    has learned to remove, so the bound is tighter than with uniform offsets.
 
     **Arguments:**
 
@@ -165,8 +167,8 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
 
     `ValueError` if `std` is not positive and finite.
 
-    **Source:** Zheng, Lu, Chen & Zhu (2023), there with the noise that the diffusion
-    has at its start for $\sigma$.
+    **Source:** Zheng, Lu, Chen & Zhu (2023), where $\sigma$ is the noise level of the
+    diffusion at its start time.
     """
 
     std: float = eqx.field(static=True)
@@ -179,12 +181,12 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
         if not (math.isfinite(self.std) and self.std > 0):
             raise ValueError(
                 f"`std` must be positive and finite; got {self.std}. It is in units of "
-                "one grey level; use `CentreDequantiser()` for offsets all at the "
+                "one grey level; use `CentreDequantiser()` to put all offsets at the "
                 "middle and `UniformDequantiser()` for uniform ones."
             )
 
     def log_density(self, offset: Data) -> Scalar:
-        r"""$\log q$ of offsets within $[0, 1)$, summed over them."""
+        r"""The sum of $\log q$ over offsets in $[0, 1)$."""
         probability = math.erf(0.5 / (math.sqrt(2) * self.std))
         normaliser = self.std * math.sqrt(2 * math.pi) * probability
         z = (offset - 0.5) / self.std
@@ -195,7 +197,7 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
     ) -> tuple[Data, Scalar]:
         limit = jnp.asarray(0.5 / self.std, dtype)
         z = jr.truncated_normal(key, -limit, limit, (levels.size,), dtype)
-        # Rounding may reach 1, which belongs to the next level.
+        # Rounding may give 1, which belongs to the next level.
         below_one = 1 - float(jnp.finfo(dtype).epsneg)
         offset = jnp.clip(0.5 + self.std * z, 0, below_one).reshape(levels.shape)
         return offset, self.log_density(offset)
@@ -205,7 +207,7 @@ class TruncatedNormalDequantiser(AbstractDequantiser):
 class CentreDequantiser(AbstractDequantiser):
     """Offsets of 1/2, for a bound whose decoder gives the log-mass of the levels.
 
-    It needs no correction: that of `GreyLevels.encode` is 0.
+    The bound needs no correction: that of `GreyLevels.encode` is 0.
     """
 
     @property
@@ -228,8 +230,8 @@ class GreyLevels(eqx.Module):
     **Arguments:**
 
     - `n_levels`: the number of levels; 256 for 8-bit images. At least 2.
-    - `transform`: from $p$ to $x$.
-    - `dequantiser`: chooses the point within the interval of a level.
+    - `transform`: the transform from $p$ to $x$.
+    - `dequantiser`: the choice of the point within the interval of a level.
 
     **Raises:**
 
@@ -246,26 +248,27 @@ class GreyLevels(eqx.Module):
 
     @property
     def gives_density(self) -> bool:
-        """Whether encoded levels have a density; their centres have none."""
+        """Whether encoded levels have a density. The centres of levels have none."""
         return self.dequantiser.gives_density
 
     def check(
         self, levels: Shaped[Array | np.ndarray, "..."]
     ) -> Shaped[Array | np.ndarray, "..."]:
-        """`levels` as an array.
+        """`levels` as an array, with its range checked.
 
-        Under a trace the check becomes a part of the program, which then calls back to
-        Python: a GPU waits for that, and XLA caches no such program. So check a whole
-        data set first, and `encode` its examples with `check=False`.
+        Under a trace the check becomes part of the program, which then calls back to
+        Python. A GPU waits for the call, and JAX's persistent cache does not store the
+        program. So check a whole data set first, and `encode` its examples with
+        `check=False`.
 
         **Arguments:**
 
-        - `levels`: integers, of any number of examples.
+        - `levels`: integers, for any number of examples.
 
         **Raises:**
 
         `TypeError` unless `levels` are integers; `ValueError`, or
-        `equinox.EquinoxRuntimeError` where they are traced, unless all are from 0 to
+        `equinox.EquinoxRuntimeError` if they are traced, unless all are from 0 to
         `n_levels - 1`.
         """
         return check_levels("levels", as_array("levels", levels), self.n_levels)
@@ -278,8 +281,8 @@ class GreyLevels(eqx.Module):
         dtype: DTypeLike = float,
         check: bool = True,
     ) -> tuple[Data, Scalar]:
-        r"""Continuous data for one example, and the correction that makes a bound on
-        them one on the levels.
+        r"""Continuous data for one example, and the correction that turns a bound on
+        the data into a bound on the levels.
 
         $$\log P(\text{levels}) \geq \mathbb{E}[\log p(x) + \text{correction}], \qquad
         \text{correction} = \log \left\lvert \det \frac{\mathrm{d}x}{\mathrm{d}p}
@@ -288,18 +291,19 @@ class GreyLevels(eqx.Module):
         **Arguments:**
 
         - `levels`: integers from 0 to `n_levels - 1`.
-        - `key`: the key of the offsets.
-        - `dtype`: the dtype of the result; by default JAX's own for floats. It has to
-            resolve the levels: float32 does 65,536 of them, as 16-bit images have.
-        - `check`: whether to check the range; false where `check` has already.
+        - `key`: the key for the offsets.
+        - `dtype`: the dtype of the result; by default JAX's default float. It has to
+            resolve the levels: float32 resolves the 65,536 levels of 16-bit images.
+        - `check`: whether to check the range. Pass `False` after the method `check`.
 
         **Returns:**
 
-        The data, and the correction in nats: 0 for a dequantiser without a density.
+        The data, and the correction in nats, which is 0 for a dequantiser without a
+        density.
 
         **Raises:**
 
-        As `check`; at trace time `ValueError` if `dtype` cannot resolve the levels.
+        As for `check`; at trace time `ValueError` if `dtype` cannot resolve the levels.
         """
         if check:
             levels = self.check(levels)
@@ -307,19 +311,20 @@ class GreyLevels(eqx.Module):
             levels = as_array("levels", levels)
             check_integers("levels", levels, self.n_levels)
         dtype = jax.dtypes.canonicalize_dtype(dtype)
-        # Rounding in the transform and its inverse may carry a point that is closer
-        # than this to an edge, in units of a level, across it.
+        # Rounding in the transform and its inverse may move a point across an edge that
+        # is closer than this, in units of a level.
         margin = 16 * self.n_levels * float(jnp.finfo(dtype).eps)
         if margin > 1 / 8:
             raise ValueError(
                 f"`dtype` must resolve {self.n_levels} levels; {dtype} cannot. Encode "
                 "in float32 or float64."
             )
-        # Users' dequantisers need not mind arithmetic in uint8.
+        # So that users' dequantisers need not care about arithmetic in uint8.
         wide = jnp.asarray(levels).astype(jnp.int32)
         offset, log_q = self.dequantiser(wide, key=key, dtype=dtype)
-        # So that `decode` can promise to undo `encode`. The bias is of third order: at
-        # its largest, 1/8, of 7e-4 nats if the density varies over a single level.
+        # The margin guarantees that `decode` inverts `encode`. Its bias is of third
+        # order: for the largest margin, 1/8, it is 7e-4 nats if the density varies over
+        # a single level.
         offset = jnp.clip(offset, margin, 1 - margin)
         p = (wide.astype(dtype) + offset) / self.n_levels
         x = self.transform.forward(p)
@@ -330,13 +335,13 @@ class GreyLevels(eqx.Module):
 
     def log_jacobian(self, x: Data) -> Scalar:
         r"""The part $\log \lvert \det \mathrm{d}x / \mathrm{d}p \rvert$ of the
-        correction of `encode`, in nats; 0 where that is 0."""
+        correction of `encode`, in nats; 0 for a dequantiser without a density."""
         if not self.dequantiser.gives_density:
             return jnp.zeros((), x.dtype)
         return self.transform.log_jacobian(self.transform.inverse(x))
 
     def decode(self, x: Data) -> Int[Array, "*data"]:
-        """The levels that contain `x`; the nearest one for `x` outside all of them."""
+        """The levels that contain `x`, or the nearest level if `x` is outside all."""
         x = jnp.asarray(as_array("x", x))
         scaled = jnp.floor(self.transform.inverse(x) * self.n_levels)
         return jnp.clip(scaled, 0, self.n_levels - 1).astype(jnp.int32)
@@ -358,7 +363,7 @@ class GreyLevels(eqx.Module):
 def as_dequantised(x: Any, figure: str) -> Data:
     """`x` as a JAX array of continuous data.
 
-    **Raises:** `TypeError` unless it is of real numbers in float32 or float64, with
+    **Raises:** `TypeError` unless `x` has real numbers in float32 or float64, with
     `figure` in the message for integers; `ValueError` if known values are not finite.
     """
     x = as_array("x", x)

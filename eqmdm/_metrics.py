@@ -15,13 +15,13 @@ from ._core.types import PRNGKey
 
 
 Samples: TypeAlias = Shaped[Array | np.ndarray, "_ ..."]
-# On the host and in float64 whatever the platform: distances that are small beside the
-# numbers they are differences of, at sizes where sampling costs far more.
+# Computed on the host in float64 on every platform, because the distances are small
+# differences of large numbers, and because sampling costs far more.
 Rows: TypeAlias = Float64[np.ndarray, "_ dim"]
 
-# The largest number of kernels, or of projected samples, that is held in memory.
+# The largest number of kernel values, or of projected samples, held in memory.
 _CHUNK = 2**22
-# Of the examples that a median distance is taken over.
+# The number of examples in the median distance.
 _N_MEDIAN = 1000
 _MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -41,30 +41,29 @@ def sliced_wasserstein(
     F_{\theta \cdot y}^{-1}(u) \rvert^p \, \mathrm{d}u \right)^{1/p}$$
 
     with $\theta$ uniform on the unit sphere and $F^{-1}$ the quantile functions of the
-    projected samples. They are steps, so the integral is exact, for sets of different
-    sizes too. In the units of one coordinate: a shift of every coordinate by $\delta$
-    is at a distance $\delta$, for $p = 2$.
+    projected samples. These are step functions, so the integral is exact, also for sets
+    of different sizes. The distance is in the units of one coordinate: for $p = 2$, a
+    shift of every coordinate by $\delta$ is a distance of $\delta$.
 
-    Between two sets from one law it is not 0, but falls like the inverse square root of
-    their sizes. Compare with the distance of another set of real data.
+    Between two sets from the same law it is not 0, but decreases as the inverse square
+    root of their sizes. Compare with the distance of another set of real data.
 
     **Arguments:**
 
     - `x`, `y`: samples along the first axis; each is flattened.
-    - `key`: of the directions. The same key gives the same directions, so distances
-        from one set of data are best computed with one key.
+    - `key`: the key for the directions. The same key gives the same directions, so use
+        one key for all distances from the same data.
     - `order`: $p$, at least 1.
-    - `n_projections`: directions.
-    - `n_groups`: the standard error is a jackknife's: this many times the distance is
-        computed without one group of either set. It is of the samples for the given
-        directions, too large rather than too small on average, and itself good to
-        $1 / \sqrt{2 n_\text{groups}}$ of its size.
+    - `n_projections`: the number of directions.
+    - `n_groups`: the number of groups of the jackknife, which computes the distance
+        without each group of either set. The standard error covers the samples, not the
+        directions. It is too large rather than too small on average, and has a relative
+        error of $1 / \sqrt{2 n_\text{groups}}$.
 
     **Raises:**
 
     `TypeError` unless both are arrays of real numbers; `ValueError` if shapes differ,
-    samples are not finite or fewer than twice `n_groups`, or a number is out of its
-    range.
+    samples are not finite or fewer than twice `n_groups`, or a number is out of range.
 
     **Source:** Bonneel, Rabin, Peyre & Pfister (2015), section 3; Efron & Stein (1981)
     for the jackknife.
@@ -74,7 +73,7 @@ def sliced_wasserstein(
     if order < 1:
         raise ValueError(f"`order` must be at least 1; got {order}.")
     check_count("n_projections", n_projections)
-    # float32 in either mode of JAX, so that the directions are the same.
+    # float32 even in JAX's 64-bit mode, so that the directions are the same.
     theta = jr.normal(key, (n_projections, rows_x.shape[1]), jnp.float32)
     directions = np.asarray(theta, np.float64)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -90,7 +89,7 @@ def sliced_wasserstein(
 def _projected(
     x: Rows, y: Rows, directions: Rows, order: int, n_groups: int
 ) -> Float64[np.ndarray, " _"]:
-    r"""The sum over directions of $W_p^p$: of all samples, and without each group."""
+    r"""The sum of $W_p^p$ over directions, for all samples and without each group."""
     ordered = []
     for rows in (x, y):
         values = directions @ rows.T
@@ -100,7 +99,7 @@ def _projected(
     (values_x, groups_x), (values_y, groups_y) = ordered
     totals = [_between_quantiles(values_x, values_y, order)]
     for group in range(n_groups):
-        # The rest of a sorted row is sorted, and every row loses as many.
+        # The remaining entries stay sorted, and every row loses the same number.
         kept_x = values_x[groups_x != group].reshape(len(directions), -1)
         kept_y = values_y[groups_y != group].reshape(len(directions), -1)
         totals.append(_between_quantiles(kept_x, kept_y, order))
@@ -110,11 +109,11 @@ def _projected(
 def _between_quantiles(
     x: Float64[np.ndarray, "p n"], y: Float64[np.ndarray, "p m"], order: int
 ) -> float:
-    r"""$\int \lvert F^{-1} - G^{-1} \rvert^p$ of sorted rows, summed over them."""
+    r"""The sum of $\int \lvert F^{-1} - G^{-1} \rvert^p$ over sorted rows."""
     n, m = x.shape[1], y.shape[1]
     if n == m:
         return float(np.sum(np.abs(x - y) ** order) / n)
-    # The quantiles at which either function steps, as integers in units of 1 / (n m).
+    # The quantiles at which either function jumps, as integers in units of 1 / (n m).
     steps_x = np.arange(1, n + 1) * m
     steps_y = np.arange(1, m + 1) * n
     steps = np.union1d(steps_x, steps_y)
@@ -126,28 +125,29 @@ def _between_quantiles(
 def maximum_mean_discrepancy(
     x: Samples, y: Samples, *, bandwidths: Sequence[float] | None = None
 ) -> Estimate:
-    r"""The squared maximum mean discrepancy with Gaussian kernels, without bias.
+    r"""An unbiased estimate of the squared maximum mean discrepancy with Gaussian
+    kernels.
 
     $$\frac{1}{n (n - 1)} \sum_{i \neq j} k(x_i, x_j) + \frac{1}{m (m - 1)} \sum_{i
     \neq j} k(y_i, y_j) - \frac{2}{n m} \sum_{i, j} k(x_i, y_j), \qquad k(u, v) =
     \frac1B \sum_b e^{-\lVert u - v \rVert^2 / 2 h_b^2}$$
 
-    Its mean is 0 between sets from one law, so it may be negative.
+    Its mean is 0 for two sets from the same law, so it may be negative.
 
-    The standard error is the jackknife's, over leaving out each sample of either set in
-    turn, which the sums over rows of the kernels give at once. Between sets from one
-    law, where the statistic is degenerate, it is too large by a factor of up to
-    $\sqrt2$; otherwise consistent.
+    The standard error is that of the jackknife that leaves out each sample of either
+    set in turn, which the row sums of the kernels give without further work. For two
+    sets from the same law the statistic is degenerate, and the error is too large by a
+    factor of up to $\sqrt2$. Otherwise it is consistent.
 
     **Arguments:**
 
     - `x`, `y`: samples along the first axis, at least three; each is flattened.
     - `bandwidths`: $h_b$, in the units of Euclidean distances between samples. By
         default 1/4, 1/2, 1, 2 and 4 times the median distance among the first 1,000 of
-        `y`: of one set only, so that the distances of several sets from the same `y`
-        are with the same kernel.
+        `y`. They depend on `y` only, so that the distances of several sets from the
+        same `y` use the same kernel.
 
-    Memory does not grow with the number of samples beyond that of the samples.
+    Apart from the samples themselves, memory does not grow with their number.
 
     **Raises:**
 
@@ -164,14 +164,14 @@ def maximum_mean_discrepancy(
     if lengths.ndim != 1 or not len(lengths) or not np.all(usable):
         raise ValueError(
             "`bandwidths` must be positive lengths, at least one; got "
-            f"{lengths.tolist()}. By default they are 0 where most of `y` are equal: "
-            "pass some."
+            f"{lengths.tolist()}. The defaults are 0 if most of `y` are equal: pass "
+            "your own."
         )
     within_x, _ = _kernel_sums(rows_x, rows_x, lengths)
     within_y, _ = _kernel_sums(rows_y, rows_y, lengths)
     cross_x, cross_y = _kernel_sums(rows_x, rows_y, lengths)
     n, m = len(rows_x), len(rows_y)
-    # A sample's kernel with itself is 1.
+    # Subtract the kernel of each sample with itself, which is 1.
     within_x, within_y = within_x - 1, within_y - 1
     mean_x = within_x.sum() / (n * (n - 1))
     mean_y = within_y.sum() / (m * (m - 1))
@@ -188,7 +188,7 @@ def maximum_mean_discrepancy(
 def _kernel_sums(
     x: Rows, y: Rows, bandwidths: Float64[np.ndarray, " bandwidths"]
 ) -> tuple[Float64[np.ndarray, " _"], Float64[np.ndarray, " _"]]:
-    """The sums over rows, and over columns, of the matrix of kernels."""
+    """The row sums and the column sums of the kernel matrix."""
     over_rows, over_columns = np.empty(len(x)), np.zeros(len(y))
     chunk = max(1, _CHUNK // len(y))
     for start in range(0, len(x), chunk):
@@ -206,7 +206,7 @@ def _squared_distances(x: Rows, y: Rows) -> Float64[np.ndarray, "_ _"]:
     squares = -2 * (x @ y.T)
     squares += np.sum(x**2, axis=1)[:, None]
     squares += np.sum(y**2, axis=1)
-    # Of equal rows, what the products leave of each other may be negative.
+    # For equal rows, rounding may leave a small negative value.
     return np.maximum(squares, 0.0)
 
 
@@ -217,29 +217,29 @@ def _median_distance(y: Rows) -> float:
 
 
 def frechet_distance(x: Samples, y: Samples, *, n_groups: int = 20) -> Estimate:
-    r"""The squared Fréchet distance between normals of the samples' moments.
+    r"""The squared Fréchet distance between normal laws with the samples' moments.
 
     $$\lVert m_x - m_y \rVert^2 + \operatorname{tr} \left( C_x + C_y - 2 (C_x^{1/2} C_y
     C_x^{1/2})^{1/2} \right)$$
 
-    with their means $m$ and covariances $C$. Of the features of an Inception network
-    it is the Fréchet Inception distance.
+    with means $m$ and covariances $C$. For features of an Inception network it is the
+    Fréchet Inception distance.
 
-    With $C = R^\top R$, $R$ from a QR decomposition of the centred samples, the trace
-    of the root is the sum of the singular values of $R_x R_y^\top$: nothing is squared,
-    and no root is taken of a matrix that rounding could have made indefinite. Fewer
-    samples than features are fine.
+    With $C = R^\top R$, where $R$ is from a QR decomposition of the centred samples,
+    the trace of the root is the sum of the singular values of $R_x R_y^\top$. This
+    avoids squares, and the root of a matrix that rounding could have made indefinite.
+    There may be fewer samples than features.
 
-    It is biased upwards: between two sets of $n$ samples of one law by $O(1 / n)$, for
-    $d$ independent normal features of variance $\sigma^2$ by about $\sigma^2 d (d + 5)
-    / 2 n$. Compare at equal sizes only, and with the distance of another set of real
-    data.
+    The distance is biased upwards: for two sets of $n$ samples of the same law by
+    $O(1 / n)$, and for $d$ independent normal features of variance $\sigma^2$ by about
+    $\sigma^2 d (d + 5) / 2 n$. Compare only at equal sizes, and with the distance of
+    another set of real data.
 
     **Arguments:**
 
     - `x`, `y`: samples, such as features of images, along the first axis; each is
         flattened.
-    - `n_groups`: of the jackknife that gives the standard error, as for
+    - `n_groups`: the number of groups of the jackknife for the standard error, as for
         [`eqmdm.sliced_wasserstein`][].
 
     **Raises:**
@@ -251,7 +251,7 @@ def frechet_distance(x: Samples, y: Samples, *, n_groups: int = 20) -> Estimate:
     """
     _check_groups(n_groups)
     rows_x, rows_y = _rows(x, y, at_least=2 * n_groups)
-    # Interleaved, in case the samples are in some order.
+    # Interleave the groups, in case the samples are ordered.
     group_x, group_y = (np.arange(len(rows)) % n_groups for rows in (rows_x, rows_y))
     left_out = [
         _between_normals(rows_x[group_x != group], rows_y[group_y != group])
@@ -277,7 +277,7 @@ def _moments(rows: Rows) -> tuple[Float64[np.ndarray, " dim"], Rows]:
 
 
 def _jackknife(left_out: Float64[np.ndarray, " parts"]) -> float:
-    """The standard error of a statistic from its values without each of the parts."""
+    """The standard error of a statistic, from its values without each part."""
     n = len(left_out)
     return math.sqrt((n - 1) / n * float(np.sum((left_out - left_out.mean()) ** 2)))
 
@@ -287,7 +287,7 @@ def _check_groups(n_groups: int) -> None:
 
 
 def _rows(x: Samples, y: Samples, *, at_least: int) -> tuple[Rows, Rows]:
-    """Both sets as matrices in float64, a row each sample."""
+    """Both sets as float64 matrices, with one sample in each row."""
     x, y = as_examples("x", x), as_examples("y", y)
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(
@@ -299,7 +299,7 @@ def _rows(x: Samples, y: Samples, *, at_least: int) -> tuple[Rows, Rows]:
         if len(samples) < at_least:
             raise ValueError(
                 f"`{name}` must be at least {at_least} samples; got {len(samples)}. "
-                "Draw more, or form fewer groups where there is `n_groups`."
+                "Draw more, or lower `n_groups` if there is one."
             )
         rows = np.asarray(samples, np.float64).reshape(len(samples), -1)
         if not np.all(np.isfinite(rows)):

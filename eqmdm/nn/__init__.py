@@ -1,4 +1,4 @@
-"""Networks on one example, to be batched with `jax.vmap`."""
+"""Networks for single examples, batched with `jax.vmap`."""
 
 from ._mlp import MLP as MLP
 from ._unet import UNet as UNet

@@ -1,4 +1,4 @@
-"""Layers and blocks on one channels-last image."""
+"""Layers and blocks for one channels-last image."""
 
 import math
 from typing import final
@@ -17,7 +17,7 @@ from ._layers import Linear, add_bias, at_least_float32
 class Conv(eqx.Module):
     """A 3x3 convolution of one channels-last image, padded to keep its size.
 
-    With a stride of 2 an even side is padded at its end only.
+    With a stride of 2, an even side is only padded at its end.
     """
 
     weight: Float[Array, "3 3 in out"]
@@ -44,8 +44,8 @@ class Conv(eqx.Module):
     def __call__(
         self, x: Inexact[Array, "height width in"]
     ) -> Inexact[Array, "height_out width_out out"]:
-        # The batch of one is what `jax.vmap` enlarges: the batched network then has
-        # ordinary convolutions, not grouped ones.
+        # `jax.vmap` enlarges this batch of one, so that the batched network has
+        # ordinary convolutions and not grouped ones.
         [out] = lax.conv_general_dilated(
             x[None],
             self.weight.astype(x.dtype),
@@ -60,9 +60,9 @@ class Conv(eqx.Module):
 class GroupNorm(eqx.Module):
     """Group normalisation, with a scale and a shift for each channel.
 
-    There are 32 groups, as in Ho et al., or where the channels do not divide into 32
-    groups of at least two, the largest number below that they do divide into. A group
-    of one channel would subtract the very shift that tells a residual block the time.
+    There are 32 groups, as in Ho et al. If the channels do not divide into 32 groups of
+    at least two, it is the largest smaller number into which they do. A group of one
+    channel would subtract the shift through which a residual block receives the time.
     """
 
     scale: Float[Array, " channels"]
@@ -80,14 +80,14 @@ class GroupNorm(eqx.Module):
         n_each = n_channels // n_groups
         dtype = at_least_float32(x.dtype)
         wide = x.astype(dtype)
-        # Sums of the values and of their squares over the positions, then over the few
-        # channels of a group: on a CPU 1.2 times faster for the whole network's
-        # gradient than reductions of a five-dimensional array.
+        # Sum values and squares over the positions, then over the few channels of a
+        # group. On a CPU this makes the gradient of the whole network 1.2 times faster
+        # than reductions of a five-dimensional array.
         count = height * width * n_each
         total = jnp.sum(wide, axis=(0, 1)).reshape(n_groups, n_each).sum(axis=1)
         square = jnp.sum(wide**2, axis=(0, 1)).reshape(n_groups, n_each).sum(axis=1)
         mean = total / count
-        # The difference may round below zero where a group is constant.
+        # The difference may round to below zero if a group is constant.
         variance = jnp.maximum(square / count - mean**2, 0)
         factor = jnp.repeat(lax.rsqrt(variance + 1e-6), n_each)
         factor = factor * self.scale.astype(dtype)
@@ -118,7 +118,7 @@ class ResidualBlock(eqx.Module):
         if n_in == n_out:
             self.shortcut = None
         else:
-            # A 1x1 convolution is an affine map of the channels.
+            # A 1x1 convolution, as an affine map of the channels.
             self.shortcut = Linear(n_in, n_out, init=init)
 
     def __call__(
@@ -164,7 +164,7 @@ class Attention(eqx.Module):
 def upsample(
     x: Inexact[Array, "height width channels"],
 ) -> Inexact[Array, "2*height 2*width channels"]:
-    """Each pixel repeated in a square of four."""
+    """The image with each pixel repeated in a 2x2 square."""
     height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, None, :, None], (height, 2, width, 2, channels))
     return x.reshape(2 * height, 2 * width, channels)

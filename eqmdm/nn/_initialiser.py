@@ -24,20 +24,20 @@ def _draw_block(
 
 
 class Initialiser:
-    """Makes the arrays of a network's parameters, of one dtype, one after another.
+    """A source of the parameter arrays of a network, all of one dtype.
 
-    JAX compiles a generator for every size, which for a U-Net takes longer than
-    training's first steps. So weights are drawn in blocks of one size, numbered by
-    array and by block, and cut to shape on the host: one program for every network. A
-    traced call has to stay within its trace, and gives the same values there.
+    JAX compiles a random generator for every size, which for a U-Net takes longer than
+    the first training steps. Weights are therefore drawn in blocks of one size, keyed
+    by array and block, and cut to shape on the host, so that one program serves every
+    network. A traced call stays within its trace, and gives the same values.
     """
 
     def __init__(self, key: PRNGKey, dtype: DTypeLike):
         self._key = key
         self._dtype = jax.dtypes.canonicalize_dtype(dtype)
         self._n_drawn = 0
-        # The key need not be traced where this is: under `jax.eval_shape` a concrete
-        # one may be closed over, and operations on it are traced all the same.
+        # The key may be concrete even inside a trace: a function under
+        # `jax.eval_shape` may close over it, and operations on it are still traced.
         zero = np.int32(0)
         self._traced = isinstance(_draw_block(key, zero, zero), Tracer)
 
@@ -45,7 +45,7 @@ class Initialiser:
         self, shape: tuple[int, ...], *, fan_in: int, fan_out: int
     ) -> Inexact[Array, "..."]:
         """Uniform weights of variance `2 / (fan_in + fan_out)`."""
-        # The variance of a uniform law on [-1, 1] is 1/3.
+        # The variance of a uniform variable on [-1, 1] is 1/3.
         limit = np.float32(math.sqrt(6 / (fan_in + fan_out)))
         weights = limit * self._uniform(math.prod(shape)).reshape(shape)
         return self._array(weights.astype(self._dtype))
@@ -57,13 +57,13 @@ class Initialiser:
         return self._constant(shape, 1)
 
     def _constant(self, shape: tuple[int, ...], value: int) -> Inexact[Array, "..."]:
-        # Outside of a trace `jnp.full` would be compiled for every shape; within one,
-        # an array of NumPy would be a constant of the program.
+        # Outside of a trace `jnp.full` would be compiled for every shape; inside one, a
+        # NumPy array would become a constant of the program.
         library = jnp if self._traced else np
         return self._array(library.full(shape, value, self._dtype))
 
     def _array(self, x: Inexact[Array | np.ndarray, "..."]) -> Inexact[Array, "..."]:
-        # `jnp.asarray` is compiled for every shape too.
+        # `jnp.asarray` would also be compiled for every shape.
         return x if isinstance(x, jax.Array) else jax.device_put(x)
 
     def _uniform(self, size: int) -> Float[Array | np.ndarray, " size"]:

@@ -12,7 +12,7 @@ from ._initialiser import Initialiser
 
 
 def at_least_float32(dtype: DTypeLike) -> DTypeLike:
-    """The dtype for statistics and sinusoids: `dtype`, or float32 if it is shorter."""
+    """The dtype for statistics and sinusoids: `dtype`, or float32 if that is wider."""
     return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
 
 
@@ -45,7 +45,7 @@ def check_arguments(
 
 @final
 class Linear(eqx.Module):
-    """An affine map of the last axis, whatever the other axes."""
+    """An affine map of the last axis, for any other axes."""
 
     weight: Float[Array, "in out"]
     bias: Float[Array, " out"]
@@ -72,9 +72,9 @@ class Linear(eqx.Module):
 
 @final
 class TimeEmbedding(eqx.Module):
-    """Sinusoids of the time, and two dense layers on them.
+    """Sinusoids of the time, followed by two dense layers.
 
-    The time, about in $[0, 1]$, is multiplied by 1000, because the frequencies, a
+    The time, roughly in $[0, 1]$, is multiplied by 1000, because the frequencies, a
     geometric sequence from 1 to 1/10000, were chosen for step numbers up to 1000.
 
     **Source:** Ho, Jain & Abbeel (2020), appendix B; the sinusoids are those of Vaswani
@@ -88,8 +88,8 @@ class TimeEmbedding(eqx.Module):
     def __init__(self, width: int, *, init: Initialiser):
         if width < 4 or width % 2 != 0:
             raise ValueError(
-                "`width` must be an even number of at least 4, for the sines and "
-                f"cosines of the time are that many; got {width}."
+                "`width` must be an even number of at least 4, because it is the "
+                f"number of sines and cosines of the time; got {width}."
             )
         self.linear1 = Linear(width, 4 * width, init=init)
         self.linear2 = Linear(4 * width, 4 * width, init=init)
@@ -98,7 +98,7 @@ class TimeEmbedding(eqx.Module):
     def __call__(
         self, t: Real[Array, ""], dtype: DTypeLike
     ) -> Inexact[Array, " features"]:
-        # bfloat16 has 8 bits: `1000 * t` and its sinusoids would lose the time.
+        # bfloat16 has 8 significant bits, in which `1000 * t` would lose the time.
         t = t.astype(at_least_float32(dtype))
         half = self.width // 2
         decay = -math.log(10_000) / (half - 1)

@@ -36,7 +36,7 @@ class _ResidualLayer(eqx.Module):
 class MLP(eqx.Module):
     """A residual multilayer perceptron for points, with sinusoidal time embedding.
 
-    It takes one example and is batched with `jax.vmap`. Variables and coordinates are
+    It takes one example; batch it with `jax.vmap`. Variables and coordinates are
     flattened. The last layer is initialised to zero, so an untrained network returns
     zero.
     """
@@ -62,15 +62,15 @@ class MLP(eqx.Module):
 
         - `shape`: the shape of one data point, `(dim,)` or with more axes, which are
             flattened.
-        - `n_vars`: the number of variables per coordinate, the data's own included.
+        - `n_vars`: the number of variables per coordinate, including the data.
         - `width`: the number of hidden units; even, and at least 4.
         - `depth`: the number of residual layers, of two dense layers each.
         - `dtype`: the dtype of the parameters.
-        - `key`: the key of the initial weights.
+        - `key`: the key for the initial weights.
 
         **Raises:**
 
-        `ValueError` if an argument is out of these limits.
+        `ValueError` if an argument is outside these limits.
         """
         if len(shape) < 1 or min(shape) < 1:
             raise ValueError(
@@ -84,9 +84,10 @@ class MLP(eqx.Module):
         self.shape = shape
         self.n_vars = n_vars
         self.time_embedding = TimeEmbedding(width, init=init)
-        # Few coordinates enter many units. Weights scaled to the average of both fans
-        # would make these so small that the rest of the network is nearly linear in
-        # them, and training a denoiser would start from the solution for normal data.
+        # A few coordinates feed many units. Scaled by the average of both fans, the
+        # weights would make the units so small that the rest of the network is nearly
+        # linear in them, and a denoiser would start training from the solution for
+        # normal data.
         self.linear_in = Linear(n_vars * dim, width, fan_in_only=True, init=init)
         self.layers = tuple(_ResidualLayer(width, init=init) for _ in range(depth))
         self.linear_out = Linear(width, n_vars * dim, zero=True, init=init)
@@ -96,7 +97,7 @@ class MLP(eqx.Module):
     ) -> Float[Array, "vars *shape"]:
         """**Arguments:**
 
-        - `t`: the time, about in $[0, 1]$.
+        - `t`: the time, roughly in $[0, 1]$.
         - `y`: the state.
 
         **Returns:**
@@ -105,8 +106,8 @@ class MLP(eqx.Module):
 
         **Raises:**
 
-        `ValueError`, at trace time, if `t` is not a scalar or `y` not of the shape that
-        the network was built for.
+        `ValueError`, at trace time, if `t` is not a scalar or `y` does not have the
+        shape that the network was built for.
         """
         check_arguments(t, y, (self.n_vars, *self.shape), "n_vars, *shape")
         time = jax.nn.silu(self.time_embedding(t, y.dtype))

@@ -16,7 +16,7 @@ from ._layers import TimeEmbedding, check_arguments
 
 @final
 class _Level(eqx.Module):
-    """The blocks at one resolution, and the convolution to the next one if any."""
+    """The blocks at one resolution, and the convolution to the next one, if any."""
 
     blocks: tuple[ResidualBlock, ...]
     attentions: tuple[Attention, ...] | None
@@ -57,28 +57,27 @@ class _Level(eqx.Module):
 
 @final
 class UNet(eqx.Module):
-    """The U-Net of Ho et al. (2020), on images.
+    """The U-Net of Ho et al. (2020), for images.
 
     Each level has `n_blocks` residual blocks on the way down and one more on the way
-    up, all with time embedding; strided convolutions lead down, nearest-neighbour
-    upsampling with a convolution leads up, and skip connections lead across. One-head
-    self-attention follows each residual block where height and width are both in
-    `attention_sides`, and lies between the two residual blocks in the middle.
-    Normalisation is by groups, 32 of them or fewer so that each has two channels or
-    more. There is no dropout.
+    up, all with time embedding. Strided convolutions go down, nearest-neighbour
+    upsampling followed by a convolution goes up, and skip connections join the two
+    sides. Single-head self-attention follows each residual block whose height and width
+    are both in `attention_sides`, and sits between the two residual blocks in the
+    middle. Group normalisation has 32 groups, or fewer so that each has at least two
+    channels. There is no dropout.
 
     The last convolution of each residual block, the output layer of each attention and
     the last convolution are initialised to zero, so an untrained network returns zero.
 
-    Images of any size: where a side cannot be halved often enough it is padded with
-    zeros, to both ends, and the output is cropped, so that it has the pixels of the
-    image alone.
+    Images can have any size. A side that cannot be halved often enough is padded with
+    zeros at both ends, and the output is cropped to the pixels of the image.
 
-    It takes one example and is batched with `jax.vmap`, which makes its convolutions
-    ordinary batched ones. The variables are folded into channels.
+    The network takes one example. Batched with `jax.vmap`, its convolutions become
+    ordinary batched convolutions. The variables are folded into channels.
 
-    **Source:** Ho, Jain & Abbeel (2020), appendix B, and its code for what the paper
-    leaves out: the initial weights, and the padding of the strided convolutions.
+    **Source:** Ho, Jain & Abbeel (2020), appendix B, and their code for what the paper
+    omits: the initial weights, and the padding of the strided convolutions.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -112,25 +111,26 @@ class UNet(eqx.Module):
         """**Arguments:**
 
         - `shape`: the shape `(height, width, channels)` of one image. Each level after
-            the first halves both sides, padded to what can be halved.
-        - `n_vars`: the number of variables per pixel, the data's own included.
-        - `width`: the channels of the first level; even, and at least 4.
-        - `multipliers`: for each level, its channels as a multiple of `width`.
-        - `n_blocks`: the residual blocks of a level on the way down.
-        - `attention_sides`: the sides, padded, at which levels have attention. The
-            default is Ho et al.'s, and gives a 28x28 network none but in the middle.
-        - `compute_dtype`: the dtype to compute in, such as `jnp.bfloat16`; statistics
-            and softmax stay in float32 at least. By default that of `y`.
-        - `remat`: whether derivatives in reverse mode keep only what enters each block
-            and compute its inside again (rematerialisation), for less memory and about
-            a third more work. Values and parameters are the same.
+            the first halves both sides, which are padded as needed.
+        - `n_vars`: the number of variables per pixel, including the data.
+        - `width`: the number of channels of the first level; even, and at least 4.
+        - `multipliers`: the number of channels of each level, as a multiple of `width`.
+        - `n_blocks`: the number of residual blocks of a level on the way down.
+        - `attention_sides`: the sides, after padding, at which levels have attention.
+            With the default, that of Ho et al., a 28x28 network only has attention in
+            the middle.
+        - `compute_dtype`: the dtype to compute in, such as `jnp.bfloat16`; by default
+            that of `y`. Statistics and softmax use at least float32.
+        - `remat`: whether reverse-mode derivatives store only the inputs of each block
+            and recompute the rest (rematerialisation), for less memory and about a
+            third more work. Values and parameters are the same.
         - `dtype`: the dtype of the parameters.
-        - `key`: the key of the initial weights.
+        - `key`: the key for the initial weights.
 
         **Raises:**
 
-        `ValueError` if an argument is out of these limits. `TypeError` if
-        `compute_dtype` is not a floating-point one.
+        `ValueError` if an argument is outside these limits; `TypeError` if
+        `compute_dtype` is not a floating-point dtype.
         """
         _check_sizes(shape, multipliers)
         check_count("n_vars", n_vars)
@@ -180,7 +180,7 @@ class UNet(eqx.Module):
     ) -> Float[Array, "vars height width channels"]:
         """**Arguments:**
 
-        - `t`: the time, about in $[0, 1]$.
+        - `t`: the time, roughly in $[0, 1]$.
         - `y`: the state.
 
         **Returns:**
@@ -189,8 +189,8 @@ class UNet(eqx.Module):
 
         **Raises:**
 
-        `ValueError`, at trace time, if `t` is not a scalar or `y` not of the shape that
-        the network was built for.
+        `ValueError`, at trace time, if `t` is not a scalar or `y` does not have the
+        shape that the network was built for.
         """
         expected = (self.n_vars, *self.shape)
         check_arguments(t, y, expected, "n_vars, height, width, channels")
@@ -200,8 +200,8 @@ class UNet(eqx.Module):
         # Every block applies this activation before its own dense layer.
         time = jax.nn.silu(self.time_embedding(t, dtype))
 
-        # The skip connection is concatenated within the checkpoint, so that the result
-        # is not stored beside its parts.
+        # Concatenate the skip connection inside the checkpoint, so that the result is
+        # not stored in addition to its parts.
         in_block = eqx.filter_checkpoint if self.remat else lambda function: function
 
         (top, bottom), (left, right) = _margins(self.shape, len(self.down) - 1)
@@ -233,15 +233,15 @@ class UNet(eqx.Module):
 def _block_inputs(
     width: int, multipliers: tuple[int, ...], n_blocks: int
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """The channels that enter each block: of the levels on the way down, and up."""
+    """The input channels of each block of the levels, on the way down and up."""
     widths = [width * multiplier for multiplier in multipliers]
     last = len(widths) - 1
-    # The channels of every activation that is kept for the way up.
+    # The channels of the activations that are stored for the way up.
     skips = [width]
     down = []
     for index, n_out in enumerate(widths):
         down.append((skips[-1], *[n_out] * (n_blocks - 1)))
-        # The convolution to the next level is kept too.
+        # The output of the convolution to the next level is stored too.
         skips.extend([n_out] * (n_blocks + (index != last)))
     up = []
     n_above = widths[-1]
@@ -279,7 +279,7 @@ def _check_sizes(shape: tuple[int, ...], multipliers: tuple[int, ...]) -> None:
 def _margins(
     shape: tuple[int, ...], n_halvings: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """What is added before and after height and width, so that they can be halved."""
+    """The padding before and after height and width that lets them be halved."""
     missing = [-side % 2**n_halvings for side in shape[:2]]
     low = [n // 2 for n in missing]
     return (low[0], missing[0] - low[0]), (low[1], missing[1] - low[1])
