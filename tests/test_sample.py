@@ -278,7 +278,7 @@ def test_arguments_that_do_not_fit_raise(error, message, options, key, unchecked
 @pytest.mark.parametrize(
     ("error", "shape", "message"),
     [
-        (TypeError, 12, r"such as \(28, 28, 1\); got 12. Of vectors it is \(12,\)"),
+        (TypeError, 12, r"such as \(28, 28, 1\); got 12. For vectors it is \(12,\)"),
         (ValueError, (3, 0), r"integers of at least 1; got \(3, 0\)"),
         (ValueError, (2.0,), r"integers of at least 1; got \(2.0,\)"),
     ],

@@ -1,4 +1,4 @@
-"""Validation of counts and arrays where they enter public functions."""
+"""Validation of the counts and arrays that public functions are given."""
 
 import contextlib
 import operator
@@ -31,13 +31,13 @@ def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
 
     **Raises:**
 
-    `TypeError` for anything but a sequence, `ValueError` unless every size is an
+    `TypeError` unless `shape` is a sequence; `ValueError` unless every size is an
     integer of at least 1.
     """
     if not isinstance(shape, Iterable):
         raise TypeError(
             "`shape` must be the sizes of one example of data, such as (28, 28, 1); "
-            f"got {shape!r}. Of vectors it is ({shape!r},)."
+            f"got {shape!r}. For vectors it is ({shape!r},)."
         )
     shape = tuple(shape)
     if not all(isinstance(size, int | np.integer) and size >= 1 for size in shape):
@@ -51,7 +51,7 @@ def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
 def check_precision(name: str, dtype: DTypeLike) -> np.dtype:
     """`dtype` as a NumPy dtype.
 
-    A kernel in 16 bits has two or three digits and its roots underflow near the data:
+    A 16-bit kernel has two or three digits, and its roots underflow near the data:
     bounds computed with it can be 4 nats above the likelihood.
 
     **Raises:** `TypeError` unless it is float32 or float64.
@@ -70,21 +70,21 @@ def concrete(value: float | Array | np.ndarray) -> float | None:
     """The value of a number as a Python float, or `None` under a JAX transform."""
     try:
         return float(value)
-    except TypeError:  # JAX's ConcretizationTypeError: the value is being traced.
+    except TypeError:  # JAX's ConcretizationTypeError: the value is traced.
         return None
 
 
 def is_known(*trees: Any) -> bool:
-    """Whether no array of some trees is traced."""
+    """Whether no array in `trees` is traced."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def now_if_known(*trees: Any) -> contextlib.AbstractContextManager[None]:
-    """A context in which what follows from some trees alone is computed at once, inside
-    a trace too, where they are known.
+    """A context that evaluates computations on `trees` eagerly, even inside a trace, if
+    the trees are known.
 
-    Checks are then made while a program is traced. At run time a check is a callback to
-    the host, and JAX's persistent cache keeps no program with one.
+    Checks then run while a program is traced. At run time a check is a callback to the
+    host, and JAX's persistent cache does not store programs with callbacks.
     """
     if not is_known(*trees):
         return contextlib.nullcontext()
@@ -92,12 +92,12 @@ def now_if_known(*trees: Any) -> contextlib.AbstractContextManager[None]:
 
 
 def raise_or_error_if(value: Array, wrong: Any, message: str) -> Array:
-    """`value`, if nothing is wrong with it.
+    """Returns `value` unless `wrong`.
 
-    The returned value must be used: it carries the check where that is traced.
+    Use the returned value: if `wrong` is traced, it carries the check.
 
-    **Raises:** `ValueError` where `wrong` is known to be true,
-    `equinox.EquinoxRuntimeError` at run time where it is traced.
+    **Raises:** `ValueError` if `wrong` is known to be true;
+    `equinox.EquinoxRuntimeError` at run time if it is traced.
     """
     try:
         is_wrong = bool(wrong)
@@ -109,32 +109,32 @@ def raise_or_error_if(value: Array, wrong: Any, message: str) -> Array:
 
 
 def as_number(value: int | float | Array | np.ndarray | np.generic) -> float | Array:
-    """A traced number as it is; any other, a constant, as a float.
+    """A traced number unchanged, or any other number, a constant, as a float.
 
-    Equinox would count an array, NumPy's too, as something to train.
+    Equinox would treat an array, including NumPy's, as trainable.
     """
     return value if isinstance(value, Tracer) else float(value)
 
 
 def constant(values: np.ndarray) -> Array:
-    """Known values on the device, and known inside a trace too."""
+    """Known values on the device, which stay known inside a trace."""
     with eval_context():
         # `jnp.asarray` would compile a program for every shape.
         return jax.device_put(values)
 
 
 def as_scalar(value: float | Array, dtype: DTypeLike) -> Array:
-    """A number as a JAX array; of a known one nothing is compiled."""
+    """A number as a JAX array, without compiling anything if it is known."""
     if isinstance(value, jax.Array):
         return jnp.asarray(value, dtype)
     return constant(np.asarray(value, dtype))
 
 
 def namespace(*values: Any) -> ModuleType:
-    """`jax.numpy` where any of the values is a JAX array; `numpy` otherwise.
+    """`jax.numpy` if any of the values is a JAX array, and `numpy` otherwise.
 
-    Formulas written with it serve known constants on the host, where nothing is
-    compiled, and traced numbers alike.
+    Formulas written with it work for traced numbers, and for known constants on the
+    host, where they compile nothing.
     """
     return jnp if any(isinstance(value, jax.Array) for value in values) else np
 
@@ -142,16 +142,16 @@ def namespace(*values: Any) -> ModuleType:
 def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
     """`value` as an array of real numbers in this machine's byte order.
 
-    JAX arrays, traced ones included, and NumPy arrays in native order are returned as
-    they are. Lists of numbers, data frames and anything else with `__array__` become
-    NumPy arrays, and foreign byte order, as FITS files have, is converted: XLA would
-    read its bytes as other numbers.
+    JAX arrays, including traced ones, and NumPy arrays in native byte order are
+    returned unchanged. Lists of numbers, data frames and anything else with `__array__`
+    become NumPy arrays. Foreign byte order, as in FITS files, is converted, because XLA
+    would misread the bytes.
 
-    **Raises:** `TypeError`, which names the argument, for anything else.
+    **Raises:** `TypeError`, with the name of the argument, for anything else.
     """
     array = value if isinstance(value, jax.Array) else _converted(name, value)
     if not _is_real(array.dtype):
-        # JAX's dtype of random keys has no kind.
+        # The dtype of JAX's random keys has no kind.
         remedy = _REMEDIES.get(getattr(array.dtype, "kind", ""), _REMEDY)
         raise TypeError(
             f"`{name}` must be an array of real numbers; got type "
@@ -163,9 +163,9 @@ def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
 
 
 def as_examples(name: str, value: Any) -> jax.Array | np.ndarray:
-    """`value` as an array whose first axis counts examples; conversion as `as_array`.
+    """`value` as an array of examples along its first axis, converted by `as_array`.
 
-    **Raises:** `TypeError` as `as_array`; `ValueError` if there is no example.
+    **Raises:** `TypeError` as for `as_array`; `ValueError` if there is no example.
     """
     examples = as_array(name, value)
     if examples.ndim == 0 or len(examples) == 0:
@@ -177,17 +177,17 @@ def as_examples(name: str, value: Any) -> jax.Array | np.ndarray:
 
 
 def check_finite(name: str, array: jax.Array | np.ndarray) -> None:
-    """**Raises:** `ValueError` if known floats are NaN, or infinite as JAX holds them.
+    """**Raises:** `ValueError` if known floats are NaN, or infinite in JAX's dtype.
 
-    Traced arrays are not looked at: their NaN shows in the result. The whole array is
-    read, so this belongs where data enter and not into every step.
+    Traced arrays are not checked: their NaN shows in the result. The whole array is
+    read, so call this once when data are passed in, and not in every step.
     """
     if isinstance(array, Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
         return
     if isinstance(array, np.ndarray) or _in_host_memory(array):
         is_finite = _fits(np.asarray(array))
     else:
-        # A traced function may close over the array, which is known all the same.
+        # A traced function may close over the array, which is still known.
         with jax.ensure_compile_time_eval():
             is_finite = bool(_all_finite(array))
     if not is_finite:
@@ -198,35 +198,35 @@ def check_finite(name: str, array: jax.Array | np.ndarray) -> None:
 
 
 def check_points(name: str, array: jax.Array | np.ndarray, levels: str) -> None:
-    """**Raises:** `TypeError` unless the dtype is one of floats; `levels` names the
-    argument that would say that they are grey levels."""
+    """**Raises:** `TypeError` unless the dtype is a floating-point one. `levels` is the
+    name of the argument that declares grey levels."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
-            f"`{name}` must be floating-point data where there are no `{levels}`; got "
+            f"`{name}` must be floating-point data if there are no `{levels}`; got "
             f"{array.dtype}. Integers have no density: give `{levels}` to dequantise "
             "them."
         )
 
 
 def check_integers(name: str, array: jax.Array | np.ndarray, n_levels: int) -> None:
-    """**Raises:** `TypeError` unless the dtype is one of integers."""
+    """**Raises:** `TypeError` unless the dtype is an integer one."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"`{name}` must be integers, from 0 to {n_levels - 1}; got {array.dtype}. "
-            "Data that are continuous already need no encoding."
+            "Continuous data need no encoding."
         )
 
 
 def check_levels(
     name: str, array: jax.Array | np.ndarray, n_levels: int
 ) -> jax.Array | np.ndarray:
-    """`array`, whose integers are from 0 to `n_levels - 1`.
+    """Returns `array` if its integers are from 0 to `n_levels - 1`.
 
-    It is read as a whole, unless its dtype holds no other integers. Where it is traced
-    the check is a part of the program, and so is in use only where the result is.
+    The whole array is read, unless its dtype has no other integers. For a traced array
+    the check is part of the program, and only runs if the result is used.
 
-    **Raises:** `TypeError` unless the dtype is one of integers; `ValueError`, or
-    `equinox.EquinoxRuntimeError` where they are traced, if any is out of range.
+    **Raises:** `TypeError` unless the dtype is an integer one; `ValueError`, or
+    `equinox.EquinoxRuntimeError` for a traced array, if any integer is out of range.
     """
     check_integers(name, array, n_levels)
     limits = jnp.iinfo(array.dtype)
@@ -261,15 +261,16 @@ _REMEDIES = {
 def _converted(name: str, value: Any) -> jax.Array | np.ndarray:
     if np.ma.is_masked(value):
         raise TypeError(
-            f"`{name}` must be an array of real numbers, all of them known; got one "
-            "with masked values. Fill them in, or leave out the examples that have any."
+            f"`{name}` must be an array of real numbers without masked values; got one "
+            "with some. Fill them in, or leave out the examples that have any."
         )
-    # Scalars of a list may be traced.
+    # The scalars in a list may be traced.
     entries = jax.tree.leaves(value) if isinstance(value, list | tuple) else []
     library = jnp if any(isinstance(entry, jax.Array) for entry in entries) else np
     try:
         return library.asarray(value)
-    # For nested lists whose lengths differ, and from the `__array__` of other classes.
+    # NumPy raises for nested lists of different lengths, and so may the `__array__` of
+    # other classes.
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`{name}` must be an array of real numbers; got type "
@@ -278,15 +279,15 @@ def _converted(name: str, value: Any) -> jax.Array | np.ndarray:
 
 
 def _is_real(dtype: Any) -> bool:
-    # JAX's own test, which knows bfloat16 and its kin.
+    # JAX's own test, which knows bfloat16 and similar dtypes.
     kinds = jnp.floating, jnp.integer, jnp.bool_
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
 def _fits(array: np.ndarray) -> bool:
-    # By NumPy, so that no program is compiled, and by reductions, so that no array of
-    # the same size is made. NaN wins both, and compares as false. JAX makes float32 of
-    # float64 unless told otherwise.
+    # With NumPy, which compiles nothing, and with reductions, which allocate no array
+    # of the same size. Both reductions propagate NaN, which compares as false. By
+    # default JAX converts float64 to float32.
     largest = float(jnp.finfo(jax.dtypes.canonicalize_dtype(array.dtype)).max)
     with np.errstate(invalid="ignore"):
         return array.size == 0 or bool(
@@ -295,7 +296,7 @@ def _fits(array: np.ndarray) -> bool:
 
 
 def _in_host_memory(array: jax.Array) -> bool:
-    # NumPy then reads it without a copy.
+    # If so, NumPy reads it without a copy.
     [*devices] = array.devices()
     return len(devices) == 1 and devices[0].platform == "cpu"
 

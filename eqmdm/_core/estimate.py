@@ -10,7 +10,7 @@ from jaxtyping import Float
 class Estimate(NamedTuple):
     """A number estimated from samples, on the host, and its standard error.
 
-    As text it shows two digits of the error: `-12.03 ± 0.71`.
+    Its text shows two digits of the error: `-12.03 ± 0.71`.
     """
 
     value: float
@@ -28,6 +28,6 @@ class Estimate(NamedTuple):
         """The mean of independent values; the error of a single one is NaN."""
         values = np.asarray(values, np.float64)
         n = len(values)
-        # NumPy warns of a variance of one value.
+        # NumPy warns about the variance of a single value.
         error = math.sqrt(values.var(ddof=1) / n) if n > 1 else math.nan
         return cls(float(values.mean()), error)

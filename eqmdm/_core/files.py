@@ -11,22 +11,21 @@ from typing import Any, BinaryIO
 def write_atomically(
     path: str | os.PathLike, content: bytes | str | Callable[[BinaryIO], object]
 ) -> None:
-    """Writes a whole file or nothing.
+    """Writes a file completely or not at all.
 
-    The content goes to `<name>.partial` beside the file, which then replaces it in one
-    step: a reader never sees half of a file, and a full disk or a killed process leaves
-    the previous one intact.
+    The content goes to `<name>.partial` in the same directory, which then replaces the
+    file in one step. A reader never sees half a file, and a full disk or a killed
+    process leaves the previous one intact.
 
     **Arguments:**
 
     - `path`: the file; its directory must exist.
-    - `content`: the bytes, text to be encoded in UTF-8, or a function that writes to
-        the open binary file that it is passed, such as
-        `lambda file: np.savez(file, **arrays)`.
+    - `content`: bytes, text to be encoded in UTF-8, or a function that writes to an
+        open binary file, such as `lambda file: np.savez(file, **arrays)`.
 
     **Raises:**
 
-    `OSError`, which names the file, if it cannot be written.
+    `OSError`, with the name of the file, if it cannot be written.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
@@ -39,12 +38,12 @@ def write_atomically(
             else:
                 content(file)
             file.flush()
-            # A rename may reach the disk before the content does: after a power cut
-            # the new name would stand for an empty file.
+            # A rename may reach the disk before the content, and a power cut would
+            # then leave an empty file under the new name.
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        # A failed write, unlike a failed opening, does not name its file.
+        # The error of a failed write, unlike that of `open`, does not name the file.
         reason = error.strerror or error
         raise OSError(f"{path} cannot be written ({reason}).") from error
     finally:
@@ -54,13 +53,13 @@ def write_atomically(
 def to_json(data: Any) -> str:
     """`data` as indented JSON, with null for NaN and infinity.
 
-    JSON has no word for these two, and Python's for them stop other readers.
+    JSON does not define these two, and other readers fail on Python's names for them.
     """
     return json.dumps(_finite_or_none(data), indent=1, allow_nan=False) + "\n"
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
-    """Writes `to_json(data)` as `write_atomically` does."""
+    """Writes `to_json(data)` with `write_atomically`."""
     write_atomically(path, to_json(data))
 
 

@@ -1,4 +1,4 @@
-"""Linear-Gaussian maps in root form: a covariance is held as $L$ with $L L^\\top$."""
+"""Linear-Gaussian maps in root form: a covariance $L L^\\top$ is stored as $L$."""
 
 import math
 from typing import final
@@ -29,20 +29,20 @@ def apply_to_vars(
 ) -> Float[Array, "rows *data"]:
     """The product of a matrix with the leading axis of a state.
 
-    A sum of `vars` scaled images: XLA fuses it with its neighbours, which it does not
-    do with a matrix product, and no backend rounds it below the dtype of `y`.
+    It is a sum of `vars` scaled images. XLA fuses it with neighbouring operations,
+    unlike a matrix product, and no backend rounds it below the dtype of `y`.
     """
-    # Of a single row NumPy's rules would make as many as are asked for.
+    # A single row would broadcast silently.
     assert len(y) == matrix.shape[1]
-    # With one axis for the data: of seven axes and more, which images under a few
-    # `vmap`s would have, XLA's sums over one crash on a CPU (JAX 0.10).
+    # Flatten the data to one axis. On a CPU, XLA's sums over one axis crash for arrays
+    # of seven or more axes, such as images under a few `vmap`s (JAX 0.10).
     flat = y.reshape(1, len(y), math.prod(y.shape[1:]))
     product = jnp.sum(matrix[:, :, None].astype(y.dtype) * flat, axis=1)
     return product.reshape(len(matrix), *y.shape[1:])
 
 
 def contract(vector: VarsVector, y: State) -> Data:
-    """The sum of the variables of a state, each times its entry of `vector`."""
+    """The sum of the variables of a state, weighted by `vector`."""
     return apply_to_vars(vector[None], y)[0]
 
 
@@ -61,9 +61,9 @@ def solve_lower(
 ) -> Float[Array, "vars *columns"]:
     r"""$L^{-1} b$, or $L^{-\top} b$, for a lower-triangular root.
 
-    Substitution, written out: a library call traces, lowers and compiles ten times as
-    long for matrices of this size, and computes the same values. A singular root gives
-    values that are not finite.
+    The substitution is unrolled, because for matrices of this size a library call takes
+    ten times as long to trace, lower and compile, and computes the same values. A
+    singular root gives non-finite values.
     """
     n_vars = len(root)
     columns = root.T if not transpose else root
@@ -78,29 +78,29 @@ def solve_lower(
 def _reflectors(
     rows: Float[Array, "vars columns"],
 ) -> tuple[VarsMatrix, list[tuple[Array, Array]], Float[Array, " vars"]]:
-    # Rows of very different size are the normal case: a chain of three variables
-    # spreads over tau^(1/2), tau^(3/2), tau^(5/2). Each row is treated relative to
-    # itself, and scaled by its largest entry so that squares do not underflow.
-    # Reflections, because they remove a finished column altogether: Gram-Schmidt
-    # leaves the rounding of a large start variance in it, beside a small noise.
-    # The loop is unrolled: K is small, and a batched LAPACK call inside a training
-    # step costs more.
+    # Rows of very different size are the normal case: those of a chain of three
+    # variables grow like tau^(1/2), tau^(3/2), tau^(5/2). Each row is handled relative
+    # to itself, and scaled by its largest entry so that squares do not underflow.
+    # Reflections remove a finished column completely. Gram-Schmidt would leave the
+    # rounding error of a large start variance in it, next to a small noise.
+    # The loop is unrolled, because K is small and a batched LAPACK call inside a
+    # training step costs more.
     n_vars = len(rows)
     scale = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
-    # The rows from the i-th on, without the columns that are finished.
+    # The rows from the i-th on, without the finished columns.
     rest = rows / jnp.where(scale > 0, scale, 1)
     columns, reflectors, signs = [], [], []
     for i in range(n_vars):
         row, below = rest[0], rest[1:]
         norm = jnp.sqrt(jnp.sum(row**2))
         sign = jnp.where(row[0] < 0, -1, 1).astype(row.dtype)
-        # Joined rather than indexed: a scatter takes long to compile.
+        # Concatenate rather than assign by index, because a scatter compiles slowly.
         normal = jnp.concatenate([row[:1] + sign * norm, row[1:]])
         square = jnp.sum(normal**2)
         factor = 2 / jnp.where(square > 0, square, 1)
         weight = jnp.sum(below * normal[None], axis=1, keepdims=True) * factor
         below = below - weight * normal[None]
-        # The reflection sends the row to -sign * norm; the sign moves into Q.
+        # The reflection maps the row to -sign * norm; the sign moves into Q.
         above = jnp.zeros(i, row.dtype)
         columns.append(jnp.concatenate([above, norm[None], -sign * below[:, 0]]))
         rest = below[:, 1:]
@@ -142,10 +142,10 @@ def _lq_root_jvp(primals, tangents):
 def lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
     r"""The lower-triangular $L$, with positive diagonal, of $A = L Q$.
 
-    $L L^\top = A A^\top$ without forming either product, so an entry is accurate
-    relative to its row whatever the sizes of the rows. Its derivative is
-    $\dot L = L \,\Phi(W + W^\top)$ with $W = L^{-1} \dot A Q^\top$ and $\Phi$ the lower
-    triangle with halved diagonal; it exists where $A$ has full row rank.
+    $L L^\top = A A^\top$ without forming either product, so every entry is accurate
+    relative to its row, for rows of any sizes. The derivative is $\dot L = L \,\Phi(W +
+    W^\top)$, where $W = L^{-1} \dot A Q^\top$ and $\Phi$ takes the lower triangle and
+    halves the diagonal. It exists where $A$ has full row rank.
 
     **Arguments:**
 
@@ -158,7 +158,7 @@ def lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
 class Transition(eqx.Module):
     r"""The law of $y(t)$ given $y(s)$: normal, mean $\Psi y(s)$, covariance $L L^\top$.
 
-    Both matrices act on the `vars` axis, alike for every data coordinate.
+    Both matrices act on the `vars` axis, in the same way for every data coordinate.
     """
 
     mean_map: VarsMatrix
@@ -175,7 +175,7 @@ class Transition(eqx.Module):
         return self.perturb(y, draw_normal(key, y.shape, y.dtype))
 
     def then(self, later: "Transition") -> "Transition":
-        r"""The law over both intervals, for a `later` one that starts where this ends.
+        r"""The law over this interval followed by that of `later`.
 
         $(\Psi_2, L_2) \circ (\Psi_1, L_1) = (\Psi_2 \Psi_1, \mathrm{LQ}[\Psi_2 L_1,
         L_2])$, which is associative.
@@ -191,18 +191,18 @@ class Transition(eqx.Module):
 class PerturbationKernel(eqx.Module):
     r"""The law of $y(t)$ given the data: normal, mean $a x$, covariance $L L^\top$.
 
-    The factors that scores, bounds and samplers need of it are computed once, when it
+    The factors that scores, bounds and samplers need are computed once, when the kernel
     is built. With $b = L^{-1} a$ and $\mathrm{SNR} = |b|^2$, the statistic $z = w \cdot
     y$ is the data plus noise of standard deviation $\sigma = \mathrm{SNR}^{-1/2}$, and
-    sufficient for the data. Nothing here is as large as the signal-to-noise ratio
-    itself, which float32 cannot hold beyond a logarithm of 88.
+    is sufficient for the data. No factor is as large as the signal-to-noise ratio
+    itself, which overflows in float32 beyond a logarithm of 88.
 
     - `t`: the time.
     - `step`: the law of $y(t)$ given the whole start $y(0)$.
     - `mean_map`, `root`: $a$ and $L$.
     - `whitening`: $L^{-1}$, lower triangular.
     - `direction`: $b / |b|$, the direction of the data among the whitened variables.
-    - `sigma`: $\sigma$, the noise of the sufficient statistic.
+    - `sigma`: $\sigma$, the noise level of the sufficient statistic.
     - `data_weights`: $w = \Sigma^{-1} a / \mathrm{SNR}$.
     """
 
@@ -219,10 +219,10 @@ class PerturbationKernel(eqx.Module):
     def after(
         cls, t: Scalar, step: Transition, start_root: Float[Array, "vars columns"]
     ) -> "PerturbationKernel":
-        """The kernel at `t`, from the transition out of time 0 and the start's root.
+        """The kernel at `t`, from the transition from time 0 and the start root.
 
-        The start covariance goes in last and as a root: added to the covariance of the
-        step it would cost digits from three variables on.
+        The start covariance is included last and as a root. Adding it to the covariance
+        of the step would lose digits for three or more variables.
         """
         root = step.root
         if start_root.shape[1] > 0:
@@ -231,7 +231,7 @@ class PerturbationKernel(eqx.Module):
         mean_map = step.mean_map[:, 0]
         whitening = solve_lower(root, jnp.eye(len(root), dtype=root.dtype))
         b = solve_lower(root, mean_map)
-        # Its square may exceed the largest number of the dtype where it does not.
+        # Scale first: the square of the norm may overflow where the norm does not.
         scale = jax.lax.stop_gradient(jnp.max(jnp.abs(b)))
         scale = jnp.where(scale > 0, scale, 1)
         norm = scale * jnp.sqrt(jnp.sum((b / scale) ** 2))
@@ -243,7 +243,8 @@ class PerturbationKernel(eqx.Module):
 
     @property
     def log_snr(self) -> Float[Array, "*times"]:
-        r"""$\log a^\top \Sigma^{-1} a$, natural logarithm; of stacked kernels, all."""
+        r"""$\log a^\top \Sigma^{-1} a$ (natural logarithm), also for stacked
+        kernels."""
         return -2 * jnp.log(self.sigma)
 
     def mean(self, x: Data) -> State:
@@ -295,8 +296,8 @@ class Gaussian(eqx.Module):
     def kl_from(self, root: VarsMatrix, mean: State) -> Scalar:
         r"""$\mathrm{KL}(\mathcal{N}(m, L L^\top \otimes I) \,\|\, \text{self})$, nats.
 
-        Written in $M = L_\pi^{-1} L$, so that its terms are all positive and vanish
-        together: near stationarity the textbook form cancels.
+        Written in $M = L_\pi^{-1} L$, so that all terms are positive and vanish
+        together. The textbook form cancels near stationarity.
         """
         per_dim = self.kl_of_root(root.astype(self.root.dtype))
         square = jnp.sum(apply_to_vars(self._whitening, mean) ** 2)
@@ -307,7 +308,8 @@ class Gaussian(eqx.Module):
         return solve_lower(self.root, jnp.eye(len(self.root), dtype=self.root.dtype))
 
     def kl_of_root(self, root: VarsMatrix) -> Scalar:
-        r"""$\mathrm{KL}(\mathcal{N}(0, L L^\top) \,\|\, \text{self})$ a coordinate."""
+        r"""$\mathrm{KL}(\mathcal{N}(0, L L^\top) \,\|\, \text{self})$, in nats per data
+        coordinate."""
         M = solve_lower(self.root, root)
         gap = jnp.diag(M) - 1
         diagonal = jnp.sum(gap**2 + 2 * (gap - jnp.log1p(gap)))

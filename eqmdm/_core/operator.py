@@ -13,10 +13,11 @@ from .gaussian import apply_to_vars
 
 @final
 class VarsOperator(lx.AbstractLinearOperator):
-    r"""$M \otimes I$: a small matrix on the leading axis, alike for every coordinate.
+    r"""$M \otimes I$: a small matrix on the leading axis, the same for every data
+    coordinate.
 
-    The matrix is `rows x columns`; the operator maps `(columns, *data)` to
-    `(rows, *data)` and is never formed densely unless `as_matrix` is asked for.
+    The matrix is `rows x columns`. The operator maps `(columns, *data)` to
+    `(rows, *data)`. Only `as_matrix` forms it densely.
     """
 
     matrix: Float[Array, "rows columns"]
@@ -54,8 +55,8 @@ def _(operator):
     return VarsOperator(jnp.conj(operator.matrix), operator.data_shape)
 
 
-# A property that the small matrix has in structure, the large one has too; only a
-# single row and column can be known to be diagonal.
+# The large matrix inherits structural properties of the small one. Only a single row
+# and column is known to be diagonal.
 for _query in (
     lx.is_symmetric,
     lx.is_diagonal,

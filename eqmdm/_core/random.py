@@ -1,6 +1,6 @@
-"""Random arrays, drawn as vectors and given their shape afterwards.
+"""Random arrays, drawn as vectors and then reshaped.
 
-XLA's loops over several short axes, which an image with few channels has, take a CPU
+On a CPU, XLA's loops over several short axes, as in an image with few channels, take
 three to six times as long to compile as one loop over a vector, and up to three times
 as long to run. The values are those of `jax.random`.
 """

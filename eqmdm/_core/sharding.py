@@ -1,7 +1,7 @@
 """Sharding of batches and parameters over devices.
 
-There is one code path for any number of devices. Functions that take a batch follow the
-mesh on which the model lies, and XLA inserts the communication.
+There is one code path for any number of devices. Functions that take a batch use the
+mesh of the model, and XLA inserts the communication.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,15 @@ from jaxtyping import PyTree
 
 
 _BATCH = "batch"
-# In elements. Smaller arrays, biases and scales, are not worth a message each.
+# In elements. Smaller arrays, such as biases and scales, are not worth a message each.
 _LEAST_SHARED = 2**12
 
 
 def device_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Devices in a row, over which batches are divided; by default all of them.
+    """A one-dimensional mesh of devices, by default all, for dividing batches.
 
-    With several processes (`jax.distributed`) they are the devices of all.
+    With several processes (`jax.distributed`), the default is the devices of all
+    processes.
     """
     return Mesh(np.array(jax.devices() if devices is None else devices), (_BATCH,))
 
@@ -34,18 +35,18 @@ def device_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 def distribute(tree: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> PyTree:
     """`tree`, a model or a training state, with its arrays on the devices of `mesh`.
 
-    What takes a batch beside it then divides the batch over these devices:
-    [`eqmdm.train_step`][], [`eqmdm.evaluate`][] and [`eqmdm.sample`][]. The results are
-    those of one device up to the rounding of sums. Where the mesh is of several
-    processes, each calls this, and what follows, with the same values.
+    [`eqmdm.train_step`][], [`eqmdm.evaluate`][] and [`eqmdm.sample`][] then divide
+    their batches over these devices. The results are those of one device up to the
+    rounding of sums. If the mesh covers several processes, all of them make this and
+    the following calls with the same values.
 
     **Arguments:**
 
-    - `mesh`: of [`eqmdm.device_mesh`][].
-    - `shard_parameters`: whether each device holds a share of each large array, which
-        is put together where it is used (fully sharded data parallelism), instead of
-        all of it. It saves memory and costs communication. An array is divided along
-        the longest of its axes that is a multiple of the number of devices.
+    - `mesh`: the mesh, from [`eqmdm.device_mesh`][].
+    - `shard_parameters`: whether each device stores only a share of each large array,
+        which is gathered for use (fully sharded data parallelism). It saves memory and
+        costs communication. An array is divided along its longest axis that is a
+        multiple of the number of devices.
     """
 
     def place(leaf):
@@ -58,7 +59,7 @@ def distribute(tree: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> P
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
-    """The mesh on which `distribute` has put a tree; `None` if it has not."""
+    """The mesh on which `distribute` has put a tree, or `None`."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             mesh = getattr(leaf.sharding, "mesh", None)
@@ -68,16 +69,16 @@ def mesh_of(tree: PyTree) -> Mesh | None:
 
 
 def placement(tree: PyTree) -> PyTree:
-    """The sharding of each array of a tree on a mesh, `None` for all other leaves."""
+    """The sharding of each array of a tree on a mesh, and `None` for other leaves."""
     return jax.tree.map(lambda leaf: leaf.sharding, eqx.filter(tree, eqx.is_array))
 
 
 def divide_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
     """`batch` with an equal share of its first axis on each device of `mesh`.
 
-    What is computed from it by `jax.vmap`, such as [`eqmdm.log_likelihood`][] of each
-    example, is divided likewise. It may be traced. Arrays stay as they are where there
-    is no mesh or they cannot be divided evenly.
+    Results that `jax.vmap` computes from it, such as [`eqmdm.log_likelihood`][] of each
+    example, are divided in the same way. The batch may be traced. Arrays are unchanged
+    if there is no mesh or if they cannot be divided evenly.
     """
 
     def divide(leaf):
@@ -94,7 +95,7 @@ def divide_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
 def on_host(tree: PyTree) -> PyTree:
     """`tree` with its arrays as whole NumPy arrays, in every process.
 
-    Where they lie on devices of several processes, all must call this.
+    If they are on devices of several processes, all processes must call this.
     """
 
     def fetch(leaf):
@@ -115,9 +116,9 @@ def over_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
 def gathering(fn: Callable[[PyTree], Any], placement: PyTree) -> Callable[..., Any]:
     """`fn`, under a trace, applied to whole arrays where `placement` divides them.
 
-    They are gathered on every device before `fn` begins and again for its gradient,
-    which is summed over the batch, instead of being stored between the two. On shares,
-    XLA would divide the products in `fn` along channels and move activations.
+    The arrays are gathered on every device before `fn` and again for its gradient,
+    which is summed over the batch, rather than stored in between. Given shares, XLA
+    would divide the products in `fn` along channels and move activations.
     """
     places, structure = jax.tree.flatten(placement)
     if all(place.is_fully_replicated for place in places):
@@ -132,7 +133,7 @@ def gathering(fn: Callable[[PyTree], Any], placement: PyTree) -> Callable[..., A
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
-        # Copied where it stays on a device: training donates its buffers.
+        # Copy an array that stays on its device, because training donates its buffers.
         return jax.device_put(leaf, sharding, may_alias=False)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = _placed(jr.key_data(leaf), sharding)

@@ -1,4 +1,4 @@
-"""Arrays in the text form of modules."""
+"""The text of arrays in the text of modules."""
 
 from jaxtyping import Array
 
@@ -6,7 +6,7 @@ from .checks import concrete
 
 
 def show_array(value: Array) -> str:
-    """The value of a number; of other arrays, and under a trace, dtype and shape."""
+    """The value of a known number, or the dtype and shape of any other array."""
     number = concrete(value)
     if number is not None:
         return f"{number:.6g}"

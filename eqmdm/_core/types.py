@@ -1,4 +1,4 @@
-"""Shapes and scalars shared by every module."""
+"""Types of arrays and scalars that all modules share."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -15,7 +15,7 @@ PRNGKey: TypeAlias = Key[Array, ""]
 
 VarsVector: TypeAlias = Float[Array, " vars"]
 VarsMatrix: TypeAlias = Float[Array, "vars vars"]
-# What a user may write a matrix as.
+# The types that a user may pass for a matrix.
 MatrixLike: TypeAlias = ArrayLike | Sequence[Sequence[float | Float[Array, ""]]]
 RankMatrix: TypeAlias = Float[Array, "vars rank"]
 
