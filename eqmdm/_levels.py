@@ -77,7 +77,7 @@ class LogitTransform(AbstractTransform):
     def __check_init__(self):
         if not 0 < self.alpha < 0.5:
             raise ValueError(
-                "`alpha` must be between 0 and 1/2, neither included; got "
+                "`alpha` must be strictly between 0 and 1/2; got "
                 f"{self.alpha}. 0.05 is usual."
             )
 

@@ -163,7 +163,7 @@ def maximum_mean_discrepancy(
     usable = np.isfinite(lengths) & (lengths > 0)
     if lengths.ndim != 1 or not len(lengths) or not np.all(usable):
         raise ValueError(
-            "`bandwidths` must be positive lengths, at least one; got "
+            "`bandwidths` must be one or more positive lengths; got "
             f"{lengths.tolist()}. The defaults are 0 if most of `y` are equal: pass "
             "your own."
         )

@@ -624,7 +624,7 @@ def test_parameter_of_q_moves_within_the_skew_symmetric_matrices(key):
 
 
 def test_names_of_what_is_learned_are_checked():
-    with pytest.raises(ValueError, match="`learn` must name some of skew, .* got 'S'"):
+    with pytest.raises(ValueError, match="`learn` must contain only skew, .* got 'S'"):
         linear(learn=("skew", "S"))
     with pytest.raises(TypeError, match="`learn` must be a sequence of names; got"):
         linear(learn="skew")

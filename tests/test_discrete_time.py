@@ -68,7 +68,7 @@ def test_a_step_less_is_refused(key):
 def test_a_decoder_of_the_start_is_refused(key):
     model = eqmdm.FunctionModel(lambda t, y: -y, eqmdm.VPSDE())
     options = {"times": jnp.asarray([1.0, 1e-3]), "decoder": eqmdm.StartDecoder()}
-    with pytest.raises(ValueError, match="`decoder` must be one of the data"):
+    with pytest.raises(ValueError, match="`decoder` must decode the data alone"):
         eqmdm.discrete_elbo(model, jnp.zeros(2), key=key, **options)
 
 

@@ -229,7 +229,7 @@ def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls
 def test_t0_that_is_lost_in_counting_down_to_it_raises(key):
     diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-5.0, 20.0))
     model = gaussian_model(diffusion)
-    message = "`diffusion` must have a t0 that float32 resolves beside its t1"
+    message = "`diffusion` must have a t0 that float32 resolves next to its t1"
     options = {"key": key, "dtype": jnp.float32}
     with pytest.raises(ValueError, match=message):
         eqmdm.reverse_sde(model, (2,), **options)

@@ -71,13 +71,13 @@ def discrete_elbo(
         values = np.asarray(times)
         if not (np.all(np.diff(values) < 0) and values[-1] > 0 and values[0] < np.inf):
             raise ValueError(
-                "`times` must be positive and finite and strictly decrease; got "
-                f"{values.tolist()}. A grid such as `LogSNRGrid()` gives them."
+                "`times` must be positive, finite and strictly decreasing; got "
+                f"{values.tolist()}. Pass those of a grid, such as `LogSNRGrid()`."
             )
     decoder = DataDecoder() if decoder is None else decoder
     if decoder.of_whole_start:
         raise ValueError(
-            "`decoder` must be one of the data, such as `DataDecoder`; got "
+            "`decoder` must decode the data alone, such as `DataDecoder`; got "
             f"{type(decoder).__name__}, which decodes the whole start."
         )
     x = model.check_final_time(x)

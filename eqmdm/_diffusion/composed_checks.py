@@ -31,7 +31,7 @@ def as_limit(t_limit: float | None, interval: Interval) -> float:
     end = concrete(interval.t1) if in_time else None
     if in_time and end is None and t_limit is None:
         raise TypeError(
-            "`t_limit` must be given, a number, where the end of `interval` is traced."
+            "`t_limit` must be given as a number if the end of `interval` is traced."
         )
     if t_limit is None:
         return 2.0 if end is None else end
@@ -132,7 +132,7 @@ def _check_steps(
             if not np.all(np.isfinite(matrix)):
                 raise ValueError(
                     f"`{name}` must be finite up to t = {limit}; at t = {t} it is "
-                    f"{matrix.tolist()}. Stop earlier."
+                    f"{matrix.tolist()}. Choose an earlier `t_limit`."
                 )
     check_controllable(list(zip(values.drift, values.diffusion, strict=True)))
     n_nodes = len(quadrature(n_vars, jnp.result_type(float))[0])

@@ -225,6 +225,6 @@ def warn_unless_mixed(divergence: float) -> None:
             f"x) || prior) is {divergence:.2g} nats per dimension for data of unit "
             "variance. Bounds lose as much, and samples start from the wrong law. Give "
             "it `interval=LogSNRInterval(-9, 13.3)` or a `TimeInterval` with a later "
-            "t1, or, if that is late enough, the prior that it does reach.",
+            "t1, or, if t1 is late enough, the prior that it reaches.",
             stacklevel=2,
         )

@@ -258,7 +258,7 @@ def check_controllable(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         for i in np.flatnonzero(np.abs(unreached).max(axis=1) > 1e-3)
     ]
     raise ValueError(
-        "The noise must reach every variable, itself or through the drift; it does not "
-        f"reach {' and '.join(names)}, so the kernel would have no density. Couple it "
-        "to a variable with noise by `skew`, or give it noise in `dissipation`."
+        "The noise must reach every variable, directly or through the drift; it does "
+        f"not reach {' and '.join(names)}, so the kernel would have no density. Couple "
+        "it to a variable with noise by `skew`, or give it noise in `dissipation`."
     )

@@ -274,7 +274,7 @@ def check_parts(learn: Sequence[str], parts: Sequence[str]) -> None:
     for name in learn:
         if name not in parts:
             raise ValueError(
-                f"`learn` must name some of {', '.join(parts)}; got {name!r}."
+                f"`learn` must contain only {', '.join(parts)}; got {name!r}."
             )
 
 

@@ -113,9 +113,9 @@ class AbstractModel(eqx.Module):
         value = concrete(t)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(
-                "`t` must be positive and finite: at t = 0 the data and the start of "
-                f"the auxiliaries are known exactly, and there is no score. Got {value}"
-                ". Take a time between the diffusion's `t0` and `t1`."
+                "`t` must be positive and finite: at t = 0 the data and the initial "
+                f"auxiliaries are known exactly, and there is no score. Got {value}. "
+                "Choose a time between the diffusion's `t0` and `t1`."
             )
         return self.score_at(self.diffusion.compute_kernel(t), y)
 

@@ -51,13 +51,13 @@ def check_kind(solver: dfx.AbstractSolver, *, noise: bool) -> None:
     if noise and not takes_noise(solver):
         raise TypeError(
             "`solver` must be one for SDEs, such as `diffrax.SEA()`, for a process "
-            f"with noise; got `{name}`. Solve the probability flow with it: "
+            f"with noise; got `{name}`. To solve the probability flow with it, write "
             f"`eqmdm.DiffraxSampler(diffrax.{name}(), eqmdm.probability_flow)`."
         )
     if not noise and not takes_no_noise(solver):
         raise TypeError(
             "`solver` must be one for ODEs, such as `diffrax.Tsit5()`, for the "
-            f"probability flow; got `{name}`, which is for SDEs alone."
+            f"probability flow; got `{name}`, which is only for SDEs."
         )
 
 

@@ -40,7 +40,7 @@ class FunctionModel(AbstractModel):
 
     def under(self, diffusion: AbstractLinearDiffusion) -> "FunctionModel":
         raise ValueError(
-            "`diffusion` must be the one that a `FunctionModel` is the score of, "
+            "`diffusion` must be the one whose score this `FunctionModel` has, "
             f"{type(self.diffusion).__name__}; got {type(diffusion).__name__}. Build a "
             "`FunctionModel` with the score of that process, or a `DenoiserModel`, "
             "which serves every linear diffusion."

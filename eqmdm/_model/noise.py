@@ -47,9 +47,9 @@ class NoiseModel(AbstractModel):
     def under(self, diffusion: AbstractLinearDiffusion) -> "NoiseModel":
         raise ValueError(
             "`diffusion` must be the one that a `NoiseModel` was trained on, "
-            f"{type(self.diffusion).__name__}: its network knows the noise of that "
-            f"process alone; got {type(diffusion).__name__}. Train a `DenoiserModel`, "
-            "which serves every linear diffusion."
+            f"{type(self.diffusion).__name__}, because its network only predicts the "
+            f"noise of that process; got {type(diffusion).__name__}. Train a "
+            "`DenoiserModel`, which serves every linear diffusion."
         )
 
     def denoise(self, log_snr: Scalar, z: Data) -> Data:
@@ -80,6 +80,6 @@ def no_denoiser(model: AbstractModel) -> TypeError:
     """The error for a model without a denoiser where one is required."""
     return TypeError(
         "`model` must be a `DenoiserModel`, whose flow reduces to that of the data's "
-        f"sufficient statistic; got {type(model).__name__}, which knows the whole "
-        "state alone."
+        f"sufficient statistic; got {type(model).__name__}, which only has a score of "
+        "the whole state."
     )

@@ -36,8 +36,8 @@ class Problem(eqx.Module):
             problem.terms, solver, problem.t0, problem.t1, dt0, problem.initial(key=key)
         )
 
-    The clock of the terms increases from `t0` to `t1` whatever the direction of the
-    process; `time` gives the diffusion's own time, and `reading` the clock's.
+    The clock of the terms increases from `t0` to `t1` in either direction of the
+    process. `time` converts to the diffusion's own time, and `reading` to the clock's.
     """
 
     terms: dfx.AbstractTerm
@@ -272,9 +272,9 @@ def check_countdown(timing: AbstractTiming) -> None:
     assert reached is not None
     if abs(reached - start) > 0.01 * abs(start):
         raise ValueError(
-            f"`diffusion` must have a t0 that {timing.end.dtype} resolves beside its "
-            f"t1: t0 is {start}, and counted down to from t1 = {end} it becomes "
-            f"{reached}. Take `clock=eqmdm.LogSNRClock()`, an `interval` that begins "
+            f"`diffusion` must have a t0 that {timing.end.dtype} resolves next to its "
+            f"t1: t0 is {start}, and counting down to it from t1 = {end} gives "
+            f"{reached}. Use `clock=eqmdm.LogSNRClock()`, an `interval` that starts "
             "later, or float64."
         )
 

@@ -208,9 +208,8 @@ def _log_snr_table(
     first = concrete(jnp.exp(log_times[jnp.argmax(stationary)]))
     where = "" if first is None else f" near t = {first:.4g}"
     message = (
-        "`clock` must be None for this diffusion, which then runs on its own time: its "
-        f"log signal-to-noise ratio is not strictly monotone{where}, so that no clock "
-        "of the noise determines the time there. An `interval` without that time "
-        "serves too."
+        "`clock` must be None, for the diffusion's own time, because its log-SNR is "
+        f"not strictly monotone{where}, and a noise clock does not determine the time "
+        "there. Or choose an `interval` without that time."
     )
     return raise_or_error_if(log_times, jnp.any(stationary), message), log_snrs

@@ -91,7 +91,7 @@ def collapse(
     if not model.has_denoiser:
         raise TypeError(
             f"`model` must be a `DenoiserModel` for `{type(sampler).__name__}`, which "
-            "follows the sufficient statistic of the data alone; got "
+            "only follows the sufficient statistic of the data; got "
             f"`{type(model).__name__}`. Use `DPMSolver`, which follows the whole state "
             "of any other model."
         )

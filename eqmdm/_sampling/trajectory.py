@@ -79,8 +79,8 @@ class SaveAt(eqx.Module):
             times = jnp.clip(times, t0, t1)
             repeated = jnp.any(jnp.diff(times) >= 0)
             message = (
-                "`save_at` must be within the diffusion's interval, of times "
-                f"[{concrete(t0)}, {concrete(t1)}], each time once."
+                "`save_at` must hold distinct times within the diffusion's interval, "
+                f"[{concrete(t0)}, {concrete(t1)}]."
             )
             return raise_or_error_if(times.astype(dtype), outside | repeated, message)
 

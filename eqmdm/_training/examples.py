@@ -46,8 +46,8 @@ class TrainingSet(eqx.Module):
         examples = as_examples("examples", examples)
         if isinstance(examples, Tracer):
             raise TypeError(
-                "`examples` must be known, to be validated; got a traced array. Make "
-                "the `TrainingSet` outside of the compiled function."
+                "`examples` must be known, because they are validated; got a traced "
+                "array. Create the `TrainingSet` outside of the compiled function."
             )
         objective.check(examples)
         # An array that is already on devices stays there.

@@ -56,9 +56,9 @@ def _builder(
     name = record.get("builder")
     if name is None:
         raise ValueError(
-            f"`like` must be given for the run in {run.run_dir}, which holds the "
-            "arrays of a model of your own. Pass a model of the structure that was "
-            "trained, or a function that builds one from the run's options."
+            f"`like` must be given for the run in {run.run_dir}, which no program of "
+            "this package made. Pass a model with the structure of the trained one, or "
+            "a function that builds one from the run's options."
         )
     check_builder(name)
     # The name is one of a fixed list, so a file cannot name other code. It is imported

@@ -183,7 +183,7 @@ def _check_levels(decoder: AbstractDecoder, levels: GreyLevels | None) -> None:
         kind = "points" if levels is None else "dequantised"
         raise ValueError(
             "`decoder` must be a `DiscreteDecoder` for grey levels at their centres "
-            "(`CentreDequantiser`), which have no density, and for these alone; got "
+            "(`CentreDequantiser`), which have no density, and only for these; got "
             f"{type(decoder).__name__} for data that are "
             f"{'level centres' if at_centres else kind}."
         )
@@ -195,7 +195,7 @@ def _check_levels(decoder: AbstractDecoder, levels: GreyLevels | None) -> None:
         raise ValueError(
             "`decoder` must have the levels and the transform of `levels`; got "
             f"{own.n_levels} by {own.transform} and {levels.n_levels} by "
-            f"{levels.transform}. Leave `decoder` out to get one that has."
+            f"{levels.transform}. Leave `decoder` out to get a matching one."
         )
 
 

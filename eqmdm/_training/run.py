@@ -202,7 +202,7 @@ class Run:
         raise ValueError(
             f"`run_dir` must hold a checkpoint that can be read; {self.run_dir} has "
             f"{'only damaged ones (' + reasons + ')' if skipped else 'none'}. "
-            "Start the run anew in an empty directory."
+            "Start a new run in an empty directory."
         )
 
     def discard(self, steps: Mapping[int, str]) -> None:
@@ -237,5 +237,5 @@ def check_builder(name: Any) -> None:
 def _not_options(path: Path, reason: str) -> str:
     return (
         f"`run_dir` must hold the options that a run was started with; {path} cannot "
-        f"be read ({reason}). Copy the file again, or start the run anew."
+        f"be read ({reason}). Copy the file again, or restart the run."
     )

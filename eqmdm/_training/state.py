@@ -95,8 +95,8 @@ def _check_key(key: PRNGKey) -> None:
     given, default = jr.key_impl(key), config.jax_default_prng_impl
     if given != default:
         raise ValueError(
-            "`key` must be a key of JAX's default generator, from which the draws of a "
-            f"step are taken; got one of {given}, not {default}. Make it by "
+            "`key` must be a key of JAX's default generator, which makes the draws of "
+            f"a step; got one of {given}, not {default}. Create it with "
             "`jax.random.key`; set `jax_default_prng_impl` for another generator."
         )
 
@@ -108,8 +108,8 @@ def check_state(state: Any) -> None:
         # If it is not even a model, the error says how to build one first.
         check_model(state)
         raise TypeError(
-            f"`state` must be a `TrainState`; got {type(state).__name__}. Make one by "
-            "`eqmdm.TrainState.create(model, optimiser, key=key)`."
+            f"`state` must be a `TrainState`; got {type(state).__name__}. Create one "
+            "with `eqmdm.TrainState.create(model, optimiser, key=key)`."
         )
     arrays = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
     if any(leaf.is_deleted() for leaf in arrays if not isinstance(leaf, Tracer)):

@@ -138,7 +138,7 @@ def _validated(
         raise ValueError(
             "`data` must hold batches for `n_inner` steps of `batch_size`, "
             f"{n_inner} x {batch_size}; its shape is {list(data.examples.shape)}. Make "
-            "the `BatchStream` with the same two."
+            "the `BatchStream` with the same two values."
         )
     return data
 
