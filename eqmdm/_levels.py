@@ -57,8 +57,7 @@ class ScaleTransform(AbstractTransform):
 class LogitTransform(AbstractTransform):
     r"""$x = \log(s / (1 - s))$ with $s = \alpha + (1 - 2 \alpha) p$.
 
-    It maps $[0, 1]$ onto an interval that is symmetric about 0, and bounded because of
-    `alpha`.
+    It maps $[0, 1]$ onto an interval about 0, which is bounded because of `alpha`.
 
     **Arguments:**
 
@@ -127,8 +126,7 @@ class AbstractDequantiser(eqx.Module):
 
         **Returns:**
 
-        The offset of each level, in $[0, 1)$, and the sum of $\log q$ over them, in
-        nats.
+        The offset of each level, in $[0, 1)$, and their total $\log q$, in nats.
         """
 
 
@@ -256,10 +254,9 @@ class GreyLevels(eqx.Module):
     ) -> Shaped[Array | np.ndarray, "..."]:
         """`levels` as an array, with its range checked.
 
-        Under a trace the check becomes part of the program, which then calls back to
-        Python. A GPU waits for the call, and JAX's persistent cache does not store the
-        program. So check a whole data set first, and `encode` its examples with
-        `check=False`.
+        Under a trace the check becomes a callback to Python. A GPU waits for it, and
+        JAX's persistent cache does not store the program. So check a whole data set
+        first, and `encode` its examples with `check=False`.
 
         **Arguments:**
 
@@ -298,8 +295,7 @@ class GreyLevels(eqx.Module):
 
         **Returns:**
 
-        The data, and the correction in nats, which is 0 for a dequantiser without a
-        density.
+        The data, and the correction in nats: 0 for a dequantiser without a density.
 
         **Raises:**
 
@@ -322,9 +318,8 @@ class GreyLevels(eqx.Module):
         # So that users' dequantisers need not care about arithmetic in uint8.
         wide = jnp.asarray(levels).astype(jnp.int32)
         offset, log_q = self.dequantiser(wide, key=key, dtype=dtype)
-        # The margin guarantees that `decode` inverts `encode`. Its bias is of third
-        # order: for the largest margin, 1/8, it is 7e-4 nats if the density varies over
-        # a single level.
+        # The margin guarantees that `decode` inverts `encode`. Its bias is third order:
+        # 7e-4 nats for the largest, 1/8, if the density varies over a single level.
         offset = jnp.clip(offset, margin, 1 - margin)
         p = (wide.astype(dtype) + offset) / self.n_levels
         x = self.transform.forward(p)

@@ -116,9 +116,8 @@ def elbo(
     - `time_sampler`: [`eqmdm.LogSNRTimeSampler`][] by default for a denoiser, whose
         integrand is nearly flat in log-SNR, and [`eqmdm.ImportanceTimeSampler`][] for
         other models.
-    - `u`: the quantile of the time in [0, 1), drawn from `key` by default. Pass it to
-        stratify times over a batch, for example with [`eqmdm.low_discrepancy`][]. Only
-        for `n_draws=1`.
+    - `u`: the quantile of the time in [0, 1), by default from `key`. Pass it, with one
+        draw, to stratify times over a batch by [`eqmdm.low_discrepancy`][], say.
 
     **Returns:**
 

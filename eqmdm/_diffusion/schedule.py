@@ -295,8 +295,8 @@ _TAKES_NUMPY = ConstantSchedule, LinearSchedule, CosineSchedule
 
 
 def computes_on_host(schedule: AbstractSchedule) -> bool:
-    """Whether known values of a schedule compile nothing. Users' schedules do, because
-    they may only support `jax.numpy`."""
+    """Whether known values of a schedule compile nothing. It is false for users'
+    schedules, which may only support `jax.numpy`."""
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule))
     return not traced and isinstance(schedule, _TAKES_NUMPY)
 

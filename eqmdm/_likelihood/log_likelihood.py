@@ -52,8 +52,7 @@ def log_likelihood(
     **Arguments:**
 
     - `model`: an [`eqmdm.DenoiserModel`][], [`eqmdm.NoiseModel`][],
-        [`eqmdm.FunctionModel`][] or one of your own. The ODE is solved on the interval
-        of its diffusion.
+        [`eqmdm.FunctionModel`][] or your own. The ODE uses its diffusion's interval.
     - `x`: one example, in the units that the model sees.
     - `key`: for probes and auxiliaries; unused with an exact divergence on the
         collapsed route.

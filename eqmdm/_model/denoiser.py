@@ -35,7 +35,7 @@ class AbstractDenoiser(eqx.Module):
     is more accurate than a plain callable where $\hat x$ and $z$ nearly agree.
     """
 
-    # The standard deviation of the data, or 1 where it is not known.
+    # The standard deviation of the data, or 1 if unknown.
     data_std: eqx.AbstractVar[float]
     # The log-SNR range (low, high) of its training; `None` if unknown.
     log_snr_range: eqx.AbstractVar[tuple[float, float] | None]

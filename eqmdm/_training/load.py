@@ -32,7 +32,7 @@ def load_run(
     **Raises:**
 
     `ValueError` if there is no run, no readable checkpoint, another structure, or no
-    `like` where it is needed. A damaged checkpoint is skipped with a warning that says
+    `like` if it is required. A damaged checkpoint is skipped with a warning that says
     which one is loaded instead.
     """
     run = Run(run_dir)

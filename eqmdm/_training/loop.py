@@ -107,8 +107,7 @@ def train(
     - `data`: the training examples, on the device or streamed.
     - `objective`, `optimiser`, `batch_size`, `ema_decay`: as for
         [`eqmdm.train_step`][].
-    - `validate`: a function that evaluates a state. It is called every `validate_every`
-        steps and at the end.
+    - `validate`: evaluates a state, every `validate_every` steps and at the end.
     - `run`: the run that saves a checkpoint every `checkpoint_every` steps, at the end,
         and when a callback stops training.
     - `callbacks`: each is called with every `FitEvent`, and stops training by returning
@@ -116,9 +115,8 @@ def train(
 
     **Raises:**
 
-    `FloatingPointError` if a metric is not finite, without another checkpoint;
-    `equinox.EquinoxRuntimeError`, with a note of the step, if a check inside a step
-    fails.
+    `FloatingPointError`, without another checkpoint, if a metric is not finite;
+    `equinox.EquinoxRuntimeError`, with a note of the step, if a check in it fails.
     """
     step = int(state.step)
     every = [log_every, checkpoint_every] + ([validate_every] if validate else [])
