@@ -7,8 +7,8 @@ from importlib.metadata import version as _version
 
 __version__ = _version("eqmdm")
 
-# The public names are those of `_public.py`. They are loaded on first use, since JAX
-# and Diffrax take a second to import, which `eqmdm train --help` need not wait for.
+# The public names are those of `_public.py`. They are loaded on first use, so that
+# `eqmdm train --help` does not wait a second for the import of JAX and Diffrax.
 if _typing.TYPE_CHECKING:
     from ._public import *  # noqa: F403
 else:

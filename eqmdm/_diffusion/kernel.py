@@ -86,9 +86,9 @@ def constant_transition(F: VarsMatrix, G: RankMatrix, tau: Scalar) -> Transition
     Accuracy, over the named diffusions and 60 random ones with up to 4 variables, `tau`
     from 1e-5 to 20, against 60 digits: each diagonal entry of the root relative to
     itself, and each entry relative to its row's norm, 5e-6 in float32 and 1e-12 in
-    float64, as long as no row's norm exceeds its diagonal entry by more than 40 times
-    (beyond, one rounding of the noise matrix already costs that factor). Roots decay
-    like $\tau^{K - 1/2}$: a chain of 8 variables at 1e-5 is beyond float32.
+    float64, if no row's norm exceeds its diagonal entry by more than a factor of 40
+    (beyond that, one rounding of the noise matrix already costs the factor). Roots
+    decay like $\tau^{K - 1/2}$: a chain of 8 variables at 1e-5 is beyond float32.
     """
     needed = jnp.log2(jax.lax.stop_gradient(operator_norm_bound(F) * tau) / SHORT_STEP)
     # log2(0) = -inf at tau = 0 is clipped like every other short step.

@@ -28,7 +28,7 @@ else:
 
 
 def _softplus_inverse(value: float) -> float:
-    # log(exp(value) - 1), which overflows.
+    # log(exp(value) - 1), rearranged so that exp does not overflow.
     return value + math.log(-math.expm1(-value))
 
 

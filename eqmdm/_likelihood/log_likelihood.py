@@ -56,7 +56,7 @@ def log_likelihood(
     - `x`: one example, in the units that the model sees.
     - `key`: for probes and auxiliaries; unused with an exact divergence on the
         collapsed route.
-    - `route`: [`eqmdm.CollapsedRoute`][] by default for a [`eqmdm.DenoiserModel`][],
+    - `route`: [`eqmdm.CollapsedRoute`][] by default for an [`eqmdm.DenoiserModel`][],
         and [`eqmdm.AugmentedRoute`][] for other models.
     - `divergence`: [`eqmdm.ExactDivergence`][] by default, which takes one forward
         derivative for every data coordinate (and noise, on the augmented route). Or

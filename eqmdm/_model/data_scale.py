@@ -24,7 +24,7 @@ def data_scale(data: Any, transform: AbstractTransform | None = None) -> float:
     **Arguments:**
 
     - `data`: a `Dataset`, whose training split is used, or an array of points.
-    - `transform`: of grey levels; by default [`eqmdm.ScaleTransform`][].
+    - `transform`: the transform of grey levels; by default [`eqmdm.ScaleTransform`][].
 
     **Raises:** `TypeError` for an array of integers.
     """

@@ -197,7 +197,7 @@ class DenoiserModel(AbstractModel):
 
         - `network`, `diffusion`: as for [`eqmdm.PreconditionedDenoiser`][] and
             [`eqmdm.DenoiserModel`][].
-        - `data`: an array of points, or a [`eqmdm.data.Dataset`][].
+        - `data`: an array of points, or an [`eqmdm.data.Dataset`][].
 
         **Raises:** `TypeError` for an array of integers, because only a `Dataset` knows
         their levels.

@@ -244,7 +244,7 @@ class _Reverse(eqx.Module):
         return end - jnp.asarray(s, end.dtype)
 
     def parts(self, s: Time, y: State, args: Any) -> tuple[State, State, Scalar]:
-        r"""$F y$, $G G^\top s_\theta$, and the rate at which time falls."""
+        r"""$F y$, $G G^\top s_\theta$, and the rate at which time decreases."""
         kernel, rate = self.timing.kernel(self.clock_reading(s))
         diffusion = self.model.diffusion
         G = diffusion.diffusion_matrix(kernel.t)

@@ -68,7 +68,7 @@ def fit(
 
     **Arguments:**
 
-    - `data`: an array of examples along its first axis, a [`eqmdm.data.Dataset`][], or,
+    - `data`: an array of examples along its first axis; an [`eqmdm.data.Dataset`][]; or
         for examples that exceed the memory of the devices, a memory-mapped array or any
         other source for [`eqmdm.BatchStream`][].
     - `steps`: the total number of steps, including those of a resumed run.
@@ -81,7 +81,7 @@ def fit(
     - `run_dir`: the directory for checkpoints, which [`eqmdm.load_run`][] reads. If it
         already holds a run, that run is resumed, with the same result as without the
         interruption.
-    - `callbacks`: functions of a [`eqmdm.FitEvent`][]. A callback stops training by
+    - `callbacks`: functions of an [`eqmdm.FitEvent`][]. A callback stops training by
         returning a true value.
 
     **Raises:**

@@ -52,9 +52,9 @@ def train_step(
 
     - `state`: the training state. If [`eqmdm.distribute`][] has put it on several
         devices, each takes an equal share of the batch.
-    - `data`: the training examples on the device: a [`eqmdm.TrainingSet`][], or a plain
+    - `data`: the training examples on the device: an [`eqmdm.TrainingSet`][] or a plain
         array, which is validated in each call. If they are too large for the device,
-        the next item of a [`eqmdm.BatchStream`][].
+        the next item of an [`eqmdm.BatchStream`][].
     - `objective`, `optimiser`: must be the same throughout a run.
     - `batch_size`: the number of examples in a step. Their order depends only on the
         key, and each epoch contains every example once.
