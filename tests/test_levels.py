@@ -84,7 +84,7 @@ def test_transform_keeps_its_digits_at_the_ends_in_float32(transform, end):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -0.1, 1.0, math.nan])
 def test_logit_refuses_alpha_out_of_range(alpha):
-    with pytest.raises(ValueError, match="`alpha` must be between 0 and 1/2"):
+    with pytest.raises(ValueError, match="`alpha` must be strictly between 0 and 1/2"):
         LogitTransform(alpha=alpha)
 
 

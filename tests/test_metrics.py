@@ -287,13 +287,13 @@ def test_frechet_distance_refuses_one_group():
 @pytest.mark.parametrize("bandwidths", [[], [1.0, 0.0], [-1.0], [math.nan], [math.inf]])
 def test_maximum_mean_discrepancy_refuses_bandwidths_that_are_not_positive(bandwidths):
     x = _normal(0, 10, 2)
-    with pytest.raises(ValueError, match="`bandwidths` must be positive"):
+    with pytest.raises(ValueError, match="`bandwidths` must be one or more positive"):
         eqmdm.maximum_mean_discrepancy(x, x + 1, bandwidths=bandwidths)
 
 
 def test_data_of_equal_samples_have_no_default_bandwidth():
     x, y = _normal(0, 10, 2), np.zeros((10, 2))
-    with pytest.raises(ValueError, match="`bandwidths` must be positive"):
+    with pytest.raises(ValueError, match="`bandwidths` must be one or more positive"):
         eqmdm.maximum_mean_discrepancy(x, y)
 
 

@@ -68,7 +68,7 @@ def fit(
 
     **Arguments:**
 
-    - `data`: an array of examples along its first axis; an [`eqmdm.data.Dataset`][]; or
+    - `data`: an array of examples (first axis), an [`eqmdm.data.Dataset`][], or,
         for examples that exceed the memory of the devices, a memory-mapped array or any
         other source for [`eqmdm.BatchStream`][].
     - `steps`: the total number of steps, including those of a resumed run.
