@@ -693,8 +693,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(
     ]
     status, _, stderr = _train(*arguments, cwd=tmp_path)
     assert status == 1
-    assert "error: at step 1" in stderr
-    assert "that of step 12 is kept" in stderr
+    assert "error: At step 1" in stderr
+    assert "The checkpoint of step 12 is kept" in stderr
     assert (
         sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())[-1] != "16"
     )
