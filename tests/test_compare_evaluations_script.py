@@ -137,7 +137,7 @@ def test_comparison_is_written_into_a_directory(values, tmp_path, capsys):
             {"format": ("csv",), "output": "table.tex"},
             "--format must come with a directory",
         ),
-        ({"format": ("word",), "output": "out"}, "--format must be formats of tables"),
+        ({"format": ("word",), "output": "out"}, "--format must be table formats"),
     ],
 )
 def test_wrong_output_is_refused(options, message, tmp_path):

@@ -247,4 +247,4 @@ def test_processes_that_are_refused_all_end(tmp_path):
     printed = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     assert "error: --run-dir must be new or empty" in printed[0][1]
-    assert "error: the first process could not go on" in printed[1][1]
+    assert "error: the first process failed" in printed[1][1]

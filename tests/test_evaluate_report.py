@@ -111,14 +111,14 @@ def test_labels_are_told_apart_by_welchs_tests(groups):
         assert found["distinct_pairs"] == distinct and found["pairs"] == 3
     assert [0, 2] in distinct
     text = by_label.verdict(found)
-    assert f"of 3 pairs of labels {len(distinct)} can be told apart" in text
+    assert f"{len(distinct)} of 3 pairs of labels can be distinguished" in text
     assert "0 from 2" in text
 
 
 def test_labels_that_do_not_differ_are_said_to_be_alike(groups):
     found = by_label.by_label(*_columns(groups))
     assert found["p_value"] > 0.05
-    assert "cannot be told apart" in by_label.verdict(found)
+    assert "cannot be distinguished" in by_label.verdict(found)
     assert f"p = {found['p_value']:.2g}" in by_label.as_lines(found)[-1]
 
 
@@ -201,7 +201,7 @@ def test_tables_have_a_row_for_each_term(points, tmp_path):
 
 def test_wrong_format_is_refused(points):
     line = _error(points, "--format=latx")
-    assert "--format must be formats of tables" in line and "got 'latx'" in line
+    assert "--format must be table formats" in line and "got 'latx'" in line
     assert line.endswith("Did you mean latex? The formats are csv, latex, markdown.")
 
 
@@ -213,7 +213,7 @@ def test_noise_of_the_estimator_is_its_share_of_the_variance():
     # 0.25 of a variance of 5/3.
     assert "About 15% of the variance" in noise_of(columns, settings)
     columns["standard_error"] = np.full(4, np.nan)
-    assert "a single draw does not tell" in noise_of(columns, settings)
+    assert "a single draw does not reveal" in noise_of(columns, settings)
     columns["standard_error"] = np.zeros(4)
     assert noise_of(columns, settings) == ""
 
@@ -247,7 +247,7 @@ def test_all_routes_are_evaluated_and_compared(points, tmp_path, capsys):
         for route in routes
     }
     _evaluate(points, *arguments, "--draws=3", "--aux-draws=2")
-    assert capsys.readouterr().out.count("complete already") == 3
+    assert capsys.readouterr().out.count("already complete") == 3
     for route in routes:
         path = tmp_path / route / "examples.parquet"
         assert path.stat().st_mtime_ns == tables[route]
@@ -376,6 +376,6 @@ def test_error_of_one_example_is_explained(points):
         _trained(points, n_levels=None), _settings(points, "collapsed"), terms
     )
     assert found == [
-        "a standard error is over examples and needs two of them; that of one "
-        "example's own estimate is in examples.parquet"
+        "standard errors are over examples and need at least two; the error of a "
+        "single example's estimate is in examples.parquet"
     ]

@@ -387,7 +387,7 @@ def test_complete_evaluation_is_shown_and_not_repeated(
     assert set(files) == set(FILES)
     capsys.readouterr()
     _evaluate(digits, tmp_path, *FEW)
-    assert "complete already" in (shown := capsys.readouterr().out)
+    assert "already complete" in (shown := capsys.readouterr().out)
     assert files["report.txt"].decode() in shown
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     # Another seed, in its place.
@@ -514,7 +514,7 @@ def test_ode_needs_levels_made_continuous(digits, tmp_path):
     (run / "options.json").write_text(json.dumps(facts))
     error = _error(run, "--route=collapsed")
     assert "--dequantisation must be given" in error
-    assert "Take --dequantisation uniform" in error
+    assert "Use --dequantisation uniform" in error
 
 
 def test_wrong_runs_are_refused(tmp_path):

@@ -413,7 +413,7 @@ def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):
                 "Did you mean edm-heun",
             ],
         ),
-        (["--solvers=ode-sea"], ["must be one for ODEs", "'ode-sea'", "Take sea"]),
+        (["--solvers=ode-sea"], ["must be an ODE solver", "'ode-sea'", "Use sea"]),
         (
             ["--solvers=sea,tsit5", "--evaluations=7,3"],
             ["--evaluations must be at least 8 for tsit5", "got 7", "leave out tsit5"],

@@ -1,1 +1,1 @@
-"""The programs: they alone parse a command line, print and plot."""
+"""The command-line programs, the only code that parses options, prints or plots."""

@@ -1,4 +1,4 @@
-"""`python -m eqmdm.cli ...` is `eqmdm ...`."""
+"""The entry point of `python -m eqmdm.cli`, which is the program `eqmdm`."""
 
 from .entry import main
 

@@ -16,13 +16,13 @@ CLOCKS: dict[ClockName, eqmdm.AbstractNoiseClock | None] = {
 def check_clock(
     name: ClockName, trained: TrainedRun, *, whose: str = "the diffusion of this run"
 ) -> None:
-    """**Raises:** `ValueError` if the clock cannot tell the time of the diffusion."""
+    """**Raises:** `ValueError` if the clock is not strictly monotone in time."""
     shape, dtype = trained.dataset.shape, trained.dtype
-    how = {"clock": CLOCKS[name], "dtype": dtype}
+    settings = {"clock": CLOCKS[name], "dtype": dtype}
     try:
-        eqmdm.probability_flow(trained.model, shape, **how)
+        eqmdm.probability_flow(trained.model, shape, **settings)
     except ValueError as error:
         raise ValueError(
             f"`clock` must be time for {whose}, whose log signal-to-noise ratio is not "
-            f"strictly monotone in time; got {name}. Take --clock time."
+            f"strictly monotone in time; got {name}. Use --clock time."
         ) from error

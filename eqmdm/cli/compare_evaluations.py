@@ -15,24 +15,24 @@ from .parsing import parse
 class CompareOptions:
     """Compare evaluations of the same examples, example by example.
 
-    The mean difference of pairs is known better than either mean by as much as the
-    evaluations of an example have in common. It is over the examples that converged in
-    all of the evaluations.
+    The mean of paired differences is more precise than either mean if the evaluations
+    of an example are correlated. It covers the examples that converged in every
+    evaluation.
     """
 
     evaluations: tuple[Path, ...] = positional("DIRECTORY")
     """Two or more directories that `eqmdm evaluate` wrote; the others are compared with
     the first."""
     output: Path | None = chosen("only printed")
-    """Write the comparison: into a file that ends in .csv, .tex or .md, or into a
-    directory, as text (comparison.txt) and in the formats of --format."""
+    """Where to write the comparison: a file that ends in .csv, .tex or .md, or a
+    directory for text (comparison.txt) and the formats of --format."""
     format: TableFormats = dataclasses.field(
         default=(), metadata={"default": "all, into a directory"}
     )
     """Formats of the tables in the directory of --output: csv, latex, markdown."""
 
     def check(self) -> None:
-        """**Raises:** `ValueError` for what is wrong whatever the evaluations are."""
+        """**Raises:** `ValueError` for options that no evaluations could satisfy."""
         if len(self.evaluations) < 2:
             raise ValueError(
                 "`evaluations` must be two or more; got "
@@ -55,12 +55,12 @@ class CompareOptions:
     def output_format(self) -> str | None:
         """The format of the one file to write; `None` for a directory."""
         suffix = self.output.suffix if self.output else ""
-        found = (name for name, end in TABLE_FORMATS.items() if end == suffix)
-        return next(found, None)
+        formats = (name for name, end in TABLE_FORMATS.items() if end == suffix)
+        return next(formats, None)
 
 
 def run(options: CompareOptions) -> None:
-    # Only once the command is known to be right.
+    # Imported after parsing, since importing JAX takes a while.
     from .evaluate.comparison import compare, read
     from .tables import write_tables
 

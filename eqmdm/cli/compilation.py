@@ -15,16 +15,16 @@ _VIRTUAL_DEVICES = "xla_force_host_platform_device_count"
 
 
 def keep_compiled() -> None:
-    """Sets JAX's persistent compilation cache, where the user has not.
+    """Enable JAX's persistent compilation cache unless the user has configured one.
 
-    `JAX_COMPILATION_CACHE_DIR` names another directory and
-    `JAX_ENABLE_COMPILATION_CACHE=false` does without. The oldest entries go where they
-    would take more than four gigabytes.
+    `JAX_COMPILATION_CACHE_DIR` chooses another directory, and
+    `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache. Beyond four gigabytes the
+    oldest entries are evicted.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    # Virtual devices of a CPU wait for one another for ever in a program that divides
-    # parameters and that was read from a cache (jaxlib 0.10.2).
+    # A program with sharded parameters that is loaded from the cache deadlocks on
+    # virtual CPU devices (jaxlib 0.10.2).
     if _VIRTUAL_DEVICES in os.environ.get("XLA_FLAGS", ""):
         return
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -32,15 +32,16 @@ def keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     if jax.config.values["jax_compilation_cache_max_size"] == _UNLIMITED:
         jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
-    # Whatever was compiled before, by imports, has settled that there is no cache.
+    # JAX decides at its first compilation whether there is a cache, and importing this
+    # package has already compiled something.
     compilation_cache.reset_cache()
 
 
 def _processor() -> str:
-    """A name for the instructions that this processor has.
+    """A hash of the instruction set of this processor.
 
-    Programs compiled for a CPU may use all of them, and a home directory is often
-    shared by machines that differ.
+    Compiled programs may use any of its instructions, and different machines often
+    share a home directory.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The console program `eqmdm`, whose sub-commands are the programs."""
+"""The console program `eqmdm`, with one sub-command per program."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ PROGRAMS = {
     "plot-diffusions": "draw paths and log-SNRs of the named diffusions",
     "read-profile": "sum the trace of a training by kind of operation",
 }
-# What the extra `programs` of this package brings, by the names of its modules.
+# The distributions in the extra `programs`, by module name.
 _EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}
 _EXTRA |= {"tyro": "tyro"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`eqmdm NAME OPTIONS`; without a name, the names."""
+    """Run `eqmdm NAME OPTIONS`; without a name, list the programs."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
         with quiet_when_unread():
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = given
     if name not in PROGRAMS:
         sys.exit(
-            f"error: {name!r} is none of the programs.{did_you_mean(name, PROGRAMS)}\n"
+            f"error: {name!r} is not a program.{did_you_mean(name, PROGRAMS)}\n"
             f"{_usage()}"
         )
     run(name, rest, prog=f"eqmdm {name}")
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(
     name: str, arguments: Sequence[str] | None = None, *, prog: str | None = None
 ) -> None:
-    """Run a program, by default on the command line of this process."""
+    """Run a program, by default with the command line of this process."""
     try:
         with quiet_when_unread():
             _load(name)(arguments, prog)

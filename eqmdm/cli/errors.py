@@ -1,4 +1,4 @@
-"""Errors as the user of a program sees them."""
+"""The presentation of errors to the user of a program."""
 
 import contextlib
 import os
@@ -9,14 +9,14 @@ from typing import Any
 from .fields import with_option_names
 
 
-# As of a program that the signal SIGPIPE has ended.
+# The exit status of a process killed by SIGPIPE.
 _UNREAD = 128 + 13
 
 
 @contextlib.contextmanager
 def quiet_when_unread() -> Iterator[None]:
-    """Ends the program without a word where what reads its output, such as `head`, has
-    left. Its errors are shown nevertheless."""
+    """Exit silently if the reader of the output, such as `head`, has closed the pipe.
+    Errors are still shown."""
     try:
         yield
         sys.stdout.flush()
@@ -32,17 +32,17 @@ def quiet_when_unread() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """Write nowhere from now on: the interpreter, which writes what is left when it
-    ends, would complain."""
+    """Redirect the output to the null device, since the interpreter flushes it at exit
+    and would report the closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def clean_errors(options: Any) -> Iterator[None]:
-    """The user's errors, as one line that names options as they are given."""
+    """Show user errors as one line that names options as on the command line."""
     try:
         yield
-    # That of the output, which is no error of the user's.
+    # A closed output pipe, which is not a user error.
     except BrokenPipeError:
         raise
     except (ValueError, TypeError, OSError) as error:
@@ -53,27 +53,27 @@ def clean_errors(options: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def clean_file_errors() -> Iterator[None]:
-    """A disk that is full or gone, as one line; other errors keep their traceback."""
+    """Show a full or missing disk as one line; other errors keep their traceback."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
         sys.exit(
-            f"error: {error}\nEvery checkpoint that was written is intact: mend the "
-            "cause and continue with --resume."
+            f"error: {error}\nEvery checkpoint written so far is intact: fix the cause "
+            "and continue with --resume."
         )
 
 
 def runtime_message(error: Exception) -> str:
-    """The one line of an error in a compiled program that says what is wrong."""
+    """The line of an error in a compiled program that says what is wrong."""
     _, _, message = str(error).rpartition("EquinoxRuntimeError: ")
     return message.splitlines()[0]
 
 
 def _compiled_check() -> type[Exception]:
-    """The error of a check inside a compiled program."""
-    # Not at the top: a program that has failed by then need not wait for JAX.
+    """The exception that a failed check inside a compiled program raises."""
+    # Imported here, so that earlier errors do not wait for the import of JAX.
     import equinox as eqx
 
     return eqx.EquinoxRuntimeError

@@ -1,4 +1,4 @@
-"""The fields of options: what they say of themselves, and their names in errors."""
+"""Fields of option classes: metadata for the help, and option names in errors."""
 
 import dataclasses
 import difflib
@@ -9,34 +9,34 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class CommaSeparated:
-    """In `Annotated`: a tuple that is written on the command line with commas."""
+    """Marks, in `Annotated`, a tuple that is comma-separated on the command line."""
 
     kind: type
     metavar: str
 
 
 def positional(metavar: str) -> Any:
-    """A field that is given without its name."""
+    """A field for a positional argument."""
     return dataclasses.field(metadata={"metavar": metavar, "positional": True})
 
 
 def chosen(default: str, *, metavar: str | None = None) -> Any:
-    """A field that is `None` unless given; `default` says what is used then."""
+    """A field whose default is `None`; the help shows `default`, what is used then."""
     return dataclasses.field(
         default=None, metadata={"default": default, "metavar": metavar}
     )
 
 
 def named(option: str, metavar: str, *, former: str) -> Any:
-    """A field that must be given, as `--option` or by the name that it had formerly."""
+    """A required field, given as `--option` or by its former name."""
     metadata = {"metavar": metavar, "option": option, "former": former}
     return dataclasses.field(metadata=metadata)
 
 
 def with_option_names(message: str, options: type) -> str:
-    """An error with its arguments named as on the command line: `x` and x=1 as --x.
+    """An error message with arguments renamed to options: `x` to --x, x=1 to --x=1.
 
-    The library and the checks of options name them as Python does.
+    The library and the checks of options use the Python names.
     """
     names = {field.name: _shown_name(field) for field in dataclasses.fields(options)}
     parts = []
@@ -46,7 +46,7 @@ def with_option_names(message: str, options: type) -> str:
         else:
             values = r"(?<![\w.(])(\w+)(?==\S)"
             parts.append(re.sub(values, lambda m: names.get(m[1], m[0]), part))
-    # Where the library has named the option beside its argument.
+    # The library may already name the option in parentheses after its argument.
     return re.sub(r"(--[\w-]+) \(\1\)", r"\1", "".join(parts))
 
 
@@ -59,11 +59,11 @@ def check_at_least(options: Any, minima: Mapping[str, int]) -> None:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The names nearest to a wrong one as the end of an error; empty if none is."""
+    """A hint with the closest names, to end an error; empty if no name is close."""
     by_lower = {known.lower(): known for known in names}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
-    found = " or ".join(by_lower[known] for known in near)
-    return f" Did you mean {found}?" if near else ""
+    suggestions = " or ".join(by_lower[known] for known in near)
+    return f" Did you mean {suggestions}?" if near else ""
 
 
 def _shown_name(field: dataclasses.Field[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Files of results: written all at once, with their settings and names."""
+"""Result files: atomic writes, recorded settings and names of quantities."""
 
 import json
 import math
@@ -8,25 +8,25 @@ from typing import Any
 
 
 SETTINGS = "settings.json"
-# The names in files, and the units in text, of minus a log-likelihood or its bound.
+# The names in files, and the units in text, of a negative log-likelihood or bound.
 LOSS_UNITS = {"bits_per_dim": "bits/dim", "nats": "nats"}
 
 
 def check_settings(
     directory: Path, settings: Mapping[str, Any], kind: str, *, otherwise: str = ""
 ) -> None:
-    """Keep the settings of what a directory is to hold, or compare them with those of
-    what it holds already.
+    """Record the settings of a results directory, or compare them with those already
+    recorded there.
 
-    `otherwise` is what else to try than another directory.
+    `otherwise` is what the error suggests besides another directory.
 
     **Raises:**
 
-    `ValueError`, naming the first setting that differs, or if other files are there.
+    `ValueError` naming the first setting that differs, or if there are other files.
     """
     given, path = json.loads(json.dumps(settings)), directory / SETTINGS
     if not path.exists():
-        # A kill may have left these half-written.
+        # A killed process may have left these half-written.
         files = directory.glob("*") if directory.exists() else ()
         if any(file.suffix != ".partial" for file in files):
             raise ValueError(
@@ -47,14 +47,14 @@ def check_settings(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file all at once, so that a reader never sees half of one."""
+    """Write a file atomically, so that a reader never sees half of it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.replace(path)
 
 
 def plain(value: Any) -> Any:
-    """With null for numbers that are not finite, which JSON has no word for."""
+    """A value for JSON, with null for numbers that are not finite, which JSON lacks."""
     if isinstance(value, Mapping):
         return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -65,17 +65,17 @@ def plain(value: Any) -> Any:
 
 
 def from_plain(value: float | None) -> float:
-    """A number that `plain` has made of another: NaN for null."""
+    """The inverse of `plain` for a number: NaN for null."""
     return math.nan if value is None else value
 
 
 def error_as_text(error: float, n_examples: int) -> str:
-    """A standard error over examples in a table; one example has none."""
+    """The text of a standard error over examples; a single example has none."""
     if math.isnan(error):
         return f"not known for {'one' if n_examples == 1 else 'no'} example"
     return f"{error:.4f}"
 
 
 def loss_name(columns: Iterable[str]) -> str:
-    """The name of the negative log-likelihood among others: `nats` for points."""
+    """The column that holds the negative log-likelihood: `nats` for points."""
     return "bits_per_dim" if "bits_per_dim" in columns else "nats"

@@ -1,4 +1,4 @@
-"""Options of what programs write: the format of pictures and tables."""
+"""Options for the formats of pictures and tables."""
 
 import dataclasses
 import typing
@@ -9,7 +9,7 @@ from .names import PictureFormat
 
 
 PICTURE_FORMATS = typing.get_args(PictureFormat)
-# With the endings of their files.
+# The file extension of each format.
 TABLE_FORMATS: dict[str, str] = {"csv": ".csv", "latex": ".tex", "markdown": ".md"}
 TableFormats = Annotated[tuple[str, ...], CommaSeparated(str, "NAME,NAME,...")]
 
@@ -23,11 +23,11 @@ class PictureOptions:
 
 
 def check_formats(formats: tuple[str, ...]) -> None:
-    """**Raises:** `ValueError` for the first that is not a format of tables."""
+    """**Raises:** `ValueError` for the first unknown format."""
     for name in formats:
         if name not in TABLE_FORMATS:
             raise ValueError(
-                f"`format` must be formats of tables, with commas; got {name!r}."
+                f"`format` must be table formats, separated by commas; got {name!r}."
                 f"{did_you_mean(name, TABLE_FORMATS)} The formats are "
                 f"{', '.join(TABLE_FORMATS)}."
             )

@@ -1,4 +1,4 @@
-"""Objects of the user's own code, by `module:name`."""
+"""Objects in the user's own code, given as `module:name`."""
 
 import importlib
 import os
@@ -9,19 +9,19 @@ from .fields import did_you_mean
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is that of an object in a module of the user's."""
+    """Whether a name has the form `module:name`."""
     return ":" in name
 
 
 def find_own(given: str, *, argument: str, kind: str) -> Any:
-    """What a module of the user's calls `name`, given as `module:name`.
+    """The object that the user names as `module:name`.
 
-    Modules are found in the working directory too, after all others.
+    Modules are also searched for in the working directory, last of all.
 
     **Arguments:**
 
-    - `argument`, `kind`: what a user gave the name as, and what it must be of, for
-        errors.
+    - `argument`, `kind`: the option that gives the name, and what kind of object it
+        must name; both are used in errors.
 
     **Raises:** `ValueError` if there is no such module, or no such name in it.
     """

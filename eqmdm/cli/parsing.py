@@ -1,4 +1,4 @@
-"""The parsing of command lines into dataclasses of options, and their help."""
+"""The parsing of command lines into dataclasses of options."""
 
 import ast
 import dataclasses
@@ -27,24 +27,24 @@ def parse(
     *,
     quiet: bool = False,
 ) -> T:
-    """The options in a command line, by default that of this process.
+    """The options given on a command line, by default that of this process.
 
-    A class of options inherits from a dataclass for each group of its help, and the
-    strings below its fields are their help. Its `epilog`, if it has one, ends the help.
+    A class of options inherits from one dataclass per group in the help. The strings
+    below its fields are their help, which ends with `epilog`, if the class has one.
 
     **Arguments:**
 
     - `prog`: the program's name in its help.
-    - `quiet`: whether to print no error before `SystemExit` is raised.
+    - `quiet`: whether to suppress the error text that precedes `SystemExit`.
     """
     groups = _groups(options)
     described = [
-        # The text of the program's own group is that of the whole.
+        # The program's own group needs no text: the program's description says it.
         (name, _described(group, "" if group is options else _paragraphs(group)))
         for name, group in groups.items()
     ]
-    # Not by `tyro` from the class itself: it breaks lines where the source does, calls
-    # defaults that are chosen later `None`, and knows no groups without a prefix.
+    # `tyro` does not parse the class itself, since it would keep the line breaks of the
+    # source, show defaults that are chosen later as `None`, and prefix grouped options.
     parsed = dataclasses.make_dataclass(options.__name__, described)
     try:
         given = tyro.cli(
@@ -56,7 +56,7 @@ def parse(
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except SystemExit as stopped:
-        # Only the help ends without an error.
+        # Only --help exits with status 0.
         epilog = getattr(options, "epilog", None)
         if not stopped.code and epilog is not None:
             print(epilog())
@@ -66,7 +66,7 @@ def parse(
 
 
 def _groups(options: type) -> dict[str, type]:
-    """The dataclasses that add options, by the titles that they have in the help."""
+    """The dataclasses that add options, by their titles in the help."""
     groups = {}
     for cls in options.__mro__:
         if vars(cls).get("__annotations__"):
@@ -78,35 +78,37 @@ def _groups(options: type) -> dict[str, type]:
 
 
 def _paragraphs(options: type) -> str:
-    """The text of a class, a line for each paragraph: `tyro` keeps some of the breaks
-    of the source."""
+    """The docstring of a class with one line per paragraph, since `tyro` would keep
+    some line breaks of the source."""
     text = inspect.getdoc(options) or ""
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _described(group: type, text: str) -> type:
-    """A group's own options, each with its help and the placeholder of its value, below
-    a text."""
+    """A copy of a group for `tyro`, with the help and the placeholder of each option
+    that the group itself adds, and `text` as its description."""
     hints = typing.get_type_hints(group, include_extras=True)
     texts, fields = _texts(group), []
     for field in dataclasses.fields(group):
         if field.name not in vars(group)["__annotations__"]:
             continue
-        how: dict[str, Any] = {"help": texts[field.name]}
+        settings: dict[str, Any] = {"help": texts[field.name]}
         if "default" in field.metadata:
-            how["help_behavior_hint"] = f"(default: {field.metadata['default']})"
+            shown = f"(default: {field.metadata['default']})"
+            settings["help_behavior_hint"] = shown
         elif field.default is None or field.default == ():
-            how["help_behavior_hint"] = ""
+            settings["help_behavior_hint"] = ""
         elif field.metadata.get("positional"):
-            # Of several values `tyro` says that their default is none.
-            how["help_behavior_hint"] = "(required)"
+            # `tyro` would show an empty default for a tuple.
+            settings["help_behavior_hint"] = "(required)"
         hint = hints[field.name]
         if metavar := field.metadata.get("metavar") or _metavar(hint):
-            how["metavar"] = metavar
+            settings["metavar"] = metavar
         if option := field.metadata.get("option"):
-            # `tyro` shows aliases first.
-            how |= {"name": field.metadata["former"], "aliases": [f"--{option}"]}
-        marks = [tyro.conf.arg(**how)]
+            # The current name is the alias, since `tyro` shows aliases first.
+            former = field.metadata["former"]
+            settings |= {"name": former, "aliases": [f"--{option}"]}
+        marks = [tyro.conf.arg(**settings)]
         if field.metadata.get("positional"):
             marks.append(tyro.conf.Positional)
         if separated := _separated(hint):
@@ -114,13 +116,13 @@ def _described(group: type, text: str) -> type:
         hint = Annotated[hint, *marks]
         fields.append((field.name, hint, dataclasses.field(default=field.default)))
     made = dataclasses.make_dataclass(group.__name__, fields, kw_only=True)
-    # Of an empty one, a dataclass makes a signature.
+    # A dataclass replaces an empty docstring by its signature.
     made.__doc__ = text or " "
     return made
 
 
 def _texts(group: type) -> dict[str, str]:
-    """The strings below the fields of a class, each in one line."""
+    """The strings below the fields of a class, each joined into one line."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
     assert isinstance(tree, ast.ClassDef)
     texts = {}
@@ -132,7 +134,7 @@ def _texts(group: type) -> dict[str, str]:
 
 
 def _metavar(hint: Any) -> str | None:
-    """A placeholder for the values of a type; `None` for flags, which take none."""
+    """The placeholder for values of a type; `None` for flags, which take no value."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return parts[1].metavar
@@ -148,7 +150,7 @@ def _metavar(hint: Any) -> str | None:
 
 
 def _separated(hint: Any) -> Any:
-    """How `tyro` is to read a tuple with commas; `None` for other types."""
+    """The `tyro` specification of a comma-separated tuple; `None` for other types."""
     if typing.get_origin(hint) is not Annotated:
         return None
     comma = typing.get_args(hint)[1]

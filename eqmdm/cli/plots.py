@@ -18,30 +18,30 @@ from matplotlib import ticker
 from .styles import BLUE, LINES, MARKERS, PALETTE, VERMILLION
 
 
-# Equal pictures are equal files, which a repository can tell.
+# A fixed salt and no dates: equal pictures are equal files in a repository.
 plt.rcParams["svg.hashsalt"] = "eqmdm"
-# The dates that pictures would have in them.
+# Matplotlib leaves out metadata that are `None`.
 _NO_DATES = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-# Points of a line up to which each is marked.
+# The largest number of points at which a line has markers.
 _MOST_MARKED = 40
-# Of all points of a scatter plot, in square points.
+# The total area of all points of a scatter plot, in square points.
 _INK = 8000
-# Of a caption, in characters, for an inch of the width of a picture.
+# The characters of a caption that fit in an inch of width.
 _PER_INCH = 19
-# The least width of an image among others, the gaps between them, and their colour.
+# In a grid of images: the smallest width of one, the gap, and the grey of the gap.
 _DOTS, _GAP, _LIGHT = 64, 4, 0.85
 
 
 def samples(path: Path, x: np.ndarray, n_levels: int | None, caption: str) -> None:
-    """A grid of images from their grey levels; of points a scatter plot, of their first
-    two coordinates if there are more, or a histogram if there is one."""
+    """Draw images as a grid, and points as a scatter plot of their first two
+    coordinates, or as a histogram if they have only one."""
     if n_levels is None or x.ndim != 4 or x.shape[-1] not in (1, 3):
         x = x.reshape(len(x), -1)
         if x.shape[1] == 1:
             histogram(path, x[:, 0], "sample (units of the data)", caption)
             return
         figure, axes = plt.subplots(figsize=(5, 5.4), layout="constrained")
-        # As large as leaves many of them apart.
+        # Small enough that most points do not overlap.
         size = np.clip(_INK / len(x), 2, 16)
         axes.scatter(x[:, 0], x[:, 1], s=size, linewidths=0, color=BLUE)
         if x.shape[1] == 2:
@@ -62,7 +62,7 @@ def samples(path: Path, x: np.ndarray, n_levels: int | None, caption: str) -> No
 def training_curve(
     path: Path, records: list[dict], name: str, unit: str, caption: str
 ) -> None:
-    """The training loss, which records call `name`, and the validation bound."""
+    """Draw the training loss, which records call `name`, and the validation bound."""
     figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
     trained = [record for record in records if name in record]
     steps = [record["step"] for record in trained]
@@ -77,11 +77,11 @@ def training_curve(
         label="training, last parameters",
     )
     validated = [record for record in records if "validation" in record]
-    # The first steps, of an untrained network, would flatten the rest.
+    # The first steps, of an untrained network, would compress the rest of the axis.
     settled = losses[len(losses) // 10 :]
     if validated:
         means, errors = zip(*(r["validation"][name] for r in validated), strict=True)
-        # One example has no standard error.
+        # A single example has no standard error.
         errors = [math.nan if error is None else error for error in errors]
         steps = [record["step"] for record in validated]
         axes.errorbar(
@@ -110,7 +110,7 @@ def training_curve(
 
 
 def histogram(path: Path, values: np.ndarray, label: str, caption: str) -> None:
-    """How many examples have which value, and their mean; NaN are left out."""
+    """Draw a histogram of the values with their mean, leaving out non-finite ones."""
     values = values[np.isfinite(values)]
     figure, axes = plt.subplots(figsize=(6, 4.4), layout="constrained")
     if len(values):
@@ -126,7 +126,7 @@ def histogram(path: Path, values: np.ndarray, label: str, caption: str) -> None:
 
 
 def diffusion_path(path: Path, records: list[dict], caption: str) -> None:
-    """The entries of Q (above the diagonal) and D (with it) over the steps."""
+    """Draw the entries of Q (above the diagonal) and D (on it too) over the steps."""
     records = [record for record in records if "skew_matrix" in record]
     figure, axes = plt.subplots(
         1, 2, figsize=(9, 4.2), sharex=True, layout="constrained"
@@ -150,7 +150,7 @@ def diffusion_path(path: Path, records: list[dict], caption: str) -> None:
 
 
 def label_steps(axes: Any) -> None:
-    """Name the horizontal axis of a training, which has no halves of steps."""
+    """Label the horizontal axis of training steps, with ticks at integers only."""
     axes.set_xlabel("training step")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
 
@@ -165,9 +165,9 @@ def draw_entries(
     line: Any = None,
     labelled: bool = True,
 ) -> None:
-    """The entries of a matrix from a diagonal upwards over the steps.
+    """Draw the entries of a matrix on and above a diagonal over the steps.
 
-    Each has a colour of its own, and a style of line unless one `line` is given.
+    Each has its own colour, and its own line style unless `line` is given.
     """
     places = np.triu_indices(matrices.shape[1], offset) if len(matrices) else ((), ())
     for number, (i, j) in enumerate(zip(*places, strict=True)):
@@ -184,16 +184,15 @@ def draw_entries(
 
 
 def _marker(n_points: int, marker: str = "o") -> str:
-    """That of a line of so many points; a line of a single one is its marker."""
+    """The marker of a line: none if it has many points."""
     return marker if n_points <= _MOST_MARKED else ""
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
-    """Images in rows and columns with thin gaps between them, in red, green and blue
-    from 0 to 1."""
+    """Images in rows and columns with thin gaps between them, as RGB from 0 to 1."""
     n_columns = math.ceil(math.sqrt(len(images)))
     n_rows = math.ceil(len(images) / n_columns)
-    # Of squares for each pixel, since a gap of one pixel is wide beside small images.
+    # Small images are enlarged, so that a gap is narrow beside them.
     scale = math.ceil(_DOTS / images.shape[2])
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     _, height, width, _ = images.shape
@@ -206,21 +205,21 @@ def _grid(images: np.ndarray) -> np.ndarray:
 
 
 def add_caption(figure: Any, caption: str) -> None:
-    """A line, or several, below the panels: what they are of."""
+    """Add a caption below the panels, wrapped to their width."""
     width = int(_PER_INCH * figure.get_figwidth())
     text = "\n".join(textwrap.wrap(caption, width))
     figure.supxlabel(text, fontsize="x-small", color="0.3", x=0.01, ha="left")
 
 
 def save(figure: Any, path: Path, *, dots_per_inch: int = 150) -> None:
-    """Write a picture all at once, in the format that its name ends in."""
+    """Write a picture atomically, in the format of its extension."""
     kind = path.suffix.removeprefix(".")
     picture = io.BytesIO()
     figure.savefig(
         picture, dpi=dots_per_inch, format=kind, metadata=_NO_DATES.get(kind, {})
     )
     plt.close(figure)
-    # So that a disk that fills up leaves the old one and no half of it.
+    # A full disk then leaves the old picture, not half of the new one.
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(picture.getvalue())

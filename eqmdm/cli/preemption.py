@@ -11,20 +11,20 @@ import jax
 from .processes import any_process
 
 
-# Of a program that was asked to stop, has saved its state and can be resumed; a
-# scheduler tells it by this from one that failed.
+# The exit status of a program that was asked to stop, has saved its state and can be
+# resumed. It lets a scheduler distinguish this from a failure.
 PREEMPTED = os.EX_TEMPFAIL
 
 
 class _Asked(BaseException):
-    """Raised by a signal itself, wherever the program is."""
+    """Raised inside the signal handler, to interrupt the stage that runs."""
 
 
 class Preemption:
-    """Notes SIGTERM and SIGINT, from when it is made until it is closed.
+    """Records SIGTERM and SIGINT, from construction until `close`.
 
-    Schedulers may send SIGTERM several times, so later ones change nothing. A second
-    SIGINT, from the keyboard, ends the program at once.
+    Schedulers may send SIGTERM several times; repeats have no effect. A second SIGINT,
+    from the keyboard, ends the program at once.
     """
 
     def __init__(self) -> None:
@@ -35,9 +35,10 @@ class Preemption:
         self._before = {number: signal.signal(number, self._note) for number in signals}
 
     def agreed(self, on_time: bool) -> str:
-        """The signal that there was, in any of the processes; empty if there was none.
+        """The signal that any of the processes has received; empty if there was none.
 
-        Several processes ask one another, which they do only where they wait anyway.
+        Several processes communicate for this, so they do it only `on_time`, at points
+        where they synchronise anyway.
         """
         if jax.process_count() == 1:
             return self.requested
@@ -46,11 +47,11 @@ class Preemption:
         return ""
 
     def finish(self, stages: dict[str, Callable[[], None]]) -> None:
-        """Do what is left, by name and in order, once what cannot be redone is saved.
+        """Run the named stages in order, once all that cannot be redone is saved.
 
-        After a signal the program ends with a line that names what is still left. One
-        process ends where it is, as soon as compiled code gives the control back;
-        several end together, before the next stage.
+        After a signal the program exits with a line that names the remaining stages. A
+        single process stops as soon as compiled code returns control; several processes
+        stop together, before the next stage.
         """
         left, asked = list(stages), ""
         self._consequence = "leaving before what comes next"
@@ -82,8 +83,8 @@ class Preemption:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._before[signal.SIGINT])
         if self._raises:
-            # Once, so that what it sets off is not interrupted in its turn.
+            # Raised only once, so that the cleanup is not interrupted in turn.
             self._raises = False
             raise _Asked
-        # Not `print`, which a signal may interrupt in the middle.
+        # Not `print`, which is not reentrant: the signal may have interrupted one.
         os.write(2, f"\n{self.requested}: {self._consequence}\n".encode())

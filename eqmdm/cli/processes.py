@@ -12,13 +12,13 @@ from .train.options import TrainOptions
 
 
 def join(options: TrainOptions) -> None:
-    """Wait for the other processes; then all see the devices of all.
+    """Connect to the other processes, after which each sees the devices of all.
 
-    The first of them alone prints, but for errors.
+    Only the first process prints, except for errors.
 
     **Raises:**
 
-    `ValueError` if it is not known where the others are.
+    `ValueError` if the addresses of the others are not known.
     """
     given = options.coordinator, options.n_processes, options.process_index
     names = "`coordinator`, `n_processes` and `process_index`"
@@ -32,7 +32,7 @@ def join(options: TrainOptions) -> None:
         raise ValueError(f"{names} must be given together, or none; got {given}.")
     try:
         jax.distributed.initialize(*given)
-    # Without arguments where nothing in the environment stands in for them.
+    # No arguments were given, and the environment does not supply them.
     except ValueError as error:
         raise ValueError(
             f"{names} must be given where there is no cluster that JAX knows; got none "
@@ -49,9 +49,9 @@ def is_first() -> bool:
 
 
 def first_does(action: Callable[[], None]) -> None:
-    """Do what one process has to do for all, while the others wait for it.
+    """Run an action in the first process while the others wait.
 
-    Where it fails, the others end too.
+    If it fails, the others exit too.
     """
     if jax.process_count() == 1:
         return action()
@@ -65,11 +65,11 @@ def first_does(action: Callable[[], None]) -> None:
     finally:
         failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(failed)))
     if failed:
-        sys.exit("error: the first process could not go on")
+        sys.exit("error: the first process failed")
 
 
 def any_process(flag: bool) -> bool:
-    """Whether it is so in any of the processes, which wait for one another."""
+    """Whether `flag` is true in any process; all processes must call this together."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

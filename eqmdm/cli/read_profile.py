@@ -3,11 +3,11 @@
     eqmdm train --dataset digits --steps 60 --run-dir RUN --profile
     eqmdm read-profile RUN
 
-Reads the trace of one log interval that `--profile` wrote. Operations are XLA's, by
-kind: of a fusion, which does many things at once, by the name that XLA gave it. An
-operation that waits for others of its own, such as a loop, counts for what it does
-beside them. The idle share is that of the interval from the first operation to the last
-in which no thread of the device has an operation: what the host's dispatch costs.
+Reads the trace of one log interval that `--profile` wrote. XLA's operations are grouped
+by kind; a fusion, which combines several, by the name that XLA gave it. An operation
+that contains others, such as a loop, counts only for its own time, without theirs. The
+idle share is the part of the time from the first operation to the last in which no
+thread of the device runs an operation: the cost of the host's dispatch.
 """
 
 import collections
@@ -24,10 +24,10 @@ from .fields import chosen, positional
 from .parsing import parse
 
 
-# The first that a name matches, by what XLA calls operations on CPUs and on GPUs.
+# The first pattern that matches XLA's name of an operation, on a CPU or a GPU.
 _KINDS = {
     "convolution": r"conv(?!ert)|cudnn|implicit_gemm|xmma|wgrad|dgrad",
-    # XLA's names for these on a CPU do not say which of the two.
+    # XLA's CPU names for these do not distinguish the two.
     "convolution or product": r"ynn|onednn",
     "matrix product": r"dot|gemm|matmul|cublas",
     "communication": r"all-reduce|all-gather|reduce-scatter|collective|nccl",
@@ -54,7 +54,7 @@ def kind_of(name: str) -> str:
 
 
 def operations(trace: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events of the device, each with the time that is its own, in microseconds."""
+    """The events of the device, each with its own time (`own`), in microseconds."""
     events = [
         event
         for event in trace
@@ -64,7 +64,7 @@ def operations(trace: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for event in events:
         threads[event["pid"], event["tid"]].append(event)
     for of_thread in threads.values():
-        # An event encloses those that start within it.
+        # An event contains those that start within it.
         open_events: list[dict[str, Any]] = []
         for event in sorted(of_thread, key=lambda e: (e["ts"], -e["dur"])):
             while open_events and event["ts"] >= _end(open_events[-1]):
@@ -77,7 +77,7 @@ def operations(trace: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def idle_share(events: list[dict[str, Any]]) -> float:
-    """The share of the time in which no operation runs on any thread."""
+    """The share of time in which no thread runs an operation."""
     busy, end = 0.0, float("-inf")
     ordered = sorted(events, key=lambda event: event["ts"])
     for event in ordered:
@@ -104,7 +104,7 @@ def run(options: ReadProfileOptions) -> None:
         collections.Counter
     )
     for event in events:
-        # XLA numbers operations of one name.
+        # XLA appends a number to repeated names.
         name = re.sub(r"[.\d]+$", "", event["name"])
         totals[kind_of(name)] += event["own"]
         names[kind_of(name)][name] += event["own"]
@@ -120,7 +120,7 @@ def run(options: ReadProfileOptions) -> None:
     if options.output is not None:
         facts = json.loads((options.run / "options.json").read_text())
         kept = {name: facts[name] for name in ("options", "versions", "device", "seed")}
-        # Where a run lay says nothing of it.
+        # Paths do not affect the results.
         places = "run_dir", "data_dir"
         kept["options"] = {k: v for k, v in kept["options"].items() if k not in places}
         record = {"operations": results, "idle_share": idle} | kept

@@ -1,4 +1,4 @@
-"""The solvers by name."""
+"""The solvers, by name."""
 
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ _OF_ODES = (
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A sampler by its name."""
+    """A sampler and its name."""
 
     name: str
     sampler: eqmdm.AbstractSampler
@@ -74,13 +74,13 @@ class Method:
 
     @property
     def deterministic(self) -> bool:
-        """Whether a sample depends on its start alone."""
+        """Whether a sample is determined by its starting point."""
         is_flow = self.process is eqmdm.probability_flow
         return is_flow or isinstance(self.sampler, eqmdm.DPMSolver | eqmdm.EDMHeun)
 
     def n_evaluations(self, n_steps: int) -> int | None:
-        """The evaluations of the network, the posterior mean at t0 included; `None`
-        where they vary."""
+        """The number of network evaluations, including the posterior mean at t0; `None`
+        if it varies."""
         count = self.sampler.n_evaluations(n_steps)
         if count is None and self._counted is not None:
             a_step, besides = self._counted
@@ -88,9 +88,9 @@ class Method:
         return count
 
     def steps_within(self, evaluations: int) -> int:
-        """The most steps that take no more than so many evaluations; 0 if none do.
+        """The most steps that fit in this number of evaluations; 0 if none does.
 
-        **Raises:** `ValueError` if the evaluations vary.
+        **Raises:** `ValueError` if the number of evaluations varies.
         """
         n_steps = 0
         while self._fixed_evaluations(n_steps + 1) <= evaluations:
@@ -98,9 +98,9 @@ class Method:
         return n_steps
 
     def least_evaluations(self, argument: str) -> int:
-        """Those of one step.
+        """The number of evaluations that one step takes.
 
-        **Raises:** `ValueError`, naming the `argument`, if the evaluations vary.
+        **Raises:** `ValueError`, naming the `argument`, if that number varies.
         """
         return self._fixed_evaluations(1, argument)
 
@@ -116,9 +116,9 @@ class Method:
 
     @functools.cached_property
     def _counted(self) -> tuple[int, int] | None:
-        """The evaluations in a step and besides, of a solver that does not tell:
-        counted with one, two and three steps. `None` if they are not linear in that,
-        or vary with what is solved."""
+        """The evaluations per step and the constant rest, of a solver that does not
+        declare them: counted in runs of one, two and three steps. `None` if they are
+        not linear in the number of steps, or depend on the problem."""
         solver = getattr(self.sampler, "solver", None)
         if isinstance(_innermost_solver(solver), dfx.AbstractImplicitSolver):
             return None
@@ -130,7 +130,7 @@ class Method:
         grid: eqmdm.AbstractGrid | None,
         clock: eqmdm.AbstractNoiseClock | None = None,
     ) -> eqmdm.AbstractSampler:
-        """The sampler with another grid and clock; `None` leaves its own."""
+        """The sampler with another grid and clock; `None` keeps its own."""
         return _on_grid(self.sampler, grid, clock)
 
 
@@ -166,7 +166,7 @@ def _methods() -> dict[str, Method]:
         methods[name] = Method(name, eqmdm.DiffraxSampler(cls()))
     for cls in _OF_ODES:
         name = cls.__name__.lower()
-        # The bare name is the SDE where a solver serves for both.
+        # For a solver that suits both, the bare name means the SDE.
         name = f"ode-{name}" if name in methods else name
         sampler = eqmdm.DiffraxSampler(cls(), eqmdm.probability_flow)
         methods[name] = Method(name, sampler)
@@ -178,12 +178,12 @@ NAMES = tuple(_METHODS)
 
 
 def find_method(name: str, *, argument: str = "solver") -> Method:
-    """The method of that name, which a user gave as `argument`: one of `NAMES`, or the
-    user's own as module:name, with the prefix ode- for the probability flow.
+    """The method that the user named in `argument`: one of `NAMES`, or the user's own
+    as module:name, with the prefix ode- for the probability flow.
 
     **Raises:**
 
-    `ValueError`, with the names nearest to one that does not exist.
+    `ValueError`, with the closest names, for a name that does not exist.
     """
     if name in _METHODS:
         return _METHODS[name]
@@ -192,8 +192,8 @@ def find_method(name: str, *, argument: str = "solver") -> Method:
     bare = _METHODS.get(name.removeprefix("ode-"))
     if bare is not None and bare.process is not eqmdm.probability_flow:
         raise ValueError(
-            f"`{argument}` must be one for ODEs where it has the prefix ode-; got "
-            f"{name!r}, and {bare.name} is not. Take {bare.name} itself, or "
+            f"`{argument}` must be an ODE solver if it has the prefix ode-; got "
+            f"{name!r}, and {bare.name} is not one. Use {bare.name} itself, or "
             f"{', '.join(n for n in NAMES if n.startswith('ode-'))}."
         )
     raise ValueError(
@@ -204,18 +204,18 @@ def find_method(name: str, *, argument: str = "solver") -> Method:
 
 @functools.cache
 def _own_method(name: str, argument: str) -> Method:
-    """That of the user's object: a solver or a sampler, or what makes one."""
+    """The method of the user's solver or sampler, or of a callable that makes one."""
     kind = "a solver of Diffrax's, a sampler, or a function that makes one,"
     bare = name.removeprefix("ode-")
     made = find_own(bare, argument=argument, kind=kind)
-    # A class makes one too.
+    # A class or a function that makes one.
     if not isinstance(made, dfx.AbstractSolver | eqmdm.AbstractSampler):
         made = made() if callable(made) else made
     if isinstance(made, eqmdm.AbstractSampler):
         if name != bare:
             raise ValueError(
                 f"`{argument}` must not have the prefix ode- with a sampler, which "
-                f"defines its own process; got {name}. Take {bare}."
+                f"defines its own process; got {name}. Use {bare}."
             )
         return Method(name, made)
     if not isinstance(made, dfx.AbstractSolver):
@@ -223,7 +223,7 @@ def _own_method(name: str, argument: str) -> Method:
             f"`{argument}` must be {kind} as module:name; got {name}, which is or "
             f"makes a {type(made).__name__}."
         )
-    # As above, the bare name is the SDE where a solver serves for both.
+    # As above, the bare name means the SDE for a solver that suits both.
     is_flow = name != bare or not _takes_noise(made)
     process = eqmdm.probability_flow if is_flow else eqmdm.reverse_sde
     return Method(name, eqmdm.DiffraxSampler(made, process))
@@ -241,7 +241,7 @@ def _innermost_solver(solver):
 
 
 def _count_evaluations(sampler: eqmdm.AbstractSampler, n_steps: int) -> int:
-    """How often a sample of -1 or 1 calls its network."""
+    """The number of network calls for one sample of a model of data at -1 and 1."""
     calls = []
 
     def network(log_snr, z):
@@ -249,7 +249,7 @@ def _count_evaluations(sampler: eqmdm.AbstractSampler, n_steps: int) -> int:
         return jnp.tanh(jnp.exp(log_snr) * z)
 
     model = eqmdm.DenoiserModel(network, eqmdm.VPSDE())
-    how = {"key": jr.key(0), "n_samples": 1, "n_steps": n_steps}
-    jax.block_until_ready(eqmdm.sample(model, (1,), sampler=sampler, **how))
+    settings = {"key": jr.key(0), "n_samples": 1, "n_steps": n_steps}
+    jax.block_until_ready(eqmdm.sample(model, (1,), sampler=sampler, **settings))
     jax.effects_barrier()
     return len(calls)

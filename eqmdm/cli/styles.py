@@ -1,4 +1,4 @@
-"""Colours, markers and lines of pictures: the same for a name in all of them."""
+"""Colours, markers and line styles, the same for a name in every picture."""
 
 import dataclasses
 import re
@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-# Okabe & Ito (2008), told apart with and without normal colour vision. Their yellow is
-# left out: lines of it can hardly be seen on white.
+# Okabe & Ito (2008), distinguishable with and without normal colour vision. Their
+# yellow is left out, since its lines are hard to see on white.
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 PALETTE = (BLACK, BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY_BLUE)
-# Their numbers have no factor in common with each other or with that of the colours, so
-# that pairs do not repeat. Colours that are alike in deuteranopia differ in all three.
+# The numbers of colours, markers and lines are coprime, so that pairs do not repeat.
+# Colours that look alike in deuteranopia differ in marker and line too.
 MARKERS = "osD^vP*X<"
 LINES = ("-", "--", "-.", ":")
 
-# What has a look of its own, which is that of its place. New names go last.
+# Names with a fixed look, given by their position. Append new names.
 DIFFUSIONS = ("vpsde", "cld", "malda", "alda", "learned", "psld", "vesde")
 DIFFUSIONS += ("critical3", "subvpsde")
 SOLVERS = ("dpm", "sea", "edm-heun", "euler", "sscs", "ode-heun", "ancestral")
@@ -30,7 +30,7 @@ EVALUATIONS = ("bound", "augmented", "collapsed", "theorem3", "last", "elbo")
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How the line and the points of a name are drawn."""
+    """The colour, marker and line style of a name."""
 
     color: str
     marker: str
@@ -38,12 +38,12 @@ class Look:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The same as arguments of Matplotlib."""
+        """The look as arguments for Matplotlib."""
         return {"color": self.color, "marker": self.marker, "ls": self.line}
 
 
 def look(number: int) -> Look:
-    """The look of a place: 63 of them differ in colour or in marker."""
+    """The look at a position; 63 in a row differ in colour or marker."""
     return Look(
         PALETTE[number % len(PALETTE)],
         MARKERS[number % len(MARKERS)],
@@ -52,16 +52,16 @@ def look(number: int) -> Look:
 
 
 def looks(names: Iterable[str], known: Sequence[str]) -> dict[str, Look]:
-    """The looks of the names in a picture, no two of which share colour and marker.
+    """The looks of the names in a picture, no two with the same colour and marker.
 
-    A name that is among `known`, or one of whose words is, has the look of that place;
-    a second one of the same place has its colour. Any other name has a look that
-    depends on the name, and on the other names only where these have it already.
+    A name that is in `known`, or has a word that is, takes the look of that position; a
+    second name for the same position takes its colour. Any other name takes a look from
+    its hash, or the next free one if other names have that already.
     """
     names = list(dict.fromkeys(names))
     places = {name: _place(name, known) for name in names}
     found: dict[str, Look] = {}
-    # Those that are known first, so that no other name takes what is theirs.
+    # Known names come first, so that no other name takes their looks.
     for name in sorted(names, key=lambda name: places[name] is None):
         place = places[name]
         step = len(PALETTE)

@@ -1,4 +1,4 @@
-"""The results of an evaluation label by label, and whether labels can be told apart."""
+"""The results of an evaluation for each label, and tests of their differences."""
 
 import itertools
 from typing import Any
@@ -11,9 +11,9 @@ from ..files import LOSS_UNITS, error_as_text, from_plain, loss_name
 from ..tables import Column, Table, mean_of
 
 
-# The chance to call labels different that are not.
+# The significance level: the chance of calling equal labels different.
 LEVEL = 0.05
-# How many pairs of labels the text names.
+# The most pairs of labels that the text names.
 _MOST_NAMED = 10
 
 
@@ -34,9 +34,9 @@ def labels_of(dataset: Any, split: str, first: int, n_examples: int) -> np.ndarr
 def by_label(columns: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
     """The mean of each label over the examples that converged, for report.json.
 
-    Whether the means differ at all is tested by Welch's analysis of variance; which
-    two of them do, by his t-test, with the level divided by the number of pairs
-    (Bonferroni). Labels with fewer than two such examples are not tested.
+    Welch's analysis of variance tests whether the means differ at all, and his t-test
+    which pairs differ, with the level divided by the number of pairs (Bonferroni).
+    Labels with fewer than two such examples are not tested.
 
     **Source:** Welch (1951), On the comparison of several mean values.
     """
@@ -70,7 +70,7 @@ def by_label(columns: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, An
 
 
 def as_lines(found: dict[str, Any]) -> list[str]:
-    """The same for report.txt."""
+    """The results of `by_label` for report.txt."""
     lines = ["", f"{'label':>16} {found['unit']:>12} {'std error':>10} examples"]
     for row in found["labels"]:
         mean, error = from_plain(row["mean"]), from_plain(row["standard_error"])
@@ -80,24 +80,24 @@ def as_lines(found: dict[str, Any]) -> list[str]:
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """What the errors allow to be said of the differences between labels."""
+    """The conclusion of the tests, in one sentence."""
     p_value, pairs = found["p_value"], found["pairs"]
     if p_value is None:
-        return "Too few examples of each label to tell the labels apart"
+        return "Too few examples of each label to distinguish the labels"
     if p_value >= LEVEL:
         return (
-            "The labels cannot be told apart: their means differ no more than their "
+            "The labels cannot be distinguished: their means differ no more than their "
             f"errors explain (Welch's test, p = {p_value:.2g})"
         )
     text = f"The means of the labels differ (Welch's test, p = {p_value:.2g})"
     distinct = found["distinct_pairs"]
     if not distinct:
-        return f"{text}, but of no two labels can it be said that they do"
+        return f"{text}, but no single pair differs significantly"
     named = ", ".join(f"{a} from {b}" for a, b in distinct[:_MOST_NAMED])
     named += ", ..." if len(distinct) > _MOST_NAMED else ""
     return (
-        f"{text}; of {pairs} pairs of labels {len(distinct)} can be told apart, at "
-        f"{LEVEL:.0%} for all of them together: {named}"
+        f"{text}; {len(distinct)} of {pairs} pairs of labels can be distinguished, at "
+        f"{LEVEL:.0%} for all pairs together: {named}"
     )
 
 
@@ -119,7 +119,7 @@ def as_table(found: dict[str, Any], caption: str) -> Table:
 
 
 def _t_tests(pairs: list[tuple[tuple[int, float, float], ...]]) -> np.ndarray:
-    """The p-values of pairs of samples, each given by its size, mean and variance."""
+    """The p-values of Welch's t-test for pairs of (size, mean, variance)."""
     (n, mean, variance), (m, other, its_variance) = np.moveaxis(np.array(pairs), 0, -1)
     parts = variance / n, its_variance / m
     squares = (mean - other) ** 2 / sum(parts)
@@ -128,7 +128,7 @@ def _t_tests(pairs: list[tuple[tuple[int, float, float], ...]]) -> np.ndarray:
 
 
 def _analysis_of_variance(groups: list[tuple[int, float, float]]) -> float:
-    """The p-value of equal means of samples of unequal variances."""
+    """The p-value of Welch's test for equal means, from (size, mean, variance)."""
     n, mean, variance = np.array(groups).T
     k, weights = len(groups), n / variance
     shares = weights / weights.sum()

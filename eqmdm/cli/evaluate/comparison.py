@@ -15,13 +15,13 @@ from ..tables import Column, Table, mean_of
 from .results import REPORT, TABLE
 
 
-# Of the error of the difference without pairs, from where on pairs are of no help.
+# Pairing is called useless if it leaves more than this share of the unpaired error.
 _NO_HELP = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedEvaluation:
-    """A finished evaluation, as read back."""
+    """A finished evaluation, read from its directory."""
 
     directory: Path
     report: dict[str, Any]
@@ -32,7 +32,7 @@ class FinishedEvaluation:
         return f"{self.report['run']}, {self.report['settings']['route']}"
 
     def check_same_examples(self, other: "FinishedEvaluation") -> None:
-        """**Raises:** `ValueError` if those of the other are not these."""
+        """**Raises:** `ValueError` if the other evaluation has other examples."""
         for name, of in (
             ("data_fingerprint", lambda e: e.report["data_fingerprint"]),
             ("split", lambda e: e.report["settings"]["split"]),
@@ -51,21 +51,21 @@ class FinishedEvaluation:
 
 @dataclasses.dataclass(frozen=True)
 class ComparedEvaluation:
-    """One of several evaluations, over the examples that converged in all."""
+    """One of the compared evaluations, over the examples that converged in all."""
 
     name: str
     mean: Estimate
     difference: Estimate | None
-    """From the first, example by example; `None` for the first itself."""
+    """The mean paired difference from the first; `None` for the first itself."""
     evaluations: float
-    """Of the network, for an example."""
+    """Network evaluations per example."""
     seconds: float
-    """For an example."""
+    """Seconds per example."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Evaluations of the same examples, the first of which the others are held to."""
+    """Evaluations of the same examples, compared with the first of them."""
 
     quantity: str
     n_examples: int
@@ -80,7 +80,7 @@ class Comparison:
         return f"{self.n_examples} examples; {self.unit}, +- standard errors over them"
 
     def as_text(self) -> str:
-        """A line for each: its mean, and its mean difference from the first."""
+        """One line for each: its mean, and its mean difference from the first."""
         width = max(len(row.name) for row in self.rows)
         lines = [
             self.caption,
@@ -122,13 +122,16 @@ class Comparison:
         if not noisy:
             return []
         return [
-            f"Pairs do not help for {'; '.join(noisy)}: the noise of an estimate is "
-            "larger than what the evaluations of an example share. Raise --draws."
+            f"Pairing does not help for {'; '.join(noisy)}: the noise of each estimate "
+            "exceeds the variation that the evaluations share. Raise --draws."
         ]
 
 
 def compare(evaluations: list[FinishedEvaluation]) -> Comparison:
-    """**Raises:** `ValueError` unless all are of the same examples."""
+    """The comparison of evaluations with the first of them.
+
+    **Raises:** `ValueError` unless all are of the same examples.
+    """
     first = evaluations[0]
     for other in evaluations[1:]:
         first.check_same_examples(other)
@@ -137,7 +140,7 @@ def compare(evaluations: list[FinishedEvaluation]) -> Comparison:
     names = [evaluation.name for evaluation in evaluations]
     rows = []
     for evaluation in evaluations:
-        # Of one run and route, directories tell which is which.
+        # Evaluations of the same run and route are distinguished by their directories.
         unique = names.count(evaluation.name) == 1
         shown = "" if unique else f", {evaluation.directory.name}"
         values = evaluation.columns[name][both]
@@ -156,7 +159,10 @@ def compare(evaluations: list[FinishedEvaluation]) -> Comparison:
 
 
 def read(directory: Path) -> FinishedEvaluation:
-    """**Raises:** `ValueError` if the directory holds no finished evaluation."""
+    """The finished evaluation in a directory.
+
+    **Raises:** `ValueError` if there is none.
+    """
     for name in (REPORT, TABLE):
         if not (directory / name).is_file():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The rows of a table of likelihoods, batch by batch."""
+"""The evaluator: rows of a table of likelihoods, batch by batch."""
 
 import dataclasses
 import math
@@ -25,11 +25,11 @@ _ENCODING_TERMS = ("dequantisation", "data_transform")
 
 
 class Evaluator:
-    """The rows of the table for given examples, keyed by their numbers alone."""
+    """Computes the rows of given examples, whose keys depend on their numbers alone."""
 
     def __init__(self, trained: TrainedRun, options: EvaluateSettings):
-        """**Raises:** `ValueError` if an ODE is asked for the mass of discrete levels
-        without a dequantisation."""
+        """**Raises:** `ValueError` for an ODE route with discrete levels and no
+        dequantisation."""
         trained = trained.over_devices(options.batch_size)
         self._trained, self._options = trained, options
         self._examples = getattr(trained.dataset, options.split)
@@ -64,7 +64,7 @@ class Evaluator:
             self._trained.model,
             self._examples[start:stop],
             self._objective,
-            # That of `eqmdm train`, whose test bound is the same for equal draws.
+            # The key of `eqmdm train`, so that equal draws give the same test bound.
             key=build.purpose_key(self._options.seed, Purpose.BOUND),
             n_draws=n_draws,
             batch_size=self._options.batch_size,
@@ -73,13 +73,13 @@ class Evaluator:
         names = (*_BOUND_TERMS, *_ENCODING_TERMS, "total")
         return {name: found.terms[name] for name in names} | {
             "standard_error": found.standard_error,
-            # Of the network, at the cut and at a time.
+            # Each draw evaluates the network at t0 and at a random time.
             "evaluations": np.full(stop - start, 2 * n_draws),
             "converged": np.isfinite(found.terms["total"]),
         }
 
     def _log_likelihood(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        # The last batch is filled up with its last example, to compile only once.
+        # The last batch is padded with its last example, to compile only once.
         batch = np.arange(start, start + self._options.batch_size)
         numbers = np.minimum(batch, stop - 1)
         examples, numbers = eqmdm.divide_batch(
@@ -105,7 +105,7 @@ class Evaluator:
         draws = jax.device_get(draws)
         take = lambda name: np.stack([draw[name] for draw in draws])[:, : stop - start]
         converged = take("converged").all(axis=0)
-        # NaN where any draw is.
+        # An example that failed in any draw is NaN.
         kept = np.where(converged, 0.0, np.nan)
         names = ("log_likelihood", *_ENCODING_TERMS)
         terms = {name: take(name).astype(np.float64) + kept for name in names}
@@ -113,7 +113,7 @@ class Evaluator:
         total = sum(terms.values(), np.zeros(()))
         error = take("standard_error")[0].astype(np.float64)
         if len(draws) > 1:
-            # Each draw has probes and auxiliaries of its own.
+            # Each draw has its own probes and auxiliary variables.
             error = total.std(axis=0, ddof=1) / math.sqrt(len(draws))
         return {name: term.mean(axis=0) for name, term in terms.items()} | {
             "total": total.mean(axis=0),
@@ -134,14 +134,14 @@ def _make_grey_levels(trained: TrainedRun, options: EvaluateSettings) -> Any:
         raise ValueError(
             f"`dequantisation` must be given on the route {options.route} for this "
             "run: it was trained with discrete levels, whose mass only its decoder "
-            "knows, and an ODE gives a density. Take --dequantisation uniform, or "
+            "gives, while an ODE gives a density. Use --dequantisation uniform, or "
             "--route elbo."
         )
     return grey_levels
 
 
 def _make_method(options: EvaluateSettings) -> dict[str, Any]:
-    """How an ODE is solved, as `eqmdm.log_likelihood` takes it."""
+    """The arguments of `eqmdm.log_likelihood` that choose the ODE and its solver."""
     clock = CLOCKS[options.clock]
     if options.route == "augmented":
         route = eqmdm.AugmentedRoute(

@@ -1,4 +1,4 @@
-"""What the report of an evaluation has to say beside its numbers."""
+"""Notes in the report of an evaluation: comparability, bounds and caveats."""
 
 import math
 from typing import Any
@@ -11,14 +11,14 @@ _8_BIT = 256
 
 
 def dequantisation(trained: TrainedRun, options: EvaluateSettings) -> str:
-    """How grey levels were made continuous; none for points."""
+    """The dequantisation of grey levels; "none" for points."""
     if trained.dataset.n_levels is None:
         return "none"
     return options.dequantisation or trained.options.dequantisation
 
 
 def comparable_with(trained: TrainedRun, options: EvaluateSettings) -> str:
-    """The figures that this one may be held against: of which data, found how."""
+    """The results that this one may be compared with: their data and method."""
     n_levels, name = trained.dataset.n_levels, trained.dataset.name
     if n_levels is None:
         data = f"densities of {name} in the same units alone"
@@ -40,7 +40,7 @@ def comparable_with(trained: TrainedRun, options: EvaluateSettings) -> str:
 def notes(
     trained: TrainedRun, options: EvaluateSettings, terms: dict[str, dict[str, Any]]
 ) -> list[str]:
-    """What is to be known before a figure is used."""
+    """Caveats that apply to the results."""
     found = []
     given = options.dequantisation
     in_training = trained.options.dequantisation
@@ -53,13 +53,13 @@ def notes(
         found.append(f"total is a lower bound of {bounded}")
     if options.importance_weighted and options.divergence == "hutchinson":
         found.append(
-            "the noise of probes biases importance weights upwards; --divergence exact "
-            "does not"
+            "the noise of the probes biases importance weights upwards; --divergence "
+            "exact has no such bias"
         )
     if math.isnan(terms["total"]["standard_error"]):
         found.append(
-            "a standard error is over examples and needs two of them; that of one "
-            "example's own estimate is in examples.parquet"
+            "standard errors are over examples and need at least two; the error of a "
+            "single example's estimate is in examples.parquet"
         )
     return found
 
@@ -80,8 +80,8 @@ def _kind(trained: TrainedRun, options: EvaluateSettings) -> str:
 
 
 def _bounded(trained: TrainedRun, options: EvaluateSettings) -> str:
-    """What the total bounds from below, and over which noise; empty where it is what
-    it stands for."""
+    """The quantity that the total bounds from below, and the noise it is averaged
+    over; empty if the total is exact."""
     over = []
     if dequantisation(trained, options) not in ("none", "discrete"):
         over.append("dequantisation noise")

@@ -14,22 +14,22 @@ class ExamplesOptions:
     """The examples that are evaluated, and where the results go."""
 
     split: Literal["train", "validation", "test"] = "test"
-    """The split of the run's data set that the examples are from."""
+    """The split of the run's data set to evaluate."""
     first: int = 0
-    """The number of the first example in the split."""
+    """The index of the first example in the split."""
     examples: int | None = chosen("all that follow")
     """The number of examples, counted from the first."""
     data_dir: str | None = chosen("that of the run")
     """A directory with the image files (parquet)."""
     batch_size: int = 64
-    """Examples evaluated at once. It affects speed and memory; results depend on it by
-    rounding only, and a stopped evaluation may continue with another."""
+    """Examples evaluated at once. It affects speed and memory, but results only by
+    rounding; a stopped evaluation may continue with another."""
     seed: int = 0
     """The seed of every random draw."""
     output_dir: Path | None = chosen("RUN/evaluation-<route>-<split>")
     """The directory of the results."""
     overwrite: bool = False
-    """Start anew where the output directory holds another evaluation."""
+    """Start again if the output directory holds another evaluation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class ModelOptions:
     """The model: by default the run's own, with averaged parameters."""
 
     ema: bool = True
-    """Use the moving average of the parameters, not the last ones."""
+    """Use the moving average of the parameters instead of the last ones."""
     diffusion: DiffusionName | None = chosen("that of the run")
-    """Evaluate a denoiser under another diffusion than it was trained on, by default
-    over the same interval in log-SNR."""
+    """Evaluate a denoiser under a diffusion that it was not trained on, by default over
+    the same interval in log-SNR."""
     log_snr_range: Range | None = chosen("that of the run", metavar="LOW HIGH")
-    """Evaluate a denoiser over another interval, in log signal-to-noise ratio. Below
-    the interval of its training it knows nothing; above log-SNR 14 the data are all but
+    """Evaluate a denoiser over another interval, in log signal-to-noise ratio. It is
+    untrained below the interval of its training; above log-SNR 14 the data are almost
     determined."""
     t_range: Range | None = chosen("that of the run", metavar="T0 T1")
     """Evaluate a denoiser over another interval, in time."""
@@ -58,20 +58,20 @@ class LikelihoodOptions:
     )
     """collapsed: log p(x) by an ODE of the data alone, for denoisers. augmented: by an
     ODE of the data and the auxiliary variables, for any score; averaged over the
-    auxiliary variables it is a lower bound. elbo: the lower bound that is trained, term
-    by term. These are different models: the gaps between them measure the error of the
-    score. all: those that suit the run, each with the options that are its own, and
-    their comparison."""
+    auxiliary variables it is a lower bound. elbo: the lower bound of training, term by
+    term. These are different models: the gaps between them measure the error of the
+    score. all: every route that suits the run, each with its own options, and a
+    comparison."""
     draws: int | None = chosen("8 for elbo, else 1")
     """Random draws averaged for each example. elbo: of time and noise. Otherwise: of
     the noise that makes grey levels continuous."""
     decoder: Literal["data", "theorem3"] | None = chosen("that of training")
-    """elbo only: what completes the bound at the start of the interval."""
+    """elbo only: the decoder, which completes the bound at the start time t0."""
     dequantisation: Literal["uniform", "truncated_normal"] | None = chosen(
         "that of training"
     )
-    """How integer levels become continuous, on the ODE routes. A run with discrete
-    levels has no density unless this is given."""
+    """How integer levels become continuous, on the ODE routes. Required for a run with
+    discrete levels, which has no density otherwise."""
     aux_draws: int = 1
     """augmented only: draws of the auxiliary variables for each solve of an example."""
     importance_weighted: bool = False
@@ -86,10 +86,11 @@ class ODEOptions:
     divergence: Literal["exact", "hutchinson"] | None = chosen(
         "exact for points, hutchinson for images"
     )
-    """exact takes a derivative for each dimension (and noise, if augmented), hutchinson
-    one for each probe: a random estimate, whose noise is in the standard errors."""
+    """exact takes one derivative per dimension, of the whole state if augmented.
+    hutchinson is a random estimate with one derivative per probe; its noise is in the
+    standard errors."""
     probes: int | None = chosen("4")
-    """hutchinson only: random probes averaged. One has no standard error."""
+    """hutchinson only: random probes averaged. A single one has no standard error."""
     tolerance: float = 1e-5
     """The tolerance of the ODE solver, relative and absolute."""
     max_steps: int = 4096
@@ -106,15 +107,15 @@ class ODEOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What the report shows; a complete evaluation is reported anew."""
+    """What the report shows; a complete evaluation is reported again."""
 
     by: Literal["label"] | None = chosen("the split as a whole")
-    """label: the mean of the examples of each label too, and whether the labels can be
-    told apart, in the report and as a table of their own."""
+    """label: also show the mean of each label, and whether the labels can be
+    distinguished, in the report and as a separate table."""
     format: TableFormats = dataclasses.field(
         default=(), metadata={"default": "text and JSON only"}
     )
-    """Tables beside the report: csv, latex, markdown, or several of them."""
+    """Tables to write besides the report: csv, latex, markdown, or several of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,17 +132,17 @@ class EvaluateOptions(
     RUN is a directory that `eqmdm train` wrote. The result is a report (report.txt and
     report.json), a table of every example (examples.parquet) and a histogram
     (histogram.png). The same command continues an evaluation that was stopped, and
-    shows the report of one that is complete. With --format there are tables for papers
-    and spreadsheets too: of the terms (terms.csv, .tex, .md) and, with --by, of the
-    labels (by_label.csv, .tex, .md). With --route all every route has a directory of
-    its own, and their comparison one too.
+    shows the report of one that is complete. --format adds tables for papers and
+    spreadsheets: of the terms (terms.csv, .tex, .md) and, with --by, of the labels
+    (by_label.csv, .tex, .md). With --route all, every route and the comparison have
+    their own directories.
     """
 
     run: Path = positional("RUN")
     """The directory of the run; its last checkpoint is evaluated."""
 
     def check(self) -> None:
-        """**Raises:** `ValueError` for what is wrong whatever the run is."""
+        """**Raises:** `ValueError` for options that are invalid for any run."""
         names = ("examples", "draws", "batch_size", "probes", "max_steps", "aux_draws")
         check_at_least(self, dict.fromkeys(names, 1) | {"first": 0, "seed": 0})
         check_formats(self.format)
@@ -153,5 +154,5 @@ class EvaluateOptions(
 
     @property
     def is_under_another(self) -> bool:
-        """Whether the diffusion or its interval is not that of the run."""
+        """Whether the diffusion or its interval differs from that of the run."""
         return bool(self.diffusion or self.log_snr_range or self.t_range)

@@ -41,7 +41,7 @@ def run(given: EvaluateOptions) -> None:
             _Evaluation(given, resolve(options, trained), trained)
             for options in by_route(given, trained)
         ]
-    # ----- The work, and what it comes to.
+    # ----- The evaluations and their comparison.
     for evaluation in evaluations:
         evaluation.run()
     if given.route == "all":
@@ -51,12 +51,12 @@ def run(given: EvaluateOptions) -> None:
 
 
 class _Evaluation:
-    """One route of a run, in a directory of its own."""
+    """The evaluation of a run on one route, in its own directory."""
 
     def __init__(
         self, given: EvaluateOptions, options: EvaluateSettings, trained: TrainedRun
     ):
-        """**Raises:** `ValueError` for options or a directory that do not suit."""
+        """**Raises:** `ValueError` if the options or the directory are unsuitable."""
         self._given, self._options, self._trained = given, options, trained
         self._labels = None
         if options.by is not None:
@@ -78,7 +78,7 @@ class _Evaluation:
 
     def run(self) -> None:
         if self._results.is_complete:
-            print(f"complete already: {self.directory}\n")
+            print(f"already complete: {self.directory}\n")
             self._report_anew()
             return
         self._evaluate_batches()
@@ -88,15 +88,15 @@ class _Evaluation:
         )
         self._add_labels(report, columns)
         self._draw(report, columns)
-        # Last of all, for it marks the evaluation as complete.
+        # The report is written last, since it marks the evaluation as complete.
         self._show(report)
         self._results.finish(report)
         written = sorted(path.name for path in self.directory.iterdir())
         print(f"written to {self.directory}: {', '.join(written)}")
 
     def _evaluate_batches(self) -> None:
-        """The batches that are not there yet. Where they begin does not depend on where
-        an earlier process was stopped, so neither does what they round to."""
+        """Evaluate the missing batches. Their limits do not depend on where an earlier
+        process was stopped, so neither do rounding errors."""
         options, results = self._options, self._results
         stop = options.first + options.examples
         bar = tqdm(total=options.examples, initial=len(results.rows), unit="example")
@@ -126,14 +126,14 @@ class _Evaluation:
             bar.close()
 
     def _report_anew(self) -> None:
-        """What a complete evaluation has not shown yet is made of its table."""
+        """Show a complete evaluation, and make from its table what is missing."""
         report = self._results.read_report()
         picture = self._picture
         if self._labels is None and not self._options.format and picture.exists():
             print((self.directory / TEXT).read_text(), end="")
             return
         columns = self._results.read_table()
-        # Of a report of an earlier version.
+        # Reports of earlier versions lack this entry.
         report.setdefault(
             "comparable_with", comparable_with(self._trained, self._options)
         )

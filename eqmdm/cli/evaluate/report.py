@@ -1,4 +1,4 @@
-"""The report of a likelihood evaluation, as data and as text."""
+"""The report of a likelihood evaluation, as JSON data and as text."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ _TITLES = {
 }
 # Columns of the table that are not terms of the likelihood.
 _OTHERS = ("example", "standard_error", "evaluations", "converged")
-# How many examples the text names; the table has all.
+# The most failed examples that the text names; the table has all.
 _MOST_NAMED = 20
 
 
@@ -31,9 +31,9 @@ def make_report(
     columns: dict[str, np.ndarray],
     timing: tuple[float, bool],
 ) -> dict[str, Any]:
-    """Everything that is known of the evaluation, for report.json.
+    """The complete record of the evaluation, for report.json.
 
-    `timing` has the seconds per example, and whether they include compilation.
+    `timing` is the seconds per example, and whether they include compilation.
     """
     converged = columns["converged"]
     diffusion = trained.model.diffusion
@@ -69,7 +69,7 @@ def make_report(
 
 
 def make_text(report: dict[str, Any]) -> str:
-    """The same for report.txt: what was found, how, and what to make of it."""
+    """The text of report.txt: results, method and notes."""
     settings, n = report["settings"], report["n_examples"]
     first = settings["first"]
     numbers = f"number {first}" if n == 1 else f"numbers {first} to {first + n - 1}"
@@ -104,7 +104,7 @@ def make_text(report: dict[str, Any]) -> str:
 
 
 def terms_table(report: dict[str, Any]) -> Table:
-    """A row for each term, the total and the figure that is reported."""
+    """A row for each term, the total and the reported quantity."""
     columns = (
         Column("term", "term"),
         Column("mean", "mean ± standard error", "standard_error"),
@@ -123,7 +123,7 @@ def terms_table(report: dict[str, Any]) -> Table:
 
 
 def caption(report: dict[str, Any]) -> str:
-    """What a table or a picture of the evaluation is of."""
+    """The caption of a table or picture of the evaluation."""
     settings = report["settings"]
     title = _TITLES[settings["route"]]
     return (
@@ -134,21 +134,21 @@ def caption(report: dict[str, Any]) -> str:
 
 
 def noise_of(columns: dict[str, np.ndarray], report: dict[str, Any]) -> str:
-    """How much of the spread over the examples is the estimator's, for a caption."""
+    """The share of the spread over examples that is estimator noise, for a caption."""
     settings, converged = report["settings"], columns["converged"]
     errors = columns["standard_error"][converged]
     values = columns["total"][converged]
     if not len(errors) or not np.isfinite(errors).all():
         return (
-            ". The spread has the noise of the estimator in it, which a single draw "
-            "does not tell"
+            ". The spread includes the noise of the estimator, which a single draw "
+            "does not reveal"
         )
     if len(errors) < 2 or not errors.any():
         return ""
     share = min(np.mean(errors**2) / values.var(ddof=1), 1.0)
     return (
         f". About {share:.0%} of the variance shown is the estimator's "
-        f"({settings['draws']} draws an example) and not the examples'"
+        f"({settings['draws']} draws per example), not the examples'"
     )
 
 
@@ -169,7 +169,7 @@ def _terms(columns: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 def _method(settings: dict[str, Any]) -> str:
     noise = settings["dequantisation"]
     draws = f"{'no' if noise == 'none' else noise} dequantisation, "
-    draws += f"{_counted(settings['draws'], 'draw')} an example, seed "
+    draws += f"{_counted(settings['draws'], 'draw')} per example, seed "
     draws += str(settings["seed"])
     if settings["route"] == "elbo":
         return draws

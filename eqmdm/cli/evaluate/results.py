@@ -1,4 +1,4 @@
-"""The results of an evaluation on disk, safe from one batch to the next."""
+"""The results of an evaluation on disk, saved after every batch."""
 
 import json
 import math
@@ -18,17 +18,17 @@ from ..outputs import PICTURE_FORMATS, TABLE_FORMATS
 TABLE, REPORT, TEXT = "examples.parquet", "report.json", "report.txt"
 HISTOGRAM, TERMS, BY_LABEL = "histogram", "terms", "by_label"
 _PARTS = "parts.jsonl"
-# What is made of the table and the report, in all its formats.
+# Everything that is derived from the table and the report, in all formats.
 _SHOWN = (TEXT, *(f"{HISTOGRAM}.{name}" for name in PICTURE_FORMATS))
 _SHOWN += tuple(n + end for n in (TERMS, BY_LABEL) for end in TABLE_FORMATS.values())
 
 
 class EvaluationResults:
-    """A directory of results: its settings, and a row of numbers for each example.
+    """A results directory: its settings, and a row of numbers for each example.
 
-    Each finished batch is a line of parts.jsonl, written at once. When all are there
-    they become a table in the order of the examples, and the parts go last of all: a
-    process that is killed at any moment leaves what the next one can continue from.
+    Each finished batch is appended at once as a line of parts.jsonl. When all batches
+    are there, they become a table in the order of the examples, and parts.jsonl is
+    removed last, so a process killed at any moment can be continued by the next.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], *, anew: bool):
@@ -36,16 +36,16 @@ class EvaluationResults:
 
         - `directory`: made if it does not exist.
         - `settings`: what the results depend on.
-        - `anew`: whether to drop results that are there already.
+        - `anew`: whether to delete existing results.
 
         **Raises:**
 
-        `ValueError`, naming the first setting that differs from those of the results
-        that are there already, or if other files are there.
+        `ValueError` naming the first setting that differs from those of existing
+        results, or if the directory holds other files.
         """
         self.directory = directory
         if anew and (directory / SETTINGS).exists():
-            # The settings last, so that what is left is never taken for their results.
+            # The settings go last, so that new settings never meet old results.
             for name in (REPORT, TABLE, *_SHOWN, _PARTS, SETTINGS):
                 (directory / name).unlink(missing_ok=True)
         check_settings(
@@ -63,15 +63,15 @@ class EvaluationResults:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the report is written, which is after everything but a tidy-up."""
+        """Whether the report exists, which is the last file to be written."""
         return (self.directory / REPORT).exists()
 
     def add(self, rows: list[dict[str, Any]], seconds: float, compiled: bool) -> None:
-        """Keep the rows of a batch, all of them or none.
+        """Save the rows of a batch, all of them or none.
 
         **Arguments:**
 
-        - `seconds`, `compiled`: the time they took, and whether that was mostly for
+        - `seconds`, `compiled`: the time they took, and whether most of it was
             compilation.
         """
         part = {"rows": rows, "seconds": seconds, "compiled": compiled}
@@ -83,14 +83,14 @@ class EvaluationResults:
 
     @property
     def timing(self) -> tuple[float, bool]:
-        """Seconds per example, and whether these include compilation, as they do if
-        there is no batch without."""
+        """Seconds per example, and whether these include compilation, which they do
+        only if no batch ran without it."""
         without = [time for time in self._times if not time[2]]
         counts, seconds, _ = zip(*(without or self._times), strict=True)
         return sum(seconds) / sum(counts), not without
 
     def mean(self, name: str) -> float:
-        """Of a column so far, over the examples that have it."""
+        """The mean of a column over the finished examples with a finite value."""
         values = np.array([row[name] for row in self.rows.values()])
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan
@@ -110,7 +110,7 @@ class EvaluationResults:
         return {name: table[name].to_numpy() for name in table.column_names}
 
     def read_report(self) -> dict[str, Any]:
-        """The report of a complete evaluation, with null for numbers not finite."""
+        """The report of a complete evaluation, with null for non-finite numbers."""
         return json.loads((self.directory / REPORT).read_text())
 
     def finish(self, report: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ class EvaluationResults:
         if not path.exists():
             return
         text = path.read_text()
-        # What a kill cut off; a line added to it would be lost too.
+        # Drop a line that a kill cut off: the next one would be appended to it.
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             write_text(path, whole)

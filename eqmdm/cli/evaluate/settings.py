@@ -1,4 +1,4 @@
-"""The settings of an evaluation: its options, completed and checked for the run."""
+"""The settings of an evaluation: options completed and checked against the run."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from ..trained import TrainedRun
 from .options import EvaluateOptions
 
 
-# Those that estimate their own error, which choosing steps by a tolerance needs.
+# Solvers that estimate their own error, as adaptive steps require.
 SOLVERS = {
     "tsit5": dfx.Tsit5,
     "dopri5": dfx.Dopri5,
@@ -24,25 +24,25 @@ SOLVERS = {
     "bosh3": dfx.Bosh3,
     "heun": dfx.Heun,
 }
-# Points have an exact divergence by default. Images do not: it takes a derivative for
-# each of their dimensions.
+# The divergence is exact by default up to this dimension: it takes one derivative per
+# dimension, which is too many for images.
 _EXACT_UP_TO = 16
 _PROBES = 4
-# The library accepts no tolerance below this number of units of rounding.
+# The library accepts no tolerance below this multiple of the machine epsilon.
 _SMALLEST_TOLERANCE = 4
-# The options that each route, or another diffusion, uses.
+# The options that only some routes, or only another diffusion, use.
 _AUGMENTED = ("aux_draws", "importance_weighted")
 _ODE = ("dequantisation", "divergence", "probes", "solver", "clock", "tolerance")
 _ODE += ("max_steps",)
 _BOUND = ("decoder",)
 _ANOTHER = ("diffusion", "log_snr_range", "t_range")
-# In the order of a comparison, whose first is the bound that was trained.
+# In the order of a comparison, which starts with the bound used in training.
 _ROUTES = ("elbo", "augmented", "collapsed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(EvaluateOptions):
-    """Options with a value for all that has a default."""
+    """Options with all defaults filled in."""
 
     route: Literal["collapsed", "augmented", "elbo"] = dataclasses.field()
     examples: int = dataclasses.field()
@@ -64,7 +64,7 @@ class EvaluateSettings(EvaluateOptions):
 
 
 def by_route(options: EvaluateOptions, trained: TrainedRun) -> list[EvaluateOptions]:
-    """The options themselves, or of all routes those of each one that suits the run."""
+    """The options of each route to evaluate: one, or all that suit the run."""
     if options.route != "all":
         return [options]
     routes = [r for r in _ROUTES if r != "collapsed" or trained.is_denoiser]
@@ -80,9 +80,9 @@ def comparison_dir(options: EvaluateOptions) -> Path:
 
 
 def resolve(options: EvaluateOptions, trained: TrainedRun) -> EvaluateSettings:
-    """The options with a choice for all that was not given.
+    """The options with defaults for everything not given.
 
-    **Raises:** `ValueError` for what does not suit the run.
+    **Raises:** `ValueError` for options that do not suit the run.
     """
     route = options.route or ("collapsed" if trained.is_denoiser else "augmented")
     _check_route(options, route, trained)
@@ -105,13 +105,13 @@ def resolve(options: EvaluateOptions, trained: TrainedRun) -> EvaluateSettings:
     }
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     given = {name: value for name, value in given.items() if value is not None}
-    # A batch is never filled up with more than there is.
+    # A batch is not padded beyond the number of examples.
     given["batch_size"] = min(options.batch_size, n_examples)
     return EvaluateSettings(**(defaults | given))
 
 
 def under_chosen_diffusion(options: EvaluateOptions, trained: TrainedRun) -> TrainedRun:
-    """The run under the diffusion that it is to be evaluated under."""
+    """The run under the diffusion that the options choose."""
     if not options.is_under_another:
         return trained
     return trained.under(
@@ -122,9 +122,9 @@ def under_chosen_diffusion(options: EvaluateOptions, trained: TrainedRun) -> Tra
 
 
 def find_solver(name: str) -> dfx.AbstractAdaptiveSolver:
-    """The ODE solver of that name, or the user's own as module:name.
+    """The ODE solver with this name, or the user's own as module:name.
 
-    **Raises:** `ValueError` for a name that is none, or a solver that is no such one.
+    **Raises:** `ValueError` for an unknown name, or a solver without error estimates.
     """
     kind = "an ODE solver that estimates its error"
     if name in SOLVERS:
@@ -146,7 +146,7 @@ def find_solver(name: str) -> dfx.AbstractAdaptiveSolver:
 
 
 def _model_names(options: EvaluateOptions) -> list[str]:
-    """What tells an evaluation of another model from that of the run's own."""
+    """The parts of a directory's name for a model other than the run's own."""
     ranges = ("snr", options.log_snr_range), ("t", options.t_range)
     names = [f"{kind}{r[0]:g}to{r[1]:g}" for kind, r in ranges if r is not None]
     names += [] if options.ema else ["last"]
@@ -156,7 +156,7 @@ def _model_names(options: EvaluateOptions) -> list[str]:
 def _of_route(
     options: EvaluateOptions, route: str, trained: TrainedRun
 ) -> EvaluateOptions:
-    """The options without those that another route is meant by."""
+    """The options for one route, without those for the other routes."""
     unused = _unused(route)
     if route != "elbo" and trained.dataset.n_levels is None:
         unused += ("draws",)
@@ -170,7 +170,7 @@ def _of_route(
 
 
 def _unused(route: str) -> tuple[str, ...]:
-    """The options that the route does not use."""
+    """The names of the options that the route does not use."""
     unused = () if route == "augmented" else _AUGMENTED
     return unused + (_ODE if route == "elbo" else _BOUND)
 
@@ -194,7 +194,7 @@ def _check_route(options: EvaluateOptions, route: str, trained: TrainedRun) -> N
     if route == "collapsed" and options.clock == "time":
         raise ValueError(
             "`clock` must be angle or log_snr on the route collapsed, whose ODE "
-            "follows the noise and not the diffusion's time; got time."
+            "runs in the noise level and not in the diffusion's time; got time."
         )
     if route == "augmented" and options.clock is not None:
         check_clock(options.clock, trained)
@@ -203,14 +203,14 @@ def _check_route(options: EvaluateOptions, route: str, trained: TrainedRun) -> N
         if not images and getattr(options, name) is not None:
             raise ValueError(
                 f"`{name}` must be left out for points on the route {route}: they "
-                "are continuous already, and no such noise is drawn; got "
+                "are continuous already and need no dequantisation; got "
                 f"{getattr(options, name)}."
             )
     least = _SMALLEST_TOLERANCE * float(jnp.finfo(trained.dtype).eps)
     if not least <= options.tolerance < 1:
         raise ValueError(
-            f"`tolerance` must be from {least:.1e}, the least that {trained.dtype} "
-            f"can reach, to 1; got {options.tolerance:g}. 1e-5 is usual."
+            f"`tolerance` must be at least {least:.1e}, which {trained.dtype} can "
+            f"reach, and below 1; got {options.tolerance:g}. 1e-5 is usual."
         )
 
 
@@ -223,6 +223,6 @@ def _check_range(options: EvaluateOptions, n_split: int) -> None:
     if options.examples is not None and options.first + options.examples > n_split:
         raise ValueError(
             f"`examples` must be at most {n_split - options.first}: the "
-            f"{options.split} split has {n_split}, of which the first {options.first} "
-            f"are left out; got {options.examples}."
+            f"{options.split} split has {n_split}, and `first` skips {options.first}; "
+            f"got {options.examples}."
         )
