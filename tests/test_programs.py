@@ -111,7 +111,7 @@ def _dashed(field):
 def test_help_of_training_shows_the_default_for_each_data_set(capsys):
     with pytest.raises(SystemExit):
         parse(TrainOptions, ["--help"])
-    _, table = capsys.readouterr().out.split("defaults by the data set:\n")
+    _, table = capsys.readouterr().out.split("defaults by data set:\n")
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line}
     columns = ["digits", "mnist", "cifar10", "mixture"]
     for option in ("steps", "batch_size", "learning_rate", "ema_decay"):

@@ -262,7 +262,7 @@ def test_wrong_options_are_refused(points, arguments, message):
 def test_solver_of_denoisers_is_refused_for_a_free_score(free):
     error = _error(free, "--solver=edm-heun")
     assert "--solver must not need a denoiser" in error
-    assert "got edm-heun. Take dpm" in error
+    assert "got edm-heun. Use dpm" in error
 
 
 def test_clock_that_the_diffusion_cannot_invert_is_refused(points, monkeypatch):

@@ -267,7 +267,7 @@ def test_study_that_was_cut_off_goes_on_where_it_was(run, sampler, tmp_path):
     assert list(before) == list(after)
     for key, row in before.items():
         assert row | {"seconds": ""} == after[key] | {"seconds": ""}
-    # Complete, it is only drawn anew.
+    # A complete study is only redrawn.
     sampler.calls.clear()
     text = (cut / "study.csv").read_text()
     _study(run, *STUDY, f"--output-dir={cut}")
@@ -426,7 +426,7 @@ def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):
             ["--diffusions=clf"],
             ["--diffusions must be names of", "Did you mean cld? The names are vpsde"],
         ),
-        (["--diffusions=learned"], ["--diffusions must not have learned"]),
+        (["--diffusions=learned"], ["--diffusions must not be learned"]),
         (["--n-samples=39"], ["--n-samples must be at least 40"]),
         (["--n-samples=100001"], ["--n-samples must be at most 100000"]),
         (["--features=none:none"], ["--features must be left out for mixture"]),
@@ -454,7 +454,7 @@ def test_run_that_cannot_be_studied_is_refused(run, tmp_path, capsys):
 
 def test_free_score_is_studied_as_it_was_trained_only(free_run, capsys):
     line = _error(free_run, "--solvers=sea,edm-heun")
-    assert "must not have edm-heun" in line and "dpm" in line
+    assert "must not include edm-heun" in line and "dpm" in line
     line = _error(free_run, "--solvers=sea", "--diffusions=vpsde,cld")
     assert "must be vpsde alone" in line and "got cld" in line
 

@@ -89,9 +89,9 @@ def test_short_form_replaces_what_it_names(tmp_path):
     "old, new, message",
     [
         ("[train]", "[trian]", "must have keys among .*; got 'trian'"),
-        ("steps = 4", "stpes = 4", "options of eqmdm train .*'stpes' is none of them"),
+        ("steps = 4", "stpes = 4", "options of eqmdm train .*'stpes' is not one"),
         ("steps = 4", 'steps = "four"', "options of eqmdm train with values that it"),
-        ("draws = 2", "draw = 2", "options of eqmdm evaluate .*'draw' is none of them"),
+        ("draws = 2", "draw = 2", "options of eqmdm evaluate .*'draw' is not one"),
         ("seeds = [0, 1]", "seeds = 0", "`seeds` in .* must be a list; got 0"),
         ('"VPSDE" = {', '"VPSDE" = 1 #', "`diffusion` in .* must be a table of tables"),
         ("[grids.free]", '[grids.free]\nevaluate = ["x"]', "among bound; got 'x'"),

@@ -37,12 +37,12 @@ _SCHEDULES = {
     "linear": (eqmdm.LinearSchedule, 2),
     "cosine": (eqmdm.CosineSchedule, 1),
 }
-# How far the ends of a learned diffusion may move down, in log-SNR.
+# How far, in log-SNR, the limits of a learned diffusion's interval may move.
 _LEARNED_MARGIN = 20.0
 
 
 class Purpose(enum.IntEnum):
-    """What random draws are for; each has its own stream of keys."""
+    """The purposes of random draws; each has its own stream of keys."""
 
     DIFFUSION = 0
     NETWORK = 1
@@ -74,7 +74,7 @@ def build_diffusion(options: ResolvedTrainOptions, key: jax.Array) -> Any:
         settings["schedule"] = cls(*options.schedule_values)
     elif options.schedule_values:
         raise ValueError(
-            "`schedule_values` must come with a `schedule` that they are of."
+            "`schedule_values` must come with the `schedule` that they belong to."
         )
     if options.diffusion == "learned":
         assert options.n_vars is not None
@@ -83,9 +83,9 @@ def build_diffusion(options: ResolvedTrainOptions, key: jax.Array) -> Any:
 
 
 def load_data(options: TrainOptions, data_dir: str | None = None) -> eqmdm.data.Dataset:
-    """The data that options name, in another place where one is given.
+    """The data set that the options name, from `data_dir` if that is given.
 
-    **Raises:** as [`eqmdm.data.load`][].
+    **Raises:** the errors of [`eqmdm.data.load`][].
     """
     return eqmdm.data.load(
         options.dataset,
@@ -105,13 +105,13 @@ def load_data(options: TrainOptions, data_dir: str | None = None) -> eqmdm.data.
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-    """What a model is built for."""
+    """The facts about the data that a model is built from."""
 
     shape: tuple[int, ...]
     n_levels: int | None
     std: float
-    """The standard deviation about zero of the training data, as the network sees them.
-    """
+    """The standard deviation about zero of the training data, as encoded for the
+    network."""
 
     @classmethod
     def of(cls, options: TrainOptions, dataset: Any) -> "DataFacts":
@@ -125,12 +125,12 @@ def build_model(
     diffusion: eqmdm.AbstractLinearDiffusion,
     key: jax.Array,
 ) -> eqmdm.AbstractModel:
-    """The model to be trained: of the noise, or of the data."""
+    """The model to train: a noise prediction, or a denoiser."""
     n_vars = 1 if options.score == "denoiser" else diffusion.n_vars
     if options.network == "unet" and len(data.shape) != 3:
         raise ValueError(
-            "`network` must be mlp for examples that are no images of (height, width, "
-            f"channels); got unet for the shape {data.shape}."
+            "`network` must be mlp for examples that are not images of shape (height, "
+            f"width, channels); got unet for the shape {data.shape}."
         )
     if options.network == "mlp":
         network = nn.MLP(
@@ -161,7 +161,7 @@ def build_model(
 
 
 def build_grey_levels(options: TrainOptions, dataset: Any) -> Any:
-    """How grey levels become data; `None` for points."""
+    """The encoding of grey levels as data; `None` for points."""
     if dataset.n_levels is None:
         return None
     dequantiser = {
@@ -209,13 +209,14 @@ def build_objective(options: ResolvedTrainOptions, dataset: Any) -> Any:
 
 
 def log_jacobian(dataset: Any) -> float:
-    """What the log-density of points is below that in their own units, in nats."""
+    """The log-density of points in their own units less that of the standardised points
+    that the model sees, in nats."""
     scale = dataset.standardisation
     return 0.0 if scale is None else scale.log_jacobian
 
 
 def decode(options: TrainOptions, dataset: Any, x: Any) -> np.ndarray:
-    """Samples as the data are: grey levels, or points in their own units."""
+    """Samples decoded to the form of the data: grey levels, or points in own units."""
     grey_levels = build_grey_levels(options, dataset)
     if grey_levels is not None:
         levels = np.asarray(grey_levels.decode(jnp.asarray(x)))
@@ -225,7 +226,7 @@ def decode(options: TrainOptions, dataset: Any, x: Any) -> np.ndarray:
 
 
 def build_mesh(batch_size: int) -> jax.sharding.Mesh:
-    """As many of the devices as divide a batch evenly; with several processes, all."""
+    """The most devices that divide a batch evenly; with several processes, all."""
     devices = jax.devices()
     if jax.process_count() > 1 and batch_size % len(devices):
         raise ValueError(
@@ -239,9 +240,8 @@ def build_mesh(batch_size: int) -> jax.sharding.Mesh:
 def training_data(
     options: ResolvedTrainOptions, objective: eqmdm.Objective, examples: Any
 ) -> Any:
-    """The training examples, on the devices or, where they are streamed, on the
-    host."""
-    # A process reads what its own devices need, and no more.
+    """The training examples: on the devices, or on the host if they are streamed."""
+    # Streams and multi-process runs load only what the process's own devices need.
     if options.stream or jax.process_count() > 1:
         return examples
     mesh = build_mesh(options.batch_size)
@@ -250,7 +250,7 @@ def training_data(
 
 
 def facts(seed: int) -> dict[str, Any]:
-    """What else a run used: versions, device and command."""
+    """The versions, device and command of a run."""
     packages = ("eqmdm", "jax", "jaxlib", "equinox", "diffrax", "optax", "lineax")
     packages += ("numpy", "orbax-checkpoint")
     device = jax.devices()[0]
@@ -272,7 +272,7 @@ def facts(seed: int) -> dict[str, Any]:
 def as_json(
     options: ResolvedTrainOptions, dataset: Any, data: DataFacts
 ) -> dict[str, Any]:
-    """What identifies a run: its options and its data."""
+    """The identity of a run: its options and its data."""
     named = dataclasses.asdict(options)
     named = {k: v for k, v in named.items() if k not in NOT_RECORDED}
     return named | {
@@ -282,14 +282,14 @@ def as_json(
 
 
 def from_json(record: Mapping[str, Any]) -> tuple[ResolvedTrainOptions, DataFacts, str]:
-    """The options, the facts and the fingerprint of the data that `as_json` recorded.
+    """The options, data facts and data fingerprint that `as_json` recorded.
 
-    **Raises:** `ValueError` for a record of anything but `eqmdm train`.
+    **Raises:** `ValueError` for a record that `eqmdm train` did not write.
     """
     stored = dict(record)
     fields = dataclasses.fields(ResolvedTrainOptions)
     known = {field.name for field in fields} | {"data_fingerprint", "data"}
-    # An older run has none of the options that are new.
+    # Older runs lack the options that were added since.
     optional = {f.name for f in fields if f.default is not dataclasses.MISSING}
     optional.add("network")
     missing = known - optional - stored.keys()
@@ -309,8 +309,8 @@ def from_json(record: Mapping[str, Any]) -> tuple[ResolvedTrainOptions, DataFact
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             "`run` must be the directory of a run of `eqmdm train`; its options are "
-            f"those of another program ({error}). Load a run of your own in Python, "
-            "with `eqmdm.load_run(run_dir, like=model)`."
+            f"from another program ({error}). Load your own run in Python, with "
+            "`eqmdm.load_run(run_dir, like=model)`."
         ) from error
 
 
@@ -319,14 +319,14 @@ def _tupled(value: Any) -> Any:
 
 
 def model_from_options(record: dict[str, Any]) -> eqmdm.AbstractModel:
-    """A model of the structure that a run of `eqmdm train` with these options has."""
+    """A model with the structure of a run of `eqmdm train` with these options."""
     options, data, _ = from_json(record)
     key = lambda purpose: purpose_key(options.seed, purpose)
     diffusion = build_diffusion(options, key(Purpose.DIFFUSION))
     return build_model(options, data, diffusion, key(Purpose.NETWORK))
 
 
-# The name under which runs record it.
+# The name that runs record for rebuilding their model.
 MODEL_BUILDER = f"{__name__}:{model_from_options.__name__}"
 
 

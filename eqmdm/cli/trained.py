@@ -1,4 +1,4 @@
-"""A trained run, as other programs load it: its model and its data."""
+"""Trained runs, as other programs load them: the model and its data."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from .train.options import ResolvedTrainOptions, TrainOptions
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """What is evaluated: a trained model, and how its data were encoded."""
+    """A trained model with its data and the options that it was trained with."""
 
     name: str
     step: int
@@ -33,13 +33,13 @@ class TrainedRun:
     model: eqmdm.AbstractModel
     dtype: jnp.dtype
     parameters: str
-    """A digest of the parameters' values."""
+    """A digest of the values of the parameters."""
 
     mesh: jax.sharding.Mesh | None = None
-    """The devices that divide its batches, once `over_devices` has chosen them."""
+    """The devices that divide the batches, once `over_devices` has chosen them."""
 
     def over_devices(self, batch_size: int) -> "TrainedRun":
-        """The same, on as many devices as divide a batch of this size evenly."""
+        """The same run, on as many devices as divide a batch of this size evenly."""
         mesh = build.build_mesh(batch_size)
         return dataclasses.replace(
             self, model=eqmdm.distribute(self.model, mesh), mesh=mesh
@@ -53,23 +53,24 @@ class TrainedRun:
         t_range: Range | None = None,
         option: str = "diffusion",
     ) -> "TrainedRun":
-        """A denoiser's run under another diffusion, by default over the same
+        """The denoiser of this run under another diffusion, by default over the same
         interval in log-SNR.
 
-        **Raises:** `ValueError` if the run knows no other diffusion than its own.
+        **Raises:** `ValueError` if the model of this run suits only its own diffusion.
         """
         own = self.options.diffusion
         if not self.is_denoiser:
             raise ValueError(
                 f"`{option}` must be {own} alone, and its interval must be left out, "
-                "since the score of this run is free and knows only the process that "
-                f"it was trained on; got {diffusion}. Train with --score denoiser to "
-                "evaluate it under several."
+                "since the score of this run is free and valid only for the process "
+                f"that it was trained on; got {diffusion}. Train with --score denoiser "
+                "to evaluate it under several."
             )
         if diffusion == "learned":
             raise ValueError(
-                f"`{option}` must not have learned for this run, nor may the interval "
-                f"of a learned one change; it was trained on {own}. Leave both out."
+                f"`{option}` must not be learned for this run, and the interval of a "
+                f"learned diffusion must not change; it was trained on {own}. Leave "
+                "both out."
             )
         present = self.model.diffusion
         if log_snr_range is None and t_range is None:
@@ -94,14 +95,14 @@ class TrainedRun:
 def load_trained(
     directory: Path, *, data_dir: str | None, ema: bool = True
 ) -> TrainedRun:
-    """The model in a run's last checkpoint, and the data it was trained on.
+    """The model in a run's last checkpoint, and its training data.
 
-    `ema` is whether its parameters are the averaged ones.
+    `ema` chooses the averaged parameters.
 
     **Raises:**
 
-    `ValueError` if the directory holds no run, no checkpoint, a run of a newer version,
-    or if the data are not those of the run.
+    `ValueError` if the directory holds no run, no checkpoint or a run of a newer
+    version, or if the data are not those of the run.
     """
     print(f"loading {directory} ...", flush=True)
     run = eqmdm.Run(directory)
@@ -119,7 +120,7 @@ def load_trained(
         )
     restored = run.restore()
     with warnings.catch_warnings():
-        # Said in one line here.
+        # Skipped checkpoints are reported in one line below.
         warnings.simplefilter("ignore", UserWarning)
         model = eqmdm.load_run(directory, ema=ema)
     for step, reason in restored.skipped.items():
@@ -149,14 +150,14 @@ def load_trained(
 
 
 def _check_function(options: TrainOptions, data_dir: str | None) -> None:
-    """**Raises:** `ValueError` where code that a run names, and nobody else, would run
-    as its data are loaded."""
+    """**Raises:** `ValueError` if loading the data would run code that only the files
+    of the run name, and not the user."""
     name = options.data_dir or options.dataset
     is_code = eqmdm.data.is_function(name) and not Path(name).exists()
     if is_code and data_dir is None:
         raise ValueError(
             f"`data_dir` must name the function that gives the data of this run, {name}"
-            ", because code is not run for being named in a file. If you trust it, "
+            ", because code is not run only because a file names it. If you trust it, "
             f"pass --data-dir {name}."
         )
 

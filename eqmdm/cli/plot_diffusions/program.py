@@ -26,7 +26,7 @@ _DRAWN = {
     "MALDA": eqmdm.MALDA(),
 }
 _LABELS = ("data (unit variance)", "auxiliary 1", "auxiliary 2")
-# Between two markers of a log-SNR, as a share of the diagonal of its panel.
+# The distance between markers of a log-SNR, as a fraction of the panel's diagonal.
 _MARKED = 0.08
 
 

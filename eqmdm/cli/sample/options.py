@@ -15,17 +15,17 @@ class SamplerOptions:
 
     solver: str = "dpm"
     """The solver by name: one of the library's own (dpm, edm-heun, ancestral, sscs and
-    others) or of Diffrax's. Of the latter sea, heun and others solve the reverse SDE;
-    ode-heun and others with this prefix, and tsit5, the probability-flow ODE. A wrong
-    name lists all. module:name is your own code, which is then run: a solver of
-    Diffrax's kind (with the prefix ode- for the ODE), a sampler, its class, or a
-    function without arguments that makes one."""
+    others) or one of Diffrax's. Of Diffrax's, sea, heun and others solve the reverse
+    SDE; tsit5 and those with the prefix ode- solve the probability-flow ODE. A wrong
+    name lists all. module:name is your own code, which is then run: a Diffrax solver
+    (with the prefix ode- for the ODE), a sampler, its class, or a function without
+    arguments that makes one."""
     steps: int = 50
     """Steps of the solver from noise to data."""
     grid: GridName = "default"
     """The spacing of the steps: uniform in time, in its square root (quadratic: fine
-    towards the data), in the log signal-to-noise ratio (SNR), or in SNR^(-1/(2 rho));
-    default is the spacing that suits the solver."""
+    towards the data), in the log signal-to-noise ratio (SNR), or in SNR^(-1/(2 rho)).
+    default chooses the spacing that suits the solver."""
     rho: float = 7.0
     """For the grid rho: the larger, the more steps near the data."""
     clock: ClockName = "time"
@@ -36,24 +36,24 @@ class SamplerOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """The samples, and where they go."""
+    """The samples and their output directory."""
 
     n_samples: int = 64
     """The number of samples."""
     batch_size: int = 64
-    """Samples drawn at once. It affects speed and memory; samples depend on it by
-    rounding only."""
+    """Samples drawn at once. It affects speed and memory, but samples only by
+    rounding."""
     seed: int = 0
-    """The seed of every random draw. Sample number i is the same whatever the number of
+    """The seed of every random draw. Sample number i does not depend on the number of
     samples, and starts from the same noise with every solver."""
     ema: bool = True
-    """Use the moving average of the parameters, not the last ones."""
+    """Use the moving average of the parameters instead of the last ones."""
     data_dir: str | None = chosen("that of the run")
     """A directory with the image files (parquet)."""
     output_dir: Path | None = chosen("RUN/samples-<solver>-<steps>")
     """The directory of the results."""
     overwrite: bool = False
-    """Replace samples that are already in the output directory."""
+    """Replace existing samples in the output directory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,12 @@ class SampleOptions(SamplerOptions, OutputOptions, PictureOptions):
 
     @property
     def directory(self) -> Path:
-        # Of module:name, a colon is no part of a file's name everywhere.
+        # Not every file system allows the colon of module:name in a file name.
         solver = self.solver.replace(":", "-")
         return self.output_dir or self.run / f"samples-{solver}-{self.steps}"
 
     def check(self) -> None:
-        """**Raises:** `ValueError` for what is wrong whatever the run is."""
+        """**Raises:** `ValueError` for options that are invalid for any run."""
         check_at_least(self, {"steps": 1, "n_samples": 1, "batch_size": 1, "seed": 0})
         if (self.directory / "samples.npz").exists() and not self.overwrite:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Draw samples from a trained model."""
+"""The program `eqmdm sample`: draw samples from a trained model."""
 
 import json
 import sys
@@ -21,9 +21,9 @@ from .options import SampleOptions
 from .settings import check_names, check_run, sampling_arguments
 
 
-# What a picture of images can show.
+# The most images in a picture.
 _MOST_SHOWN = 256
-# How many samples an error names; the file has the numbers of all that are kept.
+# The most samples that an error names; the file has the numbers of all that are kept.
 _MOST_NAMED = 20
 
 
@@ -37,14 +37,14 @@ def run(options: SampleOptions) -> None:
         directory = options.directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    # ----- The samples, in batches of one size, so that one program serves them all.
+    # ----- The samples, in batches of equal size, so that only one program is compiled.
     size = min(options.batch_size, options.n_samples)
     trained = trained.over_devices(size)
     starts = list(range(0, options.n_samples, size))
     parts, times = [], []
     bar = tqdm(total=len(starts), unit="batch", desc="compiling")
     try:
-        # A single batch is drawn again, to be timed without compilation.
+        # A single batch is drawn twice, to time it without compilation.
         for first in starts if len(starts) > 1 else starts * 2:
             clock = time.perf_counter()
             with clean_errors(options):
@@ -59,7 +59,7 @@ def run(options: SampleOptions) -> None:
     x = np.concatenate(parts)[: options.n_samples]
     seconds = float(np.mean(times[1:])) / size
 
-    # ----- Those that are numbers, as data are stored, and what was done.
+    # ----- The finite samples, decoded, and the settings that drew them.
     kept = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if not kept.all():
         print(failures(options, np.flatnonzero(~kept)))
@@ -80,15 +80,15 @@ def run(options: SampleOptions) -> None:
     n_levels = trained.dataset.n_levels
     shown = values if n_levels is None else values[:_MOST_SHOWN]
     for name in PICTURE_FORMATS:
-        # Of samples that these replace.
+        # Pictures of replaced samples, in any format.
         (directory / f"samples.{name}").unlink(missing_ok=True)
     picture = directory / f"samples.{options.picture_format}"
     plots.samples(picture, shown, n_levels, _caption(trained, options, len(shown)))
     write(directory / "samples.npz", values, np.flatnonzero(kept), settings)
-    counted = "a number that varies of" if evaluations is None else evaluations
+    counted = "a varying number of" if evaluations is None else evaluations
     print(
         f"{len(values)} samples of {trained.dataset.name} by {options.solver}, "
-        f"{options.steps} steps\na sample: {counted} evaluations of the network, "
+        f"{options.steps} steps\nper sample: {counted} evaluations of the network, "
         f"{seconds:.3g} s without compilation\n"
         f"written to {directory}: samples.npz, {picture.name}"
     )
@@ -107,7 +107,7 @@ def draw(trained: Any, options: SampleOptions, first: int, n: int) -> np.ndarray
     x = eqmdm.sample(
         trained.model,
         trained.dataset.shape,
-        # That of `eqmdm train`, whose samples start from the same noise.
+        # The key of `eqmdm train`, whose samples start from the same noise.
         key=build.purpose_key(options.seed, Purpose.SAMPLES),
         n_samples=n,
         first=first,
@@ -129,15 +129,15 @@ def failures(options: SampleOptions, numbers: np.ndarray) -> str:
 
 
 def decode(trained: Any, x: np.ndarray) -> np.ndarray:
-    """Samples as examples are stored."""
+    """Samples decoded to the form in which examples are stored."""
     return build.decode(trained.options, trained.dataset, x)
 
 
 def write(
     path: Path, values: np.ndarray, numbers: np.ndarray, settings: dict[str, Any]
 ) -> None:
-    """The samples, their numbers and, as JSON, the settings; all at once, so that a
-    reader never sees half of a file."""
+    """Write the samples, their numbers and, as JSON, the settings. The write is atomic,
+    so that a reader never sees half of a file."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         np.savez_compressed(

@@ -1,4 +1,4 @@
-"""The settings of sampling, from the names in its options."""
+"""The sampler, grid and clock that the options of `eqmdm sample` name."""
 
 from typing import Any
 
@@ -25,22 +25,22 @@ def sampling_arguments(options: SampleOptions) -> dict[str, Any]:
 
 
 def check_names(options: SampleOptions) -> None:
-    """**Raises:** `ValueError` for names that are unknown or do not go together."""
+    """**Raises:** `ValueError` for names that are unknown or incompatible."""
     if find_method(options.solver).process is None and options.clock != "time":
         raise ValueError(
             f"`clock` must be time for the solver {options.solver}, which defines its "
-            f"own steps on a grid; got {options.clock}. Choose a --grid, or a solver "
-            "of Diffrax's."
+            f"own steps on a grid; got {options.clock}. Choose a --grid, or a Diffrax "
+            "solver."
         )
     sampling_arguments(options)
 
 
 def check_run(options: SampleOptions, trained: TrainedRun) -> None:
-    """**Raises:** `ValueError` for what does not suit the run."""
+    """**Raises:** `ValueError` for options that do not suit the run."""
     if find_method(options.solver).needs_denoiser and not trained.is_denoiser:
         raise ValueError(
             "`solver` must not need a denoiser for this run, whose score is free; "
-            f"got {options.solver}. Take dpm, which serves any score."
+            f"got {options.solver}. Use dpm, which suits any score."
         )
     if options.clock != "time":
         check_clock(options.clock, trained)

@@ -1,4 +1,4 @@
-"""The comparison of solvers: their samples, and the distances to the data."""
+"""The comparison of solvers by the distances of their samples from the data."""
 
 import math
 import time
@@ -29,23 +29,23 @@ _GRIDS = {
     "log_snr": eqmdm.LogSNRGrid(),
     "rho": eqmdm.RhoGrid(),
 }
-# Of the tight solution of the probability flow.
+# The tolerance and step limit of the accurate reference solution.
 _TOLERANCE, _MAX_STEPS = 1e-6, 4096
 
 
 def check_n_samples(n: int, dataset: Any) -> None:
-    """**Raises:** `ValueError` if there are fewer real examples than samples."""
+    """**Raises:** `ValueError` if there are too few real examples for the samples."""
     n_held_out = len(dataset.validation) + len(dataset.test)
     most = max(len(dataset.train), n_held_out // 2)
     if n > most:
         raise ValueError(
-            f"`n_samples` must be at most {most}, the number of real examples that "
-            f"they can be compared with; got {n}."
+            f"`n_samples` must be at most {most}, the number of real examples to "
+            f"compare with; got {n}."
         )
 
 
 class SolverComparison:
-    """What all figures of a study have in common."""
+    """The data, features and settings that all rows of a study share."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class SolverComparison:
             runs,
             features,
         )
-        # Their data are one.
+        # All runs have the same data.
         trained = next(iter(runs.values()))
         self._dataset, self._dtype = trained.dataset, trained.dtype
         self._grey_levels = build.build_grey_levels(trained.options, trained.dataset)
@@ -75,13 +75,13 @@ class SolverComparison:
         return -(-self._options.n_samples // self._options.batch_size)
 
     def real_data(self) -> dict[str, Any]:
-        """The row of as many real examples as there are samples."""
+        """The row of real examples, as many as there are samples."""
         return self._quality(self._real)
 
     def row(
         self, diffusion: str, name: str, allowed: int, progress: Callable[[], Any]
     ) -> dict[str, Any]:
-        """The row of a solver, by name, or why there is none.
+        """The row of a solver, given by name, or the reason why it failed.
 
         `progress` is called after each batch.
         """
@@ -96,10 +96,10 @@ class SolverComparison:
         }
         grid = _GRIDS.get(self._options.grid)
         sampler = method.sampler_on(grid, CLOCKS[self._options.clock])
-        how = {"sampler": sampler, "n_steps": n_steps}
+        arguments = {"sampler": sampler, "n_steps": n_steps}
         try:
-            x, row["seconds"] = self._draw(self._runs[diffusion], how, progress)
-        # A diffusion or a number of steps that the solver refuses.
+            x, row["seconds"] = self._draw(self._runs[diffusion], arguments, progress)
+        # The solver does not support the diffusion or the number of steps.
         except (TypeError, ValueError) as error:
             return row | {"failure": " ".join(str(error).split())}
         except eqx.EquinoxRuntimeError as error:
@@ -113,25 +113,30 @@ class SolverComparison:
         return row
 
     def _draw(
-        self, trained: TrainedRun, how: dict[str, Any], progress: Callable[[], Any]
+        self,
+        trained: TrainedRun,
+        arguments: dict[str, Any],
+        progress: Callable[[], Any],
     ) -> tuple[np.ndarray, float]:
-        """Samples, and the seconds that so many take without compilation."""
+        """The samples, and the seconds that they take without compilation."""
         size = min(self._options.batch_size, self._options.n_samples)
         parts, times = [], []
         for number in range(self.n_batches):
             clock = time.perf_counter()
-            parts.append(self._batch(trained, number * size, size, how))
+            parts.append(self._batch(trained, number * size, size, arguments))
             times.append(time.perf_counter() - clock)
             progress()
         if len(times) == 1:
             clock = time.perf_counter()
-            self._batch(trained, 0, size, how)
+            self._batch(trained, 0, size, arguments)
             times.append(time.perf_counter() - clock)
         n = self._options.n_samples
-        # The first batch is compiled, all of them are of one size.
+        # Only the first batch includes compilation, and all have the same size.
         return np.concatenate(parts)[:n], float(np.mean(times[1:])) * n / size
 
-    def _batch(self, trained: TrainedRun, first: int, n: int, how: dict) -> np.ndarray:
+    def _batch(
+        self, trained: TrainedRun, first: int, n: int, arguments: dict
+    ) -> np.ndarray:
         x = eqmdm.sample(
             trained.model,
             self._dataset.shape,
@@ -139,12 +144,12 @@ class SolverComparison:
             n_samples=n,
             first=first,
             dtype=self._dtype,
-            **how,
+            **arguments,
         )
         return np.asarray(x)
 
     def _quality(self, x: np.ndarray) -> dict[str, float]:
-        """The distances of examples, as they are stored, from those held out."""
+        """The distances of decoded samples from the held-out examples."""
         flat, held_out = (self._pixels(part) for part in (x, self._held_out))
         key = self._key(Purpose.DIRECTIONS)
         distances = {
@@ -152,9 +157,9 @@ class SolverComparison:
             "squared_mmd": eqmdm.maximum_mean_discrepancy(flat, held_out),
         }
         if self._features is not None:
-            found = self._features.function(x)
+            features = self._features.function(x)
             distances["frechet"] = eqmdm.frechet_distance(
-                found, self._held_out_features
+                features, self._held_out_features
             )
         row = {}
         for name, (value, error) in distances.items():
@@ -162,11 +167,11 @@ class SolverComparison:
         return row
 
     def _error(self, diffusion: str, method: Any, x: np.ndarray) -> dict[str, float]:
-        """The root mean square of the distances to a tight solution."""
+        """The root-mean-square distance to an accurate reference solution."""
         n = min(self._options.reference_samples, len(x))
         gaps = (x[:n] - self._reference(diffusion, method)).reshape(n, -1)
         squares = np.mean(gaps.astype(np.float64) ** 2, axis=1)
-        # A tight solution that was not reached is not one to compare with.
+        # Leave out samples whose reference solution failed.
         squares = squares[np.isfinite(squares)]
         if len(squares) < 2:
             return {}
@@ -176,18 +181,20 @@ class SolverComparison:
         return {"reference_rms": rms, "reference_rms_error": error}
 
     def _reference(self, diffusion: str, method: Any) -> np.ndarray:
-        how = self._tight(method)
-        name = diffusion, repr(how["sampler"])
+        arguments = self._tight(method)
+        name = diffusion, repr(arguments["sampler"])
         if name not in self._references:
             n = min(self._options.reference_samples, self._options.n_samples)
             size = min(n, self._options.batch_size)
             trained = self._runs[diffusion]
-            parts = [self._batch(trained, i, size, how) for i in range(0, n, size)]
+            parts = [
+                self._batch(trained, i, size, arguments) for i in range(0, n, size)
+            ]
             self._references[name] = np.concatenate(parts)[:n]
         return self._references[name]
 
     def _tight(self, method: Any) -> dict[str, Any]:
-        """How to solve what a solver without noise solves, tightly."""
+        """The arguments of `sample` for the reference of a solver without noise."""
         if method.process is not None:
             sampler = eqmdm.DiffraxSampler(
                 dfx.Tsit5(),
@@ -200,20 +207,20 @@ class SolverComparison:
         return {"sampler": sampler, "n_steps": self._options.reference_steps}
 
     def _decode(self, x: np.ndarray) -> np.ndarray:
-        """Samples as examples are stored."""
+        """Samples decoded to the form in which examples are stored."""
         if self._grey_levels is None:
             return x
         levels = np.asarray(self._grey_levels.decode(jnp.asarray(x)))
         return levels.astype(self._dataset.train.dtype)
 
     def _pixels(self, x: np.ndarray) -> np.ndarray:
-        """Grey levels from 0 to 1; points as they are."""
+        """Grey levels scaled to [0, 1]; points unchanged."""
         n_levels = self._dataset.n_levels
         return x if n_levels is None else x.astype(np.float64) / (n_levels - 1)
 
     def _choose(self) -> tuple[np.ndarray, np.ndarray, str]:
-        """The held-out examples, as many other real ones as there are samples, and the
-        name of the split that these are of."""
+        """The held-out examples, as many other real examples as there are samples, and
+        the split that these come from."""
         n, train = self._options.n_samples, self._dataset.train
         held_out = np.concatenate([self._dataset.validation, self._dataset.test])
         key = self._key(Purpose.HELD_OUT)

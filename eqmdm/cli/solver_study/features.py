@@ -15,32 +15,32 @@ from ..own import find_own, is_own
 from ..train_classifier import classifier
 
 
-# Of the images that a user's function is given at once.
+# The number of images that a user's function gets at once.
 _BATCH = 250
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """A function from images to rows of features, and what it is."""
+    """A function from images to rows of features, with its identity."""
 
     function: Callable[[np.ndarray], np.ndarray]
     identity: dict[str, Any]
-    """What a study records, and compares when it is continued."""
+    """Recorded by a study, and compared when it is continued."""
 
 
 def find_features(given: str | None, dataset: Any) -> Features | None:
-    """The features that a user asks for; a classifier's, trained if need be, by
-    default. `None` for points, and where there is nothing to train a classifier by.
+    """The features that the user chose, by default those of a classifier, which is
+    trained if necessary. `None` for points, and if no labels exist to train with.
 
     **Raises:**
 
-    `ValueError` for a file or a function that does not exist or does not fit.
+    `ValueError` for a file or a function that does not exist or is unsuitable.
     """
     if dataset.n_levels is None:
         if given not in (None, "none"):
             raise ValueError(
-                f"`features` must be left out for {dataset.name}, which is points and "
-                f"compared as they are; got {given}."
+                f"`features` must be left out for {dataset.name}, whose points are "
+                f"compared directly; got {given}."
             )
         return None
     if given == "none":
@@ -70,7 +70,7 @@ def _of_classifier(path: Path, dataset: Any) -> Features:
         raise ValueError(
             f"`features` must be a classifier of the data of the run, {dataset.name} "
             f"with the fingerprint {dataset.fingerprint[:16]}; that in {path} is of "
-            f"{facts['dataset']} with {facts['data_fingerprint'][:16]}. Train one by "
+            f"{facts['dataset']} with {facts['data_fingerprint'][:16]}. Train one with "
             "train_classifier.py --output FILE and pass --features FILE."
         )
     print(

@@ -20,21 +20,21 @@ Counts = Annotated[tuple[int, ...], CommaSeparated(int, "N,N,...")]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparedOptions:
-    """What is compared."""
+    """The solvers and settings to compare."""
 
     solvers: Names = ("dpm", "edm-heun", "sscs", "sea", "ode-heun")
     """Solvers by name: the library's own (dpm, ancestral, sscs and others) and
-    Diffrax's. Those of SDEs solve the reverse process; those of ODEs (tsit5, or with
-    the prefix ode-) the probability flow. A wrong name lists all. module:name is a
-    solver or a sampler of your own, as in `eqmdm sample`."""
+    Diffrax's. SDE solvers solve the reverse process; ODE solvers (tsit5, or with the
+    prefix ode-) solve the probability flow. A wrong name lists all. module:name is your
+    own solver or sampler, as in `eqmdm sample`."""
     evaluations: Counts = (10, 20, 50, 100)
-    """The numbers of network evaluations that a sample may take. Each solver takes as
-    many steps as fit."""
+    """The numbers of network evaluations allowed per sample. Each solver takes as many
+    steps as fit."""
     diffusions: Names = dataclasses.field(
         default=(), metadata={"default": "that of the run"}
     )
-    """Diffusions by name. One denoiser serves them all, over the run's own interval in
-    log-SNR; a free score serves only its own."""
+    """Diffusions by name. A denoiser suits them all, over the run's own interval in
+    log-SNR; a free score suits only its own."""
     grid: GridName = "default"
     """The spacing of the steps, as in `eqmdm sample`."""
     clock: ClockName = "time"
@@ -43,34 +43,34 @@ class ComparedOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
-    """How samples are compared with data."""
+    """The comparison of samples with data."""
 
     n_samples: int = 1000
     """Samples for each row, and real examples for the dashed line."""
     seed: int = 0
-    """The seed of the starts, which all solvers share, of the noise and of the choice
-    of data."""
+    """The seed of the starting points, which all solvers share, of the noise and of the
+    choice of data."""
     batch_size: int = 250
     """Samples drawn at once."""
     features: str | None = chosen(
-        "runs/features-<dataset>.npz, trained first where it does not exist"
+        "runs/features-<dataset>.npz, trained first if it does not exist"
     )
-    """The features of images for the Fréchet distance: a file that `eqmdm
-    train-classifier` wrote; module:function, your own code, which is then run: a
-    function from a batch of images (n height width channels, grey levels) to features
-    (n d), such as those of an Inception network; or none, for no such distance."""
+    """The image features for the Fréchet distance: a file that `eqmdm train-classifier`
+    wrote; module:function, your own code, which is then run: a function from a batch of
+    images (n height width channels, grey levels) to features (n d), such as those of an
+    Inception network; or none, for no such distance."""
     reference_samples: int = 64
-    """The number of samples that are compared with a tight solution from the same
-    start, where a solver has no noise; 0 for none."""
+    """For solvers without noise, the number of samples to compare with an accurate
+    solution from the same starting points; 0 for none."""
     reference_steps: int = 1000
-    """Steps of the tight solution for the library's samplers. That of the probability
-    flow is by Tsit5 with tolerances of 1e-6."""
+    """Steps of the accurate solution for the library's samplers. That of the
+    probability flow is by Tsit5 with tolerances of 1e-6."""
     data_dir: str | None = chosen("that of the run")
     """A directory with the image files (parquet)."""
     output_dir: Path | None = chosen("RUN/solver_study")
     """The directory of the results."""
     redraw: bool = False
-    """Only draw the picture anew, from study.csv and settings.json."""
+    """Only redraw the picture, from study.csv and settings.json."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,11 +80,11 @@ class SolverStudyOptions(ComparedOptions, MeasureOptions, PictureOptions):
     RUN is a directory that `eqmdm train` wrote. For each diffusion, solver and number
     of evaluations, samples are compared with held-out data (validation and test). The
     result is a table (study.csv) and a picture (study.png). The dashed line is the
-    score of as many other real examples: held out too, or of the training split where
-    these are too few. Below it no solver can be told from a perfect one. Standard
-    errors cover both sets; seconds are for all samples, without compilation. The same
-    command continues a study that was stopped, and more solvers, evaluations or
-    diffusions extend it.
+    score of as many other real examples: also held out, or from the training split if
+    those are too few. Below it a solver cannot be distinguished from a perfect one.
+    Standard errors cover both sets; seconds are for all samples, without compilation.
+    The same command continues a study that was stopped, and more solvers, evaluations
+    or diffusions extend it.
     """
 
     run: Path = positional("RUN")
@@ -96,7 +96,7 @@ class SolverStudyOptions(ComparedOptions, MeasureOptions, PictureOptions):
         return self.output_dir or self.run / "solver_study"
 
     def check(self) -> None:
-        """**Raises:** `ValueError` for what can be told wrong without the run."""
+        """**Raises:** `ValueError` for options that are invalid for any run."""
         for name in ("solvers", "evaluations"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` must name at least one; got none.")
@@ -115,7 +115,7 @@ class SolverStudyOptions(ComparedOptions, MeasureOptions, PictureOptions):
         check_at_least(self, minima | {"n_samples": _FEWEST, "seed": 0})
 
     def identity(self) -> dict[str, Any]:
-        """What every row of a study has in common."""
+        """The settings that all rows of a study share."""
         names = ("n_samples", "seed", "batch_size", "grid", "clock")
         names += ("reference_samples", "reference_steps")
         return {name: getattr(self, name) for name in names}

@@ -14,7 +14,7 @@ from .table import FIGURES, REAL_DATA, Key, Row
 
 
 plt = plots.plt  # which draws without a display
-# Of real data: no solver has a line so grey.
+# The line of real data, in a grey that no solver has.
 _FLOOR = {"color": "0.4", "ls": (0, (6, 2)), "lw": 1.5}
 _HEADINGS = {
     "sliced_wasserstein": "sliced W2",
@@ -27,7 +27,7 @@ _HEADINGS = {
 def draw(
     path: Path, rows: dict[Key, Row], caption: str, *, floor: str, images: bool
 ) -> None:
-    """A column of panels for each diffusion, a line in each for each solver.
+    """Draw a column of panels for each diffusion, and a line for each solver.
 
     `floor` names the row of real data in the legend.
     """
@@ -100,11 +100,12 @@ def _draw_floor(panel: Any, row: Row | None, name: str) -> None:
 
 
 def _scale(panel: Any, rows: list[Row], name: str) -> None:
-    """Logarithmic, but about 0 where an estimate without bias may be negative."""
+    """Make the axis logarithmic, or linear about 0 for an unbiased estimate, which may
+    be negative."""
     if name != "squared_mmd":
         panel.set_yscale("log")
         values = [row[name] for row in rows]
-        # More ticks where there are few decades.
+        # More ticks per decade if there are few decades.
         subs = (1, 2, 5) if max(values) < 100 * min(values) else (1,)
         panel.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
         panel.yaxis.set_major_formatter("{x:g}")
@@ -123,7 +124,7 @@ def _scale(panel: Any, rows: list[Row], name: str) -> None:
 
 
 def _count_ticks(axes: Any, counts: list[int]) -> None:
-    """The numbers of evaluations, without those that would overlap."""
+    """Label the numbers of evaluations, without those that would overlap."""
     ticks: list[int] = []
     for count in counts:
         if not ticks or count >= 1.25 * ticks[-1]:
@@ -145,7 +146,7 @@ def _label(name: str, *, images: bool) -> str:
 
 
 def as_text(rows: dict[Key, Row], keys: Iterable[Key]) -> str:
-    """The rows of those keys as lines, one for each."""
+    """The rows with the given keys, one line each."""
     keys = list(keys)
     present = [n for n in FIGURES if any(rows[key][n] is not None for key in keys)]
     heading = f"{'diffusion':10} {'solver':24} {'evaluations':>11} {'seconds':>8}"

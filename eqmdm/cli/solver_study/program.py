@@ -1,4 +1,4 @@
-"""Compare solvers by the quality of their samples at equal numbers of evaluations."""
+"""The program `eqmdm solver-study`: compute the missing rows, and draw them all."""
 
 import itertools
 import sys
@@ -19,7 +19,7 @@ from .runs import check_solvers, runs_by_diffusion
 from .table import PICTURE, REAL_DATA, Key, Row, SolverTable, read_study
 
 
-# A program for each row is compiled; kept, they would fill the memory.
+# Each row compiles a program of its own, which would accumulate in memory.
 _FORGET_EVERY = 20
 
 
@@ -53,7 +53,7 @@ def run(options: SolverStudyOptions) -> None:
         )
         table = SolverTable(options.directory, settings)
 
-    # ----- The rows that are not there yet, each kept as soon as it is known.
+    # ----- The missing rows, each saved as soon as it is known.
     wanted = list(
         dict.fromkeys(
             itertools.product(runs, options.solvers, sorted(options.evaluations))
@@ -84,7 +84,7 @@ def run(options: SolverStudyOptions) -> None:
         sys.exit(f"stopped with {len(table.rows)} rows; the same command continues")
     bar.close()
 
-    # ----- The picture, of all rows that are there, and those asked for as text.
+    # ----- The picture of all rows, and the text of the requested ones.
     images = trained.dataset.n_levels is not None
     _draw(options, table.rows, settings, images=images)
     print(picture.as_text(table.rows, [REAL_DATA, *wanted]))
@@ -99,7 +99,7 @@ def _draw(
     *,
     images: bool,
 ) -> None:
-    """Draw the picture of a study from its table and its settings."""
+    """Draw the picture of a study from its table and settings."""
     caption = (
         f"{options.run.resolve().name}, step {settings['step']}: "
         f"{settings['n_samples']} samples of {settings['dataset']}, "
@@ -108,7 +108,7 @@ def _draw(
     )
     if "features_accuracy" in settings:
         accuracy = settings["features_accuracy"]["accuracy"]
-        caption += f". Features: of a classifier of accuracy {accuracy:.3f}"
+        caption += f". Features: a classifier of accuracy {accuracy:.3f}"
     path = options.directory / f"{PICTURE}.{options.picture_format}"
     picture.draw(
         path,

@@ -1,4 +1,4 @@
-"""A run under each of the diffusions of a solver study, and its solvers checked."""
+"""The run under each diffusion of a solver study, and checks of its solvers."""
 
 from ..clocks import check_clock
 from ..solvers import find_method
@@ -21,27 +21,27 @@ def check_solvers(options: SolverStudyOptions) -> None:
         raise ValueError(
             f"`clock` must be time for {', '.join(options.solvers)}, which define "
             f"their own steps on a grid; got {options.clock}. Choose a --grid, or add "
-            "solvers of Diffrax's."
+            "Diffrax solvers."
         )
 
 
 def runs_by_diffusion(
     options: SolverStudyOptions, trained: TrainedRun
 ) -> dict[str, TrainedRun]:
-    """The run under each diffusion that is asked for, by its name.
+    """The run under each requested diffusion, by name.
 
     **Raises:**
 
-    `ValueError` for a diffusion or a solver that the score of the run cannot serve, or
-    a clock that cannot tell the time of a diffusion.
+    `ValueError` for a diffusion or a solver that does not suit the score of the run, or
+    a clock that is not strictly monotone in a diffusion's time.
     """
     own = trained.options.diffusion
     needing = [n for n in options.solvers if find_method(n).needs_denoiser]
     if needing and not trained.is_denoiser:
         raise ValueError(
-            f"`solvers` must not have {', '.join(needing)} for this run, for they "
-            "follow the data's estimate of a denoiser, and its score is free. Take "
-            "dpm, which serves any score."
+            f"`solvers` must not include {', '.join(needing)} for this run, since they "
+            "follow the data estimate of a denoiser, and its score is free. Use dpm, "
+            "which suits any score."
         )
     runs = {}
     for name in options.diffusions or (own,):

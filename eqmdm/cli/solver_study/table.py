@@ -1,4 +1,4 @@
-"""The table of a solver study on disk, safe from one row to the next."""
+"""The table of a solver study on disk, saved after every row."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ _KEY = ("diffusion", "solver", "allowed")
 COLUMNS = (*_KEY, "steps", "evaluations", "seconds")
 COLUMNS += tuple(f"{name}{end}" for name in FIGURES for end in ("", "_error"))
 COLUMNS += ("failure",)
-# The row of real data, in the place of a solver.
+# The key of the row of real data, which has no solver.
 REAL_DATA = ("", "real data", 0)
 
 Key = tuple[str, str, int]
@@ -26,17 +26,17 @@ Row = dict[str, Any]
 
 
 class SolverTable:
-    """A directory with a study's settings, and a line of study.csv for each figure.
+    """A directory with a study's settings, and one line of study.csv per row.
 
-    A line is written at once, and one that a kill cut off is dropped: what is there
-    has been computed with the settings that are there.
+    Each line is written as soon as it is known, and a line that a kill cut off is
+    dropped. All rows were computed with the recorded settings.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]):
         """**Raises:**
 
-        `ValueError`, naming the first setting that differs from those of the study that
-        is there already, or if other files are there.
+        `ValueError` naming the first setting that differs from those of an existing
+        study, or if the directory holds other files.
         """
         self.directory = directory
         self._path = directory / TABLE
@@ -64,7 +64,7 @@ def read_study(directory: Path) -> tuple[dict[Key, Row], dict[str, Any]]:
     for name in (TABLE, SETTINGS):
         if not (directory / name).is_file():
             raise ValueError(
-                "`output_dir` must hold a study that is to be drawn anew; "
+                "`output_dir` must hold the study to redraw; "
                 f"{directory} has no {name}."
             )
     settings = json.loads((directory / SETTINGS).read_text())

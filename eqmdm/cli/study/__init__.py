@@ -8,7 +8,7 @@ from .options import StudyOptions
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     options = parse(StudyOptions, arguments, prog)
-    # Only once the command is known to be right, since importing JAX takes a while.
+    # Imported after parsing, since importing JAX takes a while.
     from .program import run
 
     run(options)

@@ -23,39 +23,39 @@ _SHORT = {"seeds": list, "train": dict, "evaluations": dict, "grids": list}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training, and how it is evaluated."""
+    """One training run and its evaluations."""
 
     grid: str
     axes: dict[str, str]
-    """Its value on each axis, by the names that the study gives them."""
+    """The value of the cell on each axis, both by their names in the study."""
     seed: int
     train: dict[str, Any]
     evaluations: dict[str, dict[str, Any]]
 
     @property
     def name(self) -> str:
-        """What its seeds have in common."""
+        """The name that all seeds of a model share."""
         return ", ".join(self.axes.values()) or self.grid
 
     @property
     def directory(self) -> Path:
-        """Below that of the study."""
+        """The directory of the run, relative to that of the study."""
         slug = re.sub(r"[^\w.]+", "-", "-".join(self.axes.values())).strip("-")
         return Path(self.grid) / (slug or "only") / f"seed-{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A file of a study, in which every name and value has been checked."""
+    """A study read from its file, with every name and value checked."""
 
     name: str
     question: str
     grids: dict[str, str]
-    """What each of them asks."""
+    """The question of each grid."""
     titles: dict[str, str]
-    """What pictures call each of them."""
+    """The title of each grid in pictures."""
     evaluation_titles: dict[str, str]
-    """What pictures call each evaluation."""
+    """The title of each evaluation in pictures."""
     cells: tuple[Cell, ...]
 
 
@@ -63,18 +63,18 @@ def read_study(path: Path, *, short: bool) -> Study:
     """The study in a TOML file.
 
     Tables of the file: `train`, options of `eqmdm train` for all cells; `evaluations`,
-    options of `eqmdm evaluate` by name; and `grids`. A grid has a cell for each choice
-    from its `axes` and each seed. An axis is a table of options of `eqmdm train` for
-    each of its values. `evaluate` lists the evaluations by name, by default all. A grid
-    or an evaluation may have a `title`, which pictures show in place of its name.
-    `short` replaces the above in the short form: seeds, options, and the grids that are
-    in it.
+    options of `eqmdm evaluate` by name; and `grids`. A grid has a cell for each
+    combination of values on its `axes` and each seed. An axis is a table that gives
+    options of `eqmdm train` for each of its values. `evaluate` lists the evaluations by
+    name, by default all. A grid or an evaluation may have a `title`, which pictures
+    show instead of its name. `short` overrides seeds and options, and lists the grids,
+    of the short form.
 
-    **Raises:** `ValueError` if there is no such file or anything in it is wrong.
+    **Raises:** `ValueError` if the file does not exist or anything in it is invalid.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    # Among the values that are wrong are bytes that are no text.
+    # `ValueError` includes bytes that are not UTF-8.
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"`config` must be a TOML file of a study; {path} cannot be read ({error})."
@@ -101,7 +101,7 @@ def read_study(path: Path, *, short: bool) -> Study:
 
 
 def arguments(options: TomlTable) -> list[str]:
-    """Options as a command line has them."""
+    """Options as command-line arguments."""
     found: list[str] = []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
@@ -159,10 +159,10 @@ def _check_options(cls: Any, options: TomlTable, where: str, before=()) -> None:
     try:
         parse(cls, [*before, *arguments(options)], quiet=True)
     except SystemExit:
-        # Of what is wrong the parser tells on the terminal alone.
+        # The parser only prints what is wrong, so find an unknown name here.
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(options.keys() - known)
-        what = f"{unknown[0]!r} is none of them" if unknown else f"got {dict(options)}"
+        what = f"{unknown[0]!r} is not one" if unknown else f"got {dict(options)}"
         raise ValueError(
             f"`{where}` must have options of eqmdm "
             f"{'evaluate' if before else 'train'} with values that it takes; {what}. "

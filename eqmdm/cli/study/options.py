@@ -11,8 +11,8 @@ from ..outputs import PictureOptions
 class StudyOptions(PictureOptions):
     """Train and evaluate every cell of a study, and tabulate the results.
 
-    Each cell is an ordinary run of `eqmdm train`, evaluated by `eqmdm evaluate`. What
-    is done already is not done again, and what was stopped is continued.
+    Each cell is an ordinary run of `eqmdm train`, evaluated by `eqmdm evaluate`.
+    Finished work is not repeated, and stopped runs and evaluations are continued.
     """
 
     config: Path = positional("CONFIG")
@@ -24,13 +24,13 @@ class StudyOptions(PictureOptions):
     data_dir: str | None = chosen("the Hugging Face Hub")
     """A directory with the image files (parquet)."""
     short: bool = False
-    """Do the study's short form, which shows that it works, not what is true."""
+    """Run the study's short form, which shows that it works but gives no results."""
     collect_only: bool = False
     """Only tabulate the results so far."""
     redraw: bool = False
-    """Only draw the pictures anew, from the tables in the results directory."""
+    """Only redraw the pictures, from the tables in the results directory."""
     dry_run: bool = False
-    """Only print the commands that are left."""
+    """Only print the remaining commands."""
     part: tuple[int, int] | None = chosen("all of them", metavar="I N")
-    """Do the I-th of N parts of the cells, so that N processes or machines share a
+    """Run the I-th of N parts of the cells, so that N processes or machines share a
     study. The last to finish, or --collect-only, tabulates all results."""

@@ -15,7 +15,7 @@ from .cells import Study
 Row = dict[str, Any]
 plt = plots.plt  # which draws without a display
 _SEEDS = "-", "--", ":", "-.", (0, (1, 4))
-# Of a picture and of the height of a panel, in inches.
+# The width of a picture and the height of a panel, in inches.
 _WIDTH, _PANEL = 8, 3.4
 
 
@@ -27,7 +27,7 @@ def draw_all(
     learned: list[Row],
     picture_format: str,
 ) -> None:
-    """The pictures that there are rows for, beside one another in a directory."""
+    """Draw every picture that has rows, into one directory."""
     for name, draw, rows in (
         ("bounds", draw_bounds, summaries),
         ("training", draw_training, validations),
@@ -38,9 +38,10 @@ def draw_all(
 
 
 def draw_bounds(path: Path, study: Study, summaries: list[Row]) -> None:
-    """Every cell's value with its errors, a panel for each grid, on one axis.
+    """Draw every cell's value with its errors, one panel per grid, on a shared axis.
 
-    Evaluations of the same cells have a look each; those of a single cell, a row.
+    Evaluations of several cells are distinguished by colour and marker; those of a
+    single cell have one row each.
     """
     grids = _by(summaries, "grid")
     placed = {grid: _placed(rows) for grid, rows in grids.items()}
@@ -96,13 +97,12 @@ def draw_bounds(path: Path, study: Study, summaries: list[Row]) -> None:
 
 
 def _placed(rows: list[Row]) -> tuple[list[str], list[tuple[float, str | None]]]:
-    """What stands beside the axis of a grid, and of each row its place and its name in
-    the legend."""
+    """The tick labels of a grid, and the position and legend name of each row."""
     cells, evaluations = (
         list(dict.fromkeys(row[name] for row in rows))
         for name in ("cell", "evaluation")
     )
-    # A cell of a grid without axes has the grid's name, which the title says.
+    # The only cell of a grid without axes has the grid's name, which is in the title.
     if len(cells) == 1 and (len(evaluations) > 1 or cells[0] == rows[0]["grid"]):
         return evaluations, [(float(place), None) for place in range(len(rows))]
     places = []
@@ -114,7 +114,7 @@ def _placed(rows: list[Row]) -> tuple[list[str], list[tuple[float, str | None]]]
 
 
 def draw_training(path: Path, study: Study, validations: list[Row]) -> None:
-    """The validation bound over the steps, a panel for each grid."""
+    """Draw the validation bound over the steps, one panel per grid."""
     grids = _by(validations, "grid")
     of_cell = looks((row["cell"] for row in validations), DIFFUSIONS)
     n_columns = min(2, len(grids))
@@ -146,14 +146,14 @@ def draw_training(path: Path, study: Study, validations: list[Row]) -> None:
         axes.legend(fontsize="x-small", ncols=2)
     plots.add_caption(
         figure,
-        f"{_described(study, validations)}: a line for each. The bound of the "
+        f"{_described(study, validations)}: one line each. The bound of the "
         "validation examples, EMA parameters",
     )
     plots.save(figure, path)
 
 
 def draw_learned(path: Path, study: Study, learned: list[Row]) -> None:
-    """The path of what is learned: a row for each diffusion, a line for each seed."""
+    """Draw the learned entries over the steps: a row per diffusion, a line per seed."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in learned:
         groups.setdefault((row["grid"], row["cell"]), []).append(row)
@@ -192,14 +192,12 @@ def draw_learned(path: Path, study: Study, learned: list[Row]) -> None:
             axes.grid(alpha=0.3)
         for axes in line[:2]:
             axes.legend(fontsize="x-small", ncols=2)
-    plots.add_caption(
-        figure, f"{_described(study, learned)}: a style of line for each seed"
-    )
+    plots.add_caption(figure, f"{_described(study, learned)}: one line style per seed")
     plots.save(figure, path)
 
 
 def _matrix(row: Row, letter: str) -> np.ndarray:
-    """Its entries on and above the diagonal; those that the table has not are 0."""
+    """The matrix of entries on and above the diagonal; those not in the table are 0."""
     names = [name for name in row if name[0] == letter and name[1:].isdigit()]
     names = [name for name in names if not math.isnan(row[name])]
     size = 1 + max(int(name[2]) for name in names)
@@ -217,7 +215,7 @@ def _by(rows: list[Row], name: str) -> dict[Any, list[Row]]:
 
 
 def _described(study: Study, rows: list[Row]) -> str:
-    """The study, its examples and its seeds in the caption of a picture."""
+    """A description of the study, its examples and its seeds for captions."""
     words = f"Study {study.name}"
     counts = sorted({row["examples"] for row in rows if "examples" in row})
     if counts:
@@ -225,7 +223,7 @@ def _described(study: Study, rows: list[Row]) -> str:
     if "seed" in rows[0]:
         seeds = sorted({row["seed"] for row in rows})
         return f"{words}, seeds {', '.join(map(str, seeds))}"
-    return f"{words}, {_range(sorted({row['seeds'] for row in rows}))} seeds a model"
+    return f"{words}, {_range(sorted({row['seeds'] for row in rows}))} seeds per model"
 
 
 def _range(counts: list[int]) -> str:

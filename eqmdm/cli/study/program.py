@@ -1,4 +1,4 @@
-"""Train and evaluate every cell of a study, and tabulate the results."""
+"""The program `eqmdm study`: train and evaluate cells, and tabulate the results."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from .cells import Cell, Study, arguments, read_study
 from .options import StudyOptions
 
 
-# The same interpreter, whose environment may not be on the path.
+# Run by the same interpreter, since its environment may not be on the path.
 _EQMDM = [sys.executable, "-m", "eqmdm.cli"]
 
 
@@ -40,7 +40,7 @@ def run(options: StudyOptions) -> None:
                 continue
             if subprocess.run([*_EQMDM, *command]).returncode:
                 failures.append(f"{cell.directory}: {command[0]}")
-                # What follows would be of a training that is not done.
+                # The evaluations need the training that failed.
                 break
     if options.dry_run:
         return
@@ -71,11 +71,14 @@ def run(options: StudyOptions) -> None:
     print(text)
     print(f"written to {results_dir}")
     if failures:
-        sys.exit("error: not done: " + "; ".join(failures))
+        sys.exit("error: failed: " + "; ".join(failures))
 
 
 def _redraw(directory: Path, study: Study, options: StudyOptions) -> None:
-    """**Raises:** `ValueError` if there are no tables of this study."""
+    """Draw the pictures again from the tables.
+
+    **Raises:** `ValueError` if there are no tables of this study.
+    """
     summaries, validations, learned = (
         tables.read_table(directory / f"{name}.csv")
         for name in ("summary", "training", "learned")
@@ -89,7 +92,7 @@ def _redraw(directory: Path, study: Study, options: StudyOptions) -> None:
     if unknown:
         raise ValueError(
             f"`results_dir` must hold the tables of {study.name}; those in {directory} "
-            f"have the grid {min(unknown)}, which it has not."
+            f"have the grid {min(unknown)}, which it lacks."
         )
     pictures.draw_all(
         directory, study, summaries, validations, learned, options.picture_format
@@ -102,19 +105,19 @@ def _checked_part(part: tuple[int, int] | None) -> tuple[int, int]:
     if not 1 <= index <= n_parts:
         raise ValueError(
             f"`part` must be I N with I from 1 to N; got {index} {n_parts}. For the "
-            "second of three processes that share a study, say 2 3."
+            "second of three processes that share a study, use 2 3."
         )
     return index, n_parts
 
 
 def _commands(cell: Cell, directory: Path, options: StudyOptions) -> list[list[str]]:
-    """What is left to be run for a cell."""
+    """The remaining commands of a cell."""
     commands = []
     data_dir = [] if options.data_dir is None else [f"--data-dir={options.data_dir}"]
     if not tables.is_trained(cell, directory):
         command = ["train", *arguments(cell.train), *data_dir]
         command += [f"--seed={cell.seed}", f"--run-dir={directory}"]
-        # Once it has written its options.
+        # A run can be resumed once it has written its options.
         resume = (directory / "options.json").exists()
         commands.append([*command, *["--resume"] * resume])
     for name, settings in cell.evaluations.items():

@@ -1,4 +1,4 @@
-"""The results of a study as tables."""
+"""Tables of the results of a study."""
 
 import csv
 import io
@@ -25,10 +25,10 @@ from .cells import Cell, Study, arguments
 Row = dict[str, Any]
 _TERMS = ("reconstruction", "prior", "diffusion", "auxiliary", "dequantisation")
 _TERMS += ("data_transform", "log_likelihood")
-# The columns of tables that are no numbers, and those that are whole ones.
+# The columns with text, and those with integers.
 _WORDS = ("grid", "cell", "evaluation", "unit")
 _COUNTS = ("seed", "seeds", "step", "steps", "examples", "not_converged")
-# A letter for each matrix of a record, and the first diagonal that tells all of it.
+# Each matrix of a record: its letter, and the diagonal from which it is determined.
 _LEARNED = ("Q", "skew_matrix", 1), ("D", "dissipation_matrix", 0)
 
 
@@ -37,7 +37,7 @@ def evaluation_dir(directory: Path, name: str) -> Path:
 
 
 def is_trained(cell: Cell, directory: Path) -> bool:
-    """Whether the cell has come to its last step.
+    """Whether the cell has been trained to its last step.
 
     **Raises:** `ValueError` if the directory has a run with other options.
     """
@@ -52,7 +52,7 @@ def is_trained(cell: Cell, directory: Path) -> bool:
 
 
 def is_evaluated(cell: Cell, directory: Path, name: str) -> bool:
-    """Whether there is a finished evaluation as the study has it, of the last step."""
+    """Whether an evaluation of the last step with the study's settings is finished."""
     path = evaluation_dir(directory, name) / REPORT
     if not path.exists() or not is_trained(cell, directory):
         return False
@@ -67,7 +67,7 @@ def is_evaluated(cell: Cell, directory: Path, name: str) -> bool:
 
 
 def read(study: Study, root: Path) -> list[Row]:
-    """A row for each evaluation that there is."""
+    """A row for each finished evaluation."""
     rows = []
     for cell in study.cells:
         directory = root / cell.directory
@@ -102,10 +102,11 @@ def read(study: Study, root: Path) -> list[Row]:
 
 
 def summarise(study: Study, root: Path, rows: list[Row]) -> list[Row]:
-    """Each cell over its seeds, and against the first cell of its grid.
+    """The mean of each cell over its seeds, and its difference from the first cell.
 
-    A standard error over the seeds is of the training, and one over the examples of the
-    choice of these; differences are of the same examples, pair by pair.
+    The standard error over seeds measures the variation of training, that over examples
+    the choice of examples. Differences from the first cell of the grid are paired by
+    example.
     """
     directories = {(c.grid, c.name, c.seed): root / c.directory for c in study.cells}
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -154,10 +155,10 @@ def summarise(study: Study, root: Path, rows: list[Row]) -> list[Row]:
 
 
 def pairs(study: Study, root: Path, rows: list[Row]) -> list[Row]:
-    """Of every two evaluations of a cell, the second less the first.
+    """The paired difference of every two evaluations of a cell, second minus first.
 
-    They are of the same models, and of the examples that both have. The error over the
-    examples has the noise of their draws too, which all seeds share.
+    The two share their models and are compared on their common examples. The error over
+    examples includes the noise of the draws, which all seeds share.
     """
     directories = {(c.grid, c.name, c.seed): root / c.directory for c in study.cells}
     seeds: dict[tuple[str, str], dict[str, list[int]]] = {}
@@ -194,7 +195,7 @@ def pairs(study: Study, root: Path, rows: list[Row]) -> list[Row]:
 
 
 def _difference(directory: Path, first: str, second: str) -> np.ndarray:
-    """The second less the first, of each of the examples that both have."""
+    """The second evaluation minus the first, for each common example."""
     names = first, second
     if len({_report(directory, name)["settings"]["split"] for name in names}) > 1:
         return np.empty(0)
@@ -213,9 +214,10 @@ def _difference(directory: Path, first: str, second: str) -> np.ndarray:
 
 
 def learned(study: Study, root: Path) -> list[Row]:
-    """What is learned of each diffusion, a row for each step that it is recorded at.
+    """The learned parameters of each diffusion, one row per recorded step.
 
-    Q above the diagonal, D on and above it, per unit of the clock; the log-SNR ends.
+    Q above the diagonal and D on and above it, per unit of the schedule; the interval
+    in log-SNR.
     """
     rows = []
     for cell in study.cells:
@@ -234,7 +236,7 @@ def learned(study: Study, root: Path) -> list[Row]:
 
 
 def validations(study: Study, root: Path) -> list[Row]:
-    """The bound of the validation examples, a row for each step that it is known at."""
+    """The bound of the validation examples, one row per validation."""
     rows = []
     for cell in study.cells:
         for record in records(root / cell.directory):
@@ -249,7 +251,7 @@ def validations(study: Study, root: Path) -> list[Row]:
 
 
 def facts(study: Study, root: Path) -> list[Row]:
-    """The versions and devices that the trainings ran on, each once."""
+    """The distinct versions and devices of the training runs."""
     found: list[Row] = []
     for cell in study.cells:
         path = root / cell.directory / "options.json"
@@ -261,14 +263,14 @@ def facts(study: Study, root: Path) -> list[Row]:
 
 
 def records(directory: Path) -> list[Row]:
-    """The metrics of a run, by step."""
+    """The metrics of a run, in order of steps."""
     path = directory / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    """As CSV, with seven digits, and nothing where nothing is known."""
+    """Write rows as CSV, with seven digits; unknown values are empty."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -279,7 +281,7 @@ def write(path: Path, rows: list[Row]) -> None:
 
 
 def read_table(path: Path) -> list[Row]:
-    """What `write` wrote, NaN where nothing is known; no rows without a file."""
+    """The rows that `write` wrote, with NaN for unknown values; none without a file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -298,7 +300,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def as_text(study: Study, summaries: list[Row]) -> str:
-    """The summaries as a Markdown document, a table for each grid and evaluation."""
+    """The summaries as a Markdown document, one table per grid and evaluation."""
     lines = [f"# {study.name}", "", study.question]
     tables = dict.fromkeys((row["grid"], row["evaluation"]) for row in summaries)
     for grid, evaluation in tables:
@@ -333,9 +335,9 @@ def _report(directory: Path, name: str) -> Any:
 
 
 def _values(directory: Path, name: str) -> tuple[np.ndarray, str]:
-    """The negative log-likelihood of each example, NaN where it was not found.
+    """The negative log-likelihood of each example, and its unit; NaN if not converged.
 
-    Of densities that are known, how far it is above that of the truth.
+    For known densities, its excess over that of the true density.
     """
     table = pq.read_table(evaluation_dir(directory, name) / TABLE)
     column = lambda name: table[name].to_numpy()
@@ -343,7 +345,7 @@ def _values(directory: Path, name: str) -> tuple[np.ndarray, str]:
     if "bits_per_dim" in table.column_names:
         return column("bits_per_dim") + converged, "bits/dim"
     report = _report(directory, name)
-    # Of what is not known by name there is no density either.
+    # Only data sets known by name have a known density.
     known = report["dataset"] in eqmdm.data.NAMES
     dataset = eqmdm.data.load(report["dataset"]) if known else None
     if dataset is None or dataset.log_density is None:
@@ -360,7 +362,7 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def _of_seeds(by_seed: np.ndarray) -> float:
-    """The standard error over the seeds, NaN of one."""
+    """The standard error over seeds; NaN for a single one."""
     whole = by_seed[:, np.isfinite(by_seed).all(axis=0)]
     return _standard_error(whole.mean(axis=1))
 

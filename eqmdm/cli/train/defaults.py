@@ -1,4 +1,4 @@
-"""The defaults of `eqmdm train` for each data set, and for any size of example."""
+"""The defaults of `eqmdm train` for each data set, and for any shape of example."""
 
 import math
 from typing import Any
@@ -63,18 +63,18 @@ DEFAULTS = {
     "rings": _POINTS,
     "checkerboard": _POINTS,
 }
-# The least side of an image that the U-Net halves.
+# The smallest image side that the U-Net halves.
 _LEAST_HALVED = 8
 
 
 def defaults_by_size(
     shape: tuple[int, ...], n_levels: int | None, network: str | None
 ) -> dict[str, Any]:
-    """The defaults for examples of a shape that nobody has chosen them for.
+    """The defaults for data without chosen defaults, from the shape of an example.
 
-    They follow those of the known data sets: the digits' for images of up to 12 pixels
-    a side, MNIST's for larger ones, with twice the width in colour or beyond 32 pixels,
-    and the points' for all else, wider the more coordinates there are.
+    They follow the known data sets: digits for images of up to 12 pixels a side, MNIST
+    for larger ones, with twice the width in colour or beyond 32 pixels, and points for
+    everything else, wider for more coordinates.
     """
     of_images = n_levels is not None and len(shape) == 3
     if network == "mlp" or not (of_images or network == "unet" and len(shape) == 3):
@@ -86,7 +86,7 @@ def defaults_by_size(
     multipliers = (1, *[2] * n_halvings)
     if side <= 12:
         return _DIGITS | {"multipliers": multipliers}
-    # As many pixels in a batch as 128 of 32x32 have.
+    # A batch has at most the pixels of 128 images of 32x32.
     batch_size = max(8, min(128, 2 ** int(math.log2(2**17 / (height * width)))))
     return _MNIST | {
         "width": 32 if channels == 1 and side <= 32 else 64,

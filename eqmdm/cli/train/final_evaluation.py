@@ -1,4 +1,4 @@
-"""The final evaluation of a run, with averaged parameters: curves, samples, bound."""
+"""The final evaluation of a run, with EMA parameters: curves, samples, bound."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from .setup import Setup
 def stages(
     setup: Setup, state: eqmdm.TrainState, records: Records
 ) -> dict[str, Callable[[], None]]:
-    """What is left to do after the last step, by name and in order."""
+    """The stages after the last training step, by name and in order."""
     found: dict[str, Callable[[], None]] = {
         "the curves": lambda: _draw_curves(setup, records)
     }
@@ -48,7 +48,7 @@ def _picture(setup: Setup, name: str) -> Path:
 
 
 def _run(setup: Setup) -> str:
-    """The run in the caption of a picture."""
+    """A description of the run for captions."""
     options = setup.options
     return (
         f"{setup.run.run_dir.resolve().name}: {options.dataset}, {options.diffusion} "

@@ -10,11 +10,11 @@ from ..outputs import PictureOptions
 from .defaults import DEFAULTS, defaults_by_size
 
 
-# What may be changed when a run is resumed, since training does not depend on it.
+# Options that may change when a run is resumed, since training does not depend on them.
 MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "steps")
 MAY_DIFFER += ("profile", "remat", "shard_parameters", "test_draws", "test_examples")
 MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
-# What a run does not even record, since its parameters and figures do not depend on it.
+# Options that a run does not record, since no parameter or result depends on them.
 NOT_RECORDED = ("picture_format",)
 MAY_DIFFER += NOT_RECORDED
 _POSITIVE = ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every")
@@ -22,7 +22,7 @@ _POSITIVE += ("validation_draws", "test_draws", "sample_steps")
 
 
 def _by_data_set() -> Any:
-    return chosen("by the data set, see below")
+    return chosen("depends on the data set, see below")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,41 +35,43 @@ class DataOptions:
     function (module:function); or digits, mnist, fashion_mnist, cifar10, imagenet32,
     mixture, rings or checkerboard."""
     data_dir: str | None = chosen("the Hugging Face Hub")
-    """For a known name a directory with the image files (parquet); for data of your own
-    where they are now, if they have moved."""
+    """For a known name, a directory with the image files (parquet); for your own data,
+    their present location, if they have moved."""
     configuration: str | None = None
-    """The configuration of data that have several."""
+    """The configuration of a data set that has several."""
     image_column: str | None = chosen("the only one of images")
-    """The column of images."""
+    """The column with the images."""
     label_column: str | None = chosen("label, labels, class, or the only one of these")
-    """The column of classes; none to leave it out."""
+    """The column with the classes; none to ignore classes."""
     columns: Annotated[tuple[str, ...], CommaSeparated(str, "A,B,...")] = ()
-    """The columns of a table that are used; all but that of the classes if left out.
-    They are standardised, and likelihoods are those in their own units."""
+    """The columns of a table to use; by default all but the column of classes. They are
+    standardised, and likelihoods are in their own units."""
     image_size: tuple[int, ...] = ()
-    """A side, or a height and a width, that images are scaled and cropped to."""
+    """The side, or the height and width, to which images are scaled and cropped."""
     n_levels: int | None = chosen("256 for uint8, 65536 for uint16")
     """The number of grey levels of an array of integers."""
     standardise: bool = True
-    """Standardise points of your own."""
+    """Standardise your own points."""
     validation_fraction: float | None = chosen("0.1")
-    """The part of the training split that validates, where there is no split for it."""
+    """The fraction of the training split used for validation, if the data have no
+    validation split."""
     test_fraction: float | None = chosen("0.1")
-    """The part of the training split that tests, where there is no split for it."""
+    """The fraction of the training split used as the test split, if the data have
+    none."""
     stream: bool = False
-    """Read training images from their files as they are needed, for data sets larger
-    than memory. The files are copied once into the cache of `datasets`."""
+    """Read training images from their files when needed, for data sets larger than
+    memory. The files are copied once into the cache of `datasets`."""
     transform: Literal["scale", "logit"] = "scale"
     """How grey levels become data."""
     dequantisation: Literal["uniform", "truncated_normal", "discrete"] = "uniform"
-    """How integer levels become continuous; discrete leaves them to the decoder."""
+    """How integer levels become continuous; discrete leaves this to the decoder."""
     dequantisation_std: float = 0.3
     """The standard deviation of truncated_normal, in grey levels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The run and its directory."""
+    """The run, its directory and its seed."""
 
     run_dir: str | None = chosen("runs/<data>-<diffusion>-<score>-<seed>")
     """The directory of the run, RUN below."""
@@ -86,12 +88,12 @@ class DiffusionOptions:
     """The diffusion process and its interval."""
 
     diffusion: DiffusionName = "cld"
-    """The diffusion process. Under the denoiser score the bound depends on it only
-    through its interval in log-SNR; under the free score the choice matters."""
+    """The diffusion process. With the denoiser score the bound depends on it only
+    through its interval in log-SNR; with the free score the choice matters."""
     n_vars: int | None = chosen("2 if learned")
     """For learned: the number of variables per data coordinate, the data included."""
     log_snr_range: Range | None = chosen(
-        "-9 13.3 for fixed diffusions under the denoiser score, which makes them "
+        "-9 13.3 for fixed diffusions with the denoiser score, which makes them "
         "comparable",
         metavar="LOW HIGH",
     )
@@ -101,7 +103,7 @@ class DiffusionOptions:
     )
     """The interval of the diffusion, in time instead."""
     schedule: Literal["default", "constant", "linear", "cosine"] = "default"
-    """The rate of noise in time; default is the diffusion's own."""
+    """The noise rate as a function of time; default is the diffusion's own."""
     schedule_values: tuple[float, ...] = ()
     """The values of the schedule: constant, its rate; linear, its rates at 0 and 1;
     cosine, its integral at 1."""
@@ -109,29 +111,29 @@ class DiffusionOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoundOptions:
-    """The bound that is trained and reported."""
+    """The bound that is optimised and reported."""
 
     form: Literal["low_variance", "dsm", "hsm", "ism", "hutchinson"] = "low_variance"
     """The form of the bound."""
     decoder: Literal["data", "theorem3", "discrete"] | None = chosen(
         "discrete with discrete levels, theorem3 with the form dsm, else data"
     )
-    """What completes the bound at the start of the interval."""
+    """The decoder, which completes the bound at the start time t0."""
     time: Literal["uniform", "importance", "log_snr"] | None = chosen(
         "log_snr for the denoiser score, importance for the free one"
     )
-    """How times are drawn."""
+    """The distribution that times are drawn from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """What is trained."""
+    """The network that is trained."""
 
     network: Literal["unet", "mlp"] | None = chosen("unet for images in grey levels")
     """The network; mlp flattens examples of any shape."""
     score: Literal["denoiser", "free"] = "denoiser"
-    """What the network predicts: the data from one channel (denoiser: one network
-    serves every diffusion), or the noise in all channels (free: as in MDM)."""
+    """What the network predicts: denoiser, the data from one channel, so that one
+    network suits every diffusion; free, the noise in all channels, as in MDM."""
     width: int | None = _by_data_set()
     """Channels of the U-Net's first level; hidden units of the MLP."""
     multipliers: tuple[int, ...] | None = _by_data_set()
@@ -150,7 +152,7 @@ class TrainingOptions:
     """Optimisation."""
 
     steps: int | None = _by_data_set()
-    """Training steps in all; a resumed run may be given more."""
+    """The total number of training steps; a resumed run may be given more."""
     batch_size: int | None = _by_data_set()
     """Examples per step."""
     accumulate: int = 1
@@ -160,9 +162,9 @@ class TrainingOptions:
     diffusion_learning_rate: float | None = chosen("that of the network")
     """The learning rate of Adam for a learned diffusion."""
     warmup: int | None = _by_data_set()
-    """Updates over which the learning rates rise."""
+    """Updates over which the learning rates warm up."""
     clip: float = 1.0
-    """The largest norm of a gradient."""
+    """The gradient norm above which gradients are clipped."""
     ema_decay: float | None = _by_data_set()
     """The decay of the moving average of parameters, which evaluation and samples
     use."""
@@ -197,12 +199,12 @@ class DeviceOptions:
     """Several devices, and several processes."""
 
     shard_parameters: bool = False
-    """Where several devices divide every batch: let each hold a share of the large
-    parameters instead of all of them."""
+    """If several devices divide the batches, let each hold only a share of the large
+    parameters."""
     distributed: bool = False
     """Train in several processes on a shared file system, each given the same command.
     On a cluster that JAX detects, such as Slurm, the processes find one another;
-    elsewhere the three options below say where they are."""
+    elsewhere give the three options below."""
     coordinator: str | None = chosen("detected", metavar="HOST:PORT")
     """The host of the first process, and a free port on it."""
     n_processes: int | None = chosen("detected")
@@ -230,7 +232,7 @@ class TrainOptions(
 
     @staticmethod
     def epilog() -> str:
-        """A table of the defaults that depend on the data set."""
+        """The table of defaults for each data set, which ends the help."""
         names: dict[int, list[str]] = {}
         for name, values in DEFAULTS.items():
             names.setdefault(id(values), []).append(name)
@@ -242,19 +244,19 @@ class TrainOptions(
             f"  {head:18}" + "".join(f"{cell or '':>15}" for cell in cells)
             for head, *cells in rows
         ]
-        return "\n".join(["defaults by the data set:", *lines])
+        return "\n".join(["defaults by data set:", *lines])
 
     def resolved(
         self, shape: tuple[int, ...] | None = None, n_levels: int | None = None
     ) -> "ResolvedTrainOptions":
-        """These options with the data set's defaults for those not given.
+        """These options with the defaults of the data set for those not given.
 
-        For data that are not known by name they follow from the `shape` of an example
-        and its number of grey levels.
+        For data that are not known by name, the defaults follow from the `shape` of an
+        example and its number of grey levels.
         """
         by_data, title = DEFAULTS.get(self.dataset), self.dataset
         if by_data is None:
-            # Late: parsing does without JAX.
+            # Imported here, so that parsing needs no JAX.
             from eqmdm.data import title as title_of
 
             assert shape is not None
@@ -278,13 +280,13 @@ class TrainOptions(
     def _default_decoder(self) -> str:
         if self.dequantisation == "discrete":
             return "discrete"
-        # The denoising form conditions on the whole start, so its decoder must too.
+        # The form dsm conditions on the whole state at t0, so its decoder must too.
         return "theorem3" if self.form == "dsm" else "data"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedTrainOptions(TrainOptions):
-    """Options of a run, with a value for all that has a default."""
+    """Options of a run with all defaults filled in."""
 
     run_dir: str = dataclasses.field()
     network: Literal["unet", "mlp"] = dataclasses.field()
@@ -318,15 +320,16 @@ class ResolvedTrainOptions(TrainOptions):
             )
         if (self.dequantisation == "discrete") != (self.decoder == "discrete"):
             raise ValueError(
-                "`dequantisation` and `decoder` must be discrete together, for the "
+                "`dequantisation` and `decoder` must be discrete together, since the "
                 "discrete decoder gives the mass of whole levels; got "
                 f"{self.dequantisation} and {self.decoder}."
             )
         check_at_least(self, dict.fromkeys(_POSITIVE, 1))
         if self.profile and self.steps < 2 * self.log_every:
             raise ValueError(
-                "`profile` must come with at least two log intervals, for the first "
-                f"compiles; got {self.steps} `steps` with `log_every` {self.log_every}."
+                "`profile` must come with at least two log intervals, since the first "
+                f"one compiles; got {self.steps} `steps` with `log_every` "
+                f"{self.log_every}."
             )
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
@@ -337,5 +340,5 @@ class ResolvedTrainOptions(TrainOptions):
 
 
 def as_given(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value as written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -6,11 +6,11 @@ import jax
 
 
 class Profile:
-    """Traces one log interval, the second but for its first call, which compiles
-    nothing any more.
+    """Traces one log interval: the second, without its first call, so that nothing is
+    compiled in the trace.
 
-    What it writes opens in XProf (`xprof --logdir DIRECTORY`), and its file
-    `perfetto_trace.json.gz` in Perfetto. With no directory nothing is traced.
+    The trace opens in XProf (`xprof --logdir DIRECTORY`), and its file
+    `perfetto_trace.json.gz` in Perfetto. Without a directory nothing is traced.
     """
 
     def __init__(self, directory: Path | None):
@@ -18,11 +18,11 @@ class Profile:
         self._logged, self._runs = False, False
 
     def at_step(self) -> None:
-        """Called between steps: starts at the first one after a log interval."""
+        """Start the trace at the first call between steps after a log interval."""
         if self._directory is None or not self._logged:
             return
         options = jax.profiler.ProfileOptions()
-        # Noting every call of Python would slow what hands work to the device.
+        # Tracing Python calls would slow the dispatch of work to the device.
         options.python_tracer_level = 0
         jax.profiler.start_trace(
             self._directory, create_perfetto_trace=True, profiler_options=options
@@ -30,7 +30,7 @@ class Profile:
         self._directory, self._runs = None, True
 
     def at_log(self) -> None:
-        """Called after each log interval, when the device has nothing left to do."""
+        """End the trace; called after a log interval, when the device has finished."""
         self._logged = True
         self.stop()
 

@@ -1,4 +1,4 @@
-"""Train a diffusion model, evaluate its likelihood bound and draw samples."""
+"""The program `eqmdm train`: training, the final evaluation and an orderly exit."""
 
 import contextlib
 import sys
@@ -26,7 +26,7 @@ def run(options: TrainOptions) -> None:
         print(setup.title, flush=True)
         preemption = Preemption()
         on_exit.callback(preemption.close)
-        # Before the signals have their own effect again, which would cut it off.
+        # Before signals have their default effect again, which could interrupt it.
         on_exit.enter_context(closed_at_the_end(setup.run))
         records = Records(
             setup.run.run_dir / "metrics.jsonl",
@@ -42,11 +42,11 @@ def run(options: TrainOptions) -> None:
 def train(setup: Setup, records: Records, preemption: Preemption) -> eqmdm.TrainState:
     """The state after the last step.
 
-    The program ends here where a signal has stopped it or a step has failed.
+    The program exits here if a signal stopped it or a step failed.
     """
     options = setup.options
     data = build.training_data(options, setup.objective, setup.dataset.train)
-    # The bar is closed first: what is printed then begins on a line of its own.
+    # The bar is closed first, so that later output starts on a new line.
     with Progress(setup, records, preemption) as progress:
         try:
             state = eqmdm.train(

@@ -1,4 +1,4 @@
-"""The progress of a run: what is logged, validated and saved between steps."""
+"""The progress of a run: logging, validation and checkpoints between steps."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from .setup import Setup
 
 
 class Progress:
-    """A callback of the training loop: a bar, metrics.jsonl, a profile, and the end
-    of training after a signal."""
+    """A callback of the training loop that shows a progress bar, writes metrics.jsonl
+    and a profile, and stops training after a signal."""
 
     def __init__(self, setup: Setup, records: Records, preemption: Preemption):
         self._setup, self._records, self._preemption = setup, records, preemption
@@ -27,7 +27,7 @@ class Progress:
             unit="step",
             mininterval=1,
             disable=not is_first(),
-            # Without its own rate, which counts compilation.
+            # Without the bar's own rate, which includes compilation.
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} "
             "[{elapsed}<{remaining}{postfix}]",
         )
@@ -36,7 +36,7 @@ class Progress:
         traced = options.profile and is_first()
         self._profile = Profile(setup.run.run_dir / "profile" if traced else None)
         self.stopped_by = ""
-        """The signal that has stopped training, if one has."""
+        """The signal that stopped training; empty if there was none."""
 
     def __enter__(self) -> "Progress":
         return self
@@ -49,7 +49,7 @@ class Progress:
         self._bar.close()
 
     def __call__(self, event: eqmdm.FitEvent) -> bool:
-        """Whether training is to stop."""
+        """Whether training must stop."""
         if event.kind == "step":
             self._profile.at_step()
             self.stopped_by = self._preemption.agreed(on_time=False)
@@ -99,6 +99,6 @@ class Progress:
         )
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Metrics by the names that files have for them."""
+        """Metrics under the names that they have in files."""
         names = {"loss": self._setup.loss_name}
         return {names.get(name, name): value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The records of a training run: metrics.jsonl, and its final bound."""
+"""The records of a training run: metrics.jsonl and the final bound."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from ..files import LOSS_UNITS, error_as_text, plain, write_text
 
 
-# Of a bound, in the order in which they add up.
+# The terms of a bound, in the order of their sum.
 _TERMS = ("reconstruction", "prior", "diffusion", "auxiliary", "dequantisation")
 _TERMS += ("data_transform", "total", *LOSS_UNITS)
 
@@ -21,7 +21,7 @@ class Records:
         self._path, self._writes = path, writes
         if not writes:
             return
-        # A run that was cut off has lines that its last checkpoint does not know.
+        # An interrupted run has lines from after its last checkpoint.
         kept = [r for r in self.read() if r["step"] <= up_to]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
@@ -33,7 +33,7 @@ class Records:
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps(plain(record)) + "\n")
-        # A failed write, unlike a failed opening, does not say of which file.
+        # Unlike a failed `open`, a failed write does not name the file.
         except OSError as error:
             raise OSError(f"{self._path} cannot be written to ({error}).") from error
 
@@ -41,7 +41,7 @@ class Records:
         if not self._path.exists():
             return []
         lines = self._path.read_text().splitlines(keepends=True)
-        # The last line may have been cut off.
+        # The last line may be incomplete after a kill.
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
@@ -59,7 +59,7 @@ def report(
     summary: dict[str, tuple[float, float]],
     settings: dict[str, int],
 ) -> None:
-    """Print a bound term by term, and write it with the settings it was found with."""
+    """Print a bound term by term, and write it with the settings of its evaluation."""
     summary = {name: summary[name] for name in _TERMS if name in summary}
     units = {name: LOSS_UNITS.get(name, "nats") for name in summary}
     print(f"{'test bound':>16} {'mean':>12} {'std error':>10}")

@@ -14,7 +14,7 @@ def check(run: eqmdm.Run, options: ResolvedTrainOptions) -> None:
         run.read_options()
     elif run.exists:
         raise ValueError(
-            f"`run_dir` must be new or empty; {run.run_dir} is neither. Continue the "
+            f"`run_dir` must be new or empty; {run.run_dir} is neither. Continue its "
             "run with --resume, or choose another --run-dir."
         )
 
@@ -22,16 +22,16 @@ def check(run: eqmdm.Run, options: ResolvedTrainOptions) -> None:
 def claim(
     run: eqmdm.Run, options: ResolvedTrainOptions, start: Callable[[], None]
 ) -> None:
-    """Lock the directory, and `start` the run in it unless it is resumed."""
+    """Lock the directory, and `start` a run in it unless one is resumed."""
     run.lock()
-    # Another run may have begun in it meanwhile.
+    # Another run may have started in the directory before the lock was held.
     check(run, options)
     if not options.resume:
         start()
 
 
 def resume(run: eqmdm.Run, state: eqmdm.TrainState) -> Any:
-    """The state of the newest checkpoint that can be read, in every process."""
+    """The state in the newest readable checkpoint, for every process."""
     if not run.steps:
         print("no checkpoint yet: starting from the first step")
         return state

@@ -1,4 +1,4 @@
-"""The set-up of a training run from its options."""
+"""The setup of a training run from its options."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from .options import MAY_DIFFER, ResolvedTrainOptions, TrainOptions, as_given
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that a run trains with."""
+    """The objects that a run trains with."""
 
     options: ResolvedTrainOptions
     run: eqmdm.Run
@@ -65,7 +65,7 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     """
     known = given.dataset in eqmdm.data.NAMES
     if known:
-        # Wrong options are found before data are fetched.
+        # Wrong options fail before data are downloaded.
         given = given.resolved()
     processes.join(given)
     print("setting up ...", flush=True)
@@ -108,7 +108,8 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
 
 
 def _located(options: TrainOptions) -> TrainOptions:
-    """With a path that is true in any directory, for the programs that evaluate."""
+    """The options with an absolute path of the data, so that the programs that load the
+    run find them from any directory."""
     path = Path(options.dataset).expanduser()
     if not path.exists():
         return options
@@ -118,7 +119,8 @@ def _located(options: TrainOptions) -> TrainOptions:
 def _resolved(
     given: TrainOptions, dataset: eqmdm.data.Dataset | None
 ) -> ResolvedTrainOptions:
-    """With the defaults that follow from the size of examples, which are printed."""
+    """The options with all defaults filled in; those that follow from the shape of the
+    examples are printed."""
     if dataset is None:
         assert isinstance(given, ResolvedTrainOptions)
         return given
@@ -138,11 +140,11 @@ def _resolved(
 
 @contextlib.contextmanager
 def closed_at_the_end(run: eqmdm.Run) -> Iterator[eqmdm.Run]:
-    """Closes the run, which waits for its last checkpoint, whatever happens."""
+    """Close the run, which waits for its last checkpoint, even after an error."""
     try:
         yield run
     except BaseException:
-        # An error of closing follows from the first one, which is to be shown.
+        # An error while closing follows from the first one, which is the one to show.
         with contextlib.suppress(Exception):
             run.close()
         raise

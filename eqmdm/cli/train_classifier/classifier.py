@@ -1,4 +1,4 @@
-"""A small classifier of images; the layer before its logits gives features."""
+"""A small image classifier, whose last hidden layer gives features."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import eqmdm
 
 
 N_FEATURES = 64
-# Of the evaluation, which compiles for one size.
+# The batch size of the evaluation, which is compiled for one size.
 _BATCH = 250
 _WEIGHTS, _ORDER, _FLIP = range(3)
 _STEPS = {"digits": 400, "mnist": 1500, "fashion_mnist": 3000, "cifar10": 5000}
@@ -28,7 +28,7 @@ NAMES = tuple(_STEPS)
 
 @final
 class Classifier(eqx.Module):
-    """Three convolutions, a hidden layer of features, and the classes' logits."""
+    """Three convolutions, a hidden layer of features, and the logits of the classes."""
 
     convolutions: tuple[eqx.nn.Conv2d, ...]
     hidden: eqx.nn.Linear
@@ -51,7 +51,7 @@ class Classifier(eqx.Module):
             eqx.nn.Conv2d(channels[i], channels[i + 1], 3, stride, padding=1, key=k)
             for i, (stride, k) in enumerate(zip((1, 2, 2), keys, strict=True))
         )
-        # Each stride of two rounds up.
+        # Each of the two strides rounds its output size up.
         n_pixels = -(-height // 4) * -(-image_width // 4)
         self.hidden = eqx.nn.Linear(n_pixels * channels[-1], N_FEATURES, key=key_hidden)
         self.head = eqx.nn.Linear(N_FEATURES, n_classes, key=key_head)
@@ -60,7 +60,7 @@ class Classifier(eqx.Module):
     def features(
         self, image: Shaped[Array, "height width channels"]
     ) -> Float[Array, " features"]:
-        """What the logits are linear in."""
+        """The activations of the hidden layer, in which the logits are linear."""
         x = jnp.moveaxis(image.astype(jnp.float32), -1, 0)
         x = 2 * x / (self.n_levels - 1) - 1
         for convolution in self.convolutions:
@@ -88,10 +88,10 @@ def train(
     width: int = 16,
     progress: Any = lambda steps: steps,
 ) -> tuple[Classifier, dict[str, Any]]:
-    """A classifier of the training split, and the facts to save with it.
+    """A classifier trained on the training split, and the facts to save with it.
 
-    `progress` wraps the iterable of steps. The same arguments give the same weights, to
-    the last bit on the same machine.
+    `progress` wraps the iterable of steps. The same arguments give bitwise equal
+    weights on the same machine.
     """
     steps = _STEPS[dataset.name] if steps is None else steps
     check(dataset, steps, batch_size, width, learning_rate)
@@ -134,9 +134,9 @@ def check(
 ) -> None:
     if dataset.labels is None:
         raise ValueError(
-            f"{dataset.name} must have labels for a classifier to be trained; its "
-            "files have no column `label` with a class for every image. Pass features "
-            "of your own by --features."
+            f"{dataset.name} must have labels to train a classifier; its files have "
+            "no column `label` with a class for every image. Pass your own features "
+            "with --features."
         )
     for name, value in (("steps", steps), ("batch_size", batch_size), ("width", width)):
         if value < 1:
@@ -146,7 +146,8 @@ def check(
 
 
 def held_out_accuracy(model: Classifier, dataset: Any) -> dict[str, Any]:
-    """The share of test images that are classified rightly, and its standard error."""
+    """The fraction of test images that are classified correctly, and its standard
+    error."""
     batched = eqx.filter_jit(jax.vmap(lambda image: jnp.argmax(model(image))))
     predicted = in_batches(batched, dataset.test)
     accuracy = float(np.mean(predicted == dataset.labels.test))
@@ -156,17 +157,17 @@ def held_out_accuracy(model: Classifier, dataset: Any) -> dict[str, Any]:
 
 
 def in_batches(batched: Any, images: np.ndarray) -> np.ndarray:
-    """A compiled function of a batch of images, of them all."""
+    """The results of a compiled batch function for all images."""
     parts = []
     for start in range(0, len(images), _BATCH):
-        # The last batch is filled up with its last image, to compile only once.
+        # The last batch is padded with its last image, to compile only once.
         rows = np.minimum(np.arange(start, start + _BATCH), len(images) - 1)
         parts.append(np.asarray(batched(jnp.asarray(images[rows]))))
     return np.concatenate(parts)[: len(images)]
 
 
 def save(path: Path, model: Classifier, facts: dict[str, Any]) -> None:
-    """Write weights and facts into one file, all at once."""
+    """Write weights and facts to one file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     arrays: dict[str, Any] = {f"weights_{i}": x for i, x in enumerate(_leaves(model))}
@@ -176,14 +177,14 @@ def save(path: Path, model: Classifier, facts: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> tuple[Classifier, dict[str, Any]]:
-    """What `save` wrote.
+    """The classifier and the facts that `save` wrote.
 
-    **Raises:** `ValueError` if the file is not one of these.
+    **Raises:** `ValueError` if `save` did not write the file.
     """
     if not path.is_file():
         raise ValueError(f"`features` must be a file; there is no {path}.")
     try:
-        # Opened here, since NumPy leaves a damaged file open.
+        # Opened here, since NumPy does not close a damaged file.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
         facts = json.loads(str(arrays.pop("facts")))
@@ -192,17 +193,17 @@ def load(path: Path) -> tuple[Classifier, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"`features` must be a file that `eqmdm train-classifier` wrote; {path} is "
-            f"not ({type(error).__name__}: {error})."
+            f"not one ({type(error).__name__}: {error})."
         ) from error
     model = eqx.filter_eval_shape(Classifier, shape, **sizes, key=jr.key(0))
     leaves, structure = jax.tree.flatten(model)
-    found = [arrays.get(f"weights_{i}") for i in range(len(leaves))]
-    if [getattr(x, "shape", None) for x in found] != [leaf.shape for leaf in leaves]:
+    weights = [arrays.get(f"weights_{i}") for i in range(len(leaves))]
+    if [getattr(x, "shape", None) for x in weights] != [leaf.shape for leaf in leaves]:
         raise ValueError(
             f"`features` must hold the weights of a classifier of {shape}; those in "
             f"{path} have other shapes. Was it written by another version of eqmdm?"
         )
-    return jax.tree.unflatten(structure, [jnp.asarray(x) for x in found]), facts
+    return jax.tree.unflatten(structure, [jnp.asarray(x) for x in weights]), facts
 
 
 def _leaves(model: Classifier) -> list[np.ndarray]:

@@ -9,14 +9,14 @@ from ..fields import chosen
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierOptions:
-    """Train a small classifier of images and save it with its held-out accuracy.
+    """Train a small image classifier and save it with its held-out accuracy.
 
-    The distance between the means and covariances of its features is a Fréchet distance
-    for data sets that Inception's features were not made for.
+    The means and covariances of its features give a Fréchet distance for data sets that
+    Inception's features do not suit.
     """
 
     dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "imagenet32"]
-    """The data set, whose training split is used; digits needs no network."""
+    """The data set, whose training split is used; digits needs no download."""
     data_dir: str | None = chosen("the Hugging Face Hub")
     """A directory with the image files (parquet)."""
     output: Path | None = chosen("runs/features-<dataset>.npz")
@@ -26,8 +26,8 @@ class ClassifierOptions:
     batch_size: int = 128
     """Images per step."""
     learning_rate: float = 1e-3
-    """The first learning rate of Adam; it falls to zero along a cosine."""
+    """The initial learning rate of Adam, which decays to zero along a cosine."""
     width: int = 16
-    """Channels of the first of three convolutions."""
+    """Channels of the first of the three convolutions."""
     seed: int = 0
     """The seed of the initial weights and of the order of the images."""

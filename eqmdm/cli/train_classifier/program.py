@@ -1,4 +1,4 @@
-"""Train a small classifier of images, for the features of `eqmdm solver-study`."""
+"""The program `eqmdm train-classifier`, whose features `eqmdm solver-study` uses."""
 
 from tqdm import tqdm
 
