@@ -474,7 +474,7 @@ def test_free_score_is_refused_other_ends(free):
         (["--aux-draws=0"], "--aux-draws must be at least 1; got 0"),
         (["--aux-draws=2"], "--aux-draws must be left out on the route collapsed"),
         (["--route=elbo", "--probes=2"], "--probes must be left out on the route elbo"),
-        (["--tolerance=1e-9"], "--tolerance must be from 4.8e-07, .*float32.*1e-09"),
+        (["--tolerance=1e-9"], "--tolerance must be at least 4.8e-07, .*float32.*1e-09"),
         (
             ["--solver=tsit"],
             "--solver must be an ODE.*'tsit'. Did you mean tsit5.* names are",
