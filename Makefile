@@ -1,26 +1,26 @@
-# The interpreter that `.venv` is made from; 3.11 where there is one.
+# The interpreter for `.venv`: Python 3.11 if it is installed.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
-# A file's tests on one worker, where they share what they compile.
+# All tests of a file run on one worker, so that they share compiled functions.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Named after the interpreter, so that another `PYTHON=` makes the environment anew.
+# Named after the interpreter, so that another `PYTHON=` rebuilds the environment.
 MADE := $(VENV)/.made-by-$(subst /,_,$(PYTHON))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-all both-ends lint bench study clean
-# Every target may install into the one environment.
+# Targets must not run in parallel, since each may install into the same environment.
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo   train on the bundled digits, evaluate and sample: runs/demo'
-	@echo 'make test   run the tests but for the slow ones; PYTEST_FLAGS= is for pytest'
-	@echo 'make test-all  run every test'
+	@echo 'make demo   train on the bundled digits, evaluate and sample, in runs/demo'
+	@echo 'make test   run all but the slow tests; PYTEST_FLAGS= passes flags to pytest'
+	@echo 'make test-all  run all tests'
 	@echo 'make both-ends  run make test on Python 3.11 and 3.13, in clones'
 	@echo 'make lint   check formatting, style and types'
-	@echo 'make bench  run every benchmark in its quick form'
-	@echo 'make study  the studies in their short form: runs/studies'
+	@echo 'make bench  run every benchmark with --quick'
+	@echo 'make study  run the short form of the studies, in runs/studies'
 	@echo 'make clean  remove the environment'
 	@echo 'PYTHON= chooses the interpreter (now $(PYTHON)).'
 
