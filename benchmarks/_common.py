@@ -1,9 +1,9 @@
-"""What the benchmarks share: settings, device and versions, timing and results."""
+"""Shared code of the benchmarks: settings, versions, timing and results."""
 
 import os
 
 
-# Read by Equinox when it is imported, so benchmarks import this module first.
+# Equinox reads this when it is imported, so benchmarks import this module first.
 os.environ["EQX_ON_ERROR"] = "raise"
 
 import dataclasses
@@ -19,20 +19,20 @@ from eqmdm.cli import build
 
 
 Name = TypeVar("Name", bound=Hashable)
-# Settings that say where something is, not how it was measured.
+# Settings that are paths: they do not affect the results.
 _PLACES = ("before", "data_dir", "from_results", "output", "table", "write")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of every benchmark; its own derive from them."""
+    """The settings that all benchmarks share; each derives its own from these."""
 
     output: Path | None = None
     """A JSON file for the results."""
 
 
 def facts(seed: int = 0) -> dict[str, Any]:
-    """The versions, the device and the seed that results are recorded with."""
+    """The versions, device and seed that are recorded with results."""
     known = build.facts(seed)
     known.pop("command")
     return known
@@ -44,21 +44,21 @@ def show(facts: Mapping[str, Any]) -> None:
 
 
 def record(settings: Any, facts: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
-    """Results with the settings and facts that they were measured with."""
+    """Results with the settings and facts of their measurement."""
     used = dataclasses.asdict(settings)
     used = {name: value for name, value in used.items() if name not in _PLACES}
     return {"settings": used, **parts} | dict(facts)
 
 
 def write(settings: Any, facts: Mapping[str, Any], **parts: Any) -> None:
-    """Write the results so far to the output, if there is one."""
+    """Write the results so far to the output file, if one is given."""
     if settings.output is not None:
         text = json.dumps(record(settings, facts, **parts), indent=1)
         settings.output.write_text(text + "\n")
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> float:
-    """The seconds of a call, until the device has finished."""
+    """The seconds that a call takes until the device has finished."""
     start = time.perf_counter()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - start
@@ -69,10 +69,10 @@ def interleaved(
     repeats: int,
     arguments: Callable[[int], tuple[Any, ...]] = lambda repeat: (),
 ) -> dict[Name, list[float]]:
-    """The seconds of each call in each repeat, in turn, so that a change in the speed
-    of the machine meets all of them alike.
+    """The seconds of each call in each repeat. Calls alternate, so that a change in the
+    speed of the machine affects all of them equally.
 
-    `arguments` gives those of all calls in a repeat.
+    `arguments` gives the arguments of all calls in a repeat.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats):

@@ -1,12 +1,12 @@
-"""How long does the first step of training take to compile, beyond its network's?
+"""How long does the first training step take to compile, beyond its network?
 
     python benchmarks/compile_time.py
 
-For the data sets' own networks and both scores: the first call of the step of
-`eqmdm.train_step`, tracing included, and of the bare step of `training_step.py`, one
-after the other in one run, with nothing compiled before and no cache on the disk. What
-the calls run for is in it too, as a user waits for both. Medians over the repeats; the
-ratio is the median of the ratios of neighbours.
+For the default network of each data set and both scores, times the first call of
+`eqmdm.train_step`, including tracing, and of the bare step of `training_step.py`, in
+turn within one run, with nothing compiled before and no cache on disk. The execution
+time is included, since a user waits for both. Prints medians over the repeats; the
+ratio is the median of the ratios of neighbouring calls.
 """
 
 import dataclasses
@@ -33,21 +33,21 @@ class Settings(common.Settings):
     """Times first calls of training steps against those of bare network steps."""
 
     datasets: tuple[Literal["digits", "mnist", "cifar10"], ...] = ("digits",)
-    """Whose shapes and default options are used; the images are random."""
+    """Data sets whose shapes and default options are used; the images are random."""
     diffusions: tuple[str, ...] = ("vpsde", "cld", "malda", "learned2", "learned3")
-    """Of `scripts/train.py`; after `learned`, the number of variables."""
+    """Diffusions of `scripts/train.py`; `learned` with its number of variables."""
     scores: tuple[Literal["denoiser", "free"], ...] = ("denoiser", "free")
     """What the network predicts."""
     repeats: int = 3
-    """Of each pair, every time from nothing."""
+    """Timed pairs per case, each compiled from scratch."""
     seed: int = 0
-    """Of data, parameters and draws."""
+    """The seed of data, parameters and draws."""
     quick: bool = False
     """One diffusion with a small network, once."""
 
 
 def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
-    """A row of the results."""
+    """The row of one case."""
     learned = diffusion_name.startswith("learned")
     options = TrainOptions(
         dataset=name,
@@ -80,7 +80,7 @@ def run(settings: Settings, name: str, diffusion_name: str, score: str) -> dict:
         }
         for part, call in calls.items():
             jax.clear_caches()
-            # The device's own first use is not the step's.
+            # Initialise the device first, since that is no part of the step.
             jnp.zeros(()).block_until_ready()
             seconds[part].append(common.timed(call))
     ratios = np.divide(seconds["full"], seconds["bare"])

@@ -1,23 +1,24 @@
-"""Is there a form of convolution that XLA compiles better for a CPU than its own?
+"""Does XLA compile any other form of convolution better for a CPU than its own?
 
     python benchmarks/convolution.py
 
-For the 3x3 convolutions of the MNIST U-Net, in GFLOP/s, forward and backward in images
-and kernel, and for the gradient of the whole network, with the same convolution
+Times the 3x3 convolutions of the MNIST U-Net, in GFLOP/s, forward and backward in
+images and kernel, and the gradient of the whole network. The same convolution is
 written as
 
 - `xla`: a convolution,
 - `patches`: one product of all 3x3 patches with the kernel,
-- `patches-each`: the same in a loop over the images, whose patches fit the cache,
-- `rows`: a product of patches of 1x3 for all three rows, and the sum of their shifts,
-- `in-parts`: XLA's convolution, and the gradient in the kernel as a sum over parts of
-    the batch that fit the cache; it has derivatives in reverse mode only,
-- `channels-first`: XLA's convolution of arrays whose channels come before their sides.
-    A layer is given such arrays; the network, which is channels-last, transposes them
-    there and back, where XLA does not find that it can do without.
+- `patches-each`: the same, in a loop over images, whose patches fit the cache,
+- `rows`: a product of 1x3 patches for all three rows, and the sum of their shifts,
+- `in-parts`: XLA's convolution, with the kernel gradient as a sum over parts of the
+    batch that fit the cache; it has reverse-mode derivatives only,
+- `channels-first`: XLA's convolution of arrays with channels before height and width. A
+    layer is given such arrays; the network, which is channels-last, transposes to them
+    and back, unless XLA removes the transposes.
 
-Interleaved in one run: medians, and for the network medians of ratios of neighbours.
-`matmul` is the rate of the product in `patches` alone: a bound for all.
+All forms are interleaved in one run. Prints medians, and for the network medians of the
+ratios of neighbouring calls. `matmul` is the rate of the product in `patches` alone, an
+upper bound for all forms.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ import eqmdm
 
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Side of the images, channels in and out.
+# Image side, input channels and output channels of each layer.
 _LAYERS = ((28, 32, 32), (28, 64, 32), (14, 64, 64), (14, 128, 64), (7, 64, 64))
 _xla_convolution = lax.conv_general_dilated
 
@@ -51,11 +52,11 @@ class Settings(common.Settings):
     batch_size: int = 32
     """Images."""
     repeats: int = 9
-    """Timed calls of each, after one that compiles."""
+    """Timed calls of each form, after one that compiles."""
     seed: int = 0
-    """Of images and kernels."""
+    """The seed of images and kernels."""
     quick: bool = False
-    """The smallest layer, four images, and two repeats."""
+    """Run the smallest layer with four images and two repeats."""
 
 
 def xla(x, weight) -> Any:
@@ -103,14 +104,15 @@ def _in_parts_backward(residuals, y):
     x, weight = residuals
     [x_bar] = jax.vjp(lambda x: xla(x, weight), x)[1](y)
 
-    # Inside a loop XLA does not reorder axes itself, and is then 40 times slower.
+    # Axes are ordered here, since XLA does not do so inside a loop and is then 40 times
+    # slower.
     def of_part(x, y):
         x, y = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
         padding = ((1, 1), (1, 1))
         out = _xla_convolution(x, y, (1, 1), padding, dimension_numbers=_LAYOUT)
         return out.transpose(1, 2, 0, 3)
 
-    # Half of a level-2 cache of 1 MiB, and a divisor of the batch.
+    # The largest divisor of the batch that fits in half of a 1 MiB level-2 cache.
     most = max(1, 2**19 // (y.nbytes // len(y)))
     n_each = max(n for n in range(1, most + 1) if len(x) % n == 0)
     divide = lambda images: images.reshape(-1, n_each, *images.shape[1:])
@@ -122,7 +124,7 @@ in_parts.defvjp(lambda x, weight: (xla(x, weight), (x, weight)), _in_parts_backw
 
 
 def given_the_batch(convolution: Callable[..., Any]) -> Callable[..., Any]:
-    """It gets all images at once under `jax.vmap` too."""
+    """The convolution, which receives all images at once even under `jax.vmap`."""
 
     @jax.custom_batching.custom_vmap
     def of_one(x, weight):
@@ -148,7 +150,7 @@ _FORMS: dict[str, Callable[..., Any]] = {
 
 
 def rates(side: int, n_in: int, n_out: int, settings: Settings) -> list[dict[str, Any]]:
-    """GFLOP/s of a layer: for each form forward, and back to images and kernel."""
+    """The GFLOP/s of each form: forward, and backward to images and kernel."""
     keys = jr.split(jr.key(settings.seed), 4)
     draw = lambda key, *shape: jr.normal(key, shape, jnp.float32)
     x = draw(keys[0], settings.batch_size, side, side, n_in)
@@ -213,11 +215,11 @@ def _interleaved(calls: dict, settings: Settings) -> dict:
 
 
 def network(settings: Settings) -> list[dict[str, Any]]:
-    """Seconds of the U-Net's gradient by form."""
+    """The seconds of the U-Net gradient with each form."""
     sides = (8, 8, 1) if settings.quick else (28, 28, 1)
     key_network, key_y, key_noise = jr.split(jr.key(settings.seed), 3)
     unet = eqmdm.nn.UNet(sides, 1, multipliers=(1, 2, 2), key=key_network)
-    # The last layer is zero at first, and with it most of the gradient.
+    # The last layer is zero at initialisation, which would make most gradients zero.
     leaves, structure = jax.tree.flatten(unet)
     unet = jax.tree.unflatten(
         structure,

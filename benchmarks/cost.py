@@ -1,19 +1,19 @@
-"""How do bound, sampling and likelihood grow with variables, images and batch?
+"""How do the costs of bound, sampling and likelihood grow with K, image and batch?
 
     python benchmarks/cost.py
 
-From one case, CLD (K = 2) on 16 images of 16x16, one thing is changed at a time: the
-diffusion, with K = 1, 2, 3; the side of the images; the number of images at once. All
-cases of a task are interleaved in one run, and a ratio is the median over the repeats
-of seconds per image over those of the first case in the same repeat. Tasks:
+Starting from one case, CLD (K = 2) on 16 images of 16x16, changes one setting at a
+time: the diffusion, with K = 1, 2, 3 variables; the image side; the batch size. All
+cases of a task are interleaved in one run. A ratio is the median over the repeats of
+the seconds per image over those of the first case in the same repeat. Tasks:
 
 - `bound`: one draw of `eqmdm.elbo` for each image,
-- `sampling`: `eqmdm.sample`, with a denoiser by `DPMSolver`, else by Diffrax's SEA,
-- `likelihood`: `eqmdm.log_likelihood` by its collapsed route with a denoiser, else by
-    its augmented one; one probe for the divergence,
+- `sampling`: `eqmdm.sample`, by `DPMSolver` with a denoiser, else by Diffrax's SEA,
+- `likelihood`: `eqmdm.log_likelihood`, by the collapsed route with a denoiser, else by
+    the augmented one, with one probe for the divergence,
 
 each with a denoiser, whose network sees K = 1, and with a free score, whose network
-sees all K variables. Samples and likelihoods take `n_steps` steps whatever the case, so
+sees all K variables. Samples and likelihoods take `n_steps` steps in every case, so
 these are costs of equal work, not of equal accuracy.
 """
 
@@ -43,30 +43,30 @@ class Settings(common.Settings):
     """Times bound, sampling and likelihood against K, image size and batch."""
 
     diffusions: tuple[str, ...] = ("VPSDE", "CLD", "MALDA")
-    """Named diffusions of the library, the second being the one that is kept."""
+    """Named diffusions of the library; the second is that of the base case."""
     sides: tuple[int, ...] = (16, 8, 32)
-    """Of the images; the first is the one that is kept."""
+    """Image sides; the first is that of the base case."""
     batch_sizes: tuple[int, ...] = (16, 1, 4, 64)
-    """Images at once; the first is the one that is kept."""
+    """Batch sizes; the first is that of the base case."""
     width: int = 32
     """Channels of the U-Net's first level; the second has twice as many."""
     n_steps: int = 10
-    """Of samplers, and of Heun's method for likelihoods."""
+    """Steps of samplers, and of Heun's method for likelihoods."""
     repeats: int = 9
-    """Timed calls of each, after one that compiles."""
+    """Timed calls of each case, after one that compiles."""
     seed: int = 0
-    """Of parameters, images and draws."""
+    """The seed of parameters, images and draws."""
     table: Path | None = None
     """A Markdown file for the tables."""
     from_results: Path | None = None
-    """A JSON file with results, whose tables are made instead of new results."""
+    """A JSON file with results: only make its tables, without new measurements."""
     quick: bool = False
-    """Two cases of each, with a tiny network, and two repeats."""
+    """Run two cases of each task, with a tiny network and two repeats."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is worked on."""
+    """The settings of one case."""
 
     diffusion: str
     side: int
@@ -74,7 +74,7 @@ class Case:
 
 
 def cases(settings: Settings) -> list[Case]:
-    """The case that is kept, and those that differ from it in one thing."""
+    """The base case, and those that differ from it in one setting."""
     kept = Case(
         settings.diffusions[min(1, len(settings.diffusions) - 1)],
         settings.sides[0],
@@ -109,7 +109,7 @@ def make_score(settings: Settings, case: Case, diffusion: Any, score: Score) -> 
 
 
 def make_call(task: str, score: Score, case: Case, settings: Settings) -> Call:
-    """A function of a key that does the task once for a batch."""
+    """A function of a key that runs the task once for a batch."""
     diffusion = getattr(eqmdm, case.diffusion)(interval=eqmdm.LogSNRInterval(-9.0, 9.0))
     model = make_score(settings, case, diffusion, score)
     shape = (case.side, case.side, 1)
@@ -152,7 +152,7 @@ def make_call(task: str, score: Score, case: Case, settings: Settings) -> Call:
 
 
 def run(task: str, score: Score, settings: Settings) -> list[dict[str, Any]]:
-    """A row for each case."""
+    """The row of each case."""
     all_cases = cases(settings)
     calls = [make_call(task, score, case, settings) for case in all_cases]
     key = jr.key(settings.seed)
@@ -179,7 +179,7 @@ def run(task: str, score: Score, settings: Settings) -> list[dict[str, Any]]:
 
 
 def render(record: dict[str, Any]) -> str:
-    """The tables of growth, and what they are of."""
+    """The tables as Markdown, with a description."""
     settings, rows = record["settings"], record["results"]
     first = rows[0]
     kept = Case(first["diffusion"], first["side"], first["batch_size"])

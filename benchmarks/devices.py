@@ -2,22 +2,22 @@
 
     python benchmarks/devices.py --output FILE
 
-A small U-Net for the digits, as a denoiser under CLD, in float64: the losses and
-gradient norms of three steps of training; then the bounds of test images, samples and
-collapsed likelihoods of the model trained so far. On one device, on more, and on two
-processes that find each other over loopback, with the parameters whole on each device
-and in shares, each in processes of its own. Against one device:
+Trains a small U-Net for the digits, as a denoiser under CLD in float64, and compares
+the losses and gradient norms of three training steps, and then the bounds of test
+images, samples and collapsed likelihoods of the resulting model. It runs on one device, on
+several, and in two processes that connect over loopback, with whole and with sharded
+parameters, each in new processes. Compared with one device:
 
-- the largest difference in each, relative to the largest value on one device,
-- the floating-point operations of a step on each device, as XLA counts them,
+- the largest difference of each result, relative to the largest value on one device,
+- the floating-point operations of a step on each device, as counted by XLA,
 - the share of all parameters that a device holds.
 
-Likelihoods are solved in steps that are given. An adaptive solver's follow its estimate
-of its error, and on a rough network, which random parameters make, that enlarges a
-difference in rounding by many orders, on one device as on several.
+Likelihoods use fixed steps. An adaptive solver's steps follow its error estimate,
+which, on a rough network such as one with random parameters, amplifies differences in
+rounding by many orders of magnitude, on one device as on several.
 
-Devices are virtual ones of the CPU, or with `--real` those of the machine. Nothing is
-timed. With `--write` the table goes to SCALING.md too, between its marks.
+Devices are virtual CPU devices, or with `--real` those of the machine. Nothing is
+timed. `--write` also writes the table to SCALING.md, between its marks.
 """
 
 import contextlib
@@ -49,36 +49,36 @@ _N_STEPS = 3
 _N_EVALUATED = 8
 _N_SOLVER_STEPS = 10
 _COMPARED = ("losses", "gradient norms", "bounds", "samples", "likelihoods")
-# Far longer than it takes, for processes that wait for one that is gone.
+# Far longer than a run takes: ends processes that wait for one that has failed.
 _TIMEOUT_SECONDS = 3600
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Settings):
-    """Compares the results of several devices with those of one."""
+    """Compares the results on several devices with those on one."""
 
     devices: tuple[int, ...] = (2, 4)
-    """How many, beside one; of a process that has them all."""
+    """The numbers of devices to compare with one, all in a single process."""
     processes: bool = True
-    """Whether two processes with a device each are compared too."""
+    """Whether to also compare two processes with one device each."""
     batch_size: int = 16
-    """Images a step; a multiple of all numbers of devices."""
+    """Images per step; a multiple of all numbers of devices."""
     real: bool = False
-    """The GPUs of this machine, the first so many that `CUDA_VISIBLE_DEVICES` shows,
-    instead of virtual devices of its CPU."""
+    """Use the first GPUs that `CUDA_VISIBLE_DEVICES` shows instead of virtual CPU
+    devices."""
     seed: int = 0
-    """Of parameters, images and draws."""
+    """The seed of parameters, images and draws."""
     write: bool = False
     """Write the table into SCALING.md."""
     quick: bool = False
-    """Two devices alone."""
+    """Compare two devices only."""
 
 
-# --- In a process with the devices ---------------------------------------------------
+# --- In the processes with the devices -----------------------------------------------
 
 
 def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, Any]:
-    """What is compared, on all the devices there are."""
+    """The results to compare, computed on all devices of the process."""
     options = TrainOptions(
         dataset="digits", batch_size=batch_size, width=16, multipliers=(2,), seed=seed
     ).resolved()
@@ -140,7 +140,7 @@ def results(*, batch_size: int, seed: int, shard_parameters: bool) -> dict[str, 
 
 
 def new_model(options: Any, dataset: Any) -> eqmdm.AbstractModel:
-    """A model in float64, with no parameter at zero, where some begin."""
+    """A model in float64 without zero parameters, which some initialisers give."""
     key_diffusion, key_network, key_noise = jr.split(jr.key(options.seed), 3)
     diffusion = build.build_diffusion(options, key_diffusion)
     data = build.DataFacts.of(options, dataset)
@@ -158,7 +158,7 @@ def new_model(options: Any, dataset: Any) -> eqmdm.AbstractModel:
 
 @eqx.filter_jit
 def likelihoods(model: Any, x: jax.Array, keys: jax.Array) -> Any:
-    """Of each example, by the collapsed route in given steps of log-SNR."""
+    """The likelihood of each example, by the collapsed route in fixed log-SNR steps."""
     diffusion = model.diffusion
     ends = -diffusion.log_snr(diffusion.t0), -diffusion.log_snr(diffusion.t1)
     steps = jnp.linspace(*ends, _N_SOLVER_STEPS + 1)
@@ -179,7 +179,7 @@ def likelihoods(model: Any, x: jax.Array, keys: jax.Array) -> Any:
 
 
 def work(task: dict[str, Any]) -> None:
-    """Prints what `measure` asks for, for the process that it has started."""
+    """Print the results that the parent process requested in `measure`."""
     if task["address"] is not None:
         jax.distributed.initialize(task["address"], 2, task["index"])
     jax.config.update("jax_enable_x64", True)
@@ -192,16 +192,16 @@ def work(task: dict[str, Any]) -> None:
         for sharding in task["shardings"]
     }
     facts = common.facts(task["seed"])
-    # Libraries print too.
+    # Marked, since libraries print too.
     print(f"found {json.dumps({'results': found, 'facts': facts})}")
 
 
-# --- In the process that compares ----------------------------------------------------
+# --- In the comparing process --------------------------------------------------------
 
 
 def measure(settings: Settings, n_devices: int, n_processes: int) -> list[dict]:
-    """What each of the processes finds."""
-    # Address 0 is this machine.
+    """The results of each process."""
+    # Host 0 is this machine.
     address = f"0:{_free_port()}" if n_processes > 1 else None
     one = n_devices * n_processes == 1
     task = {
@@ -222,7 +222,7 @@ def measure(settings: Settings, n_devices: int, n_processes: int) -> list[dict]:
     try:
         printed = [each.communicate(timeout=_TIMEOUT_SECONDS)[0] for each in processes]
     finally:
-        # One that waits for another must not be left.
+        # A process that waits for a failed one must not be left running.
         for process in processes:
             process.kill()
     if any(process.returncode for process in processes):
@@ -238,7 +238,7 @@ def measure(settings: Settings, n_devices: int, n_processes: int) -> list[dict]:
 
 
 def devices_in_environment(real: bool, n_devices: int, index: int) -> dict[str, str]:
-    """What shows a process so many devices."""
+    """The environment variables that give a process this many devices."""
     if real:
         n_all = n_devices * (index + 1)
         shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n_all))))
@@ -246,8 +246,8 @@ def devices_in_environment(real: bool, n_devices: int, index: int) -> dict[str, 
         return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
     flag = f"--xla_force_host_platform_device_count={n_devices}"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
-    # Loaded from the cache on the disk, a program with parameters in shares leaves
-    # virtual devices waiting for each other, each at another sum (jaxlib 0.10.2).
+    # A program with sharded parameters that is loaded from the disk cache deadlocks on
+    # virtual devices, each of which waits at another sum (jaxlib 0.10.2).
     cache = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | cache
 
@@ -261,7 +261,7 @@ def _free_port() -> int:
 def compare(
     answers: list[dict], base: dict[str, Any], n_devices: int
 ) -> list[dict[str, Any]]:
-    """A row for each sharding: the worst of the processes, against one device."""
+    """A row for each sharding: the worst process compared with one device."""
     rows = []
     for sharding in answers[0]["results"]:
         found = [answer["results"][sharding] for answer in answers]

@@ -1,13 +1,13 @@
-"""What does each form of the bound cost in variance, and does training feel it?
+"""What variance does each form of the bound have, and does it affect training?
 
     python benchmarks/estimators.py --output FILE
 
-On a density in the plane, with a free score and a learned diffusion of two variables:
-for each form of the bound and each way of drawing times, the standard deviation of one
-draw of the bound, the noise of the gradient of a batch in the network and in (Q, D),
-its cost in floating-point operations, and the bound after training with it. The forms
-have the same expectation, but for DSM's, whose decoder is of the whole start; so less
-is better at equal cost.
+On a density in the plane, with a free score and a learned diffusion of two variables,
+measures for each form of the bound and each distribution of times: the standard
+deviation of one draw of the bound, the noise of a batch gradient in the network and in
+(Q, D), its cost in floating-point operations, and the bound after training with it. The
+forms have the same expectation, except for DSM, whose decoder is of the whole state at
+t0; so less noise is better at equal cost.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _TIMES = {
     "uniform": eqmdm.UniformTimeSampler(),
     "importance": eqmdm.ImportanceTimeSampler(),
 }
-# What every estimate is compared with, and the model that they are measured at.
+# The reference estimator, which also trains the model for the measurements.
 _FIRST = "low variance", "importance"
 
 
@@ -49,17 +49,17 @@ class Settings(common.Settings):
     dataset: str = "rings"
     """A density in the plane."""
     steps: int = 4000
-    """Of every training."""
+    """Steps of every training run."""
     batch_size: int = 256
-    """Examples of a step, and of a gradient that is measured."""
+    """Examples per step, and per measured gradient."""
     draws: int = 2000
-    """Of the bound, each of another example, for its standard deviation."""
+    """Draws of the bound for its standard deviation, each for another example."""
     gradients: int = 200
-    """Of a batch, for their noise."""
+    """Batch gradients for their noise."""
     seeds: int = 3
-    """Trainings with each form."""
+    """Training runs with each form."""
     quick: bool = False
-    """Few steps, draws and seeds."""
+    """Run with few steps, draws and seeds."""
 
 
 def new_model(key):
@@ -69,7 +69,7 @@ def new_model(key):
 
 
 def train(objective, data, settings, seed):
-    """The averaged model after training, or `None` if it came to no finite loss."""
+    """The averaged model after training, or `None` if the loss was not finite."""
     optimiser = eqmdm.make_optimiser(1e-3, warmup=100)
     key_model, key_train = jr.split(jr.key(seed))
     state = eqmdm.TrainState.create(new_model(key_model), optimiser, key=key_train)
@@ -83,14 +83,14 @@ def train(objective, data, settings, seed):
 
 
 def bound_deviation(model, objective, data, settings, key):
-    """The standard deviation of one draw about the mean of its example, in nats."""
+    """The standard deviation of one draw about its example's mean, in nats."""
     key_u, key_draw = jr.split(key)
     examples = data[: settings.draws]
     u = jr.uniform(key_u, (2, len(examples)), jnp.float32)
     keys = jr.split(key_draw, (2, len(examples)))
     total = lambda x, key, u: objective.bound(model, x, key, u)[0].total
     pairs = jax.jit(jax.vmap(jax.vmap(total), (None, 0, 0)))(examples, keys, u)
-    # Two draws of an example differ by twice the variance of one.
+    # The difference of two draws of an example has twice the variance of one.
     squares = np.asarray(pairs[0] - pairs[1], np.float64) ** 2 / 2
     error = squares.std(ddof=1) / np.sqrt(len(squares))
     deviation = np.sqrt(squares.mean())
@@ -98,9 +98,9 @@ def bound_deviation(model, objective, data, settings, key):
 
 
 def gradient_noise(model, objective, data, settings, key):
-    """Noise of a batch's gradient over its length, of the network and of (Q, D).
+    """The noise of a batch gradient over its norm, for the network and for (Q, D).
 
-    Beside them the operations of a gradient.
+    Also returns the operations of a gradient.
     """
     values, rest = eqx.partition(model, eqx.is_inexact_array)
     n_reconstruction = max(1, settings.batch_size // 16)
@@ -122,17 +122,17 @@ def gradient_noise(model, objective, data, settings, key):
                 n_reconstruction=n_reconstruction,
             )[0]
 
-        found = jax.grad(loss)(values)
+        grads = jax.grad(loss)(values)
         part = lambda tree: jnp.concatenate([v.ravel() for v in jax.tree.leaves(tree)])
-        return part(found.network), part(found.diffusion)
+        return part(grads.network), part(grads.diffusion)
 
     compiled = jax.jit(gradient).lower(key).compile()
-    found = [compiled(k) for k in jr.split(key, settings.gradients)]
+    samples = [compiled(k) for k in jr.split(key, settings.gradients)]
     noises = []
-    for part in zip(*found, strict=True):
+    for part in zip(*samples, strict=True):
         part = np.stack([np.asarray(g, np.float64) for g in part])
         variance = part.var(axis=0, ddof=1).sum()
-        # The mean's own noise is not a part of its length.
+        # Subtract the noise of the mean gradient from its squared norm.
         length = (part.mean(axis=0) ** 2).sum() - variance / len(part)
         noises.append(float(np.sqrt(variance / length)) if length > 0 else None)
     return noises, compiled.cost_analysis()["flops"]
@@ -171,7 +171,7 @@ def main(settings: Settings) -> None:
             trained = train(objective, data, settings, seed)
             if trained is None:
                 continue
-            # All by the same estimate.
+            # All forms are evaluated with the same estimator.
             bound = eqmdm.evaluate(
                 trained, test, cases[_FIRST], key=jr.key(3), n_draws=16, batch_size=4000
             )

@@ -2,20 +2,21 @@
 
     python benchmarks/studies/write_results.py
 
-The text is that of RESULTS.template.md, in which `{{directive | argument | ...}}`
-stands for what the tables say:
+The text is that of RESULTS.template.md, in which each `{{directive | argument | ...}}`
+is replaced from the tables:
 
-- `value | study | grid | evaluation | cell`, with the larger of its standard errors,
-    and `difference`, from the first cell of the grid, likewise.
+- `value | study | grid | evaluation | cell`: a value with the larger of its standard
+    errors; `difference`, with the same arguments: its difference from the first cell of
+    the grid.
 - `table | study | grid | evaluation`: all cells, with errors and differences.
 - `evaluations | study | grid | evaluation, ...`: one model evaluated in several ways.
-- `pairs | study | grid | evaluation, ...`: the same, where the study has `pairs.csv`;
-    the errors of the differences are over seeds and examples.
+- `pairs | study | grid | evaluation, ...`: the same for a study with `pairs.csv`, with
+    errors of the differences over seeds and examples.
 - `pair | study | grid | evaluation | evaluation | cell`: one of these differences.
-- `between | study | grid | evaluation | evaluation | cell`: the second less the first,
-    of the same models and examples.
-- `learned | study | grid`: what each start of the learned diffusions came to.
-- `range | study | grid | column | cell`: of a learned quantity, over the starts.
+- `between | study | grid | evaluation | evaluation | cell`: the second minus the
+    first, for the same models and examples.
+- `learned | study | grid`: the result of each start of the learned diffusions.
+- `range | study | grid | column | cell`: a learned quantity's range over the starts.
 - `estimators`, `gradients`, `solvers | run, ...`: the tables of these programs.
 - `budget | study`: steps, seeds and examples.
 """
@@ -46,7 +47,7 @@ def main() -> None:
 def render(template: str) -> str:
     """The template with every directive replaced.
 
-    **Raises:** `ValueError`, naming the directive, for one that no table answers.
+    **Raises:** `ValueError`, naming the directive, if it is unknown or has no table.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -67,7 +68,7 @@ def read(study: str, table: str) -> list[Row]:
 
 
 def select(study: str, table: str, **keys: str) -> list[Row]:
-    """The rows that have these values.
+    """The rows with these values.
 
     **Raises:** `ValueError` if there are none.
     """
@@ -121,7 +122,7 @@ def _between(study: str, grid: str, first: str, second: str, cell: str) -> str:
     ]
     seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
     mean, error = _mean_and_error(by_seed[1][s] - by_seed[0][s] for s in seeds)
-    # Of one seed the error is not known.
+    # A single seed has no error.
     return f"{mean:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
@@ -225,7 +226,7 @@ def _gradients() -> str:
             for name in entries
         )
         lines.append([row["score"], row["ends"], row["term"], *numbers])
-    return _markdown(["score", "ends pinned in", "terms", *entries], lines)
+    return _markdown(["score", "interval fixed in", "terms", *entries], lines)
 
 
 def _solvers(names: str) -> str:
