@@ -4,8 +4,8 @@
 
 Trains a small U-Net for the digits, as a denoiser under CLD in float64, and compares
 the losses and gradient norms of three training steps, and then the bounds of test
-images, samples and collapsed likelihoods of the resulting model. It runs on one device, on
-several, and in two processes that connect over loopback, with whole and with sharded
+images, samples and collapsed likelihoods of the resulting model. It runs on one device,
+on several, and in two processes that connect over loopback, with whole and with sharded
 parameters, each in new processes. Compared with one device:
 
 - the largest difference of each result, relative to the largest value on one device,

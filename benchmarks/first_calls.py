@@ -2,19 +2,19 @@
 
     python benchmarks/first_calls.py --before CHECKOUT --output FILE --table FILE
 
-Each case runs in two processes that share a compilation cache, empty at first: a cold
-one, and a second that may load what the first has compiled. What is measured is the
-processor time of the call alone, all threads together, and the programs that it
-compiles; imports, and the objects that the call takes, come before. Beside it run the
-references: the five libraries that `eqmdm` imports, and the same bare network (a U-Net
-for 8x8 images, of width 24 and two levels) in a call, in a gradient step of 32
-examples, and in hand-written loops with as many evaluations as the solves take.
+Each case runs in two processes that share a compilation cache, which is empty at first:
+a cold one, and a second that may load what the first has compiled. Measures the
+processor time of the call alone, over all threads, and the programs that it compiles;
+imports and the arguments of the call come before. The references run next to it: the
+five libraries that `eqmdm` imports, and the same bare network (a U-Net for 8x8 images,
+of width 24 and two levels) in a call, in a gradient step of 32 examples, and in
+hand-written loops with as many evaluations as the solves take.
 
-Medians over the repeats; a ratio is the median of the ratios of neighbours.
+Prints medians over the repeats; a ratio is the median of the ratios of neighbours.
 
-`--before` measures another checkout too, with the cases of
+`--before` also measures another checkout, with the cases of
 `first_calls_cases/api_before.py`, for functions that take a score and a diffusion.
-Whatever part is not measured is kept from the output that there is.
+Parts that are not measured are kept from the existing output.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ _PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "lineax", "optax")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A call, its name in the table, its reference and what is wanted of it."""
+    """A call: its name in the table, its reference and its limits."""
 
     title: str
     reference: str | None
@@ -73,26 +73,26 @@ class Settings:
     """Measures first calls, cold and from the compilation cache."""
 
     before: Path | None = None
-    """Another checkout to measure, of the functions that take a score first."""
+    """Another checkout to measure, in which functions take a score first."""
     after: bool = True
     """Whether to measure this checkout."""
     cases: tuple[str, ...] = tuple(_CASES)
-    """Which calls."""
+    """The calls to measure."""
     repeats: int = 3
-    """Cold and warm processes for each."""
+    """Pairs of a cold and a warm process for each call."""
     output: Path | None = None
     """A JSON file for the results."""
     table: Path | None = None
     """A Markdown file for the table."""
     quick: bool = False
-    """Only imports, the network and the bound, once."""
+    """Measure only imports, the network and the bound, once."""
 
 
 # --- Measuring -----------------------------------------------------------------------
 
 
 def environment(checkout: Path, cache: Path) -> dict[str, str]:
-    """That of this process without settings of JAX's, but for the platform."""
+    """The environment of this process without JAX's settings, except the platform."""
     ours = ("JAX_", "XLA_", "EQX_", "PYTHONDONTWRITEBYTECODE")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     if "JAX_PLATFORMS" in os.environ:
@@ -100,13 +100,13 @@ def environment(checkout: Path, cache: Path) -> dict[str, str]:
     return kept | {
         "PYTHONPATH": str(checkout),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        # However short a program took to compile.
+        # Cache every program, however quickly it compiles.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
 def run(case: str, api: str, checkout: Path, cache: Path, n: int = 0) -> dict:
-    """One call in a process of its own."""
+    """The result of one call in a new process."""
     arguments = [case, api, str(n)]
     done = subprocess.run(
         [sys.executable, str(_WORKER), *arguments],
@@ -119,7 +119,7 @@ def run(case: str, api: str, checkout: Path, cache: Path, n: int = 0) -> dict:
 
 
 def run_twice(case: str, api: str, checkout: Path, n: int = 0) -> dict[str, Any]:
-    """A call with an empty compilation cache, and again with what that left there."""
+    """The results of a call with an empty compilation cache, and with a warm one."""
     with tempfile.TemporaryDirectory() as directory:
         cold, warm = (run(case, api, checkout, Path(directory), n) for _ in range(2))
     return {"cold": cold, "warm": warm}
@@ -128,8 +128,8 @@ def run_twice(case: str, api: str, checkout: Path, n: int = 0) -> dict[str, Any]
 def measure(
     settings: Settings, api: str, checkout: Path
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """For each case its name and the repeats, each with its reference beside it."""
-    # The first import also compiles the package to bytecode, as an installation does.
+    """The name and the repeats of each case, each repeat with its reference."""
+    # Not measured: the first import compiles the package to bytecode, as pip would.
     run_twice("import_eqmdm", api, checkout)
     for name in settings.cases:
         reference = _CASES[name].reference
@@ -148,7 +148,7 @@ def measure(
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians of a case."""
+    """The medians of a case."""
     calls = [row["call"] for row in rows]
     cold = [call["cold"]["seconds"] for call in calls]
     last = calls[-1]
@@ -226,7 +226,7 @@ def main(settings: Settings) -> None:
         record[part] = facts(checkout) | {"cases": cases}
         for name, rows in measure(settings, api, checkout):
             cases[name] = rows
-            # A stop loses one case.
+            # Written after each case, so that an interruption loses only one.
             if settings.output is not None:
                 settings.output.write_text(json.dumps(record, indent=1) + "\n")
     print(table(record))

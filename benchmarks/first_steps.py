@@ -2,9 +2,9 @@
 
     python benchmarks/first_steps.py --dataset mnist --data-dir DIRECTORY
 
-For each diffusion and score of `scripts/train.py`, with its defaults: the itemised
-bound on the same held-out examples with the same draws, before and after `--steps`
-steps, and the difference in standard errors over the examples.
+For each diffusion and score of `scripts/train.py`, with its defaults, prints the
+itemised bound on the same held-out examples with the same draws before and after
+`--steps` steps, and the difference in standard errors over the examples.
 """
 
 import dataclasses
@@ -31,21 +31,21 @@ class Settings(common.Settings):
     dataset: str = "digits"
     """A data set of `scripts/train.py`."""
     data_dir: str | None = None
-    """Where its files are, if not on the Hub."""
+    """The directory of its files, if not on the Hub."""
     cases: tuple[str, ...] = _CASES
-    """Diffusions; a learned one with its number of variables after a colon."""
+    """Diffusions; a learned one as name:number of variables."""
     steps: int = 100
     """Optimiser steps of each run."""
     batch_size: int = 32
-    """Examples a step."""
+    """Examples per step."""
     examples: int = 128
-    """Held-out examples, of the validation split."""
+    """Held-out examples, from the validation split."""
     draws: int = 2
-    """Draws of time and noise for each of them."""
+    """Draws of time and noise for each held-out example."""
     seed: int = 0
-    """Of everything."""
+    """The seed of every random draw."""
     quick: bool = False
-    """Only two of the diffusions and ten steps."""
+    """Run only two of the diffusions and ten steps."""
 
 
 def run(settings: Settings, diffusion: str, n_vars: int | None, score: str) -> dict:

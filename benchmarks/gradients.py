@@ -1,12 +1,13 @@
-"""With its ends pinned in log-SNR, is there anything left of a diffusion to learn?
+"""With its interval fixed in log-SNR, is anything of a diffusion left to learn?
 
     python benchmarks/gradients.py --output FILE
 
-On a density in the plane, a network is trained under a fixed diffusion of two
-variables, with a denoiser or a free score, between ends in log-SNR or in time. Then the
-gradient of the bound in the entries of Q and D is estimated, of its prior term and of
-all others apart. With a denoiser the others depend on the ends alone, so that between
-pinned ends theirs is zero; with a free score the network tells diffusions apart.
+On a density in the plane, trains a network under a fixed diffusion of two variables,
+as a denoiser or a free score, on an interval in log-SNR or in time. Then estimates the
+gradient of the bound in the entries of Q and D, separately for the prior term and for
+all others. With a denoiser the others depend on the interval alone, so that on a fixed
+interval in log-SNR their gradient is zero; with a free score the network distinguishes
+diffusions.
 """
 
 import dataclasses
@@ -22,10 +23,10 @@ import tyro
 import eqmdm
 
 
-# One coupling, and a full D: its entries are the variables of the gradient.
+# The gradient is taken in the one coupling of Q and all entries of D.
 _ENTRIES = "Q01", "D00", "D01", "D11"
 _SCORES = {
-    # The default times of the bound with each.
+    # The default time sampler of each score.
     "denoiser": eqmdm.Objective(time_sampler=eqmdm.LogSNRTimeSampler()),
     "free": eqmdm.Objective(time_sampler=eqmdm.ImportanceTimeSampler()),
 }
@@ -33,7 +34,7 @@ _ENDS = {
     "log-SNR": {"interval": eqmdm.LogSNRInterval(-9.0, 13.3)},
     "time": {"interval": eqmdm.TimeInterval(1e-3, 1.0)},
 }
-# Beyond the ends, which move with the entries.
+# The margin of the denoiser's range, since the interval moves with the entries.
 _MARGIN = 0.5
 
 
@@ -44,21 +45,21 @@ class Settings(common.Settings):
     dataset: str = "rings"
     """A density in the plane."""
     entries: tuple[float, float, float, float] = (-1.0, 1.0, -0.1, 1.0)
-    """Q01, D00, D01 and D11: where the network is trained, and the gradient taken."""
+    """Q01, D00, D01 and D11, at which the network is trained and the gradient taken."""
     steps: int = 4000
-    """Of every training."""
+    """Steps of every training run."""
     batch_size: int = 256
-    """Examples of a step, and of a gradient."""
+    """Examples per step, and per gradient."""
     gradients: int = 2000
-    """Of a batch, whose mean is reported with its standard error."""
+    """Batch gradients, whose mean is reported with its standard error."""
     seed: int = 0
-    """Of the networks, their training and the gradients."""
+    """The seed of the networks, their training and the gradients."""
     quick: bool = False
-    """Few steps and gradients."""
+    """Run with few steps and gradients."""
 
 
 def new_diffusion(entries, ends):
-    """The diffusion with these entries: constant, or differentiable in them."""
+    """The diffusion with these entries, differentiable in them if they are arrays."""
     q, d00, d01, d11 = entries
     array = np.array if isinstance(q, float) else jnp.array
     linalg = np.linalg if isinstance(q, float) else jnp.linalg
@@ -84,7 +85,7 @@ def new_model(score, diffusion, data, *, key):
 
 
 def train(model, data, objective, settings):
-    """The averaged model after training under a diffusion that stays."""
+    """The averaged model after training under a fixed diffusion."""
     optimiser = eqmdm.make_optimiser(1e-3, warmup=100)
     data = eqmdm.TrainingSet(data, objective)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(settings.seed + 1))
@@ -96,7 +97,7 @@ def train(model, data, objective, settings):
 
 
 def gradients(model, ends, data, objective, settings):
-    """Of the prior term and of the others, in nats: the mean and its standard error."""
+    """The mean gradient and its standard error, for the prior term and the others."""
 
     def terms(entries, key):
         diffusion = new_diffusion(entries, ends)

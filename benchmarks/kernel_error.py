@@ -2,10 +2,11 @@
 
     python benchmarks/kernel_error.py
 
-For every named diffusion, and random ones of two to four variables, the worst error
-over tau from 1e-5 to 20 against 60-digit arithmetic, given the start and given the
-data: of the diagonal of the root relative to itself, of its entries relative to their
-row, and of the mean map relative to its largest entry, up to tau = 5 and at 20.
+For every named diffusion, and random ones of two to four variables, prints the worst
+error over tau from 1e-5 to 20 against 60-digit arithmetic, for kernels given the whole
+start and given the data: of the diagonal of the root relative to itself, of its entries
+relative to their row, and of the mean map relative to its largest entry, up to tau = 5
+and at 20.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ _ENDS = {
     "interval": eqmdm.TimeInterval(1e-6, 20.0),
 }
 _COLUMNS = ("root_diagonal", "root_rows", "mean_to_5", "mean_at_20")
-# The accuracy that the kernels are built for.
+# The required accuracy of kernels.
 _BARS = {
     "float32": (5e-6, 5e-6, 2e-5, 1e-3),
     "float64": (1e-12, 1e-12, 1e-12, 1e-11),
@@ -44,11 +45,11 @@ class Settings(common.Settings):
     """Compares kernels with 60-digit arithmetic."""
 
     n_random: int = 20
-    """Random diffusions of each number of variables."""
+    """Random diffusions for each number of variables."""
     seed: int = 0
-    """Of the random ones."""
+    """The seed of the random diffusions."""
     quick: bool = False
-    """Only two named diffusions, two random ones and three times."""
+    """Run only two named diffusions, two random ones and few times."""
 
 
 @eqx.filter_jit
@@ -71,7 +72,7 @@ def worst_errors(diffusion, parts, taus, dtype) -> np.ndarray:
             (mean, kernel.root[i], (psi[:, 0], given_data)),
         ):
             diagonal, rows, mean_error = references.errors(mean_map, root, *exact)
-            # Below the normal numbers of the dtype there are no digits to compare.
+            # Subnormal numbers have too few digits to compare.
             largest = np.abs(np.array(exact[0].tolist(), float)).max()
             if largest <= jnp.finfo(dtype).tiny:
                 mean_error = 0.0
@@ -97,7 +98,7 @@ def cases(settings: Settings):
         start = np.sqrt(0.01) * np.diag([0.0] + [1.0] * (n_vars - 1))
         of_one = [
             (
-                # Parameters, so that one compilation serves them all.
+                # Learned, so that all share one compiled program.
                 eqmdm.LinearDiffusion(
                     Q,
                     dissipation_root=B,
@@ -124,8 +125,8 @@ def main(settings: Settings) -> None:
             errors = [worst_errors(*case, taus, dtype) for case in of_one]
             worst = np.max(errors, axis=0)
             figures = dict(zip(_COLUMNS, worst.tolist(), strict=True))
-            # Beyond the bar only where a row dwarfs its diagonal entry, where one
-            # rounding of the matrices already costs as much.
+            # The limit is exceeded only if a row is much larger than its diagonal
+            # entry, where rounding the matrices once already has this effect.
             within = bool(np.all(worst <= _BARS[dtype]))
             row = {"diffusion": name, "dtype": dtype, "within_bars": within}
             results.append(row | figures)

@@ -2,14 +2,14 @@
 
     python benchmarks/likelihood.py
 
-The probability-flow ODE of a mixture of four normals in one dimension, with the exact
-denoiser and log-SNR from 13.3 down to -13.3, solved in float64 for the scaled statistic
+Solves the probability-flow ODE of a mixture of four normals in one dimension, with the
+exact denoiser and log-SNR from 13.3 down to -13.3, in float64, for the scaled statistic
 $z / r$ on a clock: log-SNR, the time of a VPSDE, or the angle $\\arctan(\\sigma / c)$.
-The scale r is 1, or that of a constant variance, $\\sqrt{c^2 + \\sigma^2}$, for unit
-data, $c = 1$, or for data of the mixture's own standard deviation. For each: the mean
-number of evaluations and the root mean square of the error in log p(x), in nats, at a
+The scale r is 1, or $\\sqrt{c^2 + \\sigma^2}$, which makes the variance constant, with
+$c = 1$ for unit data or $c$ the standard deviation of the mixture. Prints for each the
+mean number of evaluations and the root mean square error of log p(x), in nats, at a
 tolerance of 1e-5; and the fewest evaluations, over tolerances a quarter of a decade
-apart, at an error of at most 1e-4.
+apart, for an error of at most 1e-4.
 """
 
 import dataclasses
@@ -43,11 +43,11 @@ DATA_STD = math.sqrt(np.var(references.MODES) + references.MODE_STD**2)
 
 
 def to_unit_variance(c: float) -> Callable[[jax.Array], jax.Array]:
-    """The logarithm of the scale r by log-SNR."""
+    """The logarithm of the scale r as a function of log-SNR."""
     return lambda log_snr: 0.5 * jnp.log(c**2 + jnp.exp(-log_snr))
 
 
-# The logarithm of each scale, and the c of the angle that goes with it.
+# The logarithm of each scale, and the c of the matching angle clock.
 SCALES = {
     "1": (jnp.zeros_like, 1.0),
     "of unit data": (to_unit_variance(1.0), 1.0),
@@ -66,35 +66,35 @@ class Settings(common.Settings):
     """Compares ways to solve the ODE of the exact likelihood."""
 
     n_examples: int = 200
-    """Examples, drawn from the mixture."""
+    """The number of examples, which are drawn from the mixture."""
     seed: int = 0
-    """Of the examples."""
+    """The seed of the examples."""
     quick: bool = False
-    """Only Tsit5, and 50 examples."""
+    """Run only Tsit5, with 50 examples."""
 
 
 def log_density(x: jax.Array) -> jax.Array:
-    """Of the mixture with the noise that is left at the cut."""
+    """The log-density of the mixture with the noise that remains at t0."""
     std = math.sqrt(references.MODE_STD**2 + math.exp(-TOP_LOG_SNR))
     parts = norm.logpdf(x[:, None], jnp.asarray(references.MODES), std)
     return jax.nn.logsumexp(parts, axis=1) - math.log(len(references.MODES))
 
 
 def clocks(c: float) -> dict[str, tuple[Callable[[jax.Array], jax.Array], Any, Any]]:
-    """Log-SNR by what each clock reads, and its readings at the ends."""
+    """Log-SNR as a function of each clock, and the readings at t0 and t1."""
     diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-TOP_LOG_SNR, TOP_LOG_SNR))
     angle = eqmdm.AngleClock()
-    cut = angle.reading(jnp.asarray(TOP_LOG_SNR), c)
-    horizon = angle.reading(jnp.asarray(-TOP_LOG_SNR), c)
+    first = angle.reading(jnp.asarray(TOP_LOG_SNR), c)
+    last = angle.reading(jnp.asarray(-TOP_LOG_SNR), c)
     return {
         "log-SNR": (lambda s: -s, -TOP_LOG_SNR, TOP_LOG_SNR),
         "time of VPSDE": (diffusion.log_snr, diffusion.t0, diffusion.t1),
-        "angle": (lambda s: angle.log_snr(s, c), cut, horizon),
+        "angle": (lambda s: angle.log_snr(s, c), first, last),
     }
 
 
 def make_solve(solver, log_snr, start, end, log_scale):
-    """The log-density at each example, and the evaluations that it took."""
+    """A function that gives the log-density of each example and its evaluations."""
     log_scales = log_scale(jnp.asarray([TOP_LOG_SNR, -TOP_LOG_SNR]))
 
     def velocity(s, u):
@@ -108,7 +108,7 @@ def make_solve(solver, log_snr, start, end, log_scale):
     def field(s, state, args):
         del args
         u, _ = state
-        # One evaluation with its derivative, which is the divergence.
+        # In one dimension the derivative of one evaluation is the divergence.
         return jax.jvp(lambda u: velocity(s, u), (u,), (jnp.ones_like(u),))
 
     def one(x, tolerance):

@@ -1,17 +1,20 @@
-"""What memory does a training step take, with and without rematerialisation?
+"""How much memory does a training step take, with and without rematerialisation?
 
     python benchmarks/memory.py
 
-The step of `eqmdm.train_step` for the CIFAR-10 U-Net, compiled for the device at hand
-and not run: what XLA plans to hold at once (arguments, temporaries and results, less
-what results take over from arguments), and how many operations it counts. On a CPU it
-is a plan for a CPU, where convolutions need other scratch space than on a GPU.
+Compiles `eqmdm.train_step` for the CIFAR-10 U-Net on the present device, without
+running it, and prints the peak memory that XLA plans (arguments, temporaries and
+results, less results that reuse arguments) and the number of operations that it counts.
+On a CPU this is a plan for a CPU, where convolutions need other scratch space than on a
+GPU.
 
-And what depends on no device, from JAX's trace of the loss: how much the forward pass
-keeps for the gradient beside parameters and batch. XLA may keep less, where it computes
-again what is cheap, and a step holds its gradients and scratch space besides.
+From JAX's trace of the loss, it also prints a quantity that does not depend on the
+device: how much the forward pass keeps for the gradient, besides parameters and batch.
+XLA may keep less by recomputing what is cheap, and a step also holds its gradients and
+scratch space.
 
-With `--run` on a device that counts its memory, a GPU, also the most that it held.
+With `--run`, on a device that counts its memory, such as a GPU, it also prints the peak
+memory that was in use.
 """
 
 import concurrent.futures
@@ -41,25 +44,25 @@ class Settings(common.Settings):
     """Plans the memory of a training step, and measures it on a GPU."""
 
     batch_sizes: tuple[int, ...] = (128,)
-    """Examples a step."""
+    """Batch sizes, in examples per step."""
     compute_dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
-    """What the U-Net computes in."""
+    """The dtypes that the U-Net computes in."""
     dataset_shape: tuple[int, int, int] = (32, 32, 3)
     """Height, width and channels of the images."""
     n_examples: int = 50_000
-    """Of the training split, which lies on the device."""
+    """Examples in the training split, which is held on the device."""
     width: int = 128
     """Channels of the U-Net's first level."""
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    """The width of each level, in multiples."""
+    """The width of each level, in multiples of the first."""
     n_blocks: int = 2
-    """Residual blocks in a level."""
+    """Residual blocks per level."""
     run: bool = False
-    """Also take steps, and ask the device for the most memory that was in use."""
+    """Also run steps, and ask the device for its peak memory use."""
     seed: int = 0
-    """Of parameters and draws."""
+    """The seed of parameters and draws."""
     quick: bool = False
-    """A tiny network on 8x8 images, eight at a time."""
+    """Use a tiny network on 8x8 images, in batches of eight."""
 
 
 def _is_shape(leaf: Any) -> bool:
@@ -86,7 +89,7 @@ def make_state(settings: Settings, compute_dtype: str, remat: bool, optimiser: A
 
 
 def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool):
-    """A row of the results, and what else was used."""
+    """A row of the results, and the versions and device."""
     optimiser = eqmdm.make_optimiser(warmup=5000)
     objective = eqmdm.Objective(
         time_sampler=eqmdm.LogSNRTimeSampler(),
@@ -120,7 +123,7 @@ def measure(settings: Settings, batch_size: int, compute_dtype: str, remat: bool
 
 
 def plan(step: Any, state: Any, data: Any) -> dict[str, float]:
-    """What XLA plans for one step, from the shapes alone."""
+    """The memory that XLA plans for one step, from the shapes alone."""
     arrays, rest = eqx.partition(state, _is_shape)
 
     def on_arrays(arrays, data):
@@ -140,8 +143,8 @@ def plan(step: Any, state: Any, data: Any) -> dict[str, float]:
 
 
 def kept(model: Any, objective: Any, batch_size: int, data: Any) -> int:
-    """Bytes that the forward pass of the loss keeps for its gradient, as JAX traces it:
-    no parameter, no part of the batch, and no array twice."""
+    """The bytes that the forward pass of the loss keeps for its gradient, in JAX's
+    trace, without parameters, parts of the batch, or duplicates."""
     arrays, rest = eqx.partition(model, _is_shape)
     examples = jax.ShapeDtypeStruct((batch_size, *data.shape[1:]), data.dtype)
     keys = jax.eval_shape(lambda: jr.split(jr.key(0), batch_size))
@@ -169,7 +172,7 @@ def kept(model: Any, objective: Any, batch_size: int, data: Any) -> int:
 
 
 def held(step: Any, make: Any, data: Any) -> dict[str, Any]:
-    """The most that the device has held while it took steps."""
+    """The peak memory that the device used while it ran steps."""
     try:
         state, examples = make(), jnp.zeros(data.shape, data.dtype)
         for _ in range(_N_STEPS):
@@ -204,7 +207,7 @@ def main(settings: Settings) -> None:
         f"{'planned/MiB':>11} {'temporary/MiB':>13} {'held/MiB':>9} {'operations':>10}"
     )
     for choice in itertools.product(*choices):
-        # Each in a process of its own: a device counts from when its process began.
+        # Each runs in a new process, since a device's peak is over its whole process.
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
             row, facts = pool.submit(measure, settings, *choice).result()
         results.append(row)

@@ -2,14 +2,14 @@
 
     python benchmarks/sampling_overhead.py
 
-The reverse SDE of VPSDE on a fixed grid, with a U-Net as denoiser, interleaved in one
-run: a `lax.scan` of Euler-Maruyama written by hand; `eqmdm.sample` with Diffrax's
-Euler, whose steps, network and amount of noise are the same; with Diffrax's SEA; and
-with the library's own sampler, of the statistic and of the whole state, for as many
-evaluations of the network. And the steps by hand, compiled one at a time and called
-from a Python loop, because XLA's convolutions need not be as fast on a CPU inside a
-compiled loop as outside of one. Medians over the repeats; a ratio is the median of the
-ratios to the hand-written loop of its repeat.
+Solves the reverse SDE of VPSDE on a fixed grid, with a U-Net as denoiser, interleaved
+in one run: by a hand-written `lax.scan` of Euler-Maruyama; by `eqmdm.sample` with
+Diffrax's Euler, whose steps, network and amount of noise are the same; with Diffrax's
+SEA; and with the library's own sampler, of the statistic and of the whole state, for as
+many network evaluations. The hand-written steps are also compiled one at a time and
+called from a Python loop, because on a CPU XLA's convolutions may be slower inside a
+compiled loop than outside. Prints medians over the repeats; a ratio is the median of
+the ratios to the hand-written loop in the same repeat.
 """
 
 import dataclasses
@@ -34,21 +34,21 @@ class Settings(common.Settings):
     n_samples: int = 16
     """Samples drawn at once."""
     n_steps: int = 20
-    """Steps from noise to data; one evaluation each, and one at t0."""
+    """Steps from noise to data, with one evaluation each, and one more at t0."""
     shape: tuple[int, int, int] = (28, 28, 1)
     """Height, width and channels of the images."""
     width: int = 32
     """Channels of the U-Net's first level."""
     multipliers: tuple[int, ...] = (1, 2, 2)
-    """The width of each level, in multiples."""
+    """The width of each level, in multiples of the first."""
     n_blocks: int = 2
-    """Residual blocks in a level."""
+    """Residual blocks per level."""
     repeats: int = 15
-    """Timed calls of each, after one that compiles."""
+    """Timed calls of each sampler, after one that compiles."""
     seed: int = 0
-    """Of parameters and noises."""
+    """The seed of parameters and noise."""
     quick: bool = False
-    """A tiny network on 8x8 images, and two repeats."""
+    """Use a tiny network on 8x8 images, and two repeats."""
 
 
 def make_model(settings: Settings, diffusion: Any) -> eqmdm.DenoiserModel:
@@ -67,11 +67,11 @@ def make_model(settings: Settings, diffusion: Any) -> eqmdm.DenoiserModel:
 
 
 def make_by_hand(model: eqmdm.DenoiserModel, settings: Settings, *, whole=True):
-    """Euler-Maruyama for VPSDE, from its scalar coefficients; whole in one compiled
-    loop, or a compiled step at a time."""
+    """Euler-Maruyama for VPSDE from its scalar coefficients, compiled as a whole loop
+    or one step at a time."""
     n_samples, shape = settings.n_samples, (1, *settings.shape)
     diffusion = model.diffusion
-    # The quadratic grid, and what a step takes from it.
+    # The quadratic grid, and the coefficients of its steps.
     r = jnp.linspace(1, 0, settings.n_steps + 1)
     times = diffusion.t0 + (diffusion.t1 - diffusion.t0) * r**2
     rates = jax.vmap(diffusion.schedule.rate)(times[:-1])
@@ -111,7 +111,7 @@ def make_by_hand(model: eqmdm.DenoiserModel, settings: Settings, *, whole=True):
 
 def make_calls(settings: Settings) -> dict[str, Callable[[jax.Array], jax.Array]]:
     model = make_model(settings, eqmdm.VPSDE())
-    # The same score, without a denoiser, so that the whole state moves.
+    # The same score without a denoiser, so that the sampler solves for the whole state.
     of_state = eqmdm.FunctionModel(model.score, model.diffusion)
 
     def public(model, sampler):

@@ -1,12 +1,12 @@
-"""What would a training step cost on many devices, and where does each sharding pay?
+"""What would a step cost on many devices, and when does each sharding pay off?
 
     python benchmarks/scaling.py --write
 
-On paper: the networks' parameters and operations are counted, and the traffic of the
-two shardings follows from them; rates are quoted from vendors or assumed, and nothing
-is timed. What the compiled step of `eqmdm.train_step` does move is counted on eight
-virtual devices of a CPU, or on those of the platform that `JAX_PLATFORMS` names. With
-`--write` the tables go to SCALING.md, between its marks.
+An estimate without timing: counts the parameters and operations of the networks, from
+which the traffic of the two shardings follows, and takes rates that are quoted from
+vendors or assumed. Also counts the actual traffic of the compiled `eqmdm.train_step` on
+eight virtual CPU devices, or on the devices of the platform in `JAX_PLATFORMS`.
+`--write` writes the tables to SCALING.md, between its marks.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ _MARK = "<!-- {} -->"
 # Quoted from NVIDIA for an H200: dense bfloat16, and NVLink in one direction.
 _MATRIX_RATE = 989e12
 _NVLINK = 450e9
-# Assumed: 400 Gbit/s of network for each device, and of the matrix rate.
+# Assumed: 400 Gbit/s of network per device, and the share of the matrix rate.
 _NETWORK = 50e9
 _UTILISATION = 0.4
 
@@ -56,31 +56,31 @@ _NETWORKS = {"Ho et al.'s": 128, "of 0.5 billion": 480}
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Settings):
-    """Counts what scaling depends on."""
+    """Counts the quantities that scaling depends on."""
 
     write: bool = False
-    """Count anew, and write SCALING.md and its counts."""
+    """Count again, and write SCALING.md and its counts."""
     output: Path | None = None
-    """Count anew, and write the counts into this JSON file."""
+    """Count again, and write the counts to this JSON file."""
     quick: bool = False
-    """Only print the tables, from the counts that are there."""
+    """Only print the tables, from the existing counts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Of one network: parameters, and operations of one image in training."""
+    """The parameters of a network, and its training operations per image."""
 
     n_parameters: int
     training_flops: float
 
     @property
     def gradient_bytes(self) -> int:
-        """In float32, which parameters are kept in whatever is computed in."""
+        """The bytes of the gradient in float32, the dtype of all parameters."""
         return 4 * self.n_parameters
 
 
 def count(width: int) -> Counts:
-    """Of the U-Net of a width; three times the operations of its forward pass."""
+    """The counts of the U-Net of a width; training takes three forward passes."""
     make = lambda: eqmdm.nn.UNet(
         _SHAPE, 1, width=width, multipliers=(1, 2, 2, 2), key=jr.key(0)
     )
@@ -96,11 +96,11 @@ def count(width: int) -> Counts:
 
 
 def traffic(n_bytes: float, n_devices: int, passes: int) -> tuple[float, float]:
-    """Bytes that each device sends in `passes` over what is `n_bytes` long.
+    """The bytes that each device sends in `passes` over `n_bytes` of data.
 
-    A pass is an all-gather or a reduce-scatter; an all-reduce is two. Within a node all
-    but one part of `_PER_NODE` goes over NVLink; between nodes each device moves its
-    own part, all but one part of the number of nodes, over the network.
+    A pass is an all-gather or a reduce-scatter; an all-reduce is two. Within a node the
+    fraction 1 - 1 / `_PER_NODE` goes over NVLink. Between nodes each device moves its
+    own part over the network, less a fraction of 1 / (number of nodes).
 
     **Returns:** bytes over NVLink and over the network.
     """
@@ -112,7 +112,7 @@ def traffic(n_bytes: float, n_devices: int, passes: int) -> tuple[float, float]:
 
 
 def rows(counts: Counts) -> Iterator[dict[str, Any]]:
-    """What a step takes, for each number of devices, batch and sharding."""
+    """The cost of a step for each number of devices, batch and sharding."""
     for n_devices in _DEVICES:
         for batch, per_device in _BATCHES.items():
             images = per_device(n_devices)
@@ -130,7 +130,7 @@ def rows(counts: Counts) -> Iterator[dict[str, Any]]:
                     "nvlink": nvlink,
                     "network": network,
                     "moved": moved,
-                    # Parameters, their gradient and average, and Adam's two moments.
+                    # Parameters, gradient, average and Adam's two moments.
                     "held": 5 * counts.gradient_bytes / share,
                 }
 
@@ -153,18 +153,18 @@ def table(counts: Counts) -> str:
     return "\n".join(lines)
 
 
-# --- What the compiled step moves ----------------------------------------------------
+# --- Traffic of the compiled step ----------------------------------------------------
 
 
 def collectives(program: str) -> dict[str, int]:
-    """Bytes of what each kind of collective in a compiled program gives, whole."""
+    """The total bytes of the results of each kind of collective in a program."""
     found: dict[str, int] = {}
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     pattern = rf"= (.+?) ({kinds})(-start)?\("
     for shapes, kind, start in re.findall(pattern, program):
         arrays = re.findall(r"[fsu](\d+)\[([\d,]*)\]", shapes)
         if start and kind == "all-gather":
-            # What it takes, before as many of what it gives.
+            # An asynchronous start lists its operands before as many results.
             arrays = arrays[len(arrays) // 2 :]
         size = sum(
             int(bits) // 8 * math.prod(int(n) for n in sides.split(",") if n)
@@ -177,14 +177,14 @@ def collectives(program: str) -> dict[str, int]:
 def compiled_step(
     state: Any, data: Any, objective: Any, optimiser: Any, *, batch_size: int
 ) -> Any:
-    """The program that XLA makes of one `eqmdm.train_step`."""
+    """The text of the compiled program of one `eqmdm.train_step`."""
     lowered = lower_step(state, data, objective, optimiser, batch_size)
     return lowered.compile().compiled
 
 
 def moved(*, shard_parameters: bool) -> dict[str, float]:
-    """The bytes of each collective in a small network's step on all devices, over those
-    of its parameters."""
+    """The bytes of each collective in the step of a small network on all devices, over
+    the bytes of its parameters."""
     optimiser = eqmdm.make_optimiser(1e-3)
     objective = eqmdm.Objective(
         time_sampler=eqmdm.LogSNRTimeSampler(), levels=eqmdm.GreyLevels(256)
@@ -206,7 +206,7 @@ def moved(*, shard_parameters: bool) -> dict[str, float]:
 
 
 def measure() -> dict[str, Any]:
-    """All that is counted, for the document and its test."""
+    """All counts, for the document and its test."""
     facts = common.facts()
     return {
         "networks": {
@@ -220,7 +220,7 @@ def measure() -> dict[str, Any]:
 
 
 def tables(counted: dict[str, Any]) -> dict[str, str]:
-    """The parts of the document by their marks."""
+    """The generated parts of the document, by their marks."""
     parts = {}
     for number, (name, values) in enumerate(counted["networks"].items(), start=1):
         counts = Counts(**values)
@@ -238,7 +238,7 @@ def tables(counted: dict[str, Any]) -> dict[str, str]:
 
 
 def filled(document: str, parts: dict[str, str]) -> str:
-    """The document with each part between its mark and the end of it."""
+    """The document with each part inserted between its marks."""
     for name, part in parts.items():
         start, end = _MARK.format(name), _MARK.format(f"end of {name}")
         before, rest = document.split(start)

@@ -1,13 +1,13 @@
-"""How good are the library's own samplers, at how many evaluations?
+"""How good are the library's own samplers at each number of evaluations?
 
     python benchmarks/solver_quality.py
 
-With the exact denoiser of a mixture of four normals in one dimension, so that only the
-solver errs: the Wasserstein-1 distance of 16,384 samples to as many draws of the data,
-mean over 8 seeds, in units of the mean distance between two such sets of draws. Log-SNR
-runs from its value at each diffusion's default t1 up to 13.3; evaluations include the
-posterior mean at t0. Random diffusions of three variables are those of the tests of
-kernels.
+Uses the exact denoiser of a mixture of four normals in one dimension, so that only the
+solver causes errors. Prints the Wasserstein-1 distance of 16,384 samples to as
+many draws of the data, as the mean over 8 seeds, in units of the mean distance between
+two such sets of draws. Log-SNR runs from its value at each diffusion's default t1 up to
+13.3; evaluations include the posterior mean at t0. The random diffusions of three
+variables are those of the kernel tests.
 """
 
 import dataclasses
@@ -50,35 +50,35 @@ GRIDS = {
     "quadratic": eqmdm.QuadraticGrid(),
     "uniform": eqmdm.UniformGrid(),
 }
-# The bars of the solver by evaluations, on the statistic and on the whole state.
+# The limits by evaluations, for solvers of the statistic and of the whole state.
 BARS = {"dpm-solver": {10: 14.0, 20: 4.0, 50: 1.5}}
 BARS["dpm-solver-whole-state"] = {n: 2 * bar for n, bar in BARS["dpm-solver"].items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Settings):
-    """Compares samples of the library's own solvers with the data."""
+    """Compares samples of the library's own samplers with the data."""
 
     evaluations: tuple[int, ...] = (10, 20, 50)
-    """Of the denoiser, for each sample; a solver takes no more than these."""
+    """Denoiser evaluations allowed per sample."""
     solvers: tuple[str, ...] = (
         "dpm-solver",
         "dpm-solver-whole-state",
         "euler-maruyama",
     )
-    """Any of this file's; euler-maruyama is Diffrax's, for comparison."""
+    """Solvers of this file; euler-maruyama is Diffrax's, for comparison."""
     grid: Literal["log-snr", "rho", "quadratic", "uniform"] = "log-snr"
-    """How the steps are spaced; Euler-Maruyama has the default grid of its sampler."""
+    """The spacing of the steps; Euler-Maruyama uses the default of its sampler."""
     n_random: int = 3
-    """Random diffusions of three variables, beside the named ones."""
+    """Random diffusions of three variables, besides the named ones."""
     n_samples: int = 16384
-    """Samples, and draws of the data, in each comparison."""
+    """Samples, and data points, per comparison."""
     n_seeds: int = 8
-    """Comparisons that are averaged."""
+    """The number of comparisons to average."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of everything."""
+    """The dtype of all computations."""
     quick: bool = False
-    """Only two diffusions, 10 evaluations and 2,048 samples of two seeds."""
+    """Run only two diffusions, with 10 evaluations and 2,048 samples of two seeds."""
 
 
 def draw_data(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -87,7 +87,7 @@ def draw_data(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndar
 
 
 def wasserstein(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The distance between each row of `x` and that of `y`."""
+    """The distance between each row of `x` and the same row of `y`."""
     return np.mean(np.abs(np.sort(x) - np.sort(y)), axis=-1)
 
 
@@ -136,7 +136,7 @@ def make_model(name: str, diffusion) -> eqmdm.AbstractModel:
     model = eqmdm.DenoiserModel(references.mixture_denoiser, diffusion)
     if name != "dpm-solver-whole-state":
         return model
-    # The same score, without a denoiser, so that the whole state moves.
+    # The same score without a denoiser, so that the solver takes the whole state.
     return eqmdm.FunctionModel(model.score, diffusion)
 
 

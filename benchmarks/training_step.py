@@ -2,28 +2,28 @@
 
     python benchmarks/training_step.py --batch-size 64
 
-For one, two and three variables and both scores, interleaved in one run on random
-images: the bare step (forward and backward pass of a mean-square loss on the network's
-output, and the same clipping, Adam and averaging) and the step of `eqmdm.train_step`.
-And its parts, each compiled alone, for a batch that is given:
+For one, two and three variables and both scores, times two steps on random images,
+interleaved in one run: the bare step (forward and backward pass of a mean-square loss
+on the network's output, with the same clipping, Adam and averaging) and
+`eqmdm.train_step`. Also times its parts, each compiled alone, on a fixed batch:
 
 - `data`: drawing the batch: its order, examples, keys and dequantisation,
-- `bound`: the loss, forward and backward, with a network of one parameter; in it are
-- `kernels`: the laws at as many times as there are examples, and their derivatives
-    where the diffusion learns (`--diffusions learned`), and
-- `score`: what is around the network, from states to the errors of the score, forward
-    and backward,
-- `optimiser`: clipping, Adam and averaging of the network's parameters, which the bare
-    step has too,
-- `rest`: the whole step with a network of one parameter, so data and bound in one.
+- `bound`: the loss, forward and backward, with a network of one parameter; it includes
+- `kernels`: the kernels at as many times as there are examples, and their derivatives
+    if the diffusion is learned (`--diffusions learned`), and
+- `score`: the computation around the network, from states to the errors of the score,
+    forward and backward,
+- `optimiser`: clipping, Adam and averaging of the network's parameters, which are also
+    part of the bare step,
+- `rest`: the whole step with a network of one parameter: data and bound in one.
 
-They do not add up exactly, nor to the difference of the two steps: XLA fuses what is
-compiled together, and a part by itself is a call, reads its inputs and writes what it
-finds.
+The parts add up neither exactly nor to the difference of the two steps: XLA fuses what
+is compiled together, and a separate part also dispatches a call, reads its inputs and
+writes its results.
 
-Medians over the repeats; the ratio is the median of the ratios of neighbours.
-Utilisation is the network's operations, three times those of its forward pass, in the
-time of a full step, over the rate of a large matrix product in the same precision.
+Prints medians over the repeats; the ratio is the median of the ratios of neighbours.
+Utilisation is the rate of the network's operations (three times those of its forward
+pass) in a full step, over the rate of a large matrix product in the same precision.
 """
 
 import dataclasses
@@ -56,29 +56,29 @@ class Settings(common.Settings):
     """Times training steps against bare network steps."""
 
     batch_size: int = 64
-    """Examples a step."""
+    """Examples per step."""
     dataset_shape: tuple[int, int, int] = (28, 28, 1)
     """Height, width and channels of the images."""
     width: int = 32
     """Channels of the U-Net's first level."""
     multipliers: tuple[int, ...] = (1, 2, 2)
-    """The width of each level, in multiples."""
+    """The width of each level, in multiples of the first."""
     n_blocks: int = 2
-    """Residual blocks in a level."""
+    """Residual blocks per level."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the U-Net computes in."""
+    """The dtype that the U-Net computes in."""
     diffusions: tuple[str, ...] = ("vpsde", "cld", "malda")
-    """Of `scripts/train.py`; one, two and three variables by default."""
+    """Diffusions of `scripts/train.py`, by default of one, two and three variables."""
     scores: tuple[str, ...] = ("denoiser", "free")
     """What the network predicts."""
     steps_per_call: int | None = None
-    """Steps that a call takes; by default as `scripts/train.py`."""
+    """Steps per call, by default as in `scripts/train.py`."""
     repeats: int = 15
-    """Timed calls of each, after one that compiles."""
+    """Timed calls of each step and part, after one that compiles."""
     seed: int = 0
-    """Of data, parameters and draws."""
+    """The seed of data, parameters and draws."""
     quick: bool = False
-    """A tiny network on 8x8 images, and two repeats."""
+    """Use a tiny network on 8x8 images, and two repeats."""
 
 
 # --- Whole steps ---------------------------------------------------------------------
@@ -89,7 +89,7 @@ def make_bare_step(
 ):
     """A function that takes `n_inner` optimiser steps of the network alone."""
     optimiser = eqmdm.make_optimiser(options.learning_rate)
-    # As a model, so that the optimiser treats it like the network of a training state.
+    # Wrapped in a model, so that the optimiser treats it as in a training state.
     model = eqmdm.NoiseModel(network, eqmdm.VPSDE())
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(0))
     key_t, key_y, key_noise = jr.split(jr.key(1), 3)
@@ -115,7 +115,7 @@ def make_bare_step(
 
 
 def stepping(one: Callable[[Any], tuple[Any, Any]], state: Any, n_inner: int):
-    """A function that takes `n_inner` steps from where it was, as `train_step` does."""
+    """A function that continues by `n_inner` steps per call, as `train_step` does."""
 
     @eqx.filter_jit(donate="all")
     def steps(state):
@@ -139,7 +139,7 @@ def stepping(one: Callable[[Any], tuple[Any, Any]], state: Any, n_inner: int):
 
 
 def move(optimiser, gradient, values, ema, opt_state):
-    """The parameters, their averages and the optimiser's state after a gradient."""
+    """The parameters, averages and optimiser state after one update."""
     updates, opt_state = optimiser.update(gradient, opt_state, values)
     values = optax.apply_updates(values, updates)
     ema = jax.tree.map(lambda old, new: old + (1 - _DECAY) * (new - old), ema, values)
@@ -147,7 +147,7 @@ def move(optimiser, gradient, values, ema, opt_state):
 
 
 def network_flops(network: Any, shape: tuple[int, ...]) -> float:
-    """Of the forward pass of one example, as XLA counts them."""
+    """The operations of the forward pass of one example, as counted by XLA."""
     t, y = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct(shape, "float32")
     arrays, static = eqx.partition(network, eqx.is_array)
     forward = lambda arrays, t, y: eqx.combine(arrays, static)(t, y)
@@ -155,7 +155,7 @@ def network_flops(network: Any, shape: tuple[int, ...]) -> float:
 
 
 def matmul_flops_per_second(dtype: str, side: int) -> float:
-    """What the device reaches in a product of square matrices."""
+    """The rate that the device reaches in a product of square matrices."""
     a = jnp.ones((side, side), dtype)
     product = jax.jit(jnp.matmul)
     common.timed(lambda: product(a, a))
@@ -185,11 +185,11 @@ def make_full_step(model, dataset, options: ResolvedTrainOptions, n_inner: int):
     return call
 
 
-# --- Parts, each by itself -----------------------------------------------------------
+# --- Separate parts ------------------------------------------------------------------
 
 
 class Scale(eqx.Module):
-    """A network that costs nothing."""
+    """A network with one parameter and almost no cost."""
 
     scale: jax.Array
 
@@ -199,9 +199,9 @@ class Scale(eqx.Module):
 
 
 def repeated(part: Callable[..., Any], n_inner: int, *arguments: Any):
-    """A function that does a part for `n_inner` steps, numbered from 0.
+    """A function that runs a part for `n_inner` steps, numbered from 0.
 
-    A part gets the number of its step, to do in each what the others have not done.
+    A part gets the number of its step, so that XLA cannot share work among steps.
     """
 
     @eqx.filter_jit
@@ -216,7 +216,7 @@ def repeated(part: Callable[..., Any], n_inner: int, *arguments: Any):
 def make_parts(
     model: Any, dataset: Any, options: ResolvedTrainOptions, n_inner: int
 ) -> dict[str, Callable[[], Any]]:
-    """All but the optimiser, of a model whose network costs nothing."""
+    """All parts but the optimiser, for a model whose network costs nothing."""
     diffusion = model.diffusion
     objective = build.build_objective(options, dataset)
     optimiser = eqmdm.make_optimiser(options.learning_rate)
@@ -286,7 +286,7 @@ def make_parts(
 
 
 def make_optimiser_step(network: Any, options: ResolvedTrainOptions, n_inner: int):
-    """A function that moves parameters and averages by `n_inner` equal gradients."""
+    """A function that updates parameters and averages `n_inner` times."""
     optimiser = eqmdm.make_optimiser(options.learning_rate)
     values = eqx.filter(network, eqx.is_inexact_array)
     gradient = jax.tree.map(jnp.ones_like, values)
@@ -335,7 +335,7 @@ def run(
     }
     flops = 3 * settings.batch_size * network_flops(bare, shape)
     compilation = {part: common.timed(call) for part, call in calls.items()}
-    # It was called before, for the batch that other parts are given.
+    # It has been called before, for the batch of the other parts.
     compilation.pop("data")
     times = common.interleaved(calls, settings.repeats)
     seconds = {part: np.divide(of, n_inner).tolist() for part, of in times.items()}

@@ -1,13 +1,13 @@
-"""What has changed between two checkouts: the first step's compilation, and the step?
+"""How do two checkouts differ in compilation of the first step, and in step time?
 
     git worktree add DIRECTORY REVISION
     python benchmarks/versions.py --before DIRECTORY --output FILE
 
-Runs `train.py` of both on the bundled digits, in turn: one step with nothing compiled
-before, one step in a second process with what the first has kept, and many. Processor
-time for the first two, which other programs disturb less than time on the clock, and
-time on the clock for a step, from the records of the run after its first window.
-Without `--before` it compares this checkout with itself, which shows the noise.
+Runs `train.py` of both on the bundled digits, in turn: one step with an empty cache,
+one step in a second process with the cache of the first, and many steps. Reports
+processor time for the first two, which other programs disturb less than wall time, and
+wall time for a step, from the records of the run after its first window. Without
+`--before` it compares this checkout with itself, which shows the noise.
 """
 
 import dataclasses
@@ -41,25 +41,25 @@ _MEASURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Settings):
-    """Compares training by two checkouts."""
+    """Compares training in two checkouts."""
 
     before: Path | None = None
     """The other checkout; by default this one."""
     repeats: int = 3
-    """Of each measurement, in turn; medians are shown."""
+    """Repeats of each measurement, in turn; medians are shown."""
     steps: int = 50
-    """In each of two windows that are timed, after one that is not."""
+    """Steps in each of two timed windows, after an untimed one."""
     quick: bool = False
-    """One case, once."""
+    """Run one case, once."""
 
 
 def train(
     checkout: Path, case: list[str], steps: int, cache: str
 ) -> tuple[float, list[float]]:
-    """Seconds of processor of a process that trains, and the steps a second that it
-    has had from one record of its metrics to the next."""
+    """The processor seconds of a training process, and its steps per second between
+    successive records of its metrics."""
     environment = os.environ | {
-        # The library of that checkout, wherever an installed one is.
+        # Use the library of that checkout instead of an installed one.
         "PYTHONPATH": str(checkout),
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -87,7 +87,7 @@ def measure(checkout: Path, case: list[str], steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as cache:
         cold, _ = train(checkout, case, 1, cache)
         warm, _ = train(checkout, case, 1, cache)
-        # The first window waits for the compiler.
+        # The first window includes compilation.
         _, (_, *rates) = train(checkout, case, 3 * steps, cache)
     return {"cold": cold, "warm": warm, "step": 1e3 / statistics.median(rates)}
 
@@ -126,7 +126,7 @@ def main(settings: Settings) -> None:
 
 
 def write(settings: Settings, checkouts: dict[str, Path], results: list) -> None:
-    """What has been measured so far, to the output."""
+    """Write the measurements so far to the output."""
     if settings.output is None:
         return
     revisions = {

@@ -1,4 +1,4 @@
-"""The calls, for functions that take a model."""
+"""The cases of `first_calls.py`, for functions that take a model."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The calls, for checkouts whose functions take a score and a diffusion."""
+"""The cases of `first_calls.py`, for functions that take a score and a diffusion."""
 
 import functools
 

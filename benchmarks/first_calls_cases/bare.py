@@ -1,4 +1,4 @@
-"""The bare network in each of the roles that the library gives it.
+"""Reference cases: the bare network in each of its roles in the library.
 
 Each function returns the call to be measured.
 """
@@ -45,7 +45,7 @@ def _states(n, n_vars):
 
 
 def network_call():
-    """On the two states of a bound: one of the path, and one at the start."""
+    """The network on the two states of a bound: one at a random time, one at t0."""
     network = make_unet(2)
     t, y = _states(2, 2)
     call = eqx.filter_jit(lambda network, t, y: jax.vmap(network)(t, y))
@@ -53,7 +53,7 @@ def network_call():
 
 
 def gradient_step():
-    """With the clipping, the Adam and the averaging of a training step."""
+    """A gradient step with the clipping, Adam and averaging of a training step."""
     network = make_unet(2)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-4))
     values, static = eqx.partition(network, eqx.is_array)
@@ -78,7 +78,7 @@ def gradient_step():
 
 
 def _sampling_loop(n_vars):
-    """As many Euler-Maruyama steps as a sampler takes, with its noise."""
+    """As many Euler-Maruyama steps as a sampler takes, with the same noise."""
     network = make_unet(n_vars)
     _, start = _states(N_SAMPLES, n_vars)
 
@@ -98,7 +98,7 @@ def _sampling_loop(n_vars):
 
 def _flow_loop(n_vars, n_evaluations):
     """As many evaluations of the network and of a directional derivative as a solve
-    with one of Hutchinson's probes."""
+    with one Hutchinson probe."""
     network = make_unet(n_vars)
     _, y = _states(1, n_vars)
 

@@ -1,8 +1,8 @@
-"""Runs one first call in this process, and prints what it cost as a line of JSON.
+"""A worker that runs one first call and prints its cost as a line of JSON.
 
     python worker.py CASE API [N_EVALUATIONS]
 
-Only the call of the case is measured; what it is called with is made before.
+Only the call of the case is measured; its arguments are made before.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""An environment of its own for each peer, made from the package registry."""
+"""The Python environments of the peers, made from the package registry."""
 
 import dataclasses
 import hashlib
@@ -13,10 +13,10 @@ ENVIRONMENTS = HERE / ".environments"
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """What a peer's environment is made of.
+    """The contents of a peer's environment.
 
     - `python`: the version of its interpreter.
-    - `installs`: the arguments of one call of `pip install` after the other.
+    - `installs`: the arguments of successive calls of `pip install`.
     """
 
     python: str
@@ -24,11 +24,11 @@ class Environment:
 
     @property
     def digest(self) -> str:
-        """What tells whether an environment is the one described."""
+        """A digest that identifies the contents of an environment."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
-# sbgm's own pins, but for torch and torchvision, whose CUDA builds only its data sets
+# sbgm's own pins, without torch and torchvision, whose CUDA builds only its data sets
 # import.
 _SBGM = (
     "beartype==0.19.0",
@@ -46,19 +46,19 @@ _SBGM = (
     "powerbox==0.8.1",
     "scikit-learn==1.5.1",
     "tqdm==4.66.4",
-    # Of what these need, the releases before they asked for a later JAX.
+    # Dependencies of these, in the last releases before they required a later JAX.
     "chex<0.1.88",
     "jaxtyping<0.3",
     "lineax<0.0.8",
     "optimistix<0.0.10",
 )
 ENVIRONMENTS_BY_NAME = {
-    # eqmdm once more, with the JAX that GenSBI takes: what of a difference is JAX's.
+    # eqmdm again, with GenSBI's version of JAX, to separate the effect of JAX.
     "eqmdm-3.12": Environment("3.12", (("--editable", str(HERE.parents[1])),)),
     "gensbi": Environment("3.12", (("GenSBI==0.5.1",),)),
     "sbgm": Environment("3.12", (_SBGM, ("--no-deps", "sbgm==0.0.38"))),
-    # Of JAX, whatever release eqmdm has: diffusionjax names none. Equinox is for the
-    # network that all share. torch is the CPU's, which diffusionjax loads data with.
+    # diffusionjax pins no JAX, so it gets the release of eqmdm. Equinox is for the
+    # network that all share. torch is the CPU build, for diffusionjax's data loading.
     "diffusionjax": Environment(
         "3.11",
         (
@@ -72,7 +72,7 @@ ENVIRONMENTS_BY_NAME = {
 
 
 def interpreter(version: str, given: dict[str, str]) -> str:
-    """A Python of a version: the one given, on the path, or among pyenv's.
+    """A Python interpreter of a version: given, on the path, or from pyenv.
 
     **Raises:**
 
@@ -84,7 +84,7 @@ def interpreter(version: str, given: dict[str, str]) -> str:
     candidates = [given.get(version), name, *map(str, found)]
     for candidate in filter(None, candidates):
         try:
-            # A shim of pyenv's may be on the path and yet start nothing.
+            # A pyenv shim may be on the path without a working interpreter.
             subprocess.run([candidate, "-c", ""], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             continue
@@ -96,7 +96,7 @@ def interpreter(version: str, given: dict[str, str]) -> str:
 
 
 def make(name: str, given: dict[str, str]) -> str:
-    """The interpreter of a peer's environment, made first if it is not there."""
+    """The interpreter of a peer's environment, which is made if it does not exist."""
     wanted = ENVIRONMENTS_BY_NAME[name]
     directory = ENVIRONMENTS / name
     python, made = directory / "bin" / "python", directory / "made"

@@ -1,7 +1,7 @@
-"""What the JAX workers have in common: eqmdm's networks, and scores in closed form.
+"""Shared code of the JAX workers: eqmdm's networks, and scores in closed form.
 
 The networks are loaded from their files without the rest of eqmdm, whose requirements
-a peer's environment need not meet. So all train the same network, by the same code.
+a peer's environment may not meet. So all train the same network, with the same code.
 """
 
 import importlib.util
@@ -45,7 +45,7 @@ def mlp() -> nn.MLP:
 
 
 def as_arrays(network: Any) -> tuple[Any, Any]:
-    """The network's parameters, and a function of them and of batches `(t, y)`."""
+    """The parameters of a network, and a function of them and of batches `(t, y)`."""
     arrays, static = eqx.partition(network, eqx.is_inexact_array)
     shape = network.shape
 
@@ -58,7 +58,7 @@ def as_arrays(network: Any) -> tuple[Any, Any]:
 
 
 def network_facts(network: Any, *examples: np.ndarray) -> dict[str, Any]:
-    """The size of a network, and what one evaluation of one example costs."""
+    """The size of a network, and the operations of one evaluation of one example."""
     leaves = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
     call = lambda *arguments: network(*arguments)
     return {
@@ -77,7 +77,7 @@ def own_network_facts() -> dict[str, dict[str, Any]]:
 
 
 def _flops(jaxpr: Any) -> int:
-    """Of its matrix products and convolutions: two for each multiplication."""
+    """The operations of products and convolutions: two per multiplication."""
     total = 0
     for equation in jaxpr.eqns:
         shapes = [np.array(v.aval.shape, int) for v in equation.invars]
@@ -104,7 +104,7 @@ def law_arrays(law: problems.Mixture) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def score(law: problems.Mixture, coefficient: Any, noise: Any, y: Any) -> jax.Array:
-    """That of `coefficient * x` with noise of a variance, at one example `y`."""
+    """The score of `coefficient * x` plus noise with a variance, at one example `y`."""
     means, basis, variances = law_arrays(law)
     total = coefficient**2 * variances + noise
     gaps = (y - coefficient * means) @ basis
@@ -113,7 +113,7 @@ def score(law: problems.Mixture, coefficient: Any, noise: Any, y: Any) -> jax.Ar
 
 
 def denoiser(law: problems.Mixture, noise: Any, z: Any) -> jax.Array:
-    """The mean of the data given `z`, which is they with noise of a variance."""
+    """The mean of the data given `z`, the data plus noise with a variance."""
     means, basis, variances = law_arrays(law)
     total = variances + noise
     gaps = (z - means) @ basis
@@ -122,7 +122,7 @@ def denoiser(law: problems.Mixture, noise: Any, z: Any) -> jax.Array:
 
 
 def vp_score(law: problems.Mixture, t: Any, y: Any) -> jax.Array:
-    """The score at a time of the process."""
+    """The score of the process at a time."""
     low, high = problems.RATES
     integral = low * t + 0.5 * (high - low) * t**2
     return score(law, jnp.exp(-0.5 * integral), -jnp.expm1(-integral), y)

@@ -1,6 +1,6 @@
-"""What all are given: the process, the data, and laws whose densities are known.
+"""The problems that all peers solve: process, data, and laws with known densities.
 
-NumPy alone, in float64.
+Uses NumPy alone, in float64.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 
 
 # dy = -beta y dt / 2 + sqrt(beta) dw with beta from 0.1 to 20 in time 0 to 1, as in
-# Song et al. (2021), cut at the time that GenSBI has in its code.
+# Song et al. (2021), from the start time t0 in GenSBI's code.
 RATES = (0.1, 20.0)
 T_RANGE = (1e-3, 1.0)
 
@@ -25,7 +25,7 @@ def mean_coefficient(t: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Normal laws of one covariance about several means, equally likely.
+    """An equal mixture of normal laws with one covariance and several means.
 
     The covariance is `basis @ diag(variances) @ basis.T`.
     """
@@ -47,7 +47,7 @@ class Mixture:
     def log_density(
         self, y: np.ndarray, coefficient: float = 1.0, noise: float = 0.0
     ) -> np.ndarray:
-        """Of `coefficient * x` with noise of a variance, at each row of `y`."""
+        """The log-density of `coefficient * x` plus noise, at each row of `y`."""
         variances = coefficient**2 * self.variances + noise
         gaps = (y[:, None] - coefficient * self.means) @ self.basis
         squares = np.sum(gaps**2 / variances, axis=-1)
@@ -62,14 +62,14 @@ def points() -> Mixture:
 
 
 def correlated(dim: int) -> Mixture:
-    """One normal law, whose variances along random directions go from 0.1 to 2."""
+    """One normal law with variances from 0.1 to 2 along random directions."""
     generator = np.random.default_rng(0)
     basis, _ = np.linalg.qr(generator.standard_normal((dim, dim)))
     return Mixture(np.zeros((1, dim)), basis, np.geomspace(0.1, 2.0, dim))
 
 
 def images(n: int, seed: int) -> np.ndarray:
-    """Random 8-bit grey levels: what a step costs does not depend on them."""
+    """Random 8-bit grey levels, on which the cost of a step does not depend."""
     generator = np.random.default_rng(seed)
     return generator.integers(0, 256, (n, *IMAGE_SHAPE), dtype=np.uint8)
 
@@ -82,15 +82,15 @@ def as_data(levels: np.ndarray) -> np.ndarray:
 def likelihood_errors(
     law: Mixture, x: np.ndarray, found: np.ndarray, *, of_statistic: bool
 ) -> dict[str, float]:
-    """Root mean squares, in nats, of the error in log-densities at each row of `x`.
+    """The root mean square errors of log-densities at the rows of `x`, in nats.
 
-    `cut_error` is that against the law at the cut, which is what an ODE that starts
-    there gives; `data_error` that against the data's own, with what the cut adds.
+    `cut_error` compares with the law at t0, which an ODE that starts there gives;
+    `data_error` compares with the law of the data, and includes the effect of t0.
 
     **Arguments:**
 
-    - `of_statistic`: whether the density is that of the state at the cut divided by the
-        factor of the data in it, rather than that of the state.
+    - `of_statistic`: whether the density is of the state at t0 divided by the factor of
+        the data in it, rather than of the state.
     """
     a = mean_coefficient(T_RANGE[0])
     noise = -math.expm1(2 * math.log(a))
@@ -104,8 +104,8 @@ def likelihood_errors(
 
 
 def sample_distance(law: Mixture, samples: np.ndarray) -> dict[str, float]:
-    """The sliced Wasserstein distance of samples to many exact ones, and what it is
-    for as many exact samples as there are: the least that can be told from none."""
+    """The sliced Wasserstein distance of samples to many exact ones, and its value for
+    equally many exact samples, below which distances mean nothing."""
     n = len(samples)
     exact = law.draw(64 * n, seed=1)
     angles = np.linspace(0, np.pi, 64, endpoint=False)
@@ -128,7 +128,7 @@ LIKELIHOODS = (
 
 
 def law_of(task: str, settings: dict) -> tuple[Mixture, int]:
-    """The law of a likelihood task, and how many examples are evaluated."""
+    """The law of a likelihood task, and the number of examples to evaluate."""
     if task == "likelihood mixture":
         return points(), settings["likelihood_points"]
     return correlated(64), settings["likelihood_correlated"]

@@ -1,19 +1,19 @@
-"""How the driver and a worker talk: a JSON object a line, on the worker's standard
-input and output. The standard library alone, for every environment has that.
+"""The protocol of driver and workers: JSON lines on standard input and output.
 
-The worker first says what it is and has; then it answers each request with one line.
+It uses the standard library alone, which every environment has. The worker first sends
+its facts and cases; then it answers each request with one line.
 
 | request | answer |
 | --- | --- |
-| `prepare` a case | the times of its first call, calls that make a repeat, facts |
-| `repeat` a case | the times of one call, averaged over those of a repeat |
-| `check` a case | what is wrong with its results, in numbers |
+| `prepare` a case | the times of its first call, the calls per repeat, facts |
+| `repeat` a case | the times of one call, averaged over a repeat |
+| `check` a case | the errors of its results |
 | `forget` a case | nothing |
 
-Times are `wall_seconds` and `cpu_seconds`, those of all threads of the process, which
-other programs on the machine hardly change. A case is named by its `task`, which
-workers have in common, and its `variant`. What fails is answered with `error`, a
-traceback, and the worker goes on.
+Times are `wall_seconds` and `cpu_seconds`; the latter cover all threads of the process,
+and other programs on the machine hardly change them. A case is named by its `task`,
+which workers share, and its `variant`. A failure is answered with `error`, a traceback,
+and the worker continues.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ from typing import Any
 
 @dataclasses.dataclass
 class Case:
-    """Something to be timed.
+    """A case to time.
 
-    - `call`: does it once, and returns when all is done.
-    - `facts`: what else is to be known of it, such as its number of parameters.
-    - `check`: measures what is wrong with its results; not timed.
+    - `call`: runs it once, and returns when all work is done.
+    - `facts`: other facts about it, such as its number of parameters.
+    - `check`: measures the errors of its results; not timed.
     """
 
     call: Callable[[], Any]
@@ -45,14 +45,15 @@ Build = Callable[[dict[str, Any]], Case]
 
 
 def serve(cases: Mapping[tuple[str, str], Build], facts: dict[str, Any]) -> None:
-    """Answers requests until the input ends.
+    """Answer requests until the input ends.
 
     **Arguments:**
 
-    - `cases`: by task and variant, what builds each from the driver's settings.
-    - `facts`: of the worker, such as versions.
+    - `cases`: for each task and variant, a function that builds the case from the
+        driver's settings.
+    - `facts`: facts about the worker, such as versions.
     """
-    # What libraries print must not get between the answers.
+    # Output that libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -68,7 +69,7 @@ def serve(cases: Mapping[tuple[str, str], Build], facts: dict[str, Any]) -> None
         try:
             answer(_respond(request, name, cases, ready))
         except Exception:
-            # Whatever a peer raises is a result, for its row of the table.
+            # Any exception of a peer is a result, for its row of the table.
             answer({"error": traceback.format_exc()})
 
 
@@ -80,7 +81,7 @@ def _respond(request, name, cases, ready) -> dict[str, Any]:
         aim = request["settings"]["repeat_seconds"]
         once = _times(case.call, 1)["cpu_seconds"]
         if once < aim:
-            # Some compile again when their own results come back.
+            # Some compile again when they receive their own results.
             once = _times(case.call, 1)["cpu_seconds"]
         n_calls = max(1, round(aim / once))
         ready[name] = case, n_calls
@@ -104,7 +105,7 @@ def _times(call: Callable[[], Any], n_calls: int) -> dict[str, float]:
 
 
 class Worker:
-    """A worker's process, as the driver sees it."""
+    """The driver's handle of a worker process."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str]):
         self._process = subprocess.Popen(
@@ -118,7 +119,7 @@ class Worker:
         self.cases = [tuple(name) for name in self.facts.pop("cases", [])]
 
     def ask(self, do: str, task: str, variant: str, **more: Any) -> dict[str, Any]:
-        """The worker's answer; with `error` in it if that is what came of it."""
+        """The worker's answer, with an `error` if the request failed."""
         request = {"do": do, "task": task, "variant": variant} | more
         assert self._process.stdin is not None
         try:
@@ -139,4 +140,4 @@ class Worker:
         return json.loads(line) if line else self._gone()
 
     def _gone(self) -> dict[str, Any]:
-        return {"error": f"the worker left with status {self._process.wait()}"}
+        return {"error": f"the worker exited with status {self._process.wait()}"}

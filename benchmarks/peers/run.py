@@ -1,14 +1,14 @@
-"""How does eqmdm compare with what a user would pick instead?
+"""How does eqmdm compare with the libraries that a user would pick instead?
 
     python benchmarks/peers/run.py --output FILE.json --table FILE.md
 
-Against GenSBI, sbgm, diffusionjax, and PyTorch with diffusers: a training step of a
-VP diffusion with the loss of each, its samplers at as many network evaluations, and its
-likelihood at an exact score. Each runs in an environment of its own, which is made from
-the package registry the first time (some need Python 3.12), as a process that does one
-repeat when told to: all see the same load in turn. Times are those of the processor on
-`cores` cores, which other programs hardly change; ratios are medians over the repeats
-of the ratio to eqmdm's first variant in the same repeat.
+Compares with GenSBI, sbgm, diffusionjax, and PyTorch with diffusers: a training step of
+a VP diffusion with the loss of each, its samplers at equal numbers of network
+evaluations, and its likelihood with an exact score. Each runs in its own environment,
+which is made from the package registry the first time (some need Python 3.12), as a
+process that runs one repeat on request, so that all see the same load in turn. Times
+are processor times on `cores` cores, which other programs hardly change; ratios are
+medians over the repeats of the ratio to eqmdm's first variant in the same repeat.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from protocol import Worker
 
 
 HERE = Path(__file__).parent
-# The worker of each; the environment has the name of the peer.
+# The worker of each peer; the environment has the name of the peer.
 WORKERS = {
     "eqmdm": "worker_eqmdm.py",
     "eqmdm-3.12": "worker_eqmdm.py",
@@ -45,22 +45,22 @@ TASKS = (
     "likelihood correlated",
     "likelihood correlated, one probe",
 )
-# However slow, a case is repeated at least so often.
+# The fewest repeats of a case, however slow it is.
 _FEWEST_REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Times eqmdm beside its peers."""
+    """Times eqmdm and its peers."""
 
     peers: tuple[str, ...] = tuple(WORKERS)
-    """Which to run; eqmdm, which needs no registry, is the one they are compared to."""
+    """The peers to run, including eqmdm, with which they are compared."""
     tasks: tuple[str, ...] = TASKS
-    """Which to run."""
+    """The tasks to run."""
     repeats: int = 15
-    """Of each case."""
+    """Repeats of each case."""
     cores: int = 1
-    """That all may use, the machine's first ones."""
+    """The number of cores that all use, the first of the machine."""
     images: int = 32
     """Images in a training step."""
     points: int = 512
@@ -70,15 +70,15 @@ class Settings:
     sampled_points: int = 4096
     """Points drawn at once."""
     evaluations: int = 25
-    """Of the network, for each sample."""
+    """Network evaluations per sample."""
     likelihood_points: int = 512
     """Points of the mixture whose likelihoods are evaluated at once."""
     likelihood_correlated: int = 64
     """Points in 64 dimensions whose likelihoods are evaluated at once."""
     repeat_seconds: float = 0.5
-    """A repeat is as many calls as take about so long."""
+    """The approximate duration of a repeat, in which calls are made."""
     case_seconds: float = 100.0
-    """A case that has taken so long is not repeated any more."""
+    """The duration after which a case is not repeated any more."""
     interpreters: dict[str, str] = dataclasses.field(default_factory=dict)
     """Interpreters by version, such as 3.12 /usr/bin/python3.12; found by default."""
     output: Path | None = None
@@ -86,7 +86,7 @@ class Settings:
     table: Path | None = None
     """A Markdown file for the tables."""
     quick: bool = False
-    """eqmdm alone, on points, few and twice."""
+    """Run eqmdm alone, on few points, with two repeats."""
 
 
 QUICK: dict[str, Any] = {
@@ -109,9 +109,9 @@ def start(settings: Settings) -> dict[str, Worker]:
         for name in settings.peers
     }
     cores = sorted(os.sched_getaffinity(0))[: settings.cores]
-    # Workers inherit it, and XLA and OpenMP make as many threads.
+    # Workers inherit the affinity, and XLA and OpenMP make as many threads.
     os.sched_setaffinity(0, cores)
-    # Threads that wait by spinning would stall where other programs have the cores.
+    # Threads that spin while waiting would stall if other programs use the cores.
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     environment |= {"OMP_NUM_THREADS": str(len(cores)), "EQX_ON_ERROR": "raise"}
     workers = {}
@@ -126,7 +126,7 @@ def start(settings: Settings) -> dict[str, Worker]:
 def run_task(
     task: str, workers: dict[str, Worker], settings: Settings
 ) -> list[dict[str, Any]]:
-    """A row for each variant that a worker has of the task."""
+    """A row for each variant of the task that a worker has."""
     asked = dataclasses.asdict(settings)
     asked = {
         name: asked[name] for name in asked if isinstance(asked[name], int | float)
@@ -141,7 +141,7 @@ def run_task(
             rows.append(row | answer | {"times": []})
             print(f"{task:34}{peer:14}{variant:40}{_first(answer)}", flush=True)
     for repeat in range(settings.repeats):
-        # Each in turn is the first.
+        # Each is first in turn.
         for row in rows[repeat % len(rows) :] + rows[: repeat % len(rows)]:
             spent = sum(times["cpu_seconds"] for times in row["times"])
             spent *= row.get("n_calls", 1)
@@ -173,7 +173,7 @@ def main(settings: Settings) -> None:
         settings = dataclasses.replace(settings, **QUICK)
     if "eqmdm" not in settings.peers:
         raise ValueError(
-            "`peers` must have eqmdm among them, which the others are compared to; got "
+            "`peers` must include eqmdm, with which the others are compared; got "
             f"{settings.peers}."
         )
     workers = start(settings)

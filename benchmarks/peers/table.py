@@ -1,4 +1,4 @@
-"""The results as Markdown."""
+"""The tables of results in Markdown."""
 
 from typing import Any
 
@@ -29,10 +29,10 @@ _HEADINGS = {
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Puts into each row its times over those of eqmdm's first variant of the task.
+    """Add to each row its times relative to eqmdm's first variant of the task.
 
-    `ratio` and `wall_ratio` are the three quartiles, over the repeats that both have,
-    of the ratios within a repeat; `first_call_ratio` is that of the first calls.
+    `ratio` and `wall_ratio` are the three quartiles, over the common repeats, of the
+    ratios within a repeat; `first_call_ratio` is the ratio of the first calls.
     """
     for row in rows:
         base = next(
@@ -55,7 +55,7 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """All tables, with the versions that they are of."""
+    """All tables, with the versions of the peers."""
     settings = record["settings"]
     lines = [
         "# eqmdm beside its peers",

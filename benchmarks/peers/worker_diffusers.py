@@ -1,6 +1,6 @@
-"""PyTorch with diffusers: its U-Net and schedulers, trained as its example trains.
+"""The worker of diffusers: its U-Net and schedulers, trained as in its example.
 
-It has no likelihood. For points the network is eqmdm's, in PyTorch's layers.
+It has no likelihood. For points the network is that of eqmdm, in PyTorch layers.
 """
 
 import math
@@ -30,7 +30,7 @@ class ResidualLayer(torch.nn.Module):
 
 
 class MLP(torch.nn.Module):
-    """The layers of `eqmdm.nn.MLP`; the time is a number of the scheduler's steps."""
+    """The layers of `eqmdm.nn.MLP`; time is the index of a scheduler step."""
 
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 3):
         super().__init__()
@@ -64,7 +64,7 @@ def unet() -> UNet2DModel:
         down_block_types=("DownBlock2D",) * 3,
         up_block_types=("UpBlock2D",) * 3,
         norm_num_groups=32,
-        # One head, of all 64 channels.
+        # One attention head with all 64 channels.
         attention_head_dim=64,
     )
 
@@ -151,7 +151,7 @@ def sample_images(scheduler: str, *, compiled: bool, channels_last: bool = False
 
 
 def exact_noise(law: problems.Mixture, alphas: torch.Tensor):
-    """What a network would predict if it knew the law."""
+    """The exact prediction of a network that knows the law."""
     means = torch.from_numpy(law.means).float()
     variances = torch.from_numpy(law.variances).float()
 

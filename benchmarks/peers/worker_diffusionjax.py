@@ -1,7 +1,7 @@
-"""diffusionjax by its loss, training step and samplers, on a VP SDE.
+"""The worker of diffusionjax: its loss, training step and samplers, on a VP SDE.
 
-It has no likelihood. Its examples bring networks of their own, any with `init` and
-`apply`; the U-Net in it, of EDM2, is for a loss of its own.
+It has no likelihood. Its examples define their own networks, any with `init` and
+`apply`; its U-Net, that of EDM2, is for another loss.
 """
 
 import jax
@@ -26,7 +26,7 @@ from protocol import Case, serve
 
 
 class Network:
-    """eqmdm's network as a model of diffusionjax, by its `apply`."""
+    """eqmdm's network as a diffusionjax model, through `apply`."""
 
     def __init__(self, network):
         self.params, self._apply = shared.as_arrays(network)
@@ -56,7 +56,7 @@ def train(images: bool):
             x = problems.points().draw(settings["points"], 0).astype(np.float32)
         batch, model, process = jnp.asarray(x), network_of(images), sde()
         solver = EulerMaruyama(process, times(1000))
-        # As its example has them.
+        # The settings of its example.
         loss = get_loss(
             process, solver, model, score_scaling=True, likelihood_weighting=False
         )

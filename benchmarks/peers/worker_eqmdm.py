@@ -1,4 +1,4 @@
-"""eqmdm itself, by its public interface."""
+"""The worker of eqmdm, through its public interface."""
 
 import diffrax as dfx
 import jax
@@ -20,7 +20,7 @@ def diffusion() -> eqmdm.VPSDE:
 
 
 def model(network, score: str):
-    """The pair that is trained: a denoiser, or a network that predicts the noise."""
+    """The model to train: a denoiser, or a network that predicts the noise."""
     process = diffusion()
     if score == "free":
         return network, process

@@ -1,6 +1,6 @@
-"""GenSBI by its pipeline for unconditional data, with score matching on a VP SDE.
+"""The worker of GenSBI: its unconditional pipeline, with score matching on a VP SDE.
 
-Its pipelines take any model; it has no U-Net and no network for points of its own.
+Its pipelines take any model; it has no U-Net and no network for points.
 """
 
 import os
@@ -22,7 +22,7 @@ from protocol import Case, serve
 
 
 class Network(nnx.Module):
-    """eqmdm's network with its parameters in GenSBI's keeping."""
+    """eqmdm's network with parameters that GenSBI manages."""
 
     def __init__(self, network):
         arrays, apply = shared.as_arrays(network)
@@ -53,7 +53,7 @@ def pipeline(model, batches, dim):
     made = UnconditionalPipeline(
         model, batches, batches, dim, ScoreMatchingMethod("VP"), training_config=config
     )
-    # `train` does this at its end, and sampling needs it.
+    # `train` does this at the end, and sampling needs it.
     made._wrap_model()
     return made
 
@@ -73,7 +73,7 @@ def train(images: bool):
         rngs = nnx.Rngs(1)
 
         def call():
-            # The step of `train`.
+            # The training step inside `train`.
             loss = step(made.model, optimiser, x, rngs.train_step())
             ema_step(made.ema_model, made.model, ema_optimiser)
             jax.block_until_ready((loss, nnx.state(made.ema_model)))
@@ -131,9 +131,9 @@ def likelihood(task: str, tolerance: float = 1e-5):
 
 
 def _count_evaluations(law, x, key, options) -> int:
-    """How often the ODE's drift is evaluated, with its divergence.
+    """The number of evaluations of the ODE's drift with its divergence.
 
-    Each time the model is called twice, for its value and for its derivatives.
+    Each calls the model twice, for its value and for its derivatives.
     """
     calls = []
 

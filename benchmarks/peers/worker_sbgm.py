@@ -1,10 +1,10 @@
-"""sbgm by its training step, samplers and log-likelihood, on a VP SDE."""
+"""The worker of sbgm: its training step, samplers and log-likelihood, on a VP SDE."""
 
 import sys
 import types
 
 
-# Its data sets import torch and torchvision, which nothing here uses.
+# Replace torch and torchvision, which its data sets import and nothing here uses.
 sys.modules["sbgm.data"] = types.ModuleType("sbgm.data")
 
 import equinox as eqx  # noqa: E402
@@ -21,7 +21,7 @@ from sbgm.sde import VPSDE  # noqa: E402
 
 
 class Network(eqx.Module):
-    """eqmdm's network with the arguments that sbgm's own have."""
+    """eqmdm's network with the arguments of sbgm's networks."""
 
     network: eqx.Module
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -40,7 +40,7 @@ class Exact(eqx.Module):
 
 
 def own_unet():
-    """Its U-Net with the heads of its own configurations: of about the same size."""
+    """sbgm's U-Net of about the same size, with the heads of its configurations."""
     return sbgm.UNet(
         dim=32,
         channels=1,
@@ -91,8 +91,8 @@ def train(kind: str):
         batch, key = (jnp.asarray(x), None, None), jr.key(1)
 
         def call():
-            # The step of `train`, without the averaging of parameters and the
-            # validation that follow each.
+            # The training step inside `train`, without the parameter averaging and
+            # validation that follow each step.
             nonlocal model, key, state
             loss, model, key, state = sbgm.train.make_step(
                 model, process, batch, key, state, optimiser
@@ -111,7 +111,7 @@ def sample(kind: str, by: str):
         n_evaluations = settings["evaluations"]
         shape = (1, 28, 28) if images else (2,)
         if by == "ode":
-            # Six evaluations a step.
+            # Six evaluations per step.
             n_steps = max(1, n_evaluations // 6)
             n_evaluations = 6 * n_steps + 1
 
