@@ -30,7 +30,7 @@ _SCORES = {
     "denoiser": eqmdm.Objective(time_sampler=eqmdm.LogSNRTimeSampler()),
     "free": eqmdm.Objective(time_sampler=eqmdm.ImportanceTimeSampler()),
 }
-_ENDS = {
+_INTERVALS = {
     "log-SNR": {"interval": eqmdm.LogSNRInterval(-9.0, 13.3)},
     "time": {"interval": eqmdm.TimeInterval(1e-3, 1.0)},
 }
@@ -58,7 +58,7 @@ class Settings(common.Settings):
     """Run with few steps and gradients."""
 
 
-def new_diffusion(entries, ends):
+def new_diffusion(entries, interval):
     """The diffusion with these entries, differentiable in them if they are arrays."""
     q, d00, d01, d11 = entries
     array = np.array if isinstance(q, float) else jnp.array
@@ -66,7 +66,7 @@ def new_diffusion(entries, ends):
     return eqmdm.LinearDiffusion(
         array([[0.0, q], [-q, 0.0]]),
         dissipation_root=linalg.cholesky(array([[d00, d01], [d01, d11]])),
-        **ends,
+        **interval,
     )
 
 
@@ -96,11 +96,11 @@ def train(model, data, objective, settings):
     return state.ema_model
 
 
-def gradients(model, ends, data, objective, settings):
+def gradients(model, interval, data, objective, settings):
     """The mean gradient and its standard error, for the prior term and the others."""
 
     def terms(entries, key):
-        diffusion = new_diffusion(entries, ends)
+        diffusion = new_diffusion(entries, interval)
         key_u, key_examples, key_draws = jr.split(key, 3)
         place = jr.randint(key_examples, (settings.batch_size,), 0, len(data))
         keys = jr.split(key_draws, settings.batch_size)
@@ -129,17 +129,17 @@ def main(settings: Settings) -> None:
     print(f"{'score':9} {'ends':8} {'term':7} {columns}")
     results = []
     for score, objective in _SCORES.items():
-        for ends_name, ends in _ENDS.items():
-            diffusion = new_diffusion(settings.entries, ends)
+        for interval_name, interval in _INTERVALS.items():
+            diffusion = new_diffusion(settings.entries, interval)
             key = jr.key(settings.seed)
             model = new_model(score, diffusion, data, key=key)
             model = train(model, data, objective, settings)
-            case = model, ends, data, objective, settings
+            case = model, interval, data, objective, settings
             for term, mean, error in gradients(*case):
                 results.append(
                     {
                         "score": score,
-                        "ends": ends_name,
+                        "ends": interval_name,
                         "term": term,
                         "gradient": dict(zip(_ENTRIES, mean.tolist(), strict=True)),
                         "error": dict(zip(_ENTRIES, error.tolist(), strict=True)),
@@ -148,7 +148,7 @@ def main(settings: Settings) -> None:
                 shown = " ".join(
                     f"{m:9.2g} ± {e:6.1g}" for m, e in zip(mean, error, strict=True)
                 )
-                print(f"{score:9} {ends_name:8} {term:7} {shown}", flush=True)
+                print(f"{score:9} {interval_name:8} {term:7} {shown}", flush=True)
     common.write(settings, common.facts(settings.seed), results=results)
 
 

@@ -28,7 +28,7 @@ import references
 import eqmdm
 
 
-_ENDS = {
+_SETTINGS = {
     "schedule": eqmdm.ConstantSchedule(1.0),
     "interval": eqmdm.TimeInterval(1e-6, 20.0),
 }
@@ -84,7 +84,7 @@ def worst_errors(diffusion, parts, taus, dtype) -> np.ndarray:
 
 def cases(settings: Settings):
     """The diffusions by name, each with a list of (diffusion, exact parts)."""
-    named = references.named_diffusions(**_ENDS)
+    named = references.named_diffusions(**_SETTINGS)
     if settings.quick:
         named = {name: named[name] for name in ("VPSDE", "CLD")}
     for name, diffusion in named.items():
@@ -103,7 +103,7 @@ def cases(settings: Settings):
                     Q,
                     dissipation_root=B,
                     learn=("skew", "dissipation"),
-                    **_ENDS,
+                    **_SETTINGS,
                 ),
                 (Q, B, np.eye(n_vars), start),
             )

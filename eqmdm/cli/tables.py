@@ -22,26 +22,26 @@ Cell: TypeAlias = Estimate | float | int | str | None
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """The head of a column."""
+    """A column: its names in each format."""
 
     name: str
-    """In CSV."""
+    """The name in CSV."""
     title: str
-    """In LaTeX and Markdown."""
+    """The heading in LaTeX and Markdown."""
     error_name: str | None = None
-    """In CSV, of the column of standard errors beside one of estimates."""
+    """For estimates, the name of the extra CSV column with their standard errors."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of results under their columns."""
+    """A table of results with a caption."""
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
     def as_csv(self) -> str:
-        """All digits, and nothing where nothing is known."""
+        """CSV with all digits; missing values are empty."""
         head: list[str] = []
         for column in self.columns:
             head.append(column.name)
@@ -60,15 +60,14 @@ class Table:
         return text.getvalue()
 
     def as_latex(self) -> str:
-        r"""A tabular to be read by `\input`, whose numbers show two digits of their
-        errors."""
+        r"""A tabular for `\input`, with two digits of each error."""
         kinds = [
             "l" if any(isinstance(row[i], str) for row in self.rows) else "r"
             for i in range(len(self.columns))
         ]
         lines = [
             f"% {' '.join(self.caption.split())}",
-            "% A plain tabular: it needs no package, booktabs neither.",
+            "% A plain tabular: it needs no package, not even booktabs.",
             rf"\begin{{tabular}}{{{''.join(kinds)}}}",
             r"\hline",
             _latex_row(escape_latex(column.title) for column in self.columns),
@@ -80,7 +79,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def as_markdown(self) -> str:
-        """Numbers with two digits of their errors, below the caption."""
+        """A Markdown table below its caption, with two digits of each error."""
         head = [escape_markdown(column.title) for column in self.columns]
         rows = [head, ["---"] * len(head)]
         rows += [[_markdown_cell(cell) for cell in row] for row in self.rows]
@@ -89,34 +88,34 @@ class Table:
         return "\n".join([caption, "", *lines]) + "\n"
 
     def as_text(self, name: str) -> str:
-        """The table in the format of that name."""
+        """The table in the format with this name."""
         write = {"csv": self.as_csv, "latex": self.as_latex}
         return (write | {"markdown": self.as_markdown})[name]()
 
 
 def mean_of(values: np.ndarray) -> Estimate:
-    """The mean of results and its standard error; both NaN where there are none."""
+    """The mean of the values and its standard error; both NaN if there are none."""
     if not len(values):
         return Estimate(math.nan, math.nan)
     return Estimate.from_mean(values.astype(np.float64))
 
 
 def write_tables(stem: Path, table: Table, formats: Iterable[str]) -> None:
-    """A file for each format, named by `stem` and the ending of the format."""
+    """Write a file for each format, named by `stem` and the extension of the format."""
     for name in formats:
         path = stem.with_name(stem.name + TABLE_FORMATS[name])
         write_text(path, table.as_text(name))
 
 
 def rounded(estimate: Estimate) -> tuple[str, str]:
-    """The number and its error, both to two significant digits of the error.
+    """A value and its error as text, both to two significant digits of the error.
 
-    Without an error that rounds anything, six digits and an error as text.
+    If the error is zero or not finite, the value has six digits.
     """
     value, error = estimate.value, estimate.standard_error
     if not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{value:.6g}", "" if math.isnan(error) else f"{error:.2g}"
-    # Of 0.0996 two digits are 0.10.
+    # Round first: 0.0996 to two digits is 0.10.
     exponent = math.floor(math.log10(float(f"{error:.1e}")))
     if exponent > 1:
         unit = 10 ** (exponent - 1)
@@ -131,12 +130,12 @@ _LATEX |= {"|": r"\textbar{}", "±": r"$\pm$"}
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it."""
+    """Text with the special characters of LaTeX escaped."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def escape_markdown(text: str) -> str:
-    """Text as Markdown shows it in a cell; `_` within words needs no escape."""
+    """Text escaped for a Markdown cell; `_` within words needs no escape."""
     return re.sub(r"([\\`*<|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
@@ -167,7 +166,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _digits(cell: Estimate | float | int | None) -> tuple[str, str]:
-    """A number and its error as they are shown; empty where they are not known."""
+    """A number and its error as text; empty if they are missing."""
     if isinstance(cell, Estimate):
         return ("", "") if math.isnan(cell.value) else rounded(cell)
     if cell is None or _is_missing(cell):

@@ -93,7 +93,7 @@ def make_text(report: dict[str, Any]) -> str:
     timed += ", compilation included" if report["compilation_included"] else ""
     lines += [
         "",
-        f"an example: {report['evaluations_per_example']:.1f} evaluations of the "
+        f"per example: {report['evaluations_per_example']:.1f} evaluations of the "
         f"network, {timed}",
         f"converged: {report['n_converged']} of {n}",
         *_failures(report),
@@ -173,16 +173,16 @@ def _method(settings: dict[str, Any]) -> str:
     draws += str(settings["seed"])
     if settings["route"] == "elbo":
         return draws
-    how = f"{settings['divergence']} divergence"
+    method = f"{settings['divergence']} divergence"
     if settings["divergence"] == "hutchinson":
-        how += f", {_counted(settings['probes'], 'probe')}"
-    how += f"; {settings['solver']} in {settings['clock']}, tolerance "
-    how += f"{settings['tolerance']:g}"
+        method += f", {_counted(settings['probes'], 'probe')}"
+    method += f"; {settings['solver']} in {settings['clock']}, tolerance "
+    method += f"{settings['tolerance']:g}"
     if settings["route"] == "augmented":
         weighted = "importance-weighted " if settings["importance_weighted"] else ""
         drawn = _counted(settings["aux_draws"], f"{weighted}draw")
-        how += f"; {drawn} of the auxiliaries"
-    return f"{how}\n{draws}"
+        method += f"; {drawn} of the auxiliary variables"
+    return f"{method}\n{draws}"
 
 
 def _failures(report: dict[str, Any]) -> list[str]:

@@ -52,7 +52,7 @@ class EvaluationResults:
             directory,
             settings,
             "evaluation",
-            otherwise="or start anew with --overwrite",
+            otherwise="or start again with --overwrite",
         )
         self.rows: dict[int, dict[str, Any]] = {}
         self._times: list[tuple[int, float, bool]] = []
