@@ -2,19 +2,20 @@ import os
 from importlib.metadata import version
 
 
-# Read by Equinox when it is imported, so this stands before every other import.
+# Equinox reads this when it is imported, so it precedes every other import.
 os.environ["EQX_ON_ERROR"] = "raise"
-# By JAX likewise. Most programs of the tests run once, and optimising them takes as
-# long as all else together. `helpers.OPTIMISED` is for those whose roundings matter.
+# JAX reads this when it is imported. Most compiled programs of the tests run once, and
+# optimising them would double the time of the tests. `helpers.OPTIMISED` is for those
+# whose rounding errors matter.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
         *[
-            # From JAX 0.11 on there is no other way to emit code.
+            # Since JAX 0.11 there is no other emitter.
             "--xla_cpu_use_fusion_emitters=false",
-            # Parts that are compiled side by side take a third more processor time,
-            # and every processor has a worker.
+            # Compiling parts in parallel takes a third more processor time, and every
+            # processor has a worker already.
             "--xla_cpu_parallel_codegen_split_count=1",
         ]
         * version("jax").startswith("0.10."),
@@ -38,7 +39,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The same examples on every run, and time for the first of them to compile.
+# The same examples on every run, without a deadline, since the first one compiles.
 settings.register_profile("eqmdm", deadline=None, derandomize=True)
 settings.load_profile("eqmdm")
 
@@ -82,7 +83,7 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
 
 
-# A program and what it was traced from take 1.5 MB.
+# A compiled program and its trace take 1.5 MB.
 _MOST_PROGRAMS = 500
 _n_programs = 0
 

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Helpers that several test files share."""
 
 import ast
 import contextlib
@@ -14,7 +14,7 @@ import pytest
 
 _ARRAY = jax.Array | np.ndarray | np.generic
 
-# For `jax.jit`: as users compile, which `conftest.py` turns off.
+# Options for `jax.jit`: the optimisation level of users, which `conftest.py` lowers.
 OPTIMISED = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
@@ -69,7 +69,7 @@ def tree_allclose(actual, expected, *, rtol, atol):
         x, y = _widened(x), _widened(y)
         with np.errstate(invalid="ignore"):
             error = np.where(x == y, 0.0, np.abs(x - y))
-            # Infinite where NaN, and where one value is infinite and the other is not.
+            # Infinite for a NaN, and if only one of the two values is infinite.
             excess = error - (atol + rtol * np.where(np.isfinite(y), np.abs(y), 0.0))
             excess = np.where(np.isnan(excess), np.inf, excess)
         if excess.size and excess.max() > worst_excess:
@@ -97,7 +97,7 @@ def _widened(leaf):
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jr.key_data(leaf)
     leaf = np.asarray(leaf)
-    # Booleans and integers too; those beyond 2**53 lose their last digits.
+    # Booleans and integers too; integers beyond 2**53 lose their last digits.
     is_complex = np.issubdtype(leaf.dtype, np.complexfloating)
     return leaf.astype(np.complex128 if is_complex else np.float64)
 
@@ -126,7 +126,7 @@ def estimate_within_standard_errors(estimate, expected, standard_error, *, n=5.0
         *(np.asarray(x, np.float64) for x in (estimate, expected, standard_error))
     )
     error = np.abs(estimate - expected)
-    # Negated, so that NaN fails.
+    # Negated comparison, so that NaN fails.
     outside = ~(error <= n * standard_error)
     if not outside.any():
         return True

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, once for each of two processes.
+"""A program that test_distributed.py runs in each of two processes.
 
 One of them is asked to stop in the first of two stages.
 """

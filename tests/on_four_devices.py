@@ -1,4 +1,4 @@
-"""Run by test_sharding.py in a process with four virtual devices; prints JSON."""
+"""A program that test_sharding.py runs on four virtual devices; it prints JSON."""
 
 import itertools
 import json

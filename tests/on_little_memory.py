@@ -1,4 +1,4 @@
-"""Run by test_data_files.py: trains on images that memory, as limited, cannot hold."""
+"""A program of test_data_files.py that trains on more images than fit in memory."""
 
 import itertools
 import resource
@@ -13,7 +13,7 @@ import jax.random as jr
 import eqmdm
 
 
-# Beyond what is held once all is compiled; the images take 180 MB, encoded or decoded.
+# The memory allowed after compilation; the images take 180 MB, encoded or decoded.
 N_SPARE_BYTES = 120 * 2**20
 BATCH_SIZE = 64
 optimiser = eqmdm.make_optimiser()
@@ -47,7 +47,7 @@ def train(state, images, n_steps):
 def main(data_dir):
     model = Scale(jnp.ones(())), eqmdm.VPSDE()
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(0))
-    # What is imported, compiled and kept for any images, however few.
+    # Memory that imports and compilation take, however few the images.
     few = eqmdm.data.load("imagenet32", data_dir=f"{data_dir}/few", in_memory=False)
     state, _ = train(state, few.train, 20)
     limit = held_bytes() + N_SPARE_BYTES
@@ -59,7 +59,7 @@ def main(data_dir):
     n_encoded = sum(file.stat().st_size for file in Path(data_dir).glob("train-*"))
     print(n_encoded > 1.4 * N_SPARE_BYTES)
     dataset = eqmdm.data.load("imagenet32", data_dir=data_dir, in_memory=False)
-    # Every image once, so that none of them can be kept, encoded or decoded.
+    # Every image once, so that images cannot all be kept, encoded or decoded.
     n_steps = len(dataset.train) // BATCH_SIZE
     print(n_steps * BATCH_SIZE * 3072 > 1.4 * N_SPARE_BYTES)
     state, metrics = train(state, dataset.train, n_steps)

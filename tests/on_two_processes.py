@@ -37,7 +37,7 @@ class Source:
 
 
 def new_state():
-    # Its middle layers are large enough to be held in shares.
+    # The middle layers are large enough to be sharded.
     network = nn.MLP((2,), 1, width=64, depth=2, key=jr.key(1))
     model = eqmdm.NoiseModel(network, eqmdm.VPSDE())
     model = jax.tree.map(

@@ -85,7 +85,7 @@ def random_recipes(n_vars, *, n=20, seed=0):
     return np.stack([Q for Q, _ in pairs]), np.stack([B for _, B in pairs])
 
 
-# Of centred normal data.
+# The variance of centred normal data.
 VARIANCE = 1.5
 
 

@@ -1,4 +1,4 @@
-"""Runs for the tests of the programs that take one up."""
+"""Trained runs for the tests of programs that load one."""
 
 import atexit
 import contextlib
@@ -21,7 +21,7 @@ from eqmdm.cli.trained import load_trained
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-# Ends in time, which take no search to find.
+# An interval in time, which needs no search for t0 and t1.
 POINTS = "--dataset=mixture --diffusion=vpsde --width=8 --n-blocks=1".split()
 POINTS += ["--t-range", "0.001", "1"]
 DIGITS = ["--dataset=digits", *POINTS[1:], "--multipliers", "1"]
@@ -48,7 +48,7 @@ def copy_run(directory, *arguments):
     return Path(shutil.copytree(_shared_run(arguments), directory))
 
 
-# Loading one takes longer than many a test of a program.
+# Cached, since loading a run takes longer than many tests.
 load_once = functools.cache(load_trained)
 
 
@@ -62,7 +62,7 @@ def make_run(directory, *arguments, checkpoint=True):
     model = build.build_model(options, data, diffusion, jr.key(1))
     optimiser = eqmdm.make_optimiser(1e-3)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
-    # Averages that can be told from the parameters.
+    # Averages that differ from the parameters.
     averages = jax.tree.map(lambda value: 0.5 * value, state.ema)
     state = eqx.tree_at(lambda state: state.ema, state, averages)
     run = eqmdm.Run(directory)
@@ -84,7 +84,7 @@ def make_newer(directory):
 
 
 def error_of(main, options):
-    """The one line that a wrong command ends with."""
+    """The one line with which a wrong command ends."""
     with pytest.raises(SystemExit) as stopped:
         main(options)
     (line,) = str(stopped.value.code).splitlines()

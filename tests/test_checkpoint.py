@@ -54,7 +54,7 @@ def _arrays(state):
 def _state(step=0, model=None):
     model = _model() if model is None else model
     state = TrainState.create(model, _OPTIMISER, key=jr.key(0))
-    # Each step has values of its own, and averages that differ from them.
+    # Each step has different values, and averages that differ from them.
     shift = lambda tree, by: jax.tree.map(
         lambda v: v + jnp.asarray(by, v.dtype) if eqx.is_inexact_array(v) else v, tree
     )
@@ -93,7 +93,7 @@ def test_checkpoint_names_each_array_by_its_place_in_the_model(tmp_path):
     assert "model.diffusion.skew_half" in arrays
 
 
-# Only the last one tells the parameters of a diffusion from those of a network.
+# Only the last one distinguishes the parameters of a diffusion from a network's.
 @pytest.mark.parametrize(
     "optimiser, learned",
     [
@@ -253,8 +253,8 @@ def test_other_options_are_refused_by_field_and_values(tmp_path, change):
 
 # --- Damage --------------------------------------------------------------------------
 
-# Where one of its concurrent reads fails, Orbax abandons the others, and Python reports
-# those when it collects them.
+# If one of its concurrent reads fails, Orbax abandons the others, and Python warns when
+# it collects them.
 _abandons_reads = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -287,7 +287,7 @@ def test_any_damage_to_the_newest_leaves_the_previous_loadable(tmp_path):
                 flipped = bytes([content[middle] ^ 0x10])
                 path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
             restored = Run(copy).restore()
-            # Some files carry nothing that is needed; no damage may go unnoticed.
+            # Some files are not needed for loading, but all damage must be detected.
             expected = _arrays(_state(restored.step))
             assert tree_allclose(restored.arrays, expected, rtol=0, atol=0)
             noticed += restored.step == 1
@@ -347,7 +347,7 @@ def _subprocess(tmp_path, then):
 
 @pytest.mark.slow
 def test_full_disk_leaves_the_previous_checkpoint_loadable(tmp_path):
-    # A limit on the size of files stands in for a full disk.
+    # A limit on file sizes simulates a full disk.
     then = (
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512));"
@@ -374,7 +374,7 @@ def test_process_killed_while_saving_leaves_a_checkpoint_loadable(tmp_path):
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "saving\n"
-    # Saves follow one another without a pause, so the kill falls within one.
+    # Saves follow each other without a pause, so the kill interrupts one.
     time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
@@ -384,7 +384,7 @@ def test_process_killed_while_saving_leaves_a_checkpoint_loadable(tmp_path):
     expected = _arrays(_state(restored.step))
     assert tree_allclose(restored.arrays, expected, rtol=0, atol=0)
     run.discard(restored.skipped)
-    # What the killed save left behind is no obstacle.
+    # The remains of the killed save do not hinder the next one.
     run.save(_state(restored.step + 1))
     run.close()
     assert run.restore().step == restored.step + 1

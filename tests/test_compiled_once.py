@@ -1,4 +1,4 @@
-"""Nothing is traced or compiled anew for shapes that it has been compiled for."""
+"""Tests that no function is traced or compiled twice for the same shapes."""
 
 import diffrax as dfx
 import equinox as eqx
@@ -48,7 +48,7 @@ def _train(kind, seed):
 
 
 def _bound(kind, seed):
-    # The last of the batches is not full.
+    # The last batch is not full.
     found = eqmdm.evaluate(
         _model(kind, seed),
         _points(seed)[:6],
@@ -120,7 +120,7 @@ def test_other_values_of_the_same_shapes_compile_nothing(name, kind):
         before = jax.block_until_ready(_CALLS[name](kind, 0))
     with counted() as later:
         others = [jax.block_until_ready(_CALLS[name](kind, seed)) for seed in (1, 2)]
-    # So that the counters do count, and the values do reach the results.
+    # Check that the counters count, and that the values reach the results.
     assert all(first.values())
     assert not any((before == other).all() for other in others)
     assert later == {"traced": 0, "lowered": 0, "compiled": 0}

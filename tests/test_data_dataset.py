@@ -145,7 +145,7 @@ def test_data_set_is_read_only(split):
         getattr(_dataset(), split)[0] = 0
     given = _points(9)
     _dataset(train=given)
-    # That of the caller is left as it was.
+    # The caller's array is unchanged.
     given[0] = 0
 
 

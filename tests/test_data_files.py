@@ -93,7 +93,7 @@ def test_image_that_cannot_be_decoded_is_named_when_it_is_asked_for(tmp_path):
     write_images(tmp_path / "train-0.parquet", images, "image")
     write_images(tmp_path / "train-1.parquet", [*images[:3], b"no", *images], "image")
     write_images(tmp_path / "test-0.parquet", images[:2], "image")
-    # The thirteenth is in the validation split or in the other, by a fixed choice.
+    # A fixed rule puts the thirteenth into the validation split or the other.
     with pytest.raises(ValueError, match=r"Row 3 of `.*train-1.parquet` must be an im"):
         dataset = load("mnist", data_dir=tmp_path, in_memory=False)
         dataset.train[:]
@@ -108,14 +108,14 @@ def test_cache_that_cannot_be_written_to_is_named(data_dir, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_training_on_more_images_than_memory_holds(tmp_path):
-    # Noise, which is no smaller encoded. A few images over and over, written out each
-    # time: neither encoding them nor looking them up is what is tested.
+    # Noise does not compress. A few images are repeated, and written out each time,
+    # since encoding and deduplication are not under test.
     images = [encode_image(image) for image in random_images(0, 100, (32, 32, 3))]
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = pa.array([{"bytes": image, "path": None} for image in images], struct)
     table = pa.table({"image": rows})
     written = {"compression": "none", "use_dictionary": False}
-    # `datasets` copies a file at a time, of which the Hub has many for such a set.
+    # Several files, since `datasets` copies one at a time, and the Hub has many.
     for index in range(12):
         path = tmp_path / f"train-{index}.parquet"
         with pq.ParquetWriter(path, table.schema, **written) as file:
@@ -124,9 +124,9 @@ def test_training_on_more_images_than_memory_holds(tmp_path):
     (tmp_path / "few").mkdir()
     for name in ("validation-0", "few/train-0", "few/validation-0"):
         pq.write_table(table[:20], tmp_path / f"{name}.parquet")
-    # Optimised, other than the rest of the tests: there are a thousand steps.
+    # Optimised, unlike the other tests, since there are a thousand steps.
     environment = {"JAX_PLATFORMS": "cpu", "HF_HOME": str(tmp_path / "cache")}
-    # Arrow's own allocator takes a gigabyte at once, which would be free to be filled.
+    # Arrow's own allocator reserves a gigabyte at once, which could hold the images.
     environment |= {"XLA_FLAGS": "", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     process = subprocess.run(
         [sys.executable, Path(__file__).parent / "on_little_memory.py", tmp_path],

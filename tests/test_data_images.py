@@ -15,7 +15,7 @@ from eqmdm.data import NAMES, load
 from image_files import encode_image, random_images, write_images
 
 
-# What the Hub's files look like: column, shape, held-out split, name of a train file.
+# The files on the Hub: column, shape, held-out split, and name of a training file.
 SCHEMAS = {
     "mnist": ("image", (28, 28, 1), "test", "mnist/train-00000-of-00001.parquet"),
     "fashion_mnist": (
@@ -64,7 +64,7 @@ def test_local_files_give_their_images(name, tmp_path, no_network):
     assert np.array_equal(dataset.test, test)
     together = np.concatenate([dataset.train, dataset.validation])
     assert _by_content(together) == _by_content(train)
-    # In proportion: a sixth of MNIST, a tenth of CIFAR-10, under a hundredth (so one).
+    # A sixth of MNIST, a tenth of CIFAR-10, and one image where a hundredth is less.
     n_validation = {"cifar10": 3, "imagenet32": 1}.get(name, 5)
     assert len(dataset.validation) == n_validation
     assert dataset.train.dtype == np.uint8
@@ -85,7 +85,7 @@ def test_folder_may_be_a_parent_or_a_clone_of_the_hub(name, tmp_path, no_network
 
 
 def _class_of(image):
-    """A class that can be told from an image."""
+    """A class that is a function of the image."""
     return int(image.astype(np.int64).sum() % 7)
 
 
@@ -292,8 +292,8 @@ def test_bad_image_is_reported_with_its_row(bad, message, tmp_path):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_unreachable_hub_is_reported_without_waiting(name, tmp_path, monkeypatch):
-    # Address 0 is this machine. Nothing answers at this port of it, and nothing is in
-    # this cache. Between two tries the Hub's client would sleep.
+    # Address 0 is this machine, where nothing answers at this port, and the cache is
+    # empty. The Hub's client would sleep between two attempts.
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     unreachable = functools.partial(
@@ -345,7 +345,7 @@ def test_hub_is_asked_for_both_splits(name, monkeypatch):
 @pytest.mark.parametrize(
     "name, mean",
     [
-        # As its authors' pages and many libraries' normalisations have them.
+        # As in the authors' pages and in the normalisation of many libraries.
         ("mnist", [0.1307]),
         ("fashion_mnist", [0.2860]),
         ("cifar10", [0.4914, 0.4822, 0.4465]),

@@ -132,7 +132,7 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # To be turned clockwise by a quarter.
     wide = colour(4, (8, 16), seed=3)
-    # Of blocks, which JPEG leaves nearly as they are.
+    # Constant blocks, which JPEG hardly changes.
     wide[:] = np.repeat(np.repeat(wide[:, ::8, ::8], 8, 1), 8, 2)
     options = {"format": "JPEG", "exif": exif, "quality": 100, "subsampling": 0}
     content = [saved(Image.fromarray(image), **options) for image in wide]
@@ -147,7 +147,7 @@ def test_exif_orientation_is_applied(tmp_path):
     )
     # Rounding in YCbCr, of 2 levels at the most in each of its two directions.
     assert len(upright) == 4 and near(dataset.train).max() <= 4
-    # As `datasets` has it.
+    # The representation in `datasets`.
     own = datasets.load_dataset(
         "imagefolder", data_dir=str(folder), split="train", streaming=True
     )
@@ -206,7 +206,7 @@ def test_opaque_alpha_is_dropped(tmp_path):
 _RGBA = Image.fromarray(np.concatenate([colour(1), grey(1)[..., None]], -1)[0])
 _RGB = Image.fromarray(colour(1)[0])
 _ANIMATION = {"save_all": True, "append_images": [Image.fromarray(grey(1, seed=9)[0])]}
-# Those that lose something, or cannot be read, and what is said of them.
+# Files that lose information or cannot be read, with the message for each.
 BAD_IMAGES = {
     "alpha": (saved(_RGBA), "must be opaque.*Paste it on a background"),
     "transparent palette": (saved(_RGB.quantize(4), transparency=0), "must be opaque"),
@@ -256,7 +256,7 @@ def test_mixed_sizes_are_counted_or_resized(tmp_path):
     assert load(folder, image_size=4).shape == (4, 4, 3)
     dataset = load(folder, image_size=(6, 5))
     assert dataset.shape == (6, 5, 3)
-    # Those of this size stay as they are, and the others lose columns at both sides.
+    # Images of this size are unchanged, and the others lose columns at both sides.
     kept = {x.tobytes() for x in images[:5]} | {
         np.ascontiguousarray(x[:, 1:-1]).tobytes() for x in images[5:]
     }
@@ -352,12 +352,12 @@ def test_table_is_standardised_by_its_training_split(name, tmp_path):
     assert set(sum(_rows(plain), [])) == expected
     scale = dataset.standardisation
     assert scale.columns == ("x", "y")
-    # In float64, and by the training split alone.
+    # Computed in float64, from the training split alone.
     np.testing.assert_allclose(scale.mean, plain.train.mean(0), rtol=1e-12)
     np.testing.assert_allclose(scale.std, plain.train.std(0), rtol=1e-10)
     assert dataset.train.dtype == np.float32
     for split in SPLITS:
-        # To half a unit in the last place of float32, in units of the deviation.
+        # Half a unit in the last place of float32, in units of the standard deviation.
         error = scale.inverse(getattr(dataset, split)) - getattr(plain, split)
         assert np.all(np.abs(error) <= 4 * 2.0**-24 * scale.std)
     assert dataset.fingerprint != plain.fingerprint
@@ -539,7 +539,7 @@ def test_array_that_cannot_be_used_is_named(array, error, message, tmp_path):
 def test_broken_file_is_named_in_one_line(content, suffix, tmp_path):
     path = tmp_path / f"own.{suffix}"
     if content is None:
-        # Cut off after half.
+        # The second half is cut off.
         if suffix.startswith("np"):
             (np.save if suffix == "npy" else np.savez)(path, np.zeros((9, 3)))
         elif suffix == "csv":

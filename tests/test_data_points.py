@@ -33,7 +33,7 @@ def _integral(values):
 
 def test_log_density_integrates_to_one(grid):
     _, log_density = grid
-    # What is left is rounding in a sum of 160,000 terms.
+    # The tolerance is rounding in a sum of 160,000 terms.
     assert _integral(jnp.exp(log_density)) == pytest.approx(1, abs=1e-10)
 
 

@@ -104,7 +104,7 @@ def test_shuffled_indices_at_the_largest_sizes(n, key):
     indices = np.asarray(shuffled_indices(key, start, batch_size, n))
     assert indices.dtype == np.int32
     assert indices.min() >= 0 and indices.max() < n
-    # At most one epoch ends within, and inside an epoch nothing is repeated.
+    # At most one epoch ends within the batch, and an epoch repeats no example.
     in_first = np.arange(start, start + batch_size) // n == start // n
     for part in (indices[in_first], indices[~in_first]):
         assert len(np.unique(part)) == len(part)

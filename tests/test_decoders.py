@@ -38,7 +38,7 @@ def log_density(decoder, model, cut):
 
 def exact_log_mass(low, high):
     with mp.workdps(60):
-        # In whichever tail nothing cancels.
+        # The difference is taken in the tail where nothing cancels.
         if low + high > 0:
             low, high = -high, -low
         return mp.log(mp.ncdf(high) - mp.ncdf(low))
@@ -108,7 +108,7 @@ def test_discrete_decoder_gives_every_level_its_mass(log_snr, key):
         return log_density(decoder, model, other)
 
     actual = log_mass(x)
-    # Every level, so all the mass there is; a sum of 17 numbers.
+    # All levels together have mass one; the tolerance is for a sum of 17 numbers.
     np.testing.assert_allclose(np.sum(np.exp(actual)), 1.0, rtol=1e-12)
 
     # At log-SNR 8 the last level is 80 standard deviations away.
@@ -122,7 +122,7 @@ def test_discrete_decoder_gives_every_level_its_mass(log_snr, key):
 
 
 def test_discrete_decoder_has_derivatives_in_the_noise_for_every_level(key):
-    # That of a learned diffusion at its cut depends on its parameters.
+    # The log-SNR of a learned diffusion at t0 depends on its parameters.
     levels = eqmdm.GreyLevels(17, dequantiser=eqmdm.CentreDequantiser())
     decoder = eqmdm.DiscreteDecoder(levels)
     x, _ = levels.encode(jnp.arange(17), key=key)

@@ -32,7 +32,7 @@ SOLVERS = {
     and not inspect.isabstract(cls)
     and not name.startswith("Abstract")
 }
-# Why the others serve for neither.
+# The reasons why the others suit neither.
 LANGEVIN = "takes the terms of an underdamped Langevin diffusion only, not any drift"
 SPLIT = "takes an explicit and an implicit drift; the probability flow is one drift"
 OTHER = {
@@ -83,7 +83,7 @@ ODE_SOLVERS = {
 }
 WITHOUT_NOISE = "not marked by Diffrax as a solver of SDEs"
 UNDAMPED = "unstable with noise: its second state is not damped"
-# Of each kind, what is always run.
+# The solvers of each kind that are tested in every run, not only in slow ones.
 QUICK = {"Euler", "SEA", "ShARK", "Tsit5", "Kvaerno3"}
 
 
@@ -155,7 +155,7 @@ def mixture_model(diffusion):
     return eqmdm.DenoiserModel(references.mixture_denoiser, diffusion)
 
 
-# Where the score is smooth on the scale of a step.
+# Limits between which the score is smooth on the scale of a step.
 SMOOTH = (-8.0, 2.0)
 
 
@@ -262,7 +262,7 @@ def test_sde_solvers_give_the_variances_of_normal_data(name, seen):
     ratios = np.mean(np.asarray(y) ** 2, axis=0) / exact
     error = np.sqrt(2 / N_DRAWS)
     seen[name]["variance"] = f"{ratios[0]:.3f} ± {error:.3f}, {n_steps} steps"
-    # Of data and velocity.
+    # The variances of data and velocity.
     assert np.all(np.abs(ratios - 1) < 5 * error), ratios
 
 
@@ -310,7 +310,7 @@ def test_ode_solvers_converge_at_their_order(name, seen):
     assert abs(found - order) < 0.3, errors
 
 
-# The roots that implicit solvers find take as many evaluations as they need.
+# Implicit solvers find roots, which takes a varying number of evaluations.
 COUNTED = [
     name
     for name in SDE_SOLVERS | ODE_SOLVERS

@@ -15,10 +15,10 @@ import eqmdm
 from helpers import OPTIMISED, slow, tree_allclose
 
 
-# For those that end before their law is the prior on purpose.
+# For diffusions that deliberately end before their law is the prior.
 ends_early = pytest.mark.filterwarnings("ignore:The law of this diffusion")
 
-# For what is claimed of the roundings of float32.
+# Optimised, for claims about rounding errors in float32.
 optimised_jit = functools.partial(jax.jit, compiler_options=OPTIMISED)
 
 
@@ -71,7 +71,7 @@ def time_varying(**ends):
         )
 
 
-# Each takes the ends; with its own defaults where they are not given.
+# Each takes the interval, and uses its own default if none is given.
 MAKERS = {
     "VPSDE": eqmdm.VPSDE,
     "CLD": eqmdm.CLD,
@@ -100,7 +100,7 @@ def make(name):
     return MAKERS[name]()
 
 
-# One of each way to compute a kernel or to find a time, where compiling is dear.
+# One for each way to compute a kernel or find a time, for tests that compile slowly.
 KINDS = [
     "VPSDE",
     "CLD",
@@ -113,7 +113,7 @@ KINDS = [
 every_kind = pytest.mark.parametrize("name", KINDS)
 
 
-# One shape, so that what is asked of a diffusion is compiled once a dtype.
+# One shape, so that each method of a diffusion is compiled once per dtype.
 N_TIMES = 60
 
 
@@ -148,7 +148,7 @@ def grid(diffusion, dtype="float64"):
 
 
 def levels_within(name):
-    """Log-SNRs between those at the ends."""
+    """Log-SNRs between those at t1 and t0."""
     first, last = evaluate(name, grid(make(name)))["log_snr"][jnp.asarray([0, -1])]
     return jnp.linspace(first - 1e-3, last + 1e-3, N_TIMES)
 
@@ -196,7 +196,7 @@ def test_matrices_are_those_of_the_recipe(name):
     assert tree_allclose(diffusion.drift_matrix(t), F, rtol=1e-13, atol=1e-13)
     G = diffusion.diffusion_matrix(t)
     assert tree_allclose(G @ G.T, 2 * rate * D, rtol=1e-13, atol=1e-14)
-    # Noise only where it enters.
+    # Noise enters some variables only.
     assert G.shape[1] == np.linalg.matrix_rank(D)
     assert jnp.all(diffusion.start_covariance[0] == 0)
 
@@ -393,7 +393,7 @@ def test_settings_of_the_papers():
 def test_log_snr_decreases_and_its_rate_is_its_derivative(name):
     diffusion = make(name)
     found = evaluate(name, grid(diffusion))
-    # It stands still where G^T Sigma^-1 a crosses zero, so up to rounding.
+    # Log-SNR is stationary where G^T Sigma^-1 a crosses zero, so up to rounding.
     assert jnp.all(jnp.diff(found["log_snr"]) <= 1e-11)
     # The derivative of the composed transitions has the error of the expansion.
     composed = name in ("TwoScheduleDiffusion", "TimeVaryingDiffusion")
@@ -419,7 +419,7 @@ def test_log_snr_rate_in_float32_is_right_where_the_ratio_overflows(n_vars):
 
     log_snr, rate = optimised_jit(read)(jnp.asarray(1e-7, jnp.float32))
     expected = jax.jit(read)(jnp.asarray(np.float64(np.float32(1e-7))))
-    # exp of it is no float32.
+    # Its exponential overflows float32.
     assert log_snr > 89
     assert tree_allclose(float(log_snr), float(expected[0]), rtol=1e-6, atol=0)
     # Three entries of 5e-6 each.
@@ -528,7 +528,7 @@ def test_ends_in_log_snr_are_hit_and_leave_the_schedule_alone(name):
     assert tree_allclose(diffusion.diffusion_matrix(t), G, rtol=1e-15, atol=0)
 
 
-# These makers choose a horizon themselves.
+# These constructors choose a time limit themselves.
 RESETS = {
     name: {"t_limit": 4.0, "n_steps": 128}
     for name in ("TwoScheduleDiffusion", "TimeVaryingDiffusion")
@@ -653,7 +653,7 @@ def test_switches_of_the_learned_diffusion_give_the_stated_parameters(switch, n_
     actual = [(path[0].name, leaf.shape) for path, leaf in leaves]
     assert actual == expected
     assert {leaf.dtype for _, leaf in leaves} == {jnp.dtype("float32")}
-    # What is switched on starts where the fixed one stands.
+    # Learned parts start at the values of the fixed diffusion.
     plain, t = learned(n_vars), jnp.asarray(0.4)
     if switch != "diagonal":
         actual, expected = (
@@ -691,8 +691,8 @@ def test_every_value_of_the_parameters_is_a_diffusion(options, key):
         balance = jnp.max(jnp.abs(F @ S + S @ F.T + noise))
         return balance / scale, diffusion.compute_kernel(t).log_snr
 
-    # Moved first: computed twice within one program, the float32 parameters of F and
-    # of S could differ by a rounding.
+    # Perturbed first: if computed twice within one program, the float32 parameters of F
+    # and of S could differ by a rounding error.
     balance, log_snr = compute(move(jnp.asarray([0.0, 0.3, 1.0, 3.0], jnp.float32)))
     # S is formed from its root, so an ill-conditioned one does not cancel exactly.
     assert jnp.all(balance <= 1e-10)
@@ -936,7 +936,7 @@ def test_drift_and_diffusion_coefficient_are_the_matrices_on_states(name, key):
     assert tree_allclose(pushed, jnp.einsum("ij,jkl->ikl", G, noise), **close)
 
 
-# What is refused.
+# Invalid arguments.
 
 
 def refuses(match, *arguments, error=ValueError, **options):

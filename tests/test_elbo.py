@@ -41,7 +41,7 @@ class GeometricTime(eqmdm.AbstractTimeSampler):
 
 @final
 class FixedTime(eqmdm.AbstractTimeSampler):
-    """One time, whatever the quantile."""
+    """The same time for every quantile."""
 
     t: jax.Array
     density: jax.Array
@@ -282,7 +282,7 @@ def test_bound_between_equal_log_snr_ends_is_that_of_every_diffusion(n_vars, key
         mean = (WIDTH**2 * z + noise * (share @ modes)) / total
         return (mean - x[:, None]) ** 2
 
-    # What is known of the square of the noise of z is taken out, less its mean.
+    # The known part of the squared noise of z is subtracted, less its mean.
     control = lambda log_snr: (
         0.5 / (1 + np.exp(-log_snr[..., None, None])) ** 2 * (nodes**2 - 1)
     )
@@ -340,7 +340,7 @@ def test_elbo_is_by_default_that_of_its_named_defaults(key):
     assert default.prior == moved.prior
 
 
-# The search of the sampler for its times is the larger part of a program.
+# The sampler's search for its times is the larger part of a program.
 @pytest.mark.parametrize(
     "form, decoder, sampler",
     [
@@ -367,7 +367,7 @@ def test_shared_elbo_has_the_terms_of_each_share(form, decoder, sampler, key):
     diffusion = eqmdm.CLD()
     model = eqmdm.NoiseModel(lambda t, y: 0.5 * y + 0.1 * t, diffusion)
     n = 5
-    # How many shares are at the cut, and how many on the path: apart, or all twice.
+    # The numbers of examples at t0 and at random times: disjoint, or all at both.
     shares = [(2, 3), (5, 5)]
     key_data, key_bound, key_time = jr.split(key, 3)
     x = jr.normal(key_data, (n, 3))
@@ -451,8 +451,8 @@ def test_gradient_of_elbo_in_the_diffusion_is_that_of_differences(ends, key):
 
 @pytest.mark.slow
 def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
-    # With a denoiser the bound but for its prior term depends on these ends alone:
-    # its expected gradient is 0, if the moving limits of the integral are in it.
+    # With a denoiser the bound without its prior term depends on the interval alone:
+    # its expected gradient is 0 if it includes the moving limits of the integral.
     diffusion = eqmdm.LearnedDiffusion(
         2, key=jr.key(0), interval=eqmdm.LogSNRInterval(-4.0, 6.0)
     )
@@ -468,7 +468,7 @@ def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
         def at(u, point):
             x, start_noise, noise = jnp.split(point, [1, 2])
             x = jnp.sqrt(VARIANCE) * x[0]
-            # A grid of its own has no derivative in the ends.
+            # A fixed grid has no derivative in the limits of the interval.
             frozen = jax.lax.stop_gradient
             t, density = GeometricTime()(diffusion, u)
             sampler = FixedTime(frozen(t), frozen(density))

@@ -1,4 +1,4 @@
-"""What an evaluation reports: by label, as tables, of all routes, and what of it."""
+"""Tests of the reports of evaluations: by label, as tables, of all routes, notes."""
 
 import csv
 import dataclasses
@@ -131,7 +131,7 @@ def test_means_of_labels_are_of_the_examples_that_converged(groups):
     row = found["labels"][1]
     np.testing.assert_allclose(row["mean"], kept.mean(), rtol=1e-12)
     np.testing.assert_allclose(row["standard_error"], stats.sem(kept), rtol=1e-12)
-    # Two are left to be tested.
+    # Two labels remain to be tested.
     assert found["pairs"] == 1
     lines = by_label.as_lines(found)
     assert "not known for one example" in lines[4]
@@ -164,7 +164,7 @@ def test_report_by_label_adds_to_a_complete_evaluation(digits, tmp_path, capsys)
     ]
     assert not (tmp_path / "by_label.tex").exists()
     assert "| label | bits/dim | examples |" in (tmp_path / "by_label.md").read_text()
-    # Shown without being asked for again, until all begins anew.
+    # Shown on later runs without the option, until the evaluation starts again.
     _evaluate(digits, *BOUND, output)
     assert by_label.verdict(found) in capsys.readouterr().out
     _evaluate(digits, *BOUND, output, "--seed=1", "--overwrite")
@@ -241,7 +241,7 @@ def test_all_routes_are_evaluated_and_compared(points, tmp_path, capsys):
     gap = values[2] - values[0]
     np.testing.assert_allclose(float(rows[2]["difference"]), gap.mean(), rtol=1e-9)
     np.testing.assert_allclose(float(rows[2]["difference_error"]), stats.sem(gap))
-    # What is complete is not done again.
+    # Complete evaluations are not repeated.
     tables = {
         route: (tmp_path / route / "examples.parquet").stat().st_mtime_ns
         for route in routes
@@ -291,7 +291,7 @@ def test_routes_are_those_that_suit_the_run(points, free):
     assert "--dequantisation must be left out for points" in line
 
 
-# --- What a figure may be held against -----------------------------------------------
+# --- Comparability of results --------------------------------------------------------
 
 
 def _trained(run, *, n_levels, n_vars=2, dequantisation="uniform"):

@@ -111,7 +111,7 @@ class Solver:
     def __call__(self, model, x, *, key, **how):
         self.calls.append(how)
         luck = jr.normal(key, (), x.dtype)
-        # A lack of steps that depends on the example.
+        # Too few steps, depending on the example.
         converged = luck > (-jnp.inf if how["max_steps"] > 5 else -0.5)
         value = jnp.where(converged, luck - 0.5 * jnp.sum(x**2), jnp.nan)
         count = jnp.asarray(7, jnp.int32)
@@ -218,7 +218,7 @@ def test_bounds_are_those_of_the_library(digits, tmp_path):
             bound = find(x, places[draw], key_bound)
             terms = {name: getattr(bound, name) for name in BOUND_TERMS}
             draws.append(terms | {"total": bound.total + correction})
-        # Of float32 times, near the cut.
+        # The rounding of float32 times near t0.
         for name in (*BOUND_TERMS, "total"):
             mean = np.mean([float(terms[name]) for terms in draws])
             np.testing.assert_allclose(table[name][i], mean, rtol=1e-3)
@@ -474,7 +474,10 @@ def test_free_score_is_refused_other_ends(free):
         (["--aux-draws=0"], "--aux-draws must be at least 1; got 0"),
         (["--aux-draws=2"], "--aux-draws must be left out on the route collapsed"),
         (["--route=elbo", "--probes=2"], "--probes must be left out on the route elbo"),
-        (["--tolerance=1e-9"], "--tolerance must be at least 4.8e-07, .*float32.*1e-09"),
+        (
+            ["--tolerance=1e-9"],
+            "--tolerance must be at least 4.8e-07, .*float32.*1e-09",
+        ),
         (
             ["--solver=tsit"],
             "--solver must be an ODE.*'tsit'. Did you mean tsit5.* names are",

@@ -106,7 +106,7 @@ def test_custom_grid_has_the_times_given():
     for times in ([1.0, 0.3, 0.01], jnp.asarray([1.0, 0.3, 0.01], jnp.float32)):
         found = CustomGrid(times)(diffusion, 2, jnp.float64)
         assert tree_allclose(found, jnp.asarray([1.0, 0.3, 0.01]), rtol=1e-7, atol=0)
-        # Whatever their own rounding.
+        # The last time is exactly t0, however the given time rounds.
         assert found[-1] == diffusion.t0
     # It knows how many steps it has.
     assert len(CustomGrid(times)(diffusion)) == 3

@@ -1,4 +1,4 @@
-"""Diffusions of known constants are worked out on the host, to the last digits."""
+"""Tests that diffusions of known constants are computed on the host, accurately."""
 
 import time
 
@@ -125,7 +125,7 @@ def test_host_kernels_are_those_of_60_digits(name):
     for i, tau in enumerate(TAUS):
         psi, root = exact_kernel(Q, R, S, 0 * start, tau)
         diagonal, rows, mean = errors(step.mean_map[i], step.root[i], psi, root)
-        # The bars of the compiled kernels.
+        # The limits of the compiled kernels.
         assert diagonal < 1e-12 and rows < 1e-12
         assert mean < (1e-12 if tau <= 5 else 1e-11)
         _, root = exact_kernel(Q, R, S, start, tau)

@@ -34,7 +34,7 @@ FILES = sorted([*Path(eqmdm.__file__).parent.rglob("*.py"), *SCRIPTS.glob("*.py"
 LOADERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 LOADERS |= {"runpy", "code", "codeop"}
 RUNNERS = {"eval", "exec", "compile", "__import__", "execfile"}
-# Those that go by the same name as a method of their module too.
+# Forbidden as attributes of a module too.
 IMPORTERS = {"import_module", "exec_module", "load_module", "resolve_name"}
 # The user's own code: `--features module:function` of solver_study.py names it.
 ALLOWED = {"own.py": {"import_module"}}
@@ -165,7 +165,7 @@ def test_checkpoint_that_is_code_is_refused(program, run_dir, payload, marker, c
     assert len(files) > 3
     for path in files:
         path.write_bytes(payload)
-    # As a library that saves by pickling would have it.
+    # As written by a library that pickles.
     for name in ("checkpoint", "checkpoint.pkl", "state.pickle", "model.pt"):
         (step / name).write_bytes(payload)
     error = program(capsys, run_dir)
@@ -215,7 +215,7 @@ def test_schema_that_carries_code_is_not_read(payload, marker, tmp_path, monkeyp
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    # Where pandas, `datasets` and extension types keep what they would rebuild.
+    # The metadata from which pandas, `datasets` and extension types rebuild objects.
     folder = _write_digits(tmp_path / "data")
     keys = ("huggingface", "pandas", "ARROW:extension:metadata")
     table = pq.read_table(folder / "train-0.parquet")
@@ -314,7 +314,7 @@ def _faults(source, imports):
 def test_file_neither_unpickles_nor_runs_what_it_reads(file):
     imports = imported_names(file, package=(file.parent.name,))
     faults = _faults(file.read_text(encoding="utf-8"), imports)
-    # Equal, so that an exemption goes once nothing needs it.
+    # Equality, so that unused exemptions must be removed.
     assert faults == ALLOWED.get(file.name, set())
 
 

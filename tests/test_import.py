@@ -1,4 +1,4 @@
-"""What the user has set is respected, and is the same after importing and using."""
+"""Tests that importing and using the library leaves the user's settings unchanged."""
 
 import os
 import subprocess
@@ -52,8 +52,8 @@ WATCHED = """
     assert not changed, changed
 """
 
-# Each public kind of computation. Where JAX looks for numbers that are none, there are
-# none in those that succeed.
+# Each public kind of computation. With JAX's checks for NaN enabled, a computation that
+# succeeds has none.
 USES = """
     import jax.numpy as jnp
     import jax.random as jr
@@ -114,7 +114,7 @@ def test_import_leaves_every_setting_of_the_user(variables):
 
 
 def test_settings_that_change_are_noticed():
-    # What the test above would miss if it compared too little.
+    # A check that the test above would notice a change.
     for change in (
         "jax.config.update('jax_enable_x64', True)",
         "os.environ['XLA_FLAGS'] = '--xla_cpu_enable_fast_math=true'",

@@ -25,7 +25,7 @@ from helpers import OPTIMISED, slow, tree_allclose, within_standard_errors
 
 # Truncation and the prior's mismatch are then below 1e-4 nats.
 WIDE = (-13.3, 13.3)
-# By the number of variables.
+# The diffusions, by their number of variables.
 NAMES = {
     1: ["VPSDE"],
     2: ["CLD", "PSLD"],
@@ -439,7 +439,7 @@ def test_mixture_in_two_dimensions_is_exact(route, key):
     expected = jax.nn.logsumexp(components, axis=1) - math.log(4)
     diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*WIDE))
     result = compute(denoiser, diffusion, x, key, route=route)
-    # The bar of one dimension, a dimension.
+    # The limit for one dimension, per dimension.
     assert rms(result.log_likelihood - expected) < 1e-3
 
 
@@ -508,7 +508,7 @@ def test_probes_are_fixed_within_a_solve(key):
 
 
 def normal_model(diffusion):
-    """The law of the state at the cut that the flow of normal data has, densely."""
+    """The law of the state at t0 under the flow of normal data, as dense matrices."""
 
     def covariance(t):
         kernel = diffusion.compute_kernel(t)
@@ -608,7 +608,7 @@ def test_a_solve_that_fails_leaves_the_others_of_its_batch(key):
 
 
 def test_a_result_says_why_it_failed(key):
-    # Not a number at one time, which a solver on fixed steps takes no notice of.
+    # NaN at one time, which a solver with fixed steps does not notice.
     function = lambda t, y: jnp.where(t > 0.5, jnp.nan, -y)
     model = eqmdm.FunctionModel(function, eqmdm.VPSDE())
     ends = model.diffusion.t0, model.diffusion.t1

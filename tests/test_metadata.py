@@ -1,4 +1,4 @@
-"""What the package says of itself."""
+"""Tests of the metadata of the package."""
 
 import importlib
 import importlib.metadata
@@ -57,7 +57,7 @@ def _normalised(requirement):
 CORE = {_normalised(name) for name in PROJECT["project"]["dependencies"]}
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 OF_PROGRAMS = {_normalised(name) for name in EXTRAS["programs"]}
-# What is imported only where one data set is asked for.
+# Imported only for a single data set.
 LATE = {"data/_load.py": {"scikit-learn"}}
 
 
@@ -107,7 +107,7 @@ def test_constraints_cover_every_dependency():
 @pytest.mark.parametrize(("name", "value"), PUBLIC)
 def test_public_name_has_a_docstring(name, value):
     doc = value.__doc__ or ""
-    # What a dataclass writes for itself is its signature.
+    # The generated docstring of a dataclass is its signature.
     written = not doc.startswith(f"{name}(")
     assert doc.strip() and written
 

@@ -87,7 +87,7 @@ def test_unet_has_the_published_number_of_parameters_for_cifar10(n_vars, n_param
 @pytest.mark.parametrize(
     "shape, multipliers, n_attentions",
     [
-        # Where the side is 16: two blocks down, three up. In the middle: one.
+        # Attention at side 16: two blocks down, three up, and one in the middle.
         pytest.param((32, 32, 3), (1, 2, 2, 2), 6, id="32x32"),
         pytest.param((16, 16, 1), (1, 2), 6, id="16x16"),
         pytest.param((28, 28, 1), (1, 2, 2), 1, id="28x28"),
@@ -403,7 +403,7 @@ def test_coordinates_enter_the_mlp_with_the_variance_that_they_have(key):
     assert within_standard_errors(weights**2, 1 / 2)
 
 
-# Of the wider one a layer takes several blocks of draws.
+# A layer of the wider network takes several blocks of draws.
 @pytest.mark.parametrize("width", [8, 200])
 def test_network_built_under_jit_is_the_one_built_outside(width, key):
     build = lambda key: nn.MLP((3,), 2, width=width, key=key)
@@ -468,7 +468,7 @@ def test_unet_pads_what_it_cannot_halve_and_crops_its_output(key):
     assert small(t, y).shape == y.shape
     # The same operations, which the compiler may order otherwise.
     assert tree_allclose(small(t, y), expected, rtol=1e-10, atol=1e-10)
-    # Those of the margins are not there to be counted.
+    # The pixels of the margins are not counted.
     assert not jnp.array_equal(large(t, padded)[:, 0], jnp.zeros((2, 8, 3)))
 
 

@@ -13,7 +13,7 @@ from helpers import tree_allclose
 CASES = [((1, 1), ()), ((1, 1), (3,)), ((2, 2), (3,)), ((3, 1), (2, 2)), ((2, 3), ())]
 cases = pytest.mark.parametrize("shape, data_shape", CASES, ids=str)
 
-# What each query of Lineax says of a matrix, decided from the dense matrix.
+# Each of Lineax's queries about a matrix, decided from the dense matrix.
 QUERIES = {
     lx.is_symmetric: lambda M: M.shape[0] == M.shape[1] and np.all(M == M.T),
     lx.is_diagonal: lambda M: (

@@ -11,7 +11,7 @@ from eqmdm import make_optimiser, nn
 from helpers import tree_allclose
 
 
-# Optax mixes counts and floats, which strict promotion refuses; the step allows for it.
+# Optax mixes counts and floats, which strict promotion rejects; the step permits it.
 _OPTAX = jax.numpy_dtype_promotion("standard")
 
 

@@ -1,4 +1,4 @@
-"""Networks of a user's own, in training and evaluation, against the closed form."""
+"""Tests of users' own networks, in training and evaluation, against closed forms."""
 
 import equinox as eqx
 import jax

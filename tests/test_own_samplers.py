@@ -1,4 +1,4 @@
-"""Samplers of users' own, with public names alone."""
+"""Tests of users' own samplers, written with public names alone."""
 
 from typing import final
 
@@ -28,7 +28,7 @@ class DDIM(eqmdm.AbstractStepSampler):
 
 
 def test_own_step_sampler_is_a_sampler_like_any_other(key):
-    # Of one variable there is one root, so that this is the solver of order 1.
+    # With one variable there is one root, so this is the solver of order 1.
     diffusion = eqmdm.VPSDE()
     model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
     options = {"key": key, "n_samples": 4, "n_steps": 8, "full_output": True}

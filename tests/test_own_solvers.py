@@ -1,4 +1,4 @@
-"""Solvers and samplers of the user's own, by `module:name`."""
+"""Tests of the user's own solvers and samplers, named as `module:name`."""
 
 import json
 import sys
@@ -111,7 +111,7 @@ def module(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     find_own("own_solvers:number", argument="solver", kind="a number")
     yield
-    # What was made of it is cached by its name.
+    # The result is cached by name.
     solvers._own_method.cache_clear()
     sys.modules.pop("own_solvers", None)
 
@@ -127,7 +127,7 @@ def loaded_once(monkeypatch):
     [
         ("own_solvers:MyEM", "MyEM", eqmdm.reverse_sde),
         ("ode-own_solvers:MyEM", "MyEM", eqmdm.probability_flow),
-        # That serves for no SDE, as Diffrax's Tsit5 by its name.
+        # The solver suits no SDE, like Diffrax's Tsit5.
         ("own_solvers:tight", "Dopri8", eqmdm.probability_flow),
     ],
 )
@@ -156,7 +156,7 @@ def test_evaluations_that_are_not_known_are_counted():
         for n_steps in (1, 7, 30):
             assert method.n_evaluations(n_steps) == a_step * n_steps + besides
     assert find_method("own_solvers:MyEM").steps_within(10) == 9
-    # As what Diffrax's tables do tell.
+    # The same counts as in Diffrax's tables.
     euler = find_method("ode-own_solvers:MyEM")
     assert euler.n_evaluations(5) == find_method("ode-euler").n_evaluations(5)
 
@@ -217,7 +217,7 @@ def test_solver_whose_evaluations_vary_is_not_studied(run):
         ("own_solvers:number", ["which is or makes a int"]),
         ("own_solvers:nothing", ["which is or makes a NoneType"]),
         ("ode-own_solvers:denoising", ["must not have the prefix ode-"]),
-        # What is not there is answered before all that is.
+        # The suggestion comes before the list of all names.
         ("heunn", ["got 'heunn'. Did you mean heun", "The names are dpm"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""The pictures of a run show what they are of, and hide nothing."""
+"""Tests that the pictures of a run show all data and are labelled."""
 
 import numpy as np
 import pytest

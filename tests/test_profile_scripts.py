@@ -14,8 +14,8 @@ def _event(name, start, length, thread=1):
     return event | {"tid": thread, "args": {"hlo_op": name}}
 
 
-# A loop of 10 with a convolution of 4 and a product of 2 in it, and a reduction that
-# another thread does meanwhile; 5 of 20 pass without any.
+# A loop of length 10 that contains a convolution of 4 and a product of 2, and a
+# reduction on another thread meanwhile; 5 of 20 are idle.
 TRACE = [
     _event("while.1", 0.0, 10.0),
     _event("convolution.3", 1.0, 4.0),

@@ -1,4 +1,4 @@
-"""What the programs have in common: their names, help, errors and dependencies."""
+"""Tests of what all programs share: names, help, errors and dependencies."""
 
 import dataclasses
 import itertools
@@ -144,7 +144,7 @@ def test_errors_name_options_as_they_are_given():
     "message, expected",
     [
         ("Resume with batch_size=3.", "Resume with --batch-size=3."),
-        # Of calls of the library, and of names that are no options.
+        # Library calls, and names that are not options.
         ("f(batch_size=3), `g(seed=1)`, x=2", "f(batch_size=3), `g(seed=1)`, x=2"),
         ("Pass `data_dir` (--data-dir) too.", "Pass --data-dir too."),
     ],
@@ -183,7 +183,7 @@ def test_help_that_is_not_read_is_no_error(name, unbuffered, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     done = _unread("--help") if name is None else _unread(name, "--help")
     assert done.stderr == ""
-    # As of a program that has ended, or that SIGPIPE has.
+    # The status of a normal exit, or of a program that SIGPIPE killed.
     assert done.returncode in (0, 141)
 
 
@@ -210,7 +210,7 @@ def test_closed_pipe_is_no_error_of_the_users(wrap):
 
 # --- Dependencies --------------------------------------------------------------------
 
-# As where the extra is not installed.
+# As if the extra were not installed.
 _WITHOUT = """
     import sys
 

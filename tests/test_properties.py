@@ -1,4 +1,4 @@
-"""Random inputs to the public interface: a right answer, or an error that names them.
+"""Tests of random inputs to the public interface: a correct result or a clear error.
 
 Shapes come from small sets, so that compiled programs are shared; values do not.
 """
@@ -99,7 +99,7 @@ def read_schedule(schedule, s, t, integral):
 
 
 def is_close(actual, exact, roundings, dtype):
-    # What is below the normal numbers may be flushed to 0.
+    # Subnormal numbers may be flushed to 0.
     least = mp.mpf(float(jnp.finfo(dtype).tiny))
     error = abs(mp.mpf(float(actual)) - exact)
     return error <= roundings * float(jnp.finfo(dtype).eps) * abs(exact) + least
@@ -213,7 +213,7 @@ def test_kernel_of_any_recipe_is_that_of_many_digits(recipe, tau, dtype):
         roundings = 64 * n_vars * (1 + norm * tau) * eps
         factor = amplification(expected)
         if factor * roundings > 0.1:
-            # A covariance that this dtype cannot tell from a singular one.
+            # A covariance that is numerically singular in this dtype.
             assert np.all(np.isfinite(np.asarray(root)))
             continue
         error = np.abs(np.asarray(root, float) - expected)
@@ -245,7 +245,7 @@ def test_matrix_that_is_none_of_its_kind_is_refused_by_name(recipe, which, data)
         return  # Every matrix is a root.
     elif which == "skew":
         matrix[i, j] += 0.5
-        # Of two entries that must be opposite.
+        # This changes one of two entries that must be opposite.
         assume(i == j or not np.allclose(matrix, -matrix.T))
     elif which == "dissipation":
         matrix[i, i] = -0.5
@@ -268,7 +268,7 @@ def test_matrix_that_is_none_of_its_kind_is_refused_by_name(recipe, which, data)
 
 @functools.cache
 def diffusions():
-    """One of each kind, with ends of its own."""
+    """One diffusion of each kind, each with its own interval."""
     coupled = [[0.0, -1.0], [1.0, 0.0]]
     return {
         "VPSDE": eqmdm.VPSDE(
@@ -288,7 +288,7 @@ def diffusions():
 
 
 KINDS = st.sampled_from(["VPSDE", "CLD", "ALDA", "VESDE", "SubVPSDE", "two schedules"])
-# Both ends, and what lies about them.
+# The limits of the intervals, and values around them.
 times = st.sampled_from([0.0, -0.0, 1e-4, 1e-3, 1e-2, 0.5, 1.0, 2.0, *NOT_FINITE])
 times = times | st.floats(0, 1, width=32) | st.floats(width=32)
 
@@ -327,7 +327,7 @@ def test_transition_between_any_times_is_right_or_names_the_time(kind, s, t):
     covariance = carried @ carried.T + np.asarray(second.root @ second.root.T)
     expected = np.asarray(law.root @ law.root.T)
     size = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
-    # Where the interval is so short that its middle is a few roundings away from it.
+    # Digits are lost if the interval is only a few rounding errors long.
     lost = np.finfo(float).eps * t / (t - s)
     assert np.all(np.abs(covariance - expected) <= (tolerance + 16 * lost) * size)
 
@@ -345,7 +345,7 @@ def test_log_snr_and_its_time_are_inverse_or_name_their_argument(kind, t):
     # The search begins at 1e-9, before which there is no kernel in any dtype.
     assume(t > 1e-8)
     found = traced_time(diffusion, jnp.asarray(log_snr))
-    # Where the ratio stands still, as ALDA's does, many times have it.
+    # If log-SNR is stationary, as for ALDA, many times share a value.
     again = float(traced_log_snr(diffusion, jnp.minimum(found, diffusion.t1)))
     assert abs(again - log_snr) <= 1e-8 * max(1, abs(log_snr))
 
@@ -369,7 +369,7 @@ def test_time_at_a_log_snr_that_there_is_not_is_refused(log_snr):
 @some
 @given(st.sampled_from(["TimeInterval", "LogSNRInterval"]), st.floats(), st.floats())
 def test_ends_are_a_range_or_are_refused_by_name(name, low, high):
-    # Of a schedule that does not end, so that every horizon is one.
+    # A schedule without a largest time, so that every t1 is allowed.
     usable = low < high and math.isfinite(low) and math.isfinite(high)
     if usable and (name == "LogSNRInterval" or low > 0):
         return  # Whether they are reached is the test above.
@@ -450,7 +450,7 @@ def _model():
 
 KEY = jr.key(0)
 POINT = jnp.asarray([0.5, 1.0])
-# Everything that takes a number that must be finite, beside what is drawn above.
+# All other arguments that must be finite numbers, besides those drawn above.
 ENTRANCES = {
     "sigma0": lambda bad: eqmdm.VESDE(bad, 1.0),
     "sigma1": lambda bad: eqmdm.VESDE(0.1, bad),

@@ -1,4 +1,4 @@
-"""The public names are loaded on first use, and the same whichever way."""
+"""Tests that public names are loaded on first use, in every way of importing them."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 
 def _run(program):
-    # A process of its own: pytest's import hook has loaded them in this one.
+    # A new process, since pytest's import hook has loaded them in this one.
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
@@ -74,7 +74,7 @@ def test_wrong_name_raises_as_in_any_module():
     ids=["checked", "unchecked"],
 )
 def test_import_hook_sees_every_module(hook):
-    # Only what is imported within it.
+    # The hook acts only on what is imported within it.
     _run(f"""
         import jaxtyping
 

@@ -64,7 +64,7 @@ def over(cases):
 
 
 class Recipe(NamedTuple):
-    """Q, and roots of D, of S and of the start's covariance; a clock; ends."""
+    """Q, and roots of D, S and the covariance at the start; a schedule; an interval."""
 
     skew: np.ndarray
     noise: np.ndarray
@@ -246,7 +246,7 @@ def read_transitions(diffusion, r, s, t):
 def test_transitions_compose_to_the_one_over_both_intervals(case, data):
     recipe = data.draw(recipes(case))
     times = data.draw(numbers(0, 1, 3).map(np.sort))
-    # Apart by a sixteenth of the horizon at least.
+    # At least a sixteenth of t1 apart.
     times = recipe.t1 * (0.875 * times + np.array([0, 0.0625, 0.125]))
     times = times.astype(case.dtype)
     composed, both = read_transitions(recipe.build(), *map(jnp.asarray, times))
@@ -281,7 +281,7 @@ def test_log_snr_is_that_of_dense_matrices_and_falls_and_its_time_is_found(case,
     bound = np.array([2 * d.data_error + eps * abs(math.log(d.snr)) for d in denses])
     error = np.abs(np.asarray(log_snrs, float) - [math.log(d.snr) for d in denses])
     assert np.all(error <= bound)
-    # Where it stands still rounding may raise it.
+    # Where it is stationary, rounding may raise it.
     assert np.all(np.diff(np.asarray(log_snrs, float)) <= bound[1:] + bound[:-1])
     for t, log_snr in zip(found.tolist(), between.tolist(), strict=True):
         assert times[0] <= t <= times[-1]
@@ -407,7 +407,7 @@ def test_terms_are_those_of_dense_matrices(case, data, seed):
     y = normal(seed, (case.n_vars, *case.shape), case.dtype)
     found = read_terms(recipe.build(), None, share, y)
     check_terms(recipe, found, y)
-    # The forward clock begins at 0, the reversed ones count down from the horizon.
+    # The forward clock begins at 0, the reversed ones count down from t1.
     share, eps = float(share), float(jnp.finfo(case.dtype).eps)
     backwards = recipe.t1 - share * (recipe.t1 - recipe.t0)
     times = [float(t) for t, *_ in found]
@@ -420,7 +420,7 @@ def test_terms_are_those_of_dense_matrices(case, data, seed):
 @some
 @given(st.data(), seeds)
 def test_terms_on_a_clock_of_the_noise_keep_its_pace_or_are_refused(case, data, seed):
-    # For so long that of some recipes the log-SNR stands still meanwhile.
+    # So long that for some recipes the log-SNR is stationary in between.
     recipe = data.draw(recipes(case))
     recipe = recipe._replace(t1=4 * recipe.t1)
     share = jnp.asarray(data.draw(numbers(0, 1)), case.dtype)
@@ -602,7 +602,7 @@ N_STEPS = 3
 
 
 def make_readout(recipe, point, dtype):
-    """With the laws at the cut and at the horizon.
+    """A readout for a data point, with the laws at t0 and at t1.
 
     The grid is uniform in log-SNR: the threshold is in the middle of its last step.
     """

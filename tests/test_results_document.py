@@ -1,4 +1,4 @@
-"""What benchmarks/RESULTS.md says is what the tables beside it say."""
+"""Tests that benchmarks/RESULTS.md agrees with the tables in benchmarks/results."""
 
 import csv
 import re
@@ -103,14 +103,14 @@ def test_directives_read_the_tables(program, tables):
     # Differences of the seeds: 1/2, 5/8, 3/4.
     between = program.render("x {{between | tiny | g | one | two | A}} y")
     assert between == f"x +0.6250 ± {0.125 / np.sqrt(3):.4f} y"
-    # Of one seed there is no error to tell.
+    # A single seed has no error.
     one_seed = program.render("{{between | tiny | g | one | three | A}}")
     assert one_seed == "+2.0000"
     table = program.render("{{table | tiny | g | one}}").splitlines()
     assert table[0].startswith("| nats, 7 examples | value |")
     assert table[2] == "| A | 1.1250 | 0.0722 | 0.5000 |  | 3 |"
     assert table[3] == "| B | 2.0000 | one only | 0.2500 | +1.0000 ± 3.0000 | 1 |"
-    # Errors over seeds and examples together: of 0.03 and 0.04, 0.05.
+    # Errors over seeds and examples combine: 0.03 and 0.04 give 0.05.
     table = program.render("{{pairs | tiny | h | one, two}}").splitlines()
     assert program.render("{{pair | tiny | h | one | two | A}}") == "+0.5000 ± 0.0500"
     assert table[2] == "| A: one | 1.0000 | 0.5000 | 0.2500 |  |"

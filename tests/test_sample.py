@@ -47,7 +47,7 @@ def flow(solver, **options):
 def test_samples_with_the_exact_denoiser_have_the_moments_of_the_data(
     cls, options, key
 ):
-    # To where nothing of the data is left.
+    # Up to a time at which nothing remains of the data.
     diffusion = cls(interval=eqmdm.TimeInterval(1e-3, 1.3))
     x = sample(diffusion, (4,), key=key, n_samples=400, **options).reshape(-1)
     offsets = MEANS - jnp.mean(MEANS)
@@ -84,7 +84,7 @@ def test_steps_are_those_of_the_grid_on_the_clock(key):
     model = eqmdm.DenoiserModel(mixture_denoiser, diffusion)
     times = jnp.asarray([1.0, 0.7, 0.5, 0.1, float(diffusion.t0)])
     sampler = flow(dfx.Euler(), grid=eqmdm.CustomGrid(times), clock=clock)
-    # As many as the grid has.
+    # As many steps as the grid has.
     x = sample(diffusion, (2,), key=key, n_samples=1, sampler=sampler)
 
     @jax.jit
@@ -343,7 +343,7 @@ def test_trajectories_have_the_law_of_the_process(name, key):
         full_output=True,
     )
     path = result.trajectory
-    # From noise to data, exactly where it was asked for.
+    # From noise to data, exactly at the requested times.
     assert tree_allclose(path.log_snrs, jnp.sort(log_snrs), rtol=0, atol=1e-6)
     n_rows = 1 if name in ("DPMSolver-3", "EDMHeun") else 2
     assert path.states.shape == (1000, 5, n_rows, 4)
@@ -353,7 +353,7 @@ def test_trajectories_have_the_law_of_the_process(name, key):
         states = path.states[:, i]
         z = states[:, 0] if n_rows == 1 else jax.vmap(kernel.project)(states)
         spread = VARIANCE + kernel.sigma**2
-        # Of the prior, whose variance of z is that of N(0, 1) data, little is left.
+        # Little remains of the prior, in which z has the variance of N(0, 1) data.
         assert within_standard_errors(z.reshape(-1) ** 2, spread, n=6.0)
         expected = normal_denoiser(kernel.log_snr, z)
         assert tree_allclose(path.estimates[:, i], expected, rtol=1e-9, atol=1e-9)
@@ -378,7 +378,7 @@ def test_saved_states_are_those_of_the_steps(key):
         save_at=eqmdm.SaveAt(times=[0.1, 0.7]),
         **options,
     )
-    # Of the grid's own times: no step moves, and no sample.
+    # Times of the grid itself, so that no step and no sample changes.
     assert tree_allclose(saved.x, plain.x, rtol=1e-12, atol=1e-12)
     assert tree_allclose(saved.trajectory.times, jnp.asarray([0.7, 0.1]), **EXACT)
     assert jnp.all(saved.n_evaluations == 7)

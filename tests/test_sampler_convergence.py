@@ -1,4 +1,4 @@
-"""How fast samplers converge, and to which law."""
+"""Tests of the order of convergence of samplers, and of the law that they reach."""
 
 import functools
 
@@ -154,7 +154,7 @@ CASES = [
 def test_all_samplers_give_the_moments_of_the_data_in_float32(sampler, n_vars, key):
     names = [name for name, count in N_VARS.items() if count == n_vars]
     grid, n_steps = GRIDS[sampler]
-    # From where nothing of the data is left; ALDA's t0 is at a log-SNR of 48.
+    # From a log-SNR at which nothing remains of the data; ALDA's t0 is at 48.
     t_range = 1e-3, 1.5
     named = [DIFFUSIONS[name](interval=eqmdm.TimeInterval(*t_range)) for name in names]
     times = jnp.stack([grid(d, n_steps, jnp.float32) for d in named])
@@ -177,7 +177,7 @@ def wasserstein(x, y):
     return np.mean(np.abs(np.sort(x) - np.sort(y)), axis=-1)
 
 
-# Of W1 to the data, in units of that between two sets of draws of the data.
+# The limits of W1 to the data, in units of W1 between two sets of draws of the data.
 BARS = {10: 14.0, 20: 4.0, 50: 1.5}
 
 

@@ -231,7 +231,7 @@ def test_all_kinds_of_models_lead_to_the_same_samples(key):
     times = QuadraticGrid()(diffusion, 6)
     y = diffusion.prior.sample((3, 2), key=key)
     denoiser = lambda d: eqmdm.DenoiserModel(mixture_denoiser, d)
-    # Which asks for the score in its steps, and for the estimate at its end.
+    # The sampler uses the score in its steps, and the data estimate at its end.
     expected = run_model(SSCS(), denoiser, diffusion, y, times, key)
     assert expected.shape == (3, 2)
     for kind, make in MODELS.items():

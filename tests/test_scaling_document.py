@@ -1,4 +1,4 @@
-"""benchmarks/SCALING.md holds what its program says, and the program counts right."""
+"""Tests that SCALING.md matches its program, and that the program counts correctly."""
 
 import json
 import sys
@@ -53,7 +53,7 @@ def test_parameters_are_those_of_the_networks(program):
 
 
 def test_traffic_is_that_of_a_ring_in_each_node_and_between_them(program):
-    # Of a ring, each of n sends n - 1 parts of n; hand-counted for two nodes of eight.
+    # In a ring of n each sends n - 1 of n parts; hand-counted for two nodes of eight.
     assert program.traffic(800, 1, 2) == (0, 0)
     assert program.traffic(800, 8, 1) == (700, 0)
     assert program.traffic(800, 16, 2) == (1400, 100)

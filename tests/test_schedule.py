@@ -242,7 +242,7 @@ def test_cosine_schedule_refuses_times_past_its_pole():
         schedule.rate(late)
     with pytest.raises(ValueError, match="`t` must be non-negative and below 1.004"):
         schedule.integrated_rate(0 * late, 2 * late)
-    # Traced, it is no number that could be taken for a rate.
+    # A traced call returns NaN, which cannot be mistaken for a rate.
     assert jnp.isnan(jax.jit(schedule.rate)(2 * late))
     assert jnp.isnan(jax.jit(schedule.integrated_rate)(0 * late, 2 * late))
 

@@ -1,4 +1,4 @@
-"""The rules that the code keeps to, each checked on every file or class."""
+"""Tests of the rules of the code, each checked on every file or class."""
 
 import abc
 import ast
@@ -36,11 +36,11 @@ ORDER = (
     "cli",
 )
 
-# What parses, prints, logs or plots belongs to the programs.
+# Only the programs parse, print, log or plot.
 PROGRAMS_ONLY = {"argparse", "logging", "matplotlib", "tqdm", "tyro"}
 
 
-# So that every class of the library is among the subclasses below.
+# Imported so that every class of the library is among the subclasses below.
 for _, name, _ in pkgutil.walk_packages(eqmdm.__path__, f"{eqmdm.__name__}."):
     importlib.import_module(name)
 

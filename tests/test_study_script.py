@@ -145,7 +145,7 @@ def test_summary_is_over_seeds_and_paired_examples(tmp_path):
     np.testing.assert_allclose(second["value"], both.mean(), rtol=1e-12)
     over_examples = both.mean(axis=0).std(ddof=1) / np.sqrt(48)
     np.testing.assert_allclose(second["error_over_examples"], over_examples, rtol=1e-12)
-    # Of two values, half their distance.
+    # The standard error of two values is half their distance.
     over_seeds = abs(np.diff(both.mean(axis=1))[0]) / 2
     np.testing.assert_allclose(second["error_over_seeds"], over_seeds, rtol=1e-12)
     assert first["difference"] is None
@@ -173,7 +173,7 @@ def test_pairs_are_of_the_same_models_and_examples(tmp_path):
             _write_evaluation(directory, total, np.arange(50) != 7)
             names = {"grid": cell.grid, "cell": cell.name, "seed": cell.seed}
             rows.append(names | {"evaluation": name})
-    # Of one seed, and the first examples only; and of other examples.
+    # One seed with only the first examples, and other examples.
     for name, n, split in (("last", 30, "test"), ("other", 50, "validation")):
         directory = tmp_path / cells[0].directory / f"evaluation-{name}"
         _write_evaluation(directory, examples[:n], np.ones(n, bool), split)
@@ -189,7 +189,7 @@ def test_pairs_are_of_the_same_models_and_examples(tmp_path):
     np.testing.assert_allclose(pair["difference"], mean.mean(), rtol=1e-12)
     over_examples = mean.std(ddof=1) / np.sqrt(49)
     np.testing.assert_allclose(pair["error_over_examples"], over_examples, rtol=1e-9)
-    # Of two values, half their distance.
+    # The standard error of two values is half their distance.
     over_seeds = abs(np.diff(np.delete(gaps, 7, axis=1).mean(axis=1))[0]) / 2
     np.testing.assert_allclose(pair["error_over_seeds"], over_seeds, rtol=1e-9)
     one = found["bound", "last"]
@@ -324,7 +324,7 @@ def test_study_does_what_is_left_and_collects_it(tmp_path):
         content = (tmp_path / "out" / name).read_bytes()
         assert content.startswith(b"\x89PNG")
         (tmp_path / "out" / name).unlink()
-    # Drawn anew from the tables alone, to the byte but for their seven digits.
+    # Redrawn from the tables alone, which are rounded to seven digits.
     assert run("--redraw").returncode == 0
     for name in ("bounds.png", "training.png", "learned.png"):
         assert (tmp_path / "out" / name).exists()
@@ -334,12 +334,12 @@ def test_study_does_what_is_left_and_collects_it(tmp_path):
     seed = tmp_path / "out" / "free" / "VPSDE" / "seed-1"
     report = json.loads((seed / "evaluation-bound" / "report.json").read_text())
     assert report["n_examples"] == 20 and report["step"] == 4
-    # Only what is gone is done again.
+    # Only the deleted parts are repeated.
     assert run("--dry-run").stdout == ""
     (seed / "evaluation-bound" / "report.json").unlink()
     left = run("--dry-run").stdout
     assert left.count("eqmdm evaluate") == 1 and "eqmdm train" not in left
-    # What reads a part of it is no error.
+    # A reader that closes the pipe early causes no error.
     first_line = f"{' '.join(map(str, command))} --dry-run --short | head -n 1"
     how = dict(shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert subprocess.run(first_line, **how).stderr == ""

@@ -1,4 +1,4 @@
-"""The colours, markers and lines of pictures can be told apart."""
+"""Tests that colours, markers and lines of pictures are distinguishable."""
 
 import itertools
 
@@ -26,7 +26,7 @@ XYZ = np.array(
     ]
 )
 WHITE = np.array([0.95047, 1.0, 1.08883])
-# Of a just noticeable difference, 2.3 in CIELAB (Mahy et al., 1994), six.
+# Six times a just noticeable difference, 2.3 in CIELAB (Mahy et al., 1994).
 LEAST_DISTANCE = 6 * 2.3
 
 
@@ -56,7 +56,7 @@ def test_lab_is_that_of_the_standard():
 
 
 def test_simulated_deuteranopia_confuses_red_and_green():
-    # Of those that the simulation is known by: far apart in normal vision.
+    # A pair known to be confused in deuteranopia and far apart in normal vision.
     red, green = "#C44E52", "#55A868"
     normal = _distance(red, green, np.eye(3))
     assert normal > 80
@@ -100,7 +100,7 @@ def test_other_names_have_looks_that_last():
     among = styles.looks(names, styles.SOLVERS)
     assert among["mymodule:MyEM"] == alone["mymodule:MyEM"]
     assert list(among) == names and among["dpm"] == styles.look(0)
-    # As many as there are looks, of which no two agree.
+    # As many names as there are distinct looks.
     many = [f"solver {i}" for i in range(63)]
     found = styles.looks(many, styles.SOLVERS)
     assert len({(look.color, look.marker) for look in found.values()}) == len(many)

@@ -1,4 +1,4 @@
-"""Diffusions and schedules of a user's own, written with public names alone."""
+"""Tests of users' own diffusions and schedules, written with public names alone."""
 
 import equinox as eqx
 import jax

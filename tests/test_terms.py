@@ -208,7 +208,7 @@ def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls
         s = problem.reading(t)
         terms = (problem.terms,) if process == "flow" else problem.terms.terms
         drift, *noise = (term.vf(s, y, None) for term in terms)
-        # How fast time goes by, either way.
+        # The rate of time, in either direction.
         _, speed = jax.jvp(problem.reading, (t,), (jnp.ones_like(t),))
         noise = [operator.matrix for operator in noise]
         return drift, noise, jnp.abs(1 / speed), problem.time(s)
@@ -235,7 +235,7 @@ def test_t0_that_is_lost_in_counting_down_to_it_raises(key):
         eqmdm.reverse_sde(model, (2,), **options)
     with pytest.raises(ValueError, match=message):
         eqmdm.sample(model, (2,), n_samples=2, sampler=dfx.SEA(), **options)
-    # Which count down to nothing.
+    # These do not need t0 to be resolved beside t1 in float32.
     eqmdm.sample(model, (2,), n_samples=2, n_steps=2, **options)
     eqmdm.reverse_sde(model, (2,), clock=eqmdm.LogSNRClock(), **options)
     eqmdm.reverse_sde(model, (2,), key=key)

@@ -1,4 +1,4 @@
-"""What a diffusion prints: the call that would build it."""
+"""Tests of the text of a diffusion: the call that would build it."""
 
 import equinox as eqx
 import jax
@@ -59,7 +59,7 @@ def test_diffusion_prints_its_matrices_schedule_and_interval(name):
     build, text = TEXTS[name]
     diffusion = build()
     assert repr(diffusion) == text
-    # Inside of what holds it too.
+    # The same inside a container.
     assert eqx.tree_pformat((diffusion,), width=1000) == f"({text},)"
 
 

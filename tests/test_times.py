@@ -15,7 +15,7 @@ SAMPLERS = {
     "log_snr": eqmdm.LogSNRTimeSampler(),
 }
 DIFFUSIONS = {
-    # Its log-SNR is stationary within the horizon.
+    # Its log-SNR is stationary at a time before t1.
     "ALDA": eqmdm.ALDA,
     "decayed": lambda: decayed_diffusion(),
     "log_snr_ends": lambda: eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-4.0, 8.0)),
@@ -23,7 +23,7 @@ DIFFUSIONS = {
 
 
 def decayed_diffusion():
-    """One whose mean map has no determinant left in its roundings at the horizon."""
+    """A diffusion whose mean map is numerically singular at t1."""
     q, B = np.random.default_rng(3).standard_normal((2, 3, 3))
     return eqmdm.LinearDiffusion(q - q.T, dissipation_root=B)
 

@@ -27,7 +27,7 @@ def _model(kind="noise", diffusion=None):
     )
     n_vars = 1 if kind == "denoiser" else diffusion.n_vars
     network = nn.MLP((2,), n_vars, width=8, depth=1, key=jr.key(4))
-    # Away from the zero that it starts at, so that every gradient is there.
+    # Perturbed from its zero initialisation, so that every gradient is nonzero.
     last = lambda net: net.linear_out.weight
     network = eqx.tree_at(
         last, network, 0.1 * jr.normal(jr.key(5), last(network).shape, jnp.float32)
@@ -193,7 +193,7 @@ def test_denoiser_leaves_the_solution_for_normal_data():
     error = gain.std(ddof=1) / np.sqrt(len(gain))
     truth = np.asarray(jax.vmap(rings.log_density)(test))
     normal = -np.log(2 * np.pi * variance) - np.sum(test**2, axis=1) / (2 * variance)
-    # A tenth of what there is to learn, so that it has begun to see the rings.
+    # A tenth of the possible gain, so that it has begun to learn the rings.
     assert gain.mean() - 5 * error > 0.1 * (truth - normal).mean()
 
 

@@ -1,4 +1,4 @@
-"""The programs on data of the user's own."""
+"""Tests of the programs on the user's own data."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_bounds_of_a_table_have_the_jacobian_of_its_units(finished):
 
 @pytest.mark.parametrize("route", ["elbo", "collapsed"])
 def test_likelihoods_of_a_table_are_in_its_units(route, finished, monkeypatch, capsys):
-    # From another directory than the run's: its data are found all the same.
+    # From another directory than that of the run, its data are found too.
     monkeypatch.chdir(finished)
     output = finished.parent / route
     arguments = [finished, f"--route={route}", "--examples=4", f"--output-dir={output}"]

@@ -266,14 +266,14 @@ def test_signal_that_a_callback_swallows_ends_what_is_left_before_the_next_stage
     preemption, capsys
 ):
     def swallowed():
-        # As Python does where a destructor raises.
+        # As Python does if a destructor raises.
         with contextlib.suppress(BaseException):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(SystemExit):
         preemption.finish({"the one": swallowed, "the other": lambda: None})
     assert "Left to do: the other. Resume" in capsys.readouterr().out
-    # With nothing left the run is whole.
+    # With no stage left, the run is complete.
     preemption.requested = ""
     preemption.finish({"the other": swallowed})
 
@@ -587,7 +587,7 @@ def test_run_with_a_damaged_checkpoint_resumes_from_the_one_before(
     assert status == 0, stderr
     assert f"the checkpoint of step {newest} cannot be read" in stdout
     assert f"resuming from step {before}" in stdout
-    # Set aside rather than deleted, and written anew.
+    # Set aside rather than deleted, and written again.
     assert (run_dir / f"damaged-{newest}").is_dir()
     assert _arrays_equal(run_dir, finished[0])
     assert _records(run_dir) == _records(finished[0])
@@ -733,6 +733,6 @@ def test_wrong_option_is_one_clear_message(arguments, messages, tmp_path):
 
 def test_dataset_names_are_those_of_the_library():
     assert tuple(DEFAULTS) == eqmdm.data.NAMES
-    # Those of the help are the same.
+    # The help shows the same names.
     field = inspect.getsource(DataOptions).split("data_dir")[0]
     assert all(name in field for name in eqmdm.data.NAMES)
