@@ -54,7 +54,7 @@ def main(interpreters: list[str]) -> int:
 
 
 def counts_of(output: str) -> dict[str, int]:
-    """What pytest's last line counts, zero for what it leaves out."""
+    """The counts in pytest's last line, with zero for missing ones."""
     summaries = re.findall(
         r"^.*\b\d+ (?:passed|failed|errors?)\b.* in .*$", output, re.M
     )

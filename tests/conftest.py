@@ -75,8 +75,9 @@ def unchecked():
 
 
 def pytest_collection_finish():
-    """Keeps the garbage collector from what stays: tracing makes millions of objects,
-    and looking through all modules for each ten thousand takes a twentieth of the time.
+    """Hide permanent objects from the garbage collector: tracing makes millions of
+    objects, and scanning all modules for every ten thousand takes a twentieth of the
+    time.
     """
     gc.collect()
     gc.freeze()
@@ -99,8 +100,8 @@ jax.monitoring.register_event_duration_secs_listener(_count_program)
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled():
-    """Frees what files have compiled, once it is most of a gigabyte: until then the
-    next file finds the small programs of operations outside of `jit`."""
+    """Free compiled programs after a file once they take most of a gigabyte. Until
+    then, later files reuse the small programs of operations outside of `jit`."""
     global _n_programs
     yield
     if _n_programs > _MOST_PROGRAMS:

@@ -87,7 +87,7 @@ def tree_allclose(actual, expected, *, rtol, atol):
 
 
 def _form(leaf):
-    """What must be equal whatever the tolerance."""
+    """The properties of a leaf that must be equal at any tolerance."""
     if isinstance(leaf, _ARRAY):
         return leaf.shape, str(leaf.dtype)
     return type(leaf)

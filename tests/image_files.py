@@ -16,7 +16,7 @@ def encode_image(image, format="PNG"):
 
 
 def write_images(file, images, column, format="PNG", labels=None):
-    """The images as a file of the Hub's schema; bytes are written as they are."""
+    """Write images to a file with the Hub's schema; bytes are written unchanged."""
     encoded = [
         x if x is None or isinstance(x, bytes) else encode_image(x, format)
         for x in images

@@ -1,6 +1,7 @@
-"""Run by test_distributed.py, once for each of two processes, and by itself for one.
+"""A program that test_distributed.py runs in each of two processes, and in one.
 
-Prints what it found as JSON; all processes must find the same but for what they read.
+It prints its results as JSON; they must agree in all processes, except for the points
+that each process reads.
 """
 
 import itertools
@@ -24,7 +25,7 @@ points = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 
 
 class Source:
-    """Points that keep account of which are read."""
+    """Points that record which of them are read."""
 
     shape = points.shape
 

@@ -14,7 +14,7 @@ def chunk(kind, content):
 
 
 def png(width, height, depth, colour, rows):
-    """A PNG with any header, whatever it then holds."""
+    """A PNG with any header and any content."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
     return content + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

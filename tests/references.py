@@ -146,6 +146,6 @@ def as_arrays(tree):
 
 
 def stacked(diffusions):
-    """Several such diffusions of one size as one, to be mapped over."""
+    """Diffusions of one size stacked into one, for `jax.vmap`."""
     members = [as_parameters(diffusion) for diffusion in diffusions]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)

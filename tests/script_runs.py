@@ -29,7 +29,7 @@ DIGITS = ["--dataset=digits", *POINTS[1:], "--multipliers", "1"]
 
 @contextlib.contextmanager
 def single_precision():
-    """Programs compute in float32, as they do by themselves."""
+    """A context in which programs compute in float32, as they do outside of tests."""
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
@@ -37,7 +37,7 @@ def single_precision():
 
 @functools.cache
 def _shared_run(arguments):
-    """A run that is made once in a process: making one compiles some fifty programs."""
+    """A run that is cached per process, since making one compiles some 50 programs."""
     directory = Path(tempfile.mkdtemp()) / "run"
     atexit.register(shutil.rmtree, directory.parent, ignore_errors=True)
     return make_run(directory, *arguments)

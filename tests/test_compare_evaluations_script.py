@@ -17,7 +17,7 @@ def scripts():
 
 
 def write_evaluation(directory, route, values, *, first=0, lost=(), images=True):
-    """A directory as evaluate.py leaves it, of given values."""
+    """Write a directory as evaluate.py would, with given values."""
     numbers = first + np.arange(len(values))
     columns = {
         "example": numbers,

@@ -127,7 +127,7 @@ def test_other_values_of_the_same_shapes_compile_nothing(name, kind):
 
 
 def _read(seed):
-    """What a training program reads of its diffusion between steps."""
+    """The facts about a diffusion that a training program reads between steps."""
     diffusion = eqmdm.LearnedDiffusion(
         2, interval=eqmdm.LogSNRInterval(-9.0, 13.3), key=jr.key(seed)
     )

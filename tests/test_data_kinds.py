@@ -33,8 +33,8 @@ _LEVEL = _RANDOM.normal(size=N)
 
 
 def _varied(shape, noise):
-    """A number for each example, in all its coordinates, with noise: what a network has
-    to learn, for one without weights takes the coordinates for independent."""
+    """Data with one random number per example in all its coordinates, plus noise. A
+    network must learn this, since untrained it treats coordinates as independent."""
     level = _LEVEL.reshape(N, *[1] * len(shape))
     return level + noise * _RANDOM.normal(size=(N, *shape))
 
@@ -60,7 +60,7 @@ def _folder(path, images):
 
 
 def _broken(path, good):
-    """A file that has been cut off, in the middle of a line if it has lines."""
+    """A truncated file, cut in the middle of a line if it has lines."""
     content = good.read_bytes()
     half = len(content) // 2
     end = content.find(b"\n", half) - 5 if good.suffix == ".jsonl" else half
@@ -140,7 +140,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def table(request):
-    """Rows of what is found, written at the end if the option asks for them."""
+    """The rows of results, written at the end if the option is given."""
     rows = {}
     yield rows
     path = request.config.getoption("--data-table")
@@ -160,7 +160,7 @@ def table(request):
 
 
 class _Zero(eqx.Module):
-    """What makes a preconditioned denoiser the exact one of normal data."""
+    """A zero network, with which a preconditioned denoiser is exact for normal data."""
 
     def __call__(self, t, y):
         return jnp.zeros_like(y)
@@ -268,7 +268,7 @@ def test_kind_of_data_trains_and_is_bounded(name, table, tmp_path, monkeypatch):
 
 
 def _error(name, tmp_path):
-    """What a damaged file of a kind ends with."""
+    """The error that a damaged file of a kind causes."""
     if name == "module:function":
         bad = "own_kind_of_data:absent"
     elif name.startswith("folder"):

@@ -93,7 +93,7 @@ def most_are_slow(names):
 
 @pytest.fixture(scope="module")
 def seen(request):
-    """What is seen of each solver; written as a table if that is asked for."""
+    """The results of each solver, written as a table if the option is given."""
     found = {name: {} for name in SOLVERS}
     yield found
     path = request.config.getoption("--solver-table")

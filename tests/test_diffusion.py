@@ -118,7 +118,7 @@ N_TIMES = 60
 
 
 def evaluate(name, times):
-    """The kernel and what belongs to it at `N_TIMES` times."""
+    """The kernel and related quantities at `N_TIMES` times."""
     assert times.shape == (N_TIMES,)
     return _evaluate(name, str(times.dtype))(times)
 
@@ -225,7 +225,7 @@ def solved_moments(drift_and_noise, n_vars, s, t):
 
 @jax.jit
 def solved_moments_of_linear_rates(ends, s, t):
-    """For matrices that are linear in time, given at 0 and at 1; one compilation."""
+    """The moments for matrices that are linear in time, given at 0 and 1."""
     at = lambda t: jax.tree.map(lambda low, high: low + t * (high - low), *ends)
     return solved_moments(at, 4, s, t)
 

@@ -43,7 +43,7 @@ def _start(*command, cwd=None, env=ENVIRONMENT):
 
 
 def _finish(processes, status=0):
-    """What they print; one that waits for another must not outlive the test."""
+    """The output of the processes, which are killed if they outlive the test."""
     try:
         printed = [process.communicate(timeout=500) for process in processes]
     finally:
@@ -65,7 +65,7 @@ def _found(stdout):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What one process finds by itself, and what each of two finds."""
+    """The results of a single process, and of each of two."""
     program, address = TESTS / "on_two_processes.py", _free_address()
     directory = tmp_path_factory.mktemp("together")
     two = [_start(program, directory, address, index) for index in range(2)]

@@ -63,8 +63,8 @@ def mixture_denoiser(log_snr, z):
 
 
 def elbo_at_noise(monkeypatch, start_noise, noise, model, x, u, time_sampler, name):
-    """The bound with given noise in place of draws: one for the start's auxiliaries,
-    one for the states at the start time, at the time and at the final time."""
+    """The bound with given noise instead of draws: one for the auxiliary variables at
+    the start, one for the states at t0, at the random time and at t1."""
     given = {len(noise): noise, len(start_noise): start_noise}
 
     def normal(key, shape, dtype):
@@ -492,7 +492,7 @@ def test_diffusion_between_fixed_log_snr_ends_has_nothing_to_learn(monkeypatch):
 
 
 def chain(n_vars, t0):
-    """Noise on the last variable, from each to the one before it."""
+    """A diffusion with noise on the last variable and a chain of couplings."""
     coupling = np.tril(np.ones((n_vars, n_vars)), -1)
     coupling = coupling - np.tril(coupling, -2)
     noise = np.diag([0.0] * (n_vars - 1) + [1.0])

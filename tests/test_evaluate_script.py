@@ -103,7 +103,7 @@ def _error(run, *arguments):
 
 
 class Solver:
-    """Stands for `eqmdm.log_likelihood`, at no time: what it gives is known."""
+    """A fast substitute for `eqmdm.log_likelihood` with known results."""
 
     def __init__(self):
         self.calls = []  # one for each compilation
@@ -135,7 +135,7 @@ def solver(monkeypatch):
 
 
 def _keys(number, draw):
-    """Of the dequantisation and of the solve of an example."""
+    """The keys of the dequantisation and of the solve of an example."""
     key = jr.fold_in(jr.fold_in(jr.key(0), LIKELIHOOD), number)
     return jr.split(jr.fold_in(key, draw))
 
@@ -302,7 +302,7 @@ def test_draws_are_keyed_by_the_example(digits, solver, tmp_path):
 
 
 class _Killed(BaseException):
-    """No handler of errors knows it, as none knows a SIGKILL."""
+    """An exception that no handler catches, like a SIGKILL."""
 
 
 def test_evaluation_continues_after_a_kill_at_any_write(
@@ -329,7 +329,7 @@ def test_evaluation_continues_after_a_kill_at_any_write(
 
 
 def _kill_before_writes(monkeypatch):
-    """Counts what changes the disk, and stops before the one after `last`."""
+    """Count writes to the disk, and stop before the one after number `last`."""
     count = SimpleNamespace(n=0, last=None)
 
     def watched(function):

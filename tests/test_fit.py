@@ -27,7 +27,7 @@ def _model():
 
 
 class Recorder:
-    """A callback that keeps the events, and stops at one of them."""
+    """A callback that records events, and stops at one of them."""
 
     def __init__(self, stop_at=None):
         self.events, self._stop_at = [], stop_at

@@ -45,7 +45,7 @@ ALLOWED |= {"load.py": {"resolve_name"}}
 
 
 class _Payload:
-    """What makes a directory when it is unpickled."""
+    """An object that makes a directory when it is unpickled."""
 
     def __init__(self, marker):
         self._marker = str(marker)
@@ -63,7 +63,7 @@ def marker(tmp_path):
 
 @pytest.fixture
 def payload(marker):
-    """A pickle that shows that it is harmful, and that is."""
+    """A pickle with a visible effect, which is checked here."""
     content = pickle.dumps(_Payload(marker))
     pickle.loads(content)
     assert marker.is_dir()
@@ -88,7 +88,7 @@ def run_dir(finished, tmp_path):
 
 
 def _object_array(marker):
-    """An array file of objects, which NumPy would unpickle if it was let."""
+    """An array file of objects, which NumPy would unpickle if allowed."""
     file = io.BytesIO()
     np.save(file, np.array([_Payload(marker)], object), allow_pickle=True)
     return file.getvalue()
@@ -291,7 +291,7 @@ def test_evaluations_that_are_code_are_refused(content, payload, marker, tmp_pat
 
 
 def _faults(source, imports):
-    """What a file does that could run what it reads."""
+    """The calls and imports of a source file that could execute what it reads."""
     faults = {name for name in imports if name.split(".")[0] in LOADERS}
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):

@@ -167,7 +167,7 @@ def test_use_works_with_every_setting_and_leaves_it():
 
 
 def _precisions(function, *arguments):
-    """Those that the products and convolutions of a function ask for."""
+    """The precisions that the products and convolutions of a function request."""
     found, pending = set(), [jax.make_jaxpr(function)(*arguments).jaxpr]
     while pending:
         for equation in pending.pop().eqns:

@@ -58,7 +58,7 @@ def check(laws, exact_laws, taus, dtype):
 
 @functools.cache
 def exact_laws_of(source, index, tau):
-    """The exact laws given the start and given the data, of a named or random one."""
+    """The exact laws of a named or random diffusion, given the start and the data."""
     if isinstance(source, str):
         recipe = named_diffusions(**OPTIONS)[source].recipe
         parts = recipe.skew, recipe.dissipation_root, recipe.stationary_root

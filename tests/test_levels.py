@@ -41,7 +41,7 @@ STDS = [0.02, 0.3, 1.0, 20.0]
 
 @final
 class _Ends(AbstractDequantiser):
-    """For levels given twice, both the offsets that are hardest to tell from others."""
+    """A dequantiser with the two extreme offsets, for levels that are given twice."""
 
     @property
     def gives_density(self):

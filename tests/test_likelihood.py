@@ -66,7 +66,7 @@ def compute_all(denoiser, diffusions, x, key, *, tolerance=LOOSE, **options):
 
 
 def compute(denoiser, diffusion, x, key, **options):
-    """The same for one diffusion."""
+    """The results of `compute_all` for one diffusion."""
     results = compute_all(denoiser, [diffusion], x, key, **options)
     return jax.tree.map(lambda leaf: leaf[0], results)
 

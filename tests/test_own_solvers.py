@@ -105,7 +105,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def module(tmp_path, monkeypatch):
-    """A module in the working directory, where nothing else finds it."""
+    """A module in the working directory, which is not on the path otherwise."""
     (tmp_path / "own_solvers.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -179,7 +179,7 @@ def in_float64(matrix):
 
 
 def amplification(root):
-    """How much of a relative change of its rows reaches the factor of a covariance."""
+    """The factor by which relative changes of rows grow in a covariance factor."""
     return np.linalg.cond(root / np.linalg.norm(root, axis=1, keepdims=True))
 
 

@@ -33,7 +33,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 class Case(NamedTuple):
-    """What a program is compiled for."""
+    """The static properties that a program is compiled for."""
 
     n_vars: int
     clock: str
@@ -143,8 +143,8 @@ def roots(draw, n, low, high):
 
 @st.composite
 def recipes(draw, case):
-    """Noise of any rank, and a link from each variable to the next, so that it reaches
-    the data; all else is coupled to all else more weakly."""
+    """Random recipes: noise of any rank, strong couplings of each variable to the next,
+    so that noise reaches the data, and weaker couplings of all others."""
     n = case.n_vars
     half = np.tril(draw(numbers(-1, 1, n, n)), -1) + 1.5 * np.eye(n, k=-1)
     noise = draw(numbers(-0.25, 0.25, n, n)) + np.eye(n)
@@ -202,7 +202,7 @@ class Dense:
 
     @property
     def data_error(self):
-        """Of b = L^-1 a, relative to its size."""
+        """The error of b = L^-1 a, relative to its size."""
         inverse = np.linalg.norm(self.inverse, 2) / np.min(self.rows)
         return self.root_error + inverse * self.mean_error / math.sqrt(self.snr)
 
@@ -293,7 +293,7 @@ def test_log_snr_is_that_of_dense_matrices_and_falls_and_its_time_is_found(case,
 
 
 def speed_of_log_snr(recipe, dense, t):
-    """|G^T Sigma^-1 a|^2 / SNR, by which it falls."""
+    """The rate at which log-SNR falls, |G^T Sigma^-1 a|^2 / SNR."""
     G = math.sqrt(2 * recipe.rate(t)) * recipe.noise
     return np.sum((G.T @ dense.weights) ** 2) * dense.snr
 
@@ -352,8 +352,8 @@ def curved_score(t, y):
 
 @eqx.filter_jit
 def read_terms(diffusion, clock, share, y):
-    """The three processes at a share of their intervals: the times, and what the terms
-    are there."""
+    """The times and the terms of the three processes at a fraction of their
+    intervals."""
     key, dtype, shape = jr.key(0), y.dtype, y.shape[1:]
     options = {"dtype": dtype, "clock": clock}
     forward = eqmdm.forward_sde(diffusion, y[0], key=key, clock=clock)
@@ -587,8 +587,8 @@ def test_augmented_likelihood_of_stationary_data_is_their_density_for_every_draw
 
 @final
 class Readout(eqx.Module):
-    """The denoiser of data that are one point; but at the cut the statistic itself,
-    which is what samplers return then."""
+    """The denoiser of data that are one point; but at t0 the statistic itself, so that
+    samplers return it."""
 
     point: jax.Array
     threshold: jax.Array

@@ -46,7 +46,7 @@ POINT = 0.7
 
 
 def point_denoiser(log_snr, z):
-    """For data that are one point."""
+    """The exact denoiser of data that are one point."""
     del log_snr
     return jnp.full_like(z, POINT)
 
@@ -63,7 +63,7 @@ def states_at_t0(sampler, model, y, times, key):
 
 
 def point_model(diffusion, *, whole_state=False):
-    """For data that are one point; without a denoiser if the whole state is to move."""
+    """The exact model of data that are one point; only its score if `whole_state`."""
     model = eqmdm.DenoiserModel(point_denoiser, diffusion)
     return eqmdm.FunctionModel(model.score, diffusion) if whole_state else model
 

@@ -77,7 +77,7 @@ def loaded_once(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Of a denoiser that knows only the scale of the data."""
+    """A run of an untrained denoiser, which knows only the scale of the data."""
     return copy_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
 
 
@@ -387,7 +387,7 @@ def test_picture_is_drawn_anew_from_the_table_alone(tmp_path, capsys):
     for words in ("demo, step 5", "60 samples of digits", "grey range 0 to 1"):
         assert f"<!-- {words}" in drawn or words in drawn
     line = _error(tmp_path / "demo", "--redraw")
-    assert "--output-dir must hold a study" in line and "has no study.csv" in line
+    assert "--output-dir must hold the study" in line and "has no study.csv" in line
 
 
 def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):

@@ -77,7 +77,7 @@ def test_resumed_run_goes_on_with_the_batch_it_would_have_come_to():
 
 
 class Source:
-    """Examples that keep account of what is read."""
+    """Examples that record which of them are read."""
 
     shape = (20, 2)
 

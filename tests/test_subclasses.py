@@ -120,7 +120,7 @@ def read(diffusion, t):
 
 
 def assert_same(own, library, *, rtol=1e-10):
-    """That both have the same kernels and interval, and the interval's log-SNRs."""
+    """Assert that both have the same kernels, interval and log-SNRs of the interval."""
     actual, expected = (read(d, jnp.asarray(0.3)) for d in (own, library))
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert_allclose(x, y, rtol=rtol)

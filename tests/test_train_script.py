@@ -526,7 +526,7 @@ def test_disk_that_another_program_fills_ends_the_run_with_one_line(tmp_path):
 
 
 def _train_under(limits, *arguments, cwd):
-    """Training in a process that first gives up what `limits`, a program, says."""
+    """Train in a process that first runs `limits`, code that limits its resources."""
     script = f"import os, sys\n{limits}\nos.execv(sys.executable, sys.orig_argv[3:])"
     train = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments]
     process = subprocess.run(

@@ -31,8 +31,7 @@ class Steps:
 
 
 class Events:
-    """A callback that notes events, and stops training at the one of number
-    `stop_at`."""
+    """A callback that records events, and stops training at number `stop_at`."""
 
     def __init__(self, stop_at=None):
         self.logs, self.kinds = [], []
