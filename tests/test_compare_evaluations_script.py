@@ -87,7 +87,7 @@ def test_pairs_that_do_not_help_are_named(values, tmp_path, capsys):
     ]
     directories.append(write_evaluation(tmp_path / "c", "augmented", noisy + 0.1))
     out = compare(capsys, *directories)
-    (note,) = [line for line in out.splitlines() if line.startswith("Pairs")]
+    (note,) = [line for line in out.splitlines() if line.startswith("Pairing")]
     assert "run, collapsed:" in note and "augmented" not in note
     assert "Raise --draws" in note
 
