@@ -1,7 +1,5 @@
 """Tests that diffusions of known constants are computed on the host, accurately."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -52,14 +50,11 @@ def test_named_diffusions_are_built_and_read_without_a_program(
     )
     jax.clear_caches()
     with counted() as programs:
-        start = time.process_time()
         diffusion = NAMED[name](**options)
-        seconds = time.process_time() - start
         repr(diffusion)
         numbers = diffusion.t0, diffusion.t1, diffusion.t_limit, diffusion.prior.root
     assert programs == {"traced": 0, "lowered": 0, "compiled": 0}
     assert all(number.dtype == jnp.float64 for number in numbers)
-    assert seconds < 0.1
 
 
 def test_learned_diffusion_is_built_with_one_program():

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -85,12 +84,8 @@ def test_help_waits_for_no_heavy_package(name):
             heavy = {"jax", "equinox", "diffrax", "orbax", "matplotlib", "sklearn"}
             assert not heavy & set(sys.modules), heavy & set(sys.modules)
     """
-    start = time.perf_counter()
     done = _python(program, name)
-    seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
-    # Alone 0.2 to 0.5 s on two slow cores; JAX alone takes 0.7 s.
-    assert seconds < 10
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda cls: cls.__name__)
