@@ -53,6 +53,17 @@ def errors(transition_mean, root, exact_mean, exact_root):
         return float(diagonal), float(rows), float(mean / largest)
 
 
+# The classes of the named stationary diffusions.
+STATIONARY = {
+    "VPSDE": eqmdm.VPSDE,
+    "CLD": eqmdm.CLD,
+    "PSLD": eqmdm.PSLD,
+    "ALDA": eqmdm.ALDA,
+    "MALDA": eqmdm.MALDA,
+    "CriticalThirdOrder": eqmdm.CriticalThirdOrder,
+}
+
+
 def named_diffusions(**options):
     """Every named stationary diffusion, by name."""
     return {

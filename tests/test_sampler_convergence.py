@@ -9,7 +9,14 @@ import jax.random as jr
 import numpy as np
 import pytest
 import references
-from references import MODE_STD, MODES, VARIANCE, mixture_denoiser, normal_denoiser
+from references import (
+    MODE_STD,
+    MODES,
+    STATIONARY as DIFFUSIONS,
+    VARIANCE,
+    mixture_denoiser,
+    normal_denoiser,
+)
 
 import eqmdm
 from eqmdm import (
@@ -24,14 +31,6 @@ from eqmdm import (
 from helpers import slow, within_standard_errors
 
 
-DIFFUSIONS = {
-    "VPSDE": eqmdm.VPSDE,
-    "CLD": eqmdm.CLD,
-    "PSLD": eqmdm.PSLD,
-    "ALDA": eqmdm.ALDA,
-    "MALDA": eqmdm.MALDA,
-    "CriticalThirdOrder": eqmdm.CriticalThirdOrder,
-}
 SAMPLERS = {
     "ancestral": AncestralSampler(),
     "sscs": SSCS(),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
-from references import mixture_denoiser, normal_denoiser
+from references import STATIONARY as DIFFUSIONS, mixture_denoiser, normal_denoiser
 
 import eqmdm
 from eqmdm import (
@@ -22,14 +22,6 @@ from eqmdm import (
 from helpers import tree_allclose, within_standard_errors
 
 
-DIFFUSIONS = {
-    "VPSDE": eqmdm.VPSDE,
-    "CLD": eqmdm.CLD,
-    "PSLD": eqmdm.PSLD,
-    "ALDA": eqmdm.ALDA,
-    "MALDA": eqmdm.MALDA,
-    "CriticalThirdOrder": eqmdm.CriticalThirdOrder,
-}
 SAMPLERS = {
     "ancestral": AncestralSampler(),
     "sscs": SSCS(),

@@ -25,6 +25,10 @@ Numbers: TypeAlias = Float[np.ndarray, "..."]
 LARGEST_DIVERGENCE = 0.1
 
 
+# Of a search for a log-SNR. Bisection alone takes about 60 to the spacing of float64.
+_MOST_ROUNDS = 200
+
+
 class Laws(NamedTuple):
     """Normal laws, one for each time: mean maps, and roots of the covariances."""
 
@@ -175,7 +179,7 @@ def first_below(
     crosses = f_new < 0
     old, f_old, share = other, f_other, np.full(len(levels), 0.5)
     with np.errstate(invalid="ignore", divide="ignore"):
-        while True:
+        for _ in range(_MOST_ROUNDS):
             # Stop at the spacing of float64.
             width = np.abs(other - new)
             tolerance = 4e-16 * np.maximum(1, np.abs(new))

@@ -94,7 +94,8 @@ def training_curve(
             capsize=2,
             label="validation, EMA parameters",
         )
-        last, error = means[-1], np.nan_to_num(errors[-1])
+        # The error of a single example is unknown, and no part of the range.
+        last, error = means[-1], errors[-1] if math.isfinite(errors[-1]) else 0.0
         settled = [*settled, last - error, last + error]
         caption += "; bars: standard errors over the validation examples"
     settled = [value for value in settled if math.isfinite(value)]
