@@ -226,7 +226,7 @@ def make_parts(
 
     def data(step, state, examples):
         state = eqx.tree_at(lambda state: state.step, state, step)
-        examples = _shuffled(state, examples, options.batch_size)
+        examples = examples[_shuffled(state, len(examples), options.batch_size)]
         batch = _draw_batch(state, examples, objective, n_path)
         key_encode, keys = jnp.moveaxis(jax.vmap(jr.split)(batch.keys), 1, 0)
 

@@ -102,6 +102,7 @@ from ._model.divergence import (
     HutchinsonDivergence as HutchinsonDivergence,
 )
 from ._model.function import FunctionModel as FunctionModel
+from ._model.guided import GuidedModel as GuidedModel
 from ._model.noise import NoiseModel as NoiseModel
 from ._model.point import Point as Point
 from ._model.terms import (

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._core.gaussian import PerturbationKernel
 from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, Scalar
 from .._levels import as_dequantised
-from .._model.base import AbstractModel, check_model
+from .._model.base import AbstractModel, conditioned
 from .._model.point import Point
 from .decoders import AbstractDecoder, DataDecoder
 from .elbo import Elbo
@@ -24,6 +24,7 @@ def discrete_elbo(
     *,
     times: Float[Array, " times"],
     key: PRNGKey,
+    condition: PyTree = None,
     decoder: AbstractDecoder | None = None,
 ) -> Elbo:
     r"""An unbiased estimate of the bound of the discrete-time model that
@@ -42,7 +43,7 @@ def discrete_elbo(
 
     **Arguments:**
 
-    - `model`, `x`, `key`: as for [`eqmdm.elbo`][].
+    - `model`, `x`, `key`, `condition`: as for [`eqmdm.elbo`][].
     - `times`: decreasing times from `diffusion.t1` to `diffusion.t0`, such as those of
         [`eqmdm.LogSNRGrid`][]. The model is evaluated at each of them in turn.
     - `decoder`: the decoder of the data at the start time; by default
@@ -61,7 +62,7 @@ def discrete_elbo(
     **Source:** Ho, Jain & Abbeel (2020), equation 5, and Kingma et al. (2021), equation
     13, for one variable.
     """
-    check_model(model)
+    model = conditioned(model, condition)
     x = as_dequantised(x, "bound")
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(

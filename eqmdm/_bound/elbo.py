@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from .._core.checks import check_count, concrete
 from .._core.gaussian import PerturbationKernel, apply_to_vars, log_det, n_coordinates
@@ -16,7 +16,7 @@ from .._core.show import show_array
 from .._core.types import Data, PRNGKey, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._levels import as_dequantised
-from .._model.base import AbstractModel, check_model
+from .._model.base import AbstractModel, conditioned
 from .._model.point import Point
 from .decoders import AbstractDecoder, DataDecoder, StartDecoder
 from .forms import AbstractForm, LowVariance
@@ -72,6 +72,7 @@ def elbo(
     x: Data,
     *,
     key: PRNGKey,
+    condition: PyTree = None,
     n_draws: int = 1,
     form: AbstractForm | None = None,
     decoder: AbstractDecoder | None = None,
@@ -108,6 +109,8 @@ def elbo(
     - `x`: one example, in the units that the model sees. Grey levels must be
         dequantised, or be level centres together with the discrete decoder.
     - `key`: for times and noise.
+    - `condition`: the condition of the example, for a conditional model; see
+        `AbstractModel.with_condition`.
     - `n_draws`: the number of draws of time and noise to average. For more than one,
         the times are stratified and the result has a `standard_error`.
     - `form`: [`eqmdm.LowVariance`][] by default.
@@ -132,7 +135,7 @@ def elbo(
 
     **Source:** Singhal et al. (2023), theorems 1 and 3.
     """
-    check_model(model)
+    model = conditioned(model, condition)
     x = as_dequantised(x, "bound")
     check_count("n_draws", n_draws)
     form = LowVariance() if form is None else form
@@ -241,6 +244,7 @@ def compute_shared_elbo(
     time_sampler: AbstractTimeSampler,
     *,
     keys: Key[Array, " examples"],
+    conditions: PyTree = None,
 ) -> Elbo:
     """The mean bound over a batch, with terms estimated on parts of the batch.
 
@@ -248,6 +252,7 @@ def compute_shared_elbo(
     the last `len(u)`, and the other terms all examples. Each term is unbiased for a
     batch in random order. The network is evaluated once, on the states of both parts
     together, which is one evaluation per example if the parts are disjoint.
+    `conditions` are those of a conditional model, one for each example.
     """
     diffusion, n_start, n_path = model.diffusion, n_reconstruction, len(u)
     keys = jax.vmap(lambda key: jr.split(key, 5))(keys)
@@ -279,15 +284,25 @@ def compute_shared_elbo(
         lambda *parts: jnp.concatenate(parts),
         *(jax.vmap(lambda point: point.arguments)(points) for points in (start, path)),
     )
-    errors = jax.vmap(model.whitened_error)(*arguments)
+    of_start = jax.tree.map(lambda c: c[:n_start], conditions)
+    of_path = jax.tree.map(lambda c: c[-n_path:], conditions)
+    of_points = jax.tree.map(lambda *c: jnp.concatenate(c), of_start, of_path)
 
     @jax.vmap
-    def reconstruction(point, error):
-        return _reconstruction(form, decoder, point, point.own_error(error), model)
+    def whitened_error(condition, arguments):
+        return conditioned(model, condition).whitened_error(*arguments)
+
+    errors = whitened_error(of_points, arguments)
 
     @jax.vmap
-    def integrand(point, error, key):
-        return form.integrand(point, point.own_error(error), model, key=key)
+    def reconstruction(condition, point, error):
+        given, error = conditioned(model, condition), point.own_error(error)
+        return _reconstruction(form, decoder, point, error, given)
+
+    @jax.vmap
+    def integrand(condition, point, error, key):
+        given, error = conditioned(model, condition), point.own_error(error)
+        return form.integrand(point, error, given, key=key)
 
     @jax.vmap
     def rest(state, key):
@@ -295,9 +310,10 @@ def compute_shared_elbo(
         return prior, _auxiliary(form, decoder, diffusion, at_start, state)
 
     prior, auxiliary = rest(state, key_prior)
-    path_terms = integrand(path, errors[n_start:], key_probe[-n_path:]) / density
+    path_terms = integrand(of_path, path, errors[n_start:], key_probe[-n_path:])
+    path_terms = path_terms / density
     return Elbo(
-        reconstruction=jnp.mean(reconstruction(start, errors[:n_start])),
+        reconstruction=jnp.mean(reconstruction(of_start, start, errors[:n_start])),
         prior=jnp.mean(prior),
         diffusion=jnp.mean(path_terms),
         auxiliary=jnp.mean(auxiliary),

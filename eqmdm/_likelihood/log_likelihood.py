@@ -5,11 +5,12 @@ from typing import Any
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._core.checks import check_count, concrete
 from .._core.types import Data, PRNGKey
 from .._levels import as_dequantised
-from .._model.base import AbstractModel, check_model
+from .._model.base import AbstractModel, conditioned
 from .._model.diffrax_solvers import check_kind
 from .._model.divergence import AbstractDivergence, ExactDivergence
 from .flow import FlowSolver
@@ -22,6 +23,7 @@ def log_likelihood(
     x: Data,
     *,
     key: PRNGKey,
+    condition: PyTree = None,
     route: AbstractRoute | None = None,
     divergence: AbstractDivergence | None = None,
     solver: dfx.AbstractSolver | None = None,
@@ -56,6 +58,8 @@ def log_likelihood(
     - `x`: one example, in the units that the model sees.
     - `key`: for probes and auxiliaries; unused with an exact divergence on the
         collapsed route.
+    - `condition`: the condition of the example, for a conditional model; see
+        `AbstractModel.with_condition`.
     - `route`: [`eqmdm.CollapsedRoute`][] by default for an [`eqmdm.DenoiserModel`][],
         and [`eqmdm.AugmentedRoute`][] for other models.
     - `divergence`: [`eqmdm.ExactDivergence`][] by default, which takes one forward
@@ -87,7 +91,7 @@ def log_likelihood(
 
     **Source:** Song et al. (2021), section 4.3 and appendix D.2.
     """
-    check_model(model)
+    model = conditioned(model, condition)
     x = as_dequantised(x, "log-likelihood")
     check_count("max_steps", max_steps)
     if route is None:

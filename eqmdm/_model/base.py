@@ -3,24 +3,26 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import eval_context
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .._core.checks import as_scalar, concrete, raise_or_error_if
+from .._core.conditions import AbstractConditionalNetwork, as_condition
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.stationary import known_log_snrs
 
 
-ScoreFunction: TypeAlias = Callable[[Scalar, State], State]
-NoiseNetwork: TypeAlias = Callable[[Scalar, State], State]
-DenoiserFunction: TypeAlias = Callable[[Scalar, Data], Data]
+# Those of a conditional model also take the keyword `condition`.
+ScoreFunction: TypeAlias = Callable[..., State]
+NoiseNetwork: TypeAlias = Callable[..., State]
+DenoiserFunction: TypeAlias = Callable[..., Data]
 
 
 class AbstractModel(eqx.Module):
@@ -63,6 +65,22 @@ class AbstractModel(eqx.Module):
 
         **Raises:** `ValueError` if the network is tied to the diffusion it was trained
         on.
+        """
+
+    @abc.abstractmethod
+    def with_condition(self, condition: PyTree) -> "AbstractModel":
+        """The model of the data given a condition, which replaces an earlier one.
+
+        It is a model like any other. Functions with an argument `condition` call this
+        method for you.
+
+        **Arguments:**
+
+        - `condition`: the condition of one example: what the network takes as its
+            keyword `condition`, an array or a tree of arrays.
+
+        **Raises:** `TypeError` or `ValueError` for a condition that does not suit the
+        network.
         """
 
     @abc.abstractmethod
@@ -213,6 +231,43 @@ def check_model(model: Any) -> AbstractModel:
     )
 
 
+def conditioned(model: Any, condition: PyTree) -> AbstractModel:
+    """Returns the model given a condition, or the model itself for `None`.
+
+    **Raises:** as for `check_model` and `AbstractModel.with_condition`.
+    """
+    model = check_model(model)
+    return model if condition is None else model.with_condition(condition)
+
+
+@final
+class ConditionedNetwork(eqx.Module):
+    """A network with its condition."""
+
+    network: Callable[..., Array]
+    condition: PyTree
+
+    def __call__(self, time: Scalar, inputs: Array) -> Array:
+        return self.network(time, inputs, condition=self.condition)
+
+
+def bind_condition(
+    network: Callable[..., Array], condition: PyTree
+) -> ConditionedNetwork:
+    """The network with a condition, which replaces an earlier one.
+
+    **Raises:** `TypeError` for a condition that is not numeric; otherwise as for
+    `AbstractConditionalNetwork.check_condition`.
+    """
+    if isinstance(network, ConditionedNetwork):
+        network = network.network
+    if isinstance(network, AbstractConditionalNetwork):
+        condition = network.check_condition(condition)
+    else:
+        condition = jax.tree.map(as_condition, condition)
+    return ConditionedNetwork(network, condition)
+
+
 def check_diffusion(diffusion: Any) -> None:
     """**Raises:** `TypeError` unless `diffusion` is a linear diffusion."""
     if not isinstance(diffusion, AbstractLinearDiffusion):
@@ -223,7 +278,7 @@ def check_diffusion(diffusion: Any) -> None:
 
 
 def call_network(
-    name: str, network: Callable[[Scalar, Array], Array], time: Scalar, inputs: Array
+    name: str, network: Callable[..., Array], time: Scalar, inputs: Array
 ) -> Array:
     """The output of a network for one example.
 
@@ -233,15 +288,18 @@ def call_network(
     not have the shape of the input, because it would broadcast silently.
     """
     example = (
-        f"one example of shape {inputs.shape}, without a batch axis. Batch with "
-        "`jax.vmap`"
+        f"one example of shape {inputs.shape} without a batch axis (batch with "
+        "`jax.vmap`)"
     )
     try:
         output = network(time, inputs)
     # The exceptions that JAX raises for operands of incompatible shapes.
     except TypeError as error:
+        given = ""
+        if isinstance(network, ConditionedNetwork):
+            given = " and its `condition` as a keyword"
         raise TypeError(
-            f"`{name}` must accept {example}; it raised: {error}"
+            f"`{name}` must accept {example}{given}; it raised: {error}"
         ) from error
     shape = jnp.shape(output)
     if shape != inputs.shape:

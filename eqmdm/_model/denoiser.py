@@ -7,6 +7,7 @@ from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel, outer_with_data
 from .._core.types import Data, Scalar, State
@@ -15,6 +16,7 @@ from .base import (
     AbstractModel,
     DenoiserFunction,
     NoiseNetwork,
+    bind_condition,
     call_network,
     check_diffusion,
 )
@@ -43,6 +45,11 @@ class AbstractDenoiser(eqx.Module):
     @abc.abstractmethod
     def __call__(self, log_snr: Scalar, z: Data) -> Data:
         r"""$\hat x(\lambda, z)$."""
+
+    @abc.abstractmethod
+    def with_condition(self, condition: PyTree) -> "AbstractDenoiser":
+        """The denoiser of the data given a condition; see
+        [`eqmdm.AbstractModel`][]."""
 
     @abc.abstractmethod
     def correction(self, log_snr: Scalar, z: Data) -> Data:
@@ -74,7 +81,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
     **Arguments:**
 
     - `network`: a callable `(c, z[None]) -> output[None]`, that is, a network with one
-        variable.
+        variable. If the model has a condition, it is the keyword `condition`.
     - `data_std`: $s$, the standard deviation of the training data, in their units.
     - `log_snr_range`: the range `(low, high)` that the network is trained on.
 
@@ -105,6 +112,11 @@ class PreconditionedDenoiser(AbstractDenoiser):
 
     def __call__(self, log_snr: Scalar, z: Data) -> Data:
         return z + self.correction(log_snr, z)
+
+    def with_condition(self, condition: PyTree) -> "PreconditionedDenoiser":
+        assert self.log_snr_range is not None
+        network = bind_condition(self.network, condition)
+        return PreconditionedDenoiser(network, self.data_std, self.log_snr_range)
 
     def correction(self, log_snr: Scalar, z: Data) -> Data:
         sigma, total = self._scales(log_snr, z)
@@ -137,6 +149,9 @@ class _PlainDenoiser(AbstractDenoiser):
     def __call__(self, log_snr: Scalar, z: Data) -> Data:
         return call_network("network", self.function, log_snr, z)
 
+    def with_condition(self, condition: PyTree) -> "_PlainDenoiser":
+        return _PlainDenoiser(function=bind_condition(self.function, condition))
+
     def correction(self, log_snr: Scalar, z: Data) -> Data:
         return self(log_snr, z) - z
 
@@ -164,7 +179,8 @@ class DenoiserModel(AbstractModel):
     **Arguments:**
 
     - `network`: a callable `(log_snr, z) -> x_hat` on one example;
-        [`eqmdm.PreconditionedDenoiser`][] turns a network into one.
+        [`eqmdm.PreconditionedDenoiser`][] turns a network into one. If the model has a
+        condition, it is the keyword `condition`.
     - `diffusion`: any linear diffusion.
 
     !!! Example
@@ -234,6 +250,11 @@ class DenoiserModel(AbstractModel):
     def under(self, diffusion: AbstractLinearDiffusion) -> "DenoiserModel":
         """The same denoiser under another diffusion."""
         return DenoiserModel(self.network, diffusion)
+
+    def with_condition(self, condition: PyTree) -> "DenoiserModel":
+        denoiser = self._denoiser.with_condition(condition)
+        plain = isinstance(denoiser, _PlainDenoiser)
+        return DenoiserModel(denoiser.function if plain else denoiser, self.diffusion)
 
     def denoise(self, log_snr: Scalar, z: Data) -> Data:
         return self._denoiser(log_snr, z)

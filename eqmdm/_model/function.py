@@ -2,10 +2,18 @@
 
 from typing import final
 
+from jaxtyping import PyTree
+
 from .._core.gaussian import PerturbationKernel, apply_to_vars
 from .._core.types import Data, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
-from .base import AbstractModel, ScoreFunction, call_network, check_diffusion
+from .base import (
+    AbstractModel,
+    ScoreFunction,
+    bind_condition,
+    call_network,
+    check_diffusion,
+)
 from .noise import no_denoiser
 
 
@@ -15,7 +23,8 @@ class FunctionModel(AbstractModel):
 
     **Arguments:**
 
-    - `score`: a callable `(t, y) -> score` on one example, such as a closed form.
+    - `score`: a callable `(t, y) -> score` on one example, such as a closed form. If
+        the model has a condition, it is the keyword `condition`.
     - `diffusion`: the process whose score it is.
     """
 
@@ -45,6 +54,9 @@ class FunctionModel(AbstractModel):
             "`FunctionModel` with the score of that process, or a `DenoiserModel`, "
             "which serves every linear diffusion."
         )
+
+    def with_condition(self, condition: PyTree) -> "FunctionModel":
+        return FunctionModel(bind_condition(self.network, condition), self.diffusion)
 
     def denoise(self, log_snr: Scalar, z: Data) -> Data:
         raise no_denoiser(self)

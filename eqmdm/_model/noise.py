@@ -2,10 +2,18 @@
 
 from typing import final
 
+from jaxtyping import PyTree
+
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
-from .base import AbstractModel, NoiseNetwork, call_network, check_diffusion
+from .base import (
+    AbstractModel,
+    NoiseNetwork,
+    bind_condition,
+    call_network,
+    check_diffusion,
+)
 
 
 @final
@@ -19,7 +27,8 @@ class NoiseModel(AbstractModel):
 
     **Arguments:**
 
-    - `network`: $\epsilon_\theta$, a callable `(t, y) -> noise` on one example.
+    - `network`: $\epsilon_\theta$, a callable `(t, y) -> noise` on one example. If the
+        model has a condition, it is the keyword `condition`.
     - `diffusion`: the process that the network is trained on.
 
     **Source:** Singhal et al. (2023), section 5.
@@ -51,6 +60,9 @@ class NoiseModel(AbstractModel):
             f"noise of that process; got {type(diffusion).__name__}. Train a "
             "`DenoiserModel`, which serves every linear diffusion."
         )
+
+    def with_condition(self, condition: PyTree) -> "NoiseModel":
+        return NoiseModel(bind_condition(self.network, condition), self.diffusion)
 
     def denoise(self, log_snr: Scalar, z: Data) -> Data:
         raise no_denoiser(self)

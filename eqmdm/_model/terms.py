@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._core.checks import (
     check_finite,
@@ -21,7 +21,7 @@ from .._core.gaussian import apply_to_vars
 from .._core.operator import VarsOperator
 from .._core.types import PRNGKey, Scalar, State, Time
 from .._diffusion import AbstractLinearDiffusion
-from .base import AbstractModel, check_model
+from .base import AbstractModel, conditioned
 from .time_change import AbstractNoiseClock, AbstractTiming, make_timing
 
 
@@ -140,6 +140,7 @@ def reverse_sde(
     shape: tuple[int, ...],
     *,
     key: PRNGKey,
+    condition: PyTree = None,
     dtype: DTypeLike | None = None,
     clock: AbstractNoiseClock | None = None,
     path: PathFunction = _tree_path,
@@ -156,6 +157,8 @@ def reverse_sde(
     - `model`: any of the models, or one of your own.
     - `shape`: the shape of one example of data.
     - `key`: for the Brownian path.
+    - `condition`: the condition of the data, for a conditional model; see
+        `AbstractModel.with_condition`.
     - `dtype`: the dtype of states and times; JAX's default float if `None`.
     - `clock`: `None` for the diffusion's own time, or a noise clock, whose readings are
         then traversed downwards.
@@ -169,6 +172,7 @@ def reverse_sde(
 
     **Source:** Anderson (1982); Song et al. (2021), equation 6.
     """
+    model = conditioned(model, condition)
     reverse = _Reverse.of(model, shape, dtype, clock)
 
     def drift(s: Time, y: State, args: Any) -> State:
@@ -191,6 +195,7 @@ def probability_flow(
     model: AbstractModel,
     shape: tuple[int, ...],
     *,
+    condition: PyTree = None,
     dtype: DTypeLike | None = None,
     clock: AbstractNoiseClock | None = None,
 ) -> Problem:
@@ -202,6 +207,7 @@ def probability_flow(
 
     **Source:** Song et al. (2021), equation 13.
     """
+    model = conditioned(model, condition)
     reverse = _Reverse.of(model, shape, dtype, clock)
 
     def drift(s: Time, y: State, args: Any) -> State:
@@ -229,7 +235,7 @@ class _Reverse(eqx.Module):
     ) -> "_Reverse":
         dtype = jnp.result_type(float) if dtype is None else dtype
         dtype, shape = check_precision("dtype", dtype), check_shape(shape)
-        timing = make_timing(check_model(model).diffusion, clock, dtype)
+        timing = make_timing(model.diffusion, clock, dtype)
         check_countdown(timing)
         return cls(model, timing, shape)
 

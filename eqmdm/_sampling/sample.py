@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from .._core.checks import check_count, check_precision, check_shape
 from .._core.sharding import divide_batch, mesh_of
 from .._core.types import IntScalar, PRNGKey
-from .._model.base import AbstractModel, check_model
+from .._model.base import AbstractModel, check_model, conditioned
 from .base import AbstractSampler
 from .diffrax import DiffraxSampler
 from .dpm_solver import DPMSolver
@@ -33,6 +33,7 @@ def sample(
     shape: tuple[int, ...],
     *,
     key: PRNGKey,
+    condition: PyTree = None,
     n_samples: int = 64,
     sampler: AbstractSampler | dfx.AbstractSolver | None = None,
     n_steps: int | None = None,
@@ -49,6 +50,7 @@ def sample(
     shape: tuple[int, ...],
     *,
     key: PRNGKey,
+    condition: PyTree = None,
     n_samples: int = 64,
     sampler: AbstractSampler | dfx.AbstractSolver | None = None,
     n_steps: int | None = None,
@@ -64,6 +66,7 @@ def sample(
     shape: tuple[int, ...],
     *,
     key: PRNGKey,
+    condition: PyTree = None,
     n_samples: int = 64,
     sampler: AbstractSampler | dfx.AbstractSolver | None = None,
     n_steps: int | None = None,
@@ -83,6 +86,8 @@ def sample(
     - `model`: any of the models, or one of your own.
     - `shape`: the shape of one example of data.
     - `key`: for the initial states and the noise.
+    - `condition`: the condition of all samples, for a conditional model; see
+        `AbstractModel.with_condition`. For several conditions, batch with `jax.vmap`.
     - `n_samples`: the number of samples.
     - `sampler`: [`eqmdm.DPMSolver`][] by default. A Diffrax solver, such as
         `diffrax.SEA()`, stands for an [`eqmdm.DiffraxSampler`][] of the reverse SDE.
@@ -124,7 +129,9 @@ def sample(
         result.trajectory.estimates  # of shape (64, 3, 8)
         ```
     """
-    check_model(model)
+    # The parameters may be on several devices, but the condition is not.
+    mesh = mesh_of(check_model(model))
+    model = conditioned(model, condition)
     check_count("n_samples", n_samples)
     check_count("first", first, least=0)
     shape = check_shape(shape)
@@ -139,7 +146,7 @@ def sample(
     saved = None if save_at is None else save_at.resolve(model.diffusion, dtype)
     times = sampler.times(model.diffusion, n_steps, dtype, through=saved)
     start = model.check_final_time(jnp.asarray(first))
-    keys = divide_batch(_sample_keys(key, start, n_samples), mesh_of(model))
+    keys = divide_batch(_sample_keys(key, start, n_samples), mesh)
     if saved is not None:
         # Take t1 and t0 from the grid, so that they agree to the last digit.
         saved = jnp.clip(saved, times[-1], times[0])

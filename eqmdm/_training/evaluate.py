@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import PyTree
 
 from .._bound.times import strata_of_draws, stratified_standard_error
 from .._core.checks import as_examples, check_count
@@ -15,6 +16,7 @@ from .._core.estimate import Estimate
 from .._core.sharding import divide_batch, mesh_of, on_host
 from .._core.types import PRNGKey
 from .._model.base import AbstractModel, check_model
+from .examples import as_conditions, check_conditions
 from .objective import Objective, model_dtype
 
 
@@ -65,6 +67,7 @@ def evaluate(
     objective: Objective,
     *,
     key: PRNGKey,
+    condition: PyTree = None,
     n_draws: int = 1,
     batch_size: int = 64,
     first: int = 0,
@@ -83,6 +86,7 @@ def evaluate(
     - `examples`: integer levels or points, stacked along the first axis: an array, or
         anything that `numpy.asarray` accepts.
     - `objective`: the encoding of examples, and the form of the bound on them.
+    - `condition`: the conditions of a conditional model, one for each example.
     - `n_draws`: the number of draws of time and noise to average for each example.
     - `batch_size`: the number of (example, draw) pairs evaluated at once.
     - `first`: the number of the first example.
@@ -92,7 +96,8 @@ def evaluate(
     `TypeError` unless `model` is a model, for examples that are not an array of real
     numbers, or for a dtype that the objective does not accept; `ValueError` for empty
     examples, counts below 1, grey levels that are out of range, points that are not
-    finite, or a diffusion that ends below the range that its denoiser was trained on.
+    finite, conditions that do not suit the network or the number of examples, or a
+    diffusion that ends below the range that its denoiser was trained on.
     """
     check_model(model)
     examples = as_examples("examples", examples)
@@ -100,6 +105,8 @@ def evaluate(
     check_count("batch_size", batch_size)
     objective.check(examples)
     n = len(examples)
+    condition = as_conditions(condition, n)
+    check_conditions(model, condition)
     model.check_final_time(jnp.zeros(()))
     mesh = mesh_of(model)
     parts = []
@@ -111,6 +118,7 @@ def evaluate(
         rows, draws = pairs // n_draws, pairs % n_draws
         batch = (
             jnp.asarray(examples[rows]),
+            jax.tree.map(lambda leaf: leaf[rows], condition),  # noqa: B023
             jnp.asarray(rows + first, jnp.int32),
             jnp.asarray(draws, jnp.int32),
             *(jnp.asarray(part[draws], jnp.float32) for part in strata),
@@ -139,7 +147,7 @@ def _evaluate_batch(model, objective, key, batch):
     dtype = model_dtype(model)
     key_time, key_bound = jr.split(key)
 
-    def one(example, number, draw, low, width):
+    def one(example, condition, number, draw, low, width):
         # Multiples of the golden ratio modulo 1 are evenly spread for any number.
         place = number.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
         shift = (place >> 8).astype(dtype) / 2**24
@@ -148,7 +156,9 @@ def _evaluate_batch(model, objective, key, batch):
         u = low.astype(dtype) + width.astype(dtype) * within
         u = jnp.minimum(u, 1 - float(jnp.finfo(dtype).epsneg))
         key_draw = jr.fold_in(jr.fold_in(key_bound, number), draw)
-        bound, added = objective.bound(model, example, key_draw, u, check=False)
+        bound, added = objective.bound(
+            model, example, key_draw, u, condition=condition, check=False
+        )
         return bound.terms() | added
 
     return jax.vmap(one)(*batch)

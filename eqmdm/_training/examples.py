@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array, PyTree, Shaped, UInt32
 
 from .._core.checks import as_examples
+from .._core.conditions import as_condition
 from .._core.types import PRNGKey
+from .._model.base import AbstractModel
 from .objective import Examples, Objective
 
 
@@ -29,19 +31,21 @@ class TrainingSet(eqx.Module):
 
     examples: Examples
     n_levels: int | None = eqx.field(static=True)
+    condition: PyTree = None
 
-    def __init__(self, examples: Any, objective: Objective):
+    def __init__(self, examples: Any, objective: Objective, condition: PyTree = None):
         """**Arguments:**
 
         - `examples`: an array of examples along its first axis. If the state is on
             several devices, it must be on all of them; see [`eqmdm.distribute`][].
         - `objective`: the objective that the examples are validated for.
+        - `condition`: the conditions of a conditional model, one for each example.
 
         **Raises:**
 
         `TypeError` unless the examples are real numbers of the kind that the objective
-        takes; `ValueError` for grey levels that are out of range, or points that are
-        not finite.
+        takes; `ValueError` for grey levels that are out of range, points that are not
+        finite, or another number of conditions than of examples.
         """
         examples = as_examples("examples", examples)
         if isinstance(examples, Tracer):
@@ -54,6 +58,7 @@ class TrainingSet(eqx.Module):
         on_device = isinstance(examples, jax.Array)
         self.examples = examples if on_device else jax.device_put(examples)
         self.n_levels = n_levels_of(objective)
+        self.condition = as_conditions(condition, len(examples))
 
     def check_objective(self, objective: Objective) -> None:
         """**Raises:** `ValueError` unless they were validated for these levels."""
@@ -66,10 +71,47 @@ class Batches(eqx.Module):
 
     examples: Shaped[Array, "steps batch *data"]
     n_levels: int | None = eqx.field(static=True)
+    condition: PyTree = None
 
     def check_objective(self, objective: Objective) -> None:
         """See `TrainingSet.check_objective`."""
         _check_levels(self.n_levels, objective)
+
+
+def as_conditions(condition: PyTree, n: int) -> PyTree:
+    """Conditions as arrays with a row for each of `n` examples.
+
+    **Raises:** `TypeError` for anything but arrays of numbers; `ValueError` for another
+    number of rows, or infinite values.
+    """
+
+    def convert(leaf: Any) -> Array:
+        array = as_condition(leaf)
+        if array.ndim == 0 or len(array) != n:
+            raise ValueError(
+                f"`condition` must have a row for each of the {n:,} examples; got "
+                f"shape {array.shape}."
+            )
+        return array
+
+    return jax.tree.map(convert, condition)
+
+
+def check_conditions(model: AbstractModel, condition: PyTree) -> None:
+    """**Raises:** `TypeError` or `ValueError` unless conditions, one for each example,
+    suit the network of the model."""
+    if condition is None:
+        return
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(condition)]
+    rows = {0}
+    for leaf in leaves:
+        if np.issubdtype(leaf.dtype, np.integer) and leaf.ndim == 1:
+            # If these classes exist, all do.
+            rows |= {int(leaf.argmin()), int(leaf.argmax())}
+        elif np.isinf(leaf).any():
+            rows |= {int(np.argwhere(np.isinf(leaf))[0][0])}
+    for row in sorted(rows):
+        model.with_condition(jax.tree.map(lambda leaf, row=row: leaf[row], condition))
 
 
 def n_levels_of(objective: Objective) -> int | None:

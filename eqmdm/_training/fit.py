@@ -11,6 +11,7 @@ import jax
 import jax.random as jr
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from .._core.checks import as_examples, check_count
 from .._core.sharding import device_mesh, distribute
@@ -37,12 +38,14 @@ def fit(
     data: Any,
     *,
     key: PRNGKey,
+    condition: PyTree = None,
     steps: int = 10_000,
     batch_size: int = 128,
     objective: Objective | None = None,
     optimiser: optax.GradientTransformation | None = None,
     ema_decay: float = 0.999,
     validation: Any = None,
+    validation_condition: PyTree = None,
     n_draws: int = 1,
     run_dir: str | os.PathLike | None = None,
     log_every: int = 100,
@@ -71,13 +74,17 @@ def fit(
     - `data`: an array of examples (first axis), an [`eqmdm.data.Dataset`][], or,
         for examples that exceed the memory of the devices, a memory-mapped array or any
         other source for [`eqmdm.BatchStream`][].
+    - `condition`: the conditions of a conditional model, an array or a tree of arrays
+        with one row for each example; by default those of the `Dataset`. With
+        `Objective(drop_condition=0.1)` the model also learns the unconditional data.
     - `steps`: the total number of steps, including those of a resumed run.
     - `objective`: by default the bound in its low-variance form. For a `Dataset` of
         images it has uniform dequantisation, and random reflections if the data set
         uses them.
     - `optimiser`: any Optax optimiser; by default [`eqmdm.make_optimiser`][]`()`.
-    - `validation`: validation examples; by default those of the `Dataset`. `n_draws` is
-        the number of draws of time and noise for each.
+    - `validation`, `validation_condition`: validation examples and their conditions;
+        by default those of the `Dataset`. `n_draws` is the number of draws of time and
+        noise for each.
     - `run_dir`: the directory for checkpoints, which [`eqmdm.load_run`][] reads. If it
         already holds a run, that run is resumed, with the same result as without the
         interruption.
@@ -95,8 +102,14 @@ def fit(
     data = _checked(data)
     objective = _objective(data) if objective is None else objective
     optimiser = make_optimiser() if optimiser is None else optimiser
-    if validation is None and isinstance(data, Dataset):
-        validation = data.validation
+    if isinstance(data, Dataset):
+        conditions = data.conditions
+        if validation is None:
+            validation = data.validation
+            if conditions is not None:
+                validation_condition = conditions.validation
+        if condition is None and conditions is not None:
+            condition = conditions.train
     settings = {"batch_size": batch_size, "ema_decay": ema_decay}
     every = {"log_every": log_every, "validate_every": validate_every}
     every |= {"checkpoint_every": checkpoint_every}
@@ -104,10 +117,14 @@ def fit(
     state = TrainState.create(model, optimiser, key=key)
     with contextlib.nullcontext() if run_dir is None else Run(run_dir) as run:
         if run is not None:
-            state = _started_or_resumed(run, state, data, settings)
-        state, examples = _placed(state, data, objective, batch_size)
-        validate = _validation(validation, objective, key, n_draws, batch_size)
+            state = _started_or_resumed(run, state, data, condition, settings)
+        state, examples = _placed(state, data, condition, objective, batch_size)
+        validate = _validation(
+            validation, validation_condition, objective, key, n_draws, batch_size
+        )
         options: dict[str, Any] = {"steps": steps, "run": run, "callbacks": callbacks}
+        if not isinstance(examples, TrainingSet):
+            options["condition"] = condition
         options |= settings | every | {"validate": validate}
         state = train(state, examples, objective, optimiser, **options)
     return state.ema_model
@@ -142,7 +159,12 @@ def _objective(data: Any) -> Objective:
 
 
 def _validation(
-    examples: Any, objective: Objective, key: PRNGKey, n_draws: int, batch_size: int
+    examples: Any,
+    condition: PyTree,
+    objective: Objective,
+    key: PRNGKey,
+    n_draws: int,
+    batch_size: int,
 ) -> Callable[[TrainState], Evaluation] | None:
     if examples is None:
         return None
@@ -151,18 +173,23 @@ def _validation(
         examples,
         objective,
         key=jr.fold_in(key, _VALIDATION),
+        condition=condition,
         n_draws=n_draws,
         batch_size=batch_size,
     )
 
 
 def _placed(
-    state: TrainState, data: Any, objective: Objective, batch_size: int
+    state: TrainState,
+    data: Any,
+    condition: PyTree,
+    objective: Objective,
+    batch_size: int,
 ) -> tuple[TrainState, TrainingSet | ExampleSource]:
     """State and examples, on the largest number of devices that divides a batch."""
     source = data.train if isinstance(data, Dataset) else data
     streams = _is_streamed(source)
-    examples = source if streams else TrainingSet(source, objective)
+    examples = source if streams else TrainingSet(source, objective, condition)
     devices = jax.devices()
     n_used = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
     if n_used > 1:
@@ -179,10 +206,17 @@ def _is_streamed(source: Any) -> bool:
 
 
 def _started_or_resumed(
-    run: Run, state: TrainState, data: Any, settings: dict[str, Any]
+    run: Run,
+    state: TrainState,
+    data: Any,
+    condition: PyTree,
+    settings: dict[str, Any],
 ) -> TrainState:
     key = np.asarray(state.key).tolist()
     options = settings | {"key": key, "data_fingerprint": _fingerprint(data)}
+    if condition is not None:
+        leaves = jax.tree.leaves(condition)
+        options["condition_fingerprint"] = [_fingerprint(leaf) for leaf in leaves]
     run.lock()
     if not run.exists:
         run.start(options)

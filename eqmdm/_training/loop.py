@@ -12,9 +12,10 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from .evaluate import Evaluation
-from .examples import Batches, TrainingSet
+from .examples import Batches, TrainingSet, check_conditions
 from .objective import Objective
 from .run import Run
 from .state import TrainState
@@ -86,6 +87,7 @@ def train(
     *,
     steps: int,
     batch_size: int,
+    condition: PyTree = None,
     ema_decay: float = 0.999,
     log_every: int = 100,
     validate: Callable[[TrainState], Evaluation] | None = None,
@@ -107,6 +109,8 @@ def train(
     - `data`: the training examples, on the device or streamed.
     - `objective`, `optimiser`, `batch_size`, `ema_decay`: as for
         [`eqmdm.train_step`][].
+    - `condition`: the conditions of a conditional model if the examples are streamed,
+        one for each; a `TrainingSet` has its own.
     - `validate`: evaluates a state, every `validate_every` steps and at the end.
     - `run`: the run that saves a checkpoint every `checkpoint_every` steps, at the end,
         and when a callback stops training.
@@ -118,6 +122,9 @@ def train(
     `FloatingPointError`, without another checkpoint, if a metric is not finite;
     `equinox.EquinoxRuntimeError`, with a note of the step, if a check in it fails.
     """
+    if isinstance(data, TrainingSet):
+        condition = data.condition
+    check_conditions(state.model, condition)
     step = int(state.step)
     every = [log_every, checkpoint_every] + ([validate_every] if validate else [])
     n_inner = _steps_per_call(steps, step, *every)
@@ -130,7 +137,7 @@ def train(
         stop |= any([bool(callback(event)) for callback in callbacks])
 
     window = _Window(run)
-    with _batches(state, data, objective, batch_size, n_inner) as batches:
+    with _batches(state, data, condition, objective, batch_size, n_inner) as batches:
         while step < steps and not stop:
             with window.explaining(step):
                 state, metrics = train_step(
@@ -170,6 +177,7 @@ def _steps_per_call(steps: int, start: int, *every: int) -> int:
 def _batches(
     state: TrainState,
     data: TrainingSet | ExampleSource,
+    condition: PyTree,
     objective: Objective,
     batch_size: int,
     n_inner: int,
@@ -178,7 +186,7 @@ def _batches(
         yield itertools.repeat(data)
         return
     counts = {"batch_size": batch_size, "n_inner": n_inner}
-    with BatchStream(state, data, objective, **counts) as stream:
+    with BatchStream(state, data, objective, condition=condition, **counts) as stream:
         yield stream
 
 

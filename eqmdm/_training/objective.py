@@ -24,7 +24,7 @@ from .._bound.times import AbstractTimeSampler
 from .._core.checks import check_finite, check_points, check_precision
 from .._core.types import Data, PRNGKey, Scalar
 from .._levels import GreyLevels
-from .._model.base import AbstractModel
+from .._model.base import AbstractModel, conditioned
 
 
 Example: TypeAlias = Shaped[Array, "*data"]
@@ -45,6 +45,9 @@ class Objective(eqx.Module):
         except that the decoder is discrete for grey levels at their centres.
     - `levels`: the encoding of integer levels; `None` if examples are already points.
     - `flip`: whether training reflects images left to right, with probability 1/2.
+    - `drop_condition`: the probability with which training replaces the condition of an
+        example by the missing one, so that the network also learns the unconditional
+        data (classifier-free guidance, Ho & Salimans 2022).
     - `log_jacobian`: the number, in nats, that converts the log-density of points to
         their original units by addition: that of [`eqmdm.data.Standardisation`][].
 
@@ -61,6 +64,7 @@ class Objective(eqx.Module):
     time_sampler: AbstractTimeSampler | None
     levels: GreyLevels | None
     flip: bool
+    drop_condition: float = eqx.field(static=True)
     # A static Python number, because it is constant over a run.
     log_jacobian: float = eqx.field(static=True)
 
@@ -72,6 +76,7 @@ class Objective(eqx.Module):
         time_sampler: AbstractTimeSampler | None = None,
         levels: GreyLevels | None = None,
         flip: bool = False,
+        drop_condition: float = 0.0,
         log_jacobian: float = 0.0,
     ):
         self.form = LowVariance() if form is None else form
@@ -83,6 +88,12 @@ class Objective(eqx.Module):
         self.time_sampler = time_sampler
         self.levels = levels
         self.flip = flip
+        self.drop_condition = float(drop_condition)
+        if not 0 <= self.drop_condition < 1:
+            raise ValueError(
+                "`drop_condition` must be a probability below 1; got "
+                f"{drop_condition}. 0.1 is usual."
+            )
         self.log_jacobian = float(log_jacobian)
         if levels is not None and self.log_jacobian != 0:
             raise ValueError(
@@ -110,12 +121,14 @@ class Objective(eqx.Module):
         key: PRNGKey,
         u: Scalar,
         *,
+        condition: PyTree = None,
         check: bool = True,
     ) -> tuple[Elbo, Terms]:
         """The bound on one example, and the terms that its encoding adds.
 
         `check` is as for [`eqmdm.GreyLevels.encode`][], also in the methods below.
         """
+        model = conditioned(model, condition)
         key_encode, key_bound = jr.split(key)
         x, added = self._encode(example, key_encode, u.dtype, check)
         return compute_elbo(model, x, u, *self._parts(model), key=key_bound), added
@@ -128,6 +141,7 @@ class Objective(eqx.Module):
         u: Float[Array, " shared"],
         n_reconstruction: int,
         *,
+        conditions: PyTree = None,
         check: bool = True,
     ) -> tuple[Elbo, Terms]:
         """The mean bound and encoding terms over a batch, with the terms of the bound
@@ -137,7 +151,13 @@ class Objective(eqx.Module):
         x, added = jax.vmap(encode)(examples, key_encode)
         parts = self._parts(model)
         bound = compute_shared_elbo(
-            model, x, u, n_reconstruction, *parts, keys=key_bound
+            model,
+            x,
+            u,
+            n_reconstruction,
+            *parts,
+            keys=key_bound,
+            conditions=conditions,
         )
         return bound, jax.tree.map(jnp.mean, added)
 
@@ -207,6 +227,7 @@ def batch_loss(
     u: Float[Array, " shared"],
     *,
     n_reconstruction: int,
+    conditions: PyTree = None,
     check: bool = True,
 ) -> tuple[Scalar, Terms]:
     """The training loss on given examples with given draws, and its terms.
@@ -219,6 +240,7 @@ def batch_loss(
         diffusion term is averaged.
     - `n_reconstruction`: the number of examples, from the first, over which the
         reconstruction term is averaged.
+    - `conditions`: the conditions of a conditional model, one for each example.
     - `check`: as for [`eqmdm.GreyLevels.encode`][].
 
     **Returns:**
@@ -227,7 +249,13 @@ def batch_loss(
     mean of each term in nats.
     """
     bound, added = objective.shared_bound(
-        model, examples, keys, u, n_reconstruction, check=check
+        model,
+        examples,
+        keys,
+        u,
+        n_reconstruction,
+        conditions=conditions,
+        check=check,
     )
     total = bound.total + added["dequantisation"] + added["data_transform"]
     loss = objective.loss(total, examples.shape[1:])

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._bound.times import low_discrepancy
 from .._core.checks import check_count
+from .._core.conditions import missing_like
 from .._core.sharding import divide_batch, gathering, mesh_of, placement
 from ..data._augment import random_flip
 from ..data._shuffle import shuffled_indices
@@ -52,9 +53,10 @@ def train_step(
 
     - `state`: the training state. If [`eqmdm.distribute`][] has put it on several
         devices, each takes an equal share of the batch.
-    - `data`: the training examples on the device: an [`eqmdm.TrainingSet`][] or a plain
-        array, which is validated in each call. If they are too large for the device,
-        the next item of an [`eqmdm.BatchStream`][].
+    - `data`: the training examples on the device: an [`eqmdm.TrainingSet`][], with the
+        conditions of a conditional model, or a plain array, which is validated in each
+        call. If they are too large for the device, the next item of an
+        [`eqmdm.BatchStream`][].
     - `objective`, `optimiser`: must be the same throughout a run.
     - `batch_size`: the number of examples in a step. Their order depends only on the
         key, and each epoch contains every example once.
@@ -116,6 +118,7 @@ def _inputs(
     given = None if is_traced else _validated(data, objective, n_inner, batch_size)
     return _Inputs(
         examples=data if given is None else given.examples,
+        condition=None if given is None else given.condition,
         are_batches=isinstance(given, Batches),
         objective=objective,
         optimiser=optimiser,
@@ -164,6 +167,7 @@ class _Inputs(NamedTuple):
     """The inputs of a call other than the state and the decay of the averages."""
 
     examples: Any
+    condition: PyTree
     are_batches: bool
     objective: Objective
     optimiser: optax.GradientTransformation
@@ -180,9 +184,9 @@ class _Inputs(NamedTuple):
 def _train_steps(kept: tuple[_Inputs, Any], state: TrainState):
     inputs, ema_decay = kept
     one_step = functools.partial(_one_step, inputs, ema_decay)
-    batches = inputs.examples if inputs.are_batches else None
+    batches = (inputs.examples, inputs.condition) if inputs.are_batches else None
     if inputs.n_inner == 1:
-        state, metrics = one_step(state, None if batches is None else batches[0])
+        state, metrics = one_step(state, _take(batches, 0))
         return state, jax.tree.map(lambda value: value[None], metrics)
     dynamic, static = eqx.partition(state, eqx.is_array)
 
@@ -195,14 +199,18 @@ def _train_steps(kept: tuple[_Inputs, Any], state: TrainState):
 
 
 def _one_step(
-    inputs: _Inputs, ema_decay: Array, state: TrainState, given: Array | None
+    inputs: _Inputs, ema_decay: Array, state: TrainState, given: PyTree
 ) -> tuple[TrainState, dict[str, Array]]:
     batch_size, n_reconstruction = inputs.batch_size, inputs.n_reconstruction
     if given is None:
-        given = _shuffled(state, inputs.examples, batch_size)
+        data = inputs.examples, inputs.condition
+        given = _take(data, _shuffled(state, len(inputs.examples), batch_size))
     n_times = batch_size - n_reconstruction or batch_size
-    batch = _draw_batch(state, given, inputs.objective, n_times)
-    examples, keys = divide_batch((batch.examples, batch.keys), inputs.mesh)
+    examples, conditions = given
+    batch = _draw_batch(state, examples, inputs.objective, n_times, conditions)
+    examples, keys, conditions = divide_batch(
+        (batch.examples, batch.keys, batch.condition), inputs.mesh
+    )
     trainable, static = eqx.partition(state.model, eqx.is_inexact_array)
 
     def loss_fn(trainable):
@@ -213,6 +221,7 @@ def _one_step(
             keys,
             batch.u,
             n_reconstruction=n_reconstruction,
+            conditions=conditions,
             check=inputs.check,
         )
 
@@ -230,26 +239,49 @@ def _one_step(
 
 class _Batch(NamedTuple):
     examples: Array
+    condition: PyTree
     keys: Array
     u: Array
 
 
-def _shuffled(state: TrainState, data: Array, batch_size: int) -> Array:
+def _take(tree: PyTree, indices: int | Array) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[indices], tree)
+
+
+def _shuffled(state: TrainState, n: int, batch_size: int) -> Array:
     start = state.step * batch_size
-    return data[shuffled_indices(order_key(state.key), start, batch_size, len(data))]
+    return shuffled_indices(order_key(state.key), start, batch_size, n)
 
 
 def _draw_batch(
-    state: TrainState, examples: Array, objective: Objective, n_times: int
+    state: TrainState,
+    examples: Array,
+    objective: Objective,
+    n_times: int,
+    condition: PyTree = None,
 ) -> _Batch:
     base = jr.wrap_key_data(state.key)
     # Keyed by the example's number in the stream, not by its position in the batch.
     numbers = state.step * len(examples) + jnp.arange(len(examples), dtype=jnp.int32)
     keys = jax.vmap(jr.fold_in, (None, 0))(jr.fold_in(base, _EXAMPLE), numbers)
+    if condition is not None and objective.drop_condition > 0:
+        condition = _dropped(condition, keys, objective.drop_condition)
     if objective.flip:
         flip = lambda x, key: random_flip(x, key=jr.fold_in(key, 0))
         examples = jax.vmap(flip)(examples, keys)
         keys = jax.vmap(jr.fold_in, (0, None))(keys, 1)
     key_time = jr.fold_in(jr.fold_in(base, _TIME), state.step)
     u = low_discrepancy(n_times, key=key_time).astype(model_dtype(state.model))
-    return _Batch(examples, keys, u)
+    return _Batch(examples, condition, keys, u)
+
+
+def _dropped(condition: PyTree, keys: Array, probability: float) -> PyTree:
+    """The conditions of a batch, some of which are replaced by the missing one."""
+
+    def one(condition: PyTree, key: Array) -> PyTree:
+        # Reflection uses the tags 0 and 1.
+        drop = jr.bernoulli(jr.fold_in(key, 2), probability)
+        choose = lambda given, missing: jnp.where(drop, missing, given)
+        return jax.tree.map(choose, condition, missing_like(condition))
+
+    return jax.vmap(one)(condition, keys)

@@ -2,18 +2,19 @@
 
 import collections
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, final, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._core.checks import check_count
 from .._core.sharding import mesh_of, over_batch
 from ..data._shuffle import shuffled_indices
-from .examples import Batches, n_levels_of, order_key
+from .examples import Batches, as_conditions, n_levels_of, order_key
 from .objective import Objective
 from .state import TrainState, check_state
 
@@ -62,6 +63,7 @@ class BatchStream(Iterator[Batches]):
         objective: Objective,
         *,
         batch_size: int,
+        condition: PyTree = None,
         n_inner: int = 1,
         n_ahead: int = 4,
         n_threads: int = 2,
@@ -74,12 +76,15 @@ class BatchStream(Iterator[Batches]):
             integers.
         - `objective`: the objective that the batches are validated for.
         - `batch_size`, `n_inner`: as for [`eqmdm.train_step`][].
+        - `condition`: the conditions of a conditional model, one for each example, in
+            memory.
         - `n_ahead`: the number of calls whose batches are read in advance.
         - `n_threads`: the number of reading threads.
 
         **Raises:**
 
-        `ValueError` for counts below 1; on iteration, for a batch with grey levels out
+        `ValueError` for counts below 1 or another number of conditions than of
+        examples; on iteration, for a batch with grey levels out
         of range or points that are not finite.
         """
         check_state(state)
@@ -88,6 +93,9 @@ class BatchStream(Iterator[Batches]):
         for name, count in counts.items():
             check_count(name, count)
         self._examples, self._objective = examples, objective
+        # On the host, where the threads index it.
+        condition = as_conditions(condition, examples.shape[0])
+        self._condition = jax.tree.map(np.asarray, condition)
         self._key = order_key(jax.device_get(state.key))
         self._mesh = mesh_of(state)
         self._counts = n_inner, batch_size
@@ -125,14 +133,24 @@ class BatchStream(Iterator[Batches]):
             self._objective.check(examples)
             return examples.reshape(*chosen.shape, *shape)
 
-        n_levels = n_levels_of(self._objective)
+        examples = self._placed(read, (n_inner, batch_size, *shape))
+        condition = jax.tree.map(
+            lambda leaf: self._placed(
+                lambda where: leaf[indices[where[:2]]],
+                (*indices.shape, *leaf.shape[1:]),
+            ),
+            self._condition,
+        )
+        return Batches(examples, n_levels_of(self._objective), condition)
+
+    def _placed(
+        self, read: Callable[[Any], np.ndarray], shape: tuple[int, ...]
+    ) -> jax.Array:
+        """An array on the devices, of which each process only reads its own part."""
         if self._mesh is None:
-            batches = read((slice(None), slice(None)))
-            return Batches(jax.device_put(batches), n_levels)
+            return jax.device_put(read((slice(None), slice(None))))
         sharding = over_batch(self._mesh, axis=1)
-        whole = (n_inner, batch_size, *shape)
-        batches = jax.make_array_from_callback(whole, sharding, read)
-        return Batches(batches, n_levels)
+        return jax.make_array_from_callback(shape, sharding, read)
 
 
 _shuffled = functools.partial(jax.jit, static_argnums=(2, 3))(shuffled_indices)

@@ -3,7 +3,7 @@
 from ._augment import random_flip as random_flip
 from ._dataset import Dataset as Dataset
 from ._files import ImageFiles as ImageFiles
-from ._labels import Labels as Labels
+from ._labels import Conditions as Conditions, Labels as Labels
 from ._load import NAMES as NAMES, load as load
 from ._names import is_function as is_function, title as title
 from ._shuffle import shuffled_indices as shuffled_indices

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .._core.checks import as_examples, check_finite, check_points
-from ._labels import Classes, LabelColumn, Labels, encode_labels
-from ._splits import SPLITS, Fractions, cut
+from ._labels import Classes, Conditions, LabelColumn, Labels, encode_labels
+from ._splits import SPLITS, Cut, Fractions, cut
 from ._standardise import Standardisation, standardisation
 
 
@@ -28,6 +28,11 @@ _LABELS = {
     "validation": ("validation_labels", "y_validation", "val_labels", "y_val"),
     "test": ("test_labels", "y_test"),
 }
+_CONDITIONS = {
+    "train": ("conditions", "train_conditions"),
+    "validation": ("validation_conditions", "val_conditions"),
+    "test": ("test_conditions",),
+}
 
 
 class Splits(NamedTuple):
@@ -38,15 +43,17 @@ class Splits(NamedTuple):
     test: Any
     n_levels: int | None
     labels: Labels | None
+    conditions: Conditions | None
     standardisation: Standardisation | None
     description: str
 
 
 class Arrays(NamedTuple):
-    """The arrays of a file: examples and labels by split."""
+    """The arrays of a file: examples, labels and conditions by split."""
 
     examples: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+    conditions: dict[str, np.ndarray]
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -61,7 +68,7 @@ def read_arrays(path: Path) -> Arrays:
     elif path.suffix.lower() == ".npz":
         found = _read(path)
     else:
-        return Arrays({"train": _read(path)}, {})
+        return Arrays({"train": _read(path)}, {}, {})
     by_name = {name.lower(): name for name in found}
     pick = lambda table: {
         split: found[by_name[name]]
@@ -69,10 +76,9 @@ def read_arrays(path: Path) -> Arrays:
         for name in names[::-1]
         if name in by_name
     }
-    examples, labels = pick(_EXAMPLES), pick(_LABELS)
-    known = {
-        name for table in (_EXAMPLES, _LABELS) for n in table.values() for name in n
-    }
+    tables = _EXAMPLES, _LABELS, _CONDITIONS
+    examples, labels, conditions = (pick(table) for table in tables)
+    known = {name for table in tables for n in table.values() for name in n}
     unknown = [name for name in found if name.lower() not in known]
     if not examples and len(unknown) == 1:
         examples = {"train": found[unknown[0]]}
@@ -82,7 +88,7 @@ def read_arrays(path: Path) -> Arrays:
             f"validation and test; it holds {', '.join(found) or 'none'}. Name them "
             "so, as in np.savez(file, train=x, labels=y)."
         )
-    return Arrays(examples, labels)
+    return Arrays(examples, labels, conditions)
 
 
 def _read(path: Path) -> Any:
@@ -108,6 +114,7 @@ def split_arrays(
     examples: Mapping[str, Any],
     *,
     classes: Classes | None,
+    conditions: Mapping[str, Any] | None = None,
     n_levels: int | None,
     fractions: Fractions,
     standardise: bool,
@@ -136,6 +143,7 @@ def split_arrays(
             check_finite(name, array)
     cuts = cut({name: len(array) for name, array in shaped.items()}, fractions, where)
     _check_labels(classes, shaped)
+    _check_conditions(conditions, shaped, where)
     splits = {name: shaped[c.of][c.rows] for name, c in cuts.items()}
     scale = None
     if n_levels is None and standardise:
@@ -153,8 +161,20 @@ def split_arrays(
         **splits,
         n_levels=n_levels,
         labels=labels,
+        conditions=cut_conditions(conditions, cuts),
         standardisation=scale,
         description=description,
+    )
+
+
+def cut_conditions(
+    conditions: Mapping[str, Any] | None, cuts: Mapping[str, Cut]
+) -> Conditions | None:
+    """The conditions of the three splits, from those of the splits that are given."""
+    if conditions is None:
+        return None
+    return Conditions(
+        *(np.asarray(conditions[cuts[s].of])[cuts[s].rows] for s in SPLITS)
     )
 
 
@@ -230,6 +250,20 @@ def _check_labels(classes: Classes | None, arrays: Mapping[str, np.ndarray]) -> 
             raise ValueError(
                 "`labels` must hold one for each example; there are "
                 f"{len(classes.splits[name]):,} for the {len(array):,} of {name}."
+            )
+
+
+def _check_conditions(
+    conditions: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], where: str
+) -> None:
+    for name, array in arrays.items():
+        if conditions is None:
+            continue
+        if name not in conditions or len(conditions[name]) != len(array):
+            n = len(conditions.get(name, ()))
+            raise ValueError(
+                f"`conditions` must hold one for each example of {where}; there are "
+                f"{n:,} for the {len(array):,} of {name}."
             )
 
 

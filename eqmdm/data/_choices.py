@@ -8,6 +8,8 @@ from ._splits import Fractions
 
 # As a name of the column of labels: that there are none to be read.
 NO_LABELS = "none"
+# As a condition: the labels, whatever the name of their column.
+LABEL = "label"
 
 
 class Choices(NamedTuple):
@@ -17,11 +19,17 @@ class Choices(NamedTuple):
     image_column: str | None
     label_column: str | None
     columns: tuple[str, ...] | None
+    condition: tuple[str, ...] | None
     image_size: tuple[int, int] | None
     n_levels: int | None
     fractions: Fractions
     standardise: bool
     in_memory: bool
+
+    @property
+    def condition_columns(self) -> tuple[str, ...] | None:
+        """The columns of numbers that are conditions; `None` for labels or none."""
+        return None if self.condition == (LABEL,) else self.condition
 
 
 def refuse(choices: Choices, what: str, *names: str, in_memory: bool = False) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from .._core.checks import (
 )
 from ._arrays import array_labels, split_arrays
 from ._files import ImageFiles
-from ._labels import Labels
+from ._labels import Conditions, Labels
 from ._splits import SPLITS, Fractions
 from ._standardise import Standardisation
 
@@ -42,6 +42,8 @@ class Dataset:
     - `flip`: whether a mirrored image is as likely as the image itself.
     - `log_density`: the exact log density of one point in nats, where it is known.
     - `labels`: the classes of the examples, where they are known.
+    - `conditions`: what a conditional model of the examples is conditioned on: classes,
+        or arrays of numbers in which NaN is missing.
     - `standardisation`: the map to these examples from those in their own units, in
         which likelihoods are then reported; `None` where they are the same.
     - `description`: where the data were found and what they are, in one line.
@@ -62,6 +64,7 @@ class Dataset:
     flip: bool = False
     log_density: Callable[[Float[Array, " dim"]], Float[Array, ""]] | None = None
     labels: Labels | None = None
+    conditions: Conditions | None = None
     standardisation: Standardisation | None = None
     description: str = ""
 
@@ -73,6 +76,7 @@ class Dataset:
         test: Any = None,
         *,
         labels: Any = None,
+        conditions: Any = None,
         n_levels: int | None = None,
         name: str = "array",
         flip: bool = False,
@@ -95,6 +99,8 @@ class Dataset:
             split that is left out is cut from `train` by a fixed random choice.
         - `labels`: integers or strings, one for each example of `train`; where other
             splits are given, a tuple of one such array for each of them.
+        - `conditions`: what a conditional model is conditioned on: `"label"` for the
+            labels, or arrays given like those of `labels`.
         - `n_levels`: the number of grey levels; by default 256 for uint8 and 65,536 for
             uint16. Grey images may come without their one channel, which is added.
         - `name`, `flip`: as for `Dataset`.
@@ -111,28 +117,39 @@ class Dataset:
         """
         given = dict(zip(SPLITS, (train, validation, test), strict=True))
         examples = {split: x for split, x in given.items() if x is not None}
-        parts = (
-            (labels,)
-            if len(examples) == 1 and not isinstance(labels, tuple)
-            else labels
-        )
-        by_split = {}
-        if labels is not None:
-            if len(parts) != len(examples):
-                raise ValueError(
-                    "`labels` must be a tuple of one array for each split that is "
-                    f"given, {', '.join(examples)}; got {len(parts)}."
-                )
-            by_split = dict(zip(examples, parts, strict=True))
+        of_label = isinstance(conditions, str)
+        if of_label and (conditions != "label" or labels is None):
+            raise ValueError(
+                '`conditions` must be arrays, or "label" together with `labels`; got '
+                f"{conditions!r}{' without labels' if labels is None else ''}."
+            )
         splits = split_arrays(
             examples,
-            classes=array_labels(by_split, examples, f"`{name}`"),
+            classes=array_labels(
+                _by_split("labels", labels, examples), examples, f"`{name}`"
+            ),
+            conditions=None
+            if of_label
+            else _by_split("conditions", conditions, examples) or None,
             n_levels=n_levels,
             fractions=Fractions(validation_fraction, test_fraction),
             standardise=standardise,
             where=f"`{name}`",
         )
-        return cls(name=name, flip=flip, **splits._asdict())
+        dataset = cls(name=name, flip=flip, **splits._asdict())
+        return dataset.conditioned_on_labels() if of_label else dataset
+
+    def conditioned_on_labels(self) -> "Dataset":
+        """The same data set, whose conditions are its labels.
+
+        **Raises:** `ValueError` if it has no labels.
+        """
+        if self.labels is None:
+            raise ValueError(
+                f"`condition` must not be label for {self.name}, which has no labels. "
+                "Name the column that holds them with `label_column`."
+            )
+        return dataclasses.replace(self, conditions=Conditions(*self.labels))
 
     def __post_init__(self):
         if self.n_levels is not None:
@@ -153,6 +170,9 @@ class Dataset:
             labels = [self._checked_labels(split) for split in SPLITS]
             names = self.labels.names
             object.__setattr__(self, "labels", Labels(*labels, names=names))
+        if self.conditions is not None:
+            conditions = [self._checked_conditions(split) for split in SPLITS]
+            object.__setattr__(self, "conditions", Conditions(*conditions))
 
     def _check_split(self, split: str, examples: Examples | ImageFiles) -> None:
         if examples.shape[1:] != self.shape:
@@ -182,6 +202,17 @@ class Dataset:
                 + (f", the least {labels.min()}." if usable else ".")
             )
         return freeze(labels.astype(np.int64, copy=False))
+
+    def _checked_conditions(self, split: str) -> Real[np.ndarray, "_ ..."]:
+        n, name = len(getattr(self, split)), f"conditions.{split}"
+        values = np.asarray(as_examples(name, getattr(self.conditions, split)))
+        if len(values) != n or np.isinf(values).any():
+            raise ValueError(
+                f"`{name}` must be {n:,} conditions, one for each example of "
+                f"`{split}`, finite or NaN where missing; got shape {values.shape}"
+                + (" with infinite values." if np.isinf(values).any() else ".")
+            )
+        return freeze(values)
 
     def __repr__(self) -> str:
         sizes = " + ".join(f"{len(getattr(self, split)):,}" for split in SPLITS)
@@ -220,6 +251,20 @@ class Dataset:
             for value in (self.standardisation.mean, self.standardisation.std):
                 digest.update(value.astype("<f8").tobytes())
         return digest.hexdigest()
+
+
+def _by_split(name: str, given: Any, examples: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays by the name of their split, from one for each split of examples."""
+    if given is None:
+        return {}
+    one = len(examples) == 1 and not isinstance(given, tuple)
+    parts = (given,) if one else given
+    if len(parts) != len(examples):
+        raise ValueError(
+            f"`{name}` must be a tuple of one array for each split that is given, "
+            f"{', '.join(examples)}; got {len(parts)}."
+        )
+    return dict(zip(examples, parts, strict=True))
 
 
 def freeze(array: np.ndarray, *, own: bool = False) -> np.ndarray:

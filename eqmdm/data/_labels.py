@@ -30,6 +30,27 @@ class Labels:
         return iter((self.train, self.validation, self.test))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conditions:
+    """The condition of each example of the three splits, for conditional models.
+
+    Iterating gives the three splits in order.
+
+    **Arguments:**
+
+    - `train`, `validation`, `test`: classes, or arrays of numbers, along their first
+        axis.
+    """
+
+    # Of any shape and type until a `Dataset` has checked them.
+    train: Shaped[np.ndarray, "..."]
+    validation: Shaped[np.ndarray, "..."]
+    test: Shaped[np.ndarray, "..."]
+
+    def __iter__(self) -> Iterator[Shaped[np.ndarray, "..."]]:
+        return iter((self.train, self.validation, self.test))
+
+
 class LabelColumn(NamedTuple):
     """A column of labels as it is stored, and the name of each of its rows."""
 

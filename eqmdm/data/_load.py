@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from ._choices import Choices, as_names
+from ._choices import LABEL, Choices, as_names
 from ._dataset import Dataset
 from ._hub import DATA_FILES, fetch
 from ._images import IMAGE_NAMES, load_images
@@ -33,6 +33,7 @@ def load(
     image_column: str | None = None,
     label_column: str | None = None,
     columns: Sequence[str] | None = None,
+    condition: str | Sequence[str] | None = None,
     image_size: int | Sequence[int] | None = None,
     n_levels: int | None = None,
     standardise: bool = True,
@@ -99,6 +100,9 @@ def load(
     - `label_column`: the column of classes, integers or strings; by default `label`,
         `labels` or `class`, or the only one of classes. `"none"` to leave it out.
     - `columns`: the columns of a table; by default all but that of the labels.
+    - `condition`: what a conditional model is conditioned on: `"label"` for the labels,
+        or the names of columns of numbers, which are then not among the examples. They
+        become the `conditions` of the data set.
     - `image_size`: a side, or a height and a width, to which images are scaled and
         cropped about their centre.
     - `n_levels`: the number of grey levels of an array of integers; by default 256 for
@@ -122,6 +126,7 @@ def load(
         image_column=image_column,
         label_column=label_column,
         columns=as_names(columns),
+        condition=as_names(condition),
         image_size=_as_size(image_size),
         n_levels=n_levels,
         fractions=Fractions(validation_fraction, test_fraction),
@@ -130,11 +135,16 @@ def load(
     )
     check_fractions(choices.fractions)
     name = os.fspath(dataset)
+    loaded = _load(name, data_dir, choices)
+    return loaded.conditioned_on_labels() if choices.condition == (LABEL,) else loaded
+
+
+def _load(name: str, data_dir: str | os.PathLike | None, choices: Choices) -> Dataset:
     if name not in NAMES:
         return _load_own(name, data_dir, choices)
     _check_known(name, choices)
     if name in IMAGE_NAMES:
-        return load_images(name, data_dir=data_dir, in_memory=in_memory)
+        return load_images(name, data_dir=data_dir, in_memory=choices.in_memory)
     if data_dir is not None:
         raise ValueError(
             f"`data_dir` must not be given for {name}, which is not loaded from files; "
@@ -147,6 +157,7 @@ def _check_known(name: str, choices: Choices) -> None:
     own = choices._asdict() | choices.fractions._asdict()
     for given in ("in_memory", "standardise", "fractions"):
         del own[given]
+    own["condition"] = choices.condition_columns
     for given, value in own.items():
         if value is not None:
             option = f"{given}_fraction" if given in SPLITS else given

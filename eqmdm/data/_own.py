@@ -47,45 +47,67 @@ def load_function(name: str, choices: Choices) -> Dataset:
         ) from error
     returned = function()
     if isinstance(returned, Dataset):
+        if choices.condition_columns is not None and returned.conditions is None:
+            raise ValueError(
+                f"`condition` must be label, or left out, for {name}, whose `Dataset` "
+                f"has no conditions; got {', '.join(choices.condition_columns)}."
+            )
         return returned
     examples = returned if isinstance(returned, Mapping) else {"train": returned}
-    labels = {}
+    labels, conditions = {}, {}
     if isinstance(returned, tuple) and 1 <= len(returned) <= 3:
         examples = dict(zip(SPLITS, returned, strict=False))
-    unknown = sorted(set(examples) - {*SPLITS, "labels"})
+    unknown = sorted(set(examples) - {*SPLITS, "labels", "conditions"})
     if unknown or "train" not in examples:
         raise ValueError(
             f"{name} must return a Dataset, an array of examples, a tuple of up to "
-            "three arrays, or a dictionary of arrays named train, validation, test and "
-            f"labels; got {', '.join(map(str, examples))}."
+            "three arrays, or a dictionary of arrays named train, validation, test, "
+            f"labels and conditions; got {', '.join(map(str, examples))}."
         )
     examples = dict(examples)
     if "labels" in examples:
         labels = {"train": examples.pop("labels")}
-    return _of_arrays(examples, labels, f"`{name}`", "function", name, choices)
+    if "conditions" in examples:
+        conditions = {"train": examples.pop("conditions")}
+    return _of_arrays(
+        examples, labels, conditions, f"`{name}`", "function", name, choices
+    )
 
 
 def _load_arrays(path: Path, name: str, choices: Choices) -> Dataset:
     refuse(choices, "an array", "image_column", "columns", "image_size")
     refuse(choices, "an array", "configuration")
-    examples, labels = read_arrays(path)
+    examples, labels, conditions = read_arrays(path)
     if choices.label_column == NO_LABELS:
         labels = {}
-    return _of_arrays(examples, labels, f"`{path}`", "array", name, choices)
+    return _of_arrays(examples, labels, conditions, f"`{path}`", "array", name, choices)
 
 
 def _of_arrays(
     examples: Mapping[str, Any],
     labels: Mapping[str, Any],
+    conditions: Mapping[str, Any],
     where: str,
     kind: str,
     name: str,
     choices: Choices,
 ) -> Dataset:
     refuse(choices, f"an {kind}" if kind == "array" else f"a {kind}", in_memory=True)
+    wanted = choices.condition_columns
+    if wanted is not None and wanted != ("conditions",):
+        raise ValueError(
+            "`condition` must be label or conditions, the names of arrays, for "
+            f"{where}; got {', '.join(wanted)}."
+        )
+    if wanted is not None and not conditions:
+        raise ValueError(
+            f"`condition` must not be conditions for {where}, which has no array of "
+            "that name."
+        )
     splits = split_arrays(
         examples,
         classes=array_labels(labels, examples, where),
+        conditions=conditions if wanted else None,
         n_levels=choices.n_levels,
         fractions=choices.fractions,
         standardise=choices.standardise,

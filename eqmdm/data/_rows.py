@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ._arrays import Splits, describe_splits, split_arrays
+from ._arrays import Splits, cut_conditions, describe_splits, split_arrays
 from ._choices import Choices, refuse
 from ._columns import image_column, label_column, read_classes
 from ._dataset import Dataset
@@ -13,7 +13,7 @@ from ._pictures import encoded, name_of, read_pictures
 from ._pixels import decode_pixels
 from ._sources import Part, Source
 from ._splits import SPLITS, cut
-from ._table import read_table
+from ._table import read_conditions, read_table
 
 
 def load_rows(source: Source, name: str, choices: Choices) -> Dataset:
@@ -38,11 +38,13 @@ def load_rows(source: Source, name: str, choices: Choices) -> Dataset:
         is_folder=source.is_folder,
         size=choices.image_size,
     )
-    rows = _without(source, splits, image) if label is not None else {}
+    wanted = choices.condition_columns
+    rows = _without(source, splits, image) if label or wanted else {}
     classes = read_classes(rows, label)
     assembled = split_arrays(
         pictures.splits,
         classes=classes,
+        conditions=read_conditions(source, rows, wanted),
         n_levels=pictures.n_levels,
         fractions=choices.fractions,
         standardise=False,
@@ -50,6 +52,7 @@ def load_rows(source: Source, name: str, choices: Choices) -> Dataset:
     )
     what = f"images in column `{image}`" if not source.is_folder else "images"
     found = f"{source.kind} {source.where}, {what}{_labelled(label, classes)}"
+    found += _conditioned(wanted)
     return make_dataset(assembled, name, found, note)
 
 
@@ -63,12 +66,14 @@ def _load_table(
 ) -> Dataset:
     refuse(choices, "a table", "image_size", in_memory=True)
     rows = {split: _rows(source, of) for split, of in splits.items()}
-    table = read_table(source, rows, choices.columns, label)
+    wanted = choices.condition_columns
+    table = read_table(source, rows, choices.columns, label, wanted)
     classes = None if label is None else read_classes(rows, label)
     one_list = len(table.columns) == 1 and table.splits["train"].shape[1:] != (1,)
     assembled = split_arrays(
         table.splits,
         classes=classes,
+        conditions=read_conditions(source, rows, wanted),
         n_levels=None,
         fractions=choices.fractions,
         standardise=choices.standardise,
@@ -81,7 +86,8 @@ def _load_table(
     found = f"{source.kind} {source.where}, columns {shown}"
     if integers:
         found += f" ({', '.join(integers[:8])} of integers, dequantised)"
-    return make_dataset(assembled, name, found + _labelled(label, classes), note)
+    found += _labelled(label, classes) + _conditioned(wanted)
+    return make_dataset(assembled, name, found, note)
 
 
 def _load_streamed(
@@ -112,7 +118,8 @@ def _load_streamed(
     }
     sizes = {split: len(images) for split, images in files.items()}
     cuts = cut(sizes, choices.fractions, source.where)
-    rows = _without(source, splits, image) if label is not None else {}
+    wanted = choices.condition_columns
+    rows = _without(source, splits, image) if label or wanted else {}
     classes = read_classes(rows, label)
     labels = None
     if classes is not None:
@@ -126,11 +133,13 @@ def _load_streamed(
         **held_out,
         n_levels=256,
         labels=labels,
+        conditions=cut_conditions(read_conditions(source, rows, wanted), cuts),
         standardisation=None,
         description=describe_splits(counts, splits),
     )
     found = f"{source.kind} {source.where}, images in column `{image}`, not in memory"
-    return make_dataset(assembled, name, found + _labelled(label, classes), note)
+    found += _labelled(label, classes) + _conditioned(wanted)
+    return make_dataset(assembled, name, found, note)
 
 
 def make_dataset(splits: Splits, name: str, found: str, note: str) -> Dataset:
@@ -143,6 +152,7 @@ def make_dataset(splits: Splits, name: str, found: str, note: str) -> Dataset:
         test=splits.test,
         n_levels=splits.n_levels,
         labels=splits.labels,
+        conditions=splits.conditions,
         standardisation=splits.standardisation,
         description=f"{found}; examples of {shape}{levels}; {splits.description}{note}",
     )
@@ -156,6 +166,10 @@ def _labelled(label: str | None, classes: Classes | None) -> str:
     names = classes.names
     n = len(names) if names else 1 + max(int(c.max()) for c in classes.splits.values())
     return f", {n} classes in column `{label}`"
+
+
+def _conditioned(columns: tuple[str, ...] | None) -> str:
+    return "" if columns is None else f", conditions in {', '.join(columns)}"
 
 
 def _splits(source: Source) -> tuple[dict[str, str], list[str]]:

@@ -27,8 +27,10 @@ def read_table(
     rows: Mapping[str, list[Part]],
     chosen: Sequence[str] | None,
     label_column: str | None,
+    condition: Sequence[str] | None = None,
 ) -> Table:
-    """The columns that are named, or all but that of the labels, in float64.
+    """The columns that are named, or all but those of labels and conditions, in
+    float64.
 
     A column of lists of one shape, if it is the only one, gives examples of that shape.
     A column is one of integers if it is in all splits; see `Standardisation`.
@@ -39,8 +41,9 @@ def read_table(
     not of numbers, and for values that are missing or not finite.
     """
     given = tuple(chosen) if chosen else None
+    left_out = {label_column, *(condition or ())}
     names = {split: parts[0].table.column_names for split, parts in rows.items()}
-    rest = tuple(name for name in names["train"] if name != label_column)
+    rest = tuple(name for name in names["train"] if name not in left_out)
     columns = given or rest
     unnamed = [name for name in columns if name.startswith(_UNNAMED)]
     if given is None and unnamed:
@@ -90,6 +93,36 @@ def read_table(
         for split, by_name in values.items()
     }
     return Table(columns, stacked, tuple(whole[name] for name in columns))
+
+
+def read_conditions(
+    source: Source, rows: Mapping[str, list[Part]], names: Sequence[str] | None
+) -> dict[str, Float[np.ndarray, "n columns"]] | None:
+    """The columns of numbers that examples are conditioned on, in float32.
+
+    **Raises:** `ValueError` as for `read_table`.
+    """
+    if names is None:
+        return None
+    read = {}
+    for split, parts in rows.items():
+        present = parts[0].table.column_names
+        absent = [name for name in names if name not in present]
+        if absent:
+            raise ValueError(
+                f"`condition` must be label, or name columns of {source.where}; its "
+                f"{split} split has no `{absent[0]}`. It has {_listed(present)}."
+            )
+        columns = [_numbers(parts, name, False) for name in names]
+        lists = [n for n, c in zip(names, columns, strict=True) if c.ndim > 1]
+        if lists and len(names) > 1:
+            raise ValueError(
+                f"`condition` must name one column of lists, or several of numbers, of "
+                f"{source.where}; `{lists[0]}` holds lists."
+            )
+        stacked = columns[0] if lists else np.stack(columns, axis=1)
+        read[split] = stacked.astype(np.float32)
+    return read
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,13 @@
 """Networks for single examples, batched with `jax.vmap`."""
 
+from .._core.conditions import (
+    AbstractConditionalNetwork as AbstractConditionalNetwork,
+    missing_like as missing_like,
+)
+from ._conditions import (
+    ArrayCondition as ArrayCondition,
+    ClassCondition as ClassCondition,
+    condition_for as condition_for,
+)
 from ._mlp import MLP as MLP
 from ._unet import UNet as UNet

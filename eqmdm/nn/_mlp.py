@@ -1,7 +1,7 @@
 """A residual network for points."""
 
 import math
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Inexact, Real
 
 from .._core.checks import check_count
+from .._core.conditions import AbstractConditionalNetwork, ConditionKind
 from .._core.types import PRNGKey
+from ._conditions import Condition, ConditionEmbedding
 from ._initialiser import Initialiser
 from ._layers import Linear, TimeEmbedding, check_arguments
 
@@ -33,7 +35,7 @@ class _ResidualLayer(eqx.Module):
 
 
 @final
-class MLP(eqx.Module):
+class MLP(AbstractConditionalNetwork):
     """A residual multilayer perceptron for points, with sinusoidal time embedding.
 
     It takes one example; batch it with `jax.vmap`. Variables and coordinates are
@@ -47,6 +49,8 @@ class MLP(eqx.Module):
     linear_in: Linear
     layers: tuple[_ResidualLayer, ...]
     linear_out: Linear
+    condition: ConditionKind | None
+    condition_embedding: ConditionEmbedding | None
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class MLP(eqx.Module):
         *,
         width: int = 128,
         depth: int = 3,
+        condition: Condition | None = None,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKey,
     ):
@@ -65,6 +70,8 @@ class MLP(eqx.Module):
         - `n_vars`: the number of variables per coordinate, including the data.
         - `width`: the number of hidden units; even, and at least 4.
         - `depth`: the number of residual layers, of two dense layers each.
+        - `condition`: the kind of condition, such as
+            [`eqmdm.nn.condition_for`][]`(values)`; `None` for none.
         - `dtype`: the dtype of the parameters.
         - `key`: the key for the initial weights.
 
@@ -91,14 +98,25 @@ class MLP(eqx.Module):
         self.linear_in = Linear(n_vars * dim, width, fan_in_only=True, init=init)
         self.layers = tuple(_ResidualLayer(width, init=init) for _ in range(depth))
         self.linear_out = Linear(width, n_vars * dim, zero=True, init=init)
+        self.condition = condition
+        self.condition_embedding = None
+        if condition is not None:
+            self.condition_embedding = ConditionEmbedding(
+                condition, 4 * width, init=init
+            )
 
     def __call__(
-        self, t: Real[Array, ""], y: Float[Array, "vars *shape"]
+        self,
+        t: Real[Array, ""],
+        y: Float[Array, "vars *shape"],
+        *,
+        condition: Any = None,
     ) -> Float[Array, "vars *shape"]:
         """**Arguments:**
 
         - `t`: the time, roughly in $[0, 1]$.
         - `y`: the state.
+        - `condition`: the condition of one example.
 
         **Returns:**
 
@@ -107,10 +125,14 @@ class MLP(eqx.Module):
         **Raises:**
 
         `ValueError`, at trace time, if `t` is not a scalar or `y` does not have the
-        shape that the network was built for.
+        shape that the network was built for, or as for `check_condition`.
         """
         check_arguments(t, y, (self.n_vars, *self.shape), "n_vars, *shape")
-        time = jax.nn.silu(self.time_embedding(t, y.dtype))
+        condition = self.check_condition(condition)
+        features = self.time_embedding(t, y.dtype)
+        if self.condition_embedding is not None:
+            features = features + self.condition_embedding(condition, y.dtype)
+        time = jax.nn.silu(features)
         x = self.linear_in(y.reshape(-1))
         for layer in self.layers:
             x = layer(x, time)

@@ -1,6 +1,6 @@
 """The U-Net of Ho, Jain & Abbeel (2020)."""
 
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Inexact, Real
 
 from .._core.checks import check_count
+from .._core.conditions import AbstractConditionalNetwork, ConditionKind
 from .._core.types import PRNGKey
+from ._conditions import (
+    ArrayCondition,
+    Condition,
+    ConditionEmbedding,
+)
 from ._image_layers import Attention, Conv, GroupNorm, ResidualBlock, upsample
 from ._initialiser import Initialiser
 from ._layers import TimeEmbedding, check_arguments
@@ -56,7 +62,7 @@ class _Level(eqx.Module):
 
 
 @final
-class UNet(eqx.Module):
+class UNet(AbstractConditionalNetwork):
     """The U-Net of Ho et al. (2020), for images.
 
     Each level has `n_blocks` residual blocks on the way down and one more on the way
@@ -92,6 +98,8 @@ class UNet(eqx.Module):
     up: tuple[_Level, ...]
     norm_out: GroupNorm
     conv_out: Conv
+    condition: ConditionKind | None
+    condition_embedding: ConditionEmbedding | None
     remat: bool = eqx.field(static=True, default=False)
 
     def __init__(
@@ -105,6 +113,7 @@ class UNet(eqx.Module):
         attention_sides: tuple[int, ...] = (16,),
         compute_dtype: DTypeLike | None = None,
         remat: bool = False,
+        condition: Condition | None = None,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKey,
     ):
@@ -124,6 +133,9 @@ class UNet(eqx.Module):
         - `remat`: whether reverse-mode derivatives store only the inputs of each block
             and recompute the rest (rematerialisation), for less memory and about a
             third more work. Values and parameters are the same.
+        - `condition`: the kind of condition, such as
+            [`eqmdm.nn.condition_for`][]`(values)`; `None` for none. An image must have
+            the height and width of `shape`.
         - `dtype`: the dtype of the parameters.
         - `key`: the key for the initial weights.
 
@@ -157,7 +169,8 @@ class UNet(eqx.Module):
         self.compute_dtype = _dtype_name(compute_dtype)
         self.remat = remat
         self.time_embedding = TimeEmbedding(width, init=init)
-        self.conv_in = Conv(n_vars * channels, width, init=init)
+        n_extra = _n_condition_channels(condition, shape)
+        self.conv_in = Conv(n_vars * channels + n_extra, width, init=init)
         down, up = _block_inputs(width, multipliers, n_blocks)
         self.down = tuple(
             level(index, n_in, None if index == last else 2)
@@ -174,14 +187,25 @@ class UNet(eqx.Module):
         n_out = width * multipliers[0]
         self.norm_out = GroupNorm(n_out, init=init)
         self.conv_out = Conv(n_out, n_vars * channels, zero=True, init=init)
+        self.condition = condition
+        self.condition_embedding = None
+        if condition is not None and not n_extra:
+            self.condition_embedding = ConditionEmbedding(
+                condition, 4 * width, init=init
+            )
 
     def __call__(
-        self, t: Real[Array, ""], y: Float[Array, "vars height width channels"]
+        self,
+        t: Real[Array, ""],
+        y: Float[Array, "vars height width channels"],
+        *,
+        condition: Any = None,
     ) -> Float[Array, "vars height width channels"]:
         """**Arguments:**
 
         - `t`: the time, roughly in $[0, 1]$.
         - `y`: the state.
+        - `condition`: the condition of one example.
 
         **Returns:**
 
@@ -190,15 +214,23 @@ class UNet(eqx.Module):
         **Raises:**
 
         `ValueError`, at trace time, if `t` is not a scalar or `y` does not have the
-        shape that the network was built for.
+        shape that the network was built for, or as for `check_condition`.
         """
         expected = (self.n_vars, *self.shape)
         check_arguments(t, y, expected, "n_vars, height, width, channels")
         height, width, channels = self.shape
         dtype = y.dtype if self.compute_dtype is None else self.compute_dtype
         x = jnp.moveaxis(y, 0, 2).reshape(height, width, -1).astype(dtype)
+        condition = self.check_condition(condition)
+        features = self.time_embedding(t, dtype)
+        if self.condition_embedding is not None:
+            features = features + self.condition_embedding(condition, dtype)
+        elif isinstance(self.condition, ArrayCondition):
+            x = jnp.concatenate(
+                [x, *self.condition.standardise(condition, dtype)], axis=-1
+            )
         # Every block applies this activation before its own dense layer.
-        time = jax.nn.silu(self.time_embedding(t, dtype))
+        time = jax.nn.silu(features)
 
         # Concatenate the skip connection inside the checkpoint, so that the result is
         # not stored in addition to its parts.
@@ -228,6 +260,20 @@ class UNet(eqx.Module):
         x = x[top : top + height, left : left + width]
         x = x.reshape(height, width, self.n_vars, channels)
         return jnp.moveaxis(x, 2, 0).astype(y.dtype)
+
+
+def _n_condition_channels(condition: Condition | None, shape: tuple[int, ...]) -> int:
+    """The channels that a condition adds to the input: none unless it is an image."""
+    if not isinstance(condition, ArrayCondition) or len(condition.shape) < 2:
+        return 0
+    if len(condition.shape) != 3 or condition.shape[:2] != shape[:2]:
+        raise ValueError(
+            "`condition` must be a class, a vector, or an image of the height and "
+            f"width of the data, {shape[:2]}; got arrays of shape {condition.shape}. "
+            "Resize images, and flatten other arrays."
+        )
+    # The values, and which of them are missing.
+    return 2 * condition.shape[-1]
 
 
 def _block_inputs(
