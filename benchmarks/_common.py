@@ -20,7 +20,7 @@ from eqmdm.cli import build
 
 Name = TypeVar("Name", bound=Hashable)
 # Settings that are paths: they do not affect the results.
-_PLACES = ("before", "data_dir", "from_results", "output", "table", "write")
+_PLACES = ("before", "data_dir", "from_results", "output", "run", "table", "write")
 
 
 @dataclasses.dataclass(frozen=True)

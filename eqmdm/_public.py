@@ -74,6 +74,7 @@ from ._levels import (
     UniformDequantiser as UniformDequantiser,
     bits_per_dim as bits_per_dim,
 )
+from ._likelihood.classes import class_log_probabilities as class_log_probabilities
 from ._likelihood.flow import (
     FlowSolution as FlowSolution,
     FlowSolver as FlowSolver,

@@ -94,7 +94,7 @@ class Sampler:
 @pytest.fixture
 def sampler(monkeypatch):
     # A picture takes longer to draw than all the rest.
-    monkeypatch.setattr(plots, "samples", lambda path, *_: path.touch())
+    monkeypatch.setattr(plots, "samples", lambda path, *_, **__: path.touch())
     sampler = Sampler()
     monkeypatch.setattr(eqmdm, "sample", sampler)
     return sampler
@@ -183,7 +183,7 @@ def test_points_are_drawn_by_a_solver_of_diffrax(free, tmp_path):
 def test_options_choose_the_method(points, sampler, tmp_path, arguments, expected):
     _sample(points, tmp_path, *arguments)
     _, how = sampler.calls[-1]
-    common = {"key", "n_samples", "first", "dtype"}
+    common = {"key", "n_samples", "first", "dtype", "conditions"}
     assert how.keys() - common == expected.keys()
     assert eqx.tree_equal({name: how[name] for name in expected}, expected)
 

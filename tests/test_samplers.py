@@ -195,6 +195,9 @@ class Foreign(eqmdm.AbstractModel):
     def under(self, diffusion):
         raise AssertionError("samplers do not ask for this")
 
+    def with_condition(self, condition):
+        raise AssertionError("samplers do not ask for this")
+
     def denoise(self, log_snr, z):
         raise AssertionError("samplers do not ask for this")
 

@@ -38,6 +38,25 @@ def as_condition(condition: Any) -> Array:
     return array if isinstance(array, jax.Array) else jax.device_put(array)
 
 
+def as_conditions(condition: PyTree, n: int, *, name: str = "condition") -> PyTree:
+    """Conditions as arrays with a row for each of `n` examples.
+
+    **Raises:** `TypeError` for anything but arrays of numbers; `ValueError` for another
+    number of rows, or infinite values.
+    """
+
+    def convert(leaf: Any) -> Array:
+        array = as_condition(leaf)
+        if array.ndim == 0 or len(array) != n:
+            raise ValueError(
+                f"`{name}` must have a row for each of the {n:,} examples; got "
+                f"shape {array.shape}."
+            )
+        return array
+
+    return jax.tree.map(convert, condition)
+
+
 class ConditionKind(Protocol):
     """What a network is conditioned on, such as [`eqmdm.nn.ClassCondition`][]."""
 

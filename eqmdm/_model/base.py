@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import eval_context
 from jaxtyping import Array, PyTree
 
@@ -266,6 +267,23 @@ def bind_condition(
     else:
         condition = jax.tree.map(as_condition, condition)
     return ConditionedNetwork(network, condition)
+
+
+def check_conditions(model: AbstractModel, condition: PyTree) -> None:
+    """**Raises:** `TypeError` or `ValueError` unless conditions, one for each example,
+    suit the network of the model."""
+    if condition is None:
+        return
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(condition)]
+    rows = {0}
+    for leaf in leaves:
+        if np.issubdtype(leaf.dtype, np.integer) and leaf.ndim == 1:
+            # If these classes exist, all do.
+            rows |= {int(leaf.argmin()), int(leaf.argmax())}
+        elif np.isinf(leaf).any():
+            rows |= {int(np.argwhere(np.isinf(leaf))[0][0])}
+    for row in sorted(rows):
+        model.with_condition(jax.tree.map(lambda leaf, row=row: leaf[row], condition))
 
 
 def check_diffusion(diffusion: Any) -> None:

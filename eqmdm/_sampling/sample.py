@@ -11,9 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
 from .._core.checks import check_count, check_precision, check_shape
+from .._core.conditions import as_conditions
 from .._core.sharding import divide_batch, mesh_of
 from .._core.types import IntScalar, PRNGKey
-from .._model.base import AbstractModel, check_model, conditioned
+from .._model.base import AbstractModel, check_conditions, check_model, conditioned
 from .base import AbstractSampler
 from .diffrax import DiffraxSampler
 from .dpm_solver import DPMSolver
@@ -34,6 +35,7 @@ def sample(
     *,
     key: PRNGKey,
     condition: PyTree = None,
+    conditions: PyTree = None,
     n_samples: int = 64,
     sampler: AbstractSampler | dfx.AbstractSolver | None = None,
     n_steps: int | None = None,
@@ -51,6 +53,7 @@ def sample(
     *,
     key: PRNGKey,
     condition: PyTree = None,
+    conditions: PyTree = None,
     n_samples: int = 64,
     sampler: AbstractSampler | dfx.AbstractSolver | None = None,
     n_steps: int | None = None,
@@ -67,6 +70,7 @@ def sample(
     *,
     key: PRNGKey,
     condition: PyTree = None,
+    conditions: PyTree = None,
     n_samples: int = 64,
     sampler: AbstractSampler | dfx.AbstractSolver | None = None,
     n_steps: int | None = None,
@@ -87,7 +91,9 @@ def sample(
     - `shape`: the shape of one example of data.
     - `key`: for the initial states and the noise.
     - `condition`: the condition of all samples, for a conditional model; see
-        `AbstractModel.with_condition`. For several conditions, batch with `jax.vmap`.
+        `AbstractModel.with_condition`.
+    - `conditions`: in place of `condition`, one condition for each sample, such as
+        `jnp.arange(10)` for ten classes.
     - `n_samples`: the number of samples.
     - `sampler`: [`eqmdm.DPMSolver`][] by default. A Diffrax solver, such as
         `diffrax.SEA()`, stands for an [`eqmdm.DiffraxSampler`][] of the reverse SDE.
@@ -108,7 +114,8 @@ def sample(
 
     **Raises:**
 
-    `ValueError` if a count is out of range, if the diffusion ends below the range that
+    `ValueError` if a count is out of range, for conditions that do not suit the network
+    or the number of samples, if the diffusion ends below the range that
     a denoiser was trained on, if the clock is not monotone in time for the diffusion,
     or if `save_at` is not within its interval; `TypeError` if `model` is not a model,
     or `sampler` is not a sampler or does not support the model.
@@ -132,6 +139,14 @@ def sample(
     # The parameters may be on several devices, but the condition is not.
     mesh = mesh_of(check_model(model))
     model = conditioned(model, condition)
+    if conditions is not None:
+        if condition is not None:
+            raise ValueError(
+                "`conditions` must be left out if there is a `condition`, which is "
+                "that of all samples."
+            )
+        conditions = as_conditions(conditions, n_samples, name="conditions")
+        check_conditions(model, conditions)
     check_count("n_samples", n_samples)
     check_count("first", first, least=0)
     shape = check_shape(shape)
@@ -146,11 +161,12 @@ def sample(
     saved = None if save_at is None else save_at.resolve(model.diffusion, dtype)
     times = sampler.times(model.diffusion, n_steps, dtype, through=saved)
     start = model.check_final_time(jnp.asarray(first))
-    keys = divide_batch(_sample_keys(key, start, n_samples), mesh)
+    keys = _sample_keys(key, start, n_samples)
+    keys, conditions = divide_batch((keys, conditions), mesh)
     if saved is not None:
         # Take t1 and t0 from the grid, so that they agree to the last digit.
         saved = jnp.clip(saved, times[-1], times[0])
-    result = _draw(model, keys, shape, times, saved, sampler)
+    result = _draw(model, keys, conditions, shape, times, saved, sampler)
     return result if full_output else result.x
 
 
@@ -180,17 +196,19 @@ def _sample_keys(
 def _draw(
     model: AbstractModel,
     keys: Key[Array, " n_samples"],
+    conditions: PyTree,
     shape: tuple[int, ...],
     times: Times,
     saved: SavedTimes | None,
     sampler: AbstractSampler,
 ) -> SampleResult:
-    def one(key: PRNGKey) -> SampleResult:
+    def one(key: PRNGKey, condition: PyTree) -> SampleResult:
+        given = conditioned(model, condition)
         key_start, key_noise = jr.split(key)
         y = model.diffusion.prior.sample(shape, key=key_start).astype(times.dtype)
-        return sampler.solve(model, y, times, key=key_noise, saved=saved)
+        return sampler.solve(given, y, times, key=key_noise, saved=saved)
 
-    result = jax.vmap(one)(keys)
+    result = jax.vmap(one)(keys, conditions)
     if result.trajectory is None:
         return result
     # They are the same for all samples.

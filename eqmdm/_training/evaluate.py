@@ -12,11 +12,11 @@ from jaxtyping import PyTree
 
 from .._bound.times import strata_of_draws, stratified_standard_error
 from .._core.checks import as_examples, check_count
+from .._core.conditions import as_conditions
 from .._core.estimate import Estimate
 from .._core.sharding import divide_batch, mesh_of, on_host
 from .._core.types import PRNGKey
-from .._model.base import AbstractModel, check_model
-from .examples import as_conditions, check_conditions
+from .._model.base import AbstractModel, check_conditions, check_model
 from .objective import Objective, model_dtype
 
 

@@ -11,9 +11,8 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree, Shaped, UInt32
 
 from .._core.checks import as_examples
-from .._core.conditions import as_condition
+from .._core.conditions import as_conditions
 from .._core.types import PRNGKey
-from .._model.base import AbstractModel
 from .objective import Examples, Objective
 
 
@@ -76,42 +75,6 @@ class Batches(eqx.Module):
     def check_objective(self, objective: Objective) -> None:
         """See `TrainingSet.check_objective`."""
         _check_levels(self.n_levels, objective)
-
-
-def as_conditions(condition: PyTree, n: int) -> PyTree:
-    """Conditions as arrays with a row for each of `n` examples.
-
-    **Raises:** `TypeError` for anything but arrays of numbers; `ValueError` for another
-    number of rows, or infinite values.
-    """
-
-    def convert(leaf: Any) -> Array:
-        array = as_condition(leaf)
-        if array.ndim == 0 or len(array) != n:
-            raise ValueError(
-                f"`condition` must have a row for each of the {n:,} examples; got "
-                f"shape {array.shape}."
-            )
-        return array
-
-    return jax.tree.map(convert, condition)
-
-
-def check_conditions(model: AbstractModel, condition: PyTree) -> None:
-    """**Raises:** `TypeError` or `ValueError` unless conditions, one for each example,
-    suit the network of the model."""
-    if condition is None:
-        return
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(condition)]
-    rows = {0}
-    for leaf in leaves:
-        if np.issubdtype(leaf.dtype, np.integer) and leaf.ndim == 1:
-            # If these classes exist, all do.
-            rows |= {int(leaf.argmin()), int(leaf.argmax())}
-        elif np.isinf(leaf).any():
-            rows |= {int(np.argwhere(np.isinf(leaf))[0][0])}
-    for row in sorted(rows):
-        model.with_condition(jax.tree.map(lambda leaf, row=row: leaf[row], condition))
 
 
 def n_levels_of(objective: Objective) -> int | None:

@@ -39,6 +39,7 @@ def fit(
     *,
     key: PRNGKey,
     condition: PyTree = None,
+    drop_condition: float = 0.0,
     steps: int = 10_000,
     batch_size: int = 128,
     objective: Objective | None = None,
@@ -75,8 +76,9 @@ def fit(
         for examples that exceed the memory of the devices, a memory-mapped array or any
         other source for [`eqmdm.BatchStream`][].
     - `condition`: the conditions of a conditional model, an array or a tree of arrays
-        with one row for each example; by default those of the `Dataset`. With
-        `Objective(drop_condition=0.1)` the model also learns the unconditional data.
+        with one row for each example; by default those of the `Dataset`.
+    - `drop_condition`: the probability with which the condition of an example is
+        dropped, so that the model also learns the unconditional data.
     - `steps`: the total number of steps, including those of a resumed run.
     - `objective`: by default the bound in its low-variance form. For a `Dataset` of
         images it has uniform dequantisation, and random reflections if the data set
@@ -100,7 +102,7 @@ def fit(
     """
     check_model(model)
     data = _checked(data)
-    objective = _objective(data) if objective is None else objective
+    objective = _objective(data, drop_condition, objective)
     optimiser = make_optimiser() if optimiser is None else optimiser
     if isinstance(data, Dataset):
         conditions = data.conditions
@@ -146,14 +148,22 @@ def _checked(data: Any) -> Any:
     return as_examples("data", data)
 
 
-def _objective(data: Any) -> Objective:
+def _objective(data: Any, drop_condition: float, given: Objective | None) -> Objective:
+    if given is not None:
+        if drop_condition:
+            raise ValueError(
+                "`drop_condition` must be left out if there is an `objective`, which "
+                f"has its own; got {drop_condition}."
+            )
+        return given
     if not isinstance(data, Dataset):
-        return Objective()
+        return Objective(drop_condition=drop_condition)
     grey_levels = None if data.n_levels is None else GreyLevels(data.n_levels)
     scale = data.standardisation
     return Objective(
         levels=grey_levels,
         flip=data.flip,
+        drop_condition=drop_condition,
         log_jacobian=0.0 if scale is None else scale.log_jacobian,
     )
 

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from .._model.base import check_conditions
 from .evaluate import Evaluation
-from .examples import Batches, TrainingSet, check_conditions
+from .examples import Batches, TrainingSet
 from .objective import Objective
 from .run import Run
 from .state import TrainState

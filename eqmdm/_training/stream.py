@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._core.checks import check_count
+from .._core.conditions import as_conditions
 from .._core.sharding import mesh_of, over_batch
 from ..data._shuffle import shuffled_indices
-from .examples import Batches, as_conditions, n_levels_of, order_key
+from .examples import Batches, n_levels_of, order_key
 from .objective import Objective
 from .state import TrainState, check_state
 

@@ -18,6 +18,7 @@ from eqmdm import nn
 from eqmdm._model.data_scale import data_scale
 from eqmdm._model.denoiser import TOP_LOG_SNR
 
+from . import conditions
 from .train.options import NOT_RECORDED, ResolvedTrainOptions, TrainOptions
 
 
@@ -87,7 +88,7 @@ def load_data(options: TrainOptions, data_dir: str | None = None) -> eqmdm.data.
 
     **Raises:** the errors of [`eqmdm.data.load`][].
     """
-    return eqmdm.data.load(
+    dataset = eqmdm.data.load(
         options.dataset,
         data_dir=options.data_dir if data_dir is None else data_dir,
         in_memory=not options.stream,
@@ -95,12 +96,17 @@ def load_data(options: TrainOptions, data_dir: str | None = None) -> eqmdm.data.
         image_column=options.image_column,
         label_column=options.label_column,
         columns=options.columns or None,
+        condition=options.condition or None,
         image_size=options.image_size or None,
         n_levels=options.n_levels,
         standardise=options.standardise,
         validation_fraction=options.validation_fraction,
         test_fraction=options.test_fraction,
     )
+    if dataset.conditions is not None and not options.condition:
+        # A function's own, which the model is not to be conditioned on.
+        return dataclasses.replace(dataset, conditions=None)
+    return dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +118,14 @@ class DataFacts:
     std: float
     """The standard deviation about zero of the training data, as encoded for the
     network."""
+    condition: dict[str, Any] | None = None
+    """The kind of condition, from `conditions.describe`."""
 
     @classmethod
     def of(cls, options: TrainOptions, dataset: Any) -> "DataFacts":
         std = data_scale(dataset, _transform(options))
-        return cls(tuple(dataset.shape), dataset.n_levels, std)
+        condition = conditions.describe(dataset)
+        return cls(tuple(dataset.shape), dataset.n_levels, std, condition)
 
 
 def build_model(
@@ -127,6 +136,7 @@ def build_model(
 ) -> eqmdm.AbstractModel:
     """The model to train: a noise prediction, or a denoiser."""
     n_vars = 1 if options.score == "denoiser" else diffusion.n_vars
+    condition = conditions.kind_of(data.condition)
     if options.network == "unet" and len(data.shape) != 3:
         raise ValueError(
             "`network` must be mlp for examples that are not images of shape (height, "
@@ -134,7 +144,12 @@ def build_model(
         )
     if options.network == "mlp":
         network = nn.MLP(
-            data.shape, n_vars, width=options.width, depth=options.n_blocks, key=key
+            data.shape,
+            n_vars,
+            width=options.width,
+            depth=options.n_blocks,
+            condition=condition,
+            key=key,
         )
     else:
         network = nn.UNet(
@@ -145,6 +160,7 @@ def build_model(
             n_blocks=options.n_blocks,
             compute_dtype=None if options.compute_dtype == "float32" else jnp.bfloat16,
             remat=options.remat,
+            condition=condition,
             key=key,
         )
     if options.score == "free":
@@ -204,6 +220,7 @@ def build_objective(options: ResolvedTrainOptions, dataset: Any) -> Any:
         time_sampler=time_sampler,
         levels=grey_levels,
         flip=dataset.flip,
+        drop_condition=options.drop_condition if options.condition else 0.0,
         log_jacobian=log_jacobian(dataset),
     )
 
@@ -238,15 +255,21 @@ def build_mesh(batch_size: int) -> jax.sharding.Mesh:
 
 
 def training_data(
-    options: ResolvedTrainOptions, objective: eqmdm.Objective, examples: Any
+    options: ResolvedTrainOptions,
+    objective: eqmdm.Objective,
+    dataset: eqmdm.data.Dataset,
 ) -> Any:
     """The training examples: on the devices, or on the host if they are streamed."""
     # Streams and multi-process runs load only what the process's own devices need.
     if options.stream or jax.process_count() > 1:
-        return examples
-    mesh = build_mesh(options.batch_size)
-    on_devices = eqmdm.distribute(jnp.asarray(examples), mesh)
-    return eqmdm.TrainingSet(on_devices, objective)
+        return dataset.train
+    given = dataset.conditions
+    data = (
+        jnp.asarray(dataset.train),
+        None if given is None else jnp.asarray(given.train),
+    )
+    examples, condition = eqmdm.distribute(data, build_mesh(options.batch_size))
+    return eqmdm.TrainingSet(examples, objective, condition)
 
 
 def facts(seed: int) -> dict[str, Any]:

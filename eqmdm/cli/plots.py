@@ -32,9 +32,16 @@ _PER_INCH = 19
 _DOTS, _GAP, _LIGHT = 64, 4, 0.85
 
 
-def samples(path: Path, x: np.ndarray, n_levels: int | None, caption: str) -> None:
-    """Draw images as a grid, and points as a scatter plot of their first two
-    coordinates, or as a histogram if they have only one."""
+def samples(
+    path: Path,
+    x: np.ndarray,
+    n_levels: int | None,
+    caption: str,
+    *,
+    n_columns: int | None = None,
+) -> None:
+    """Draw images as a grid, by default a square one, and points as a scatter plot of
+    their first two coordinates, or as a histogram if they have only one."""
     if n_levels is None or x.ndim != 4 or x.shape[-1] not in (1, 3):
         x = x.reshape(len(x), -1)
         if x.shape[1] == 1:
@@ -49,7 +56,7 @@ def samples(path: Path, x: np.ndarray, n_levels: int | None, caption: str) -> No
         axes.set_xlabel("first coordinate (units of the data)")
         axes.set_ylabel("second coordinate (units of the data)")
     else:
-        grid = _grid(x / (n_levels - 1))
+        grid = _grid(x / (n_levels - 1), n_columns)
         figure, axes = plt.subplots(
             figsize=(6, 6 * grid.shape[0] / grid.shape[1] + 0.4), layout="constrained"
         )
@@ -126,6 +133,36 @@ def histogram(path: Path, values: np.ndarray, label: str, caption: str) -> None:
     save(figure, path)
 
 
+def calibration(path: Path, bins: list[dict[str, Any]], caption: str) -> None:
+    """Draw the accuracy in each bin of confidence, with its standard error."""
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    axes.plot([0, 1], [0, 1], color="0.5", ls=":", label="perfectly calibrated")
+    axes.errorbar(
+        [part["confidence"] for part in bins],
+        [part["accuracy"] for part in bins],
+        [part["standard_error"] for part in bins],
+        color=BLUE,
+        fmt="o",
+        capsize=2,
+        label="examples in bins of confidence",
+    )
+    for part in bins:
+        axes.annotate(
+            f"{part['examples']:,}",
+            (part["confidence"], part["accuracy"]),
+            xytext=(6, -10),
+            textcoords="offset points",
+            fontsize="x-small",
+        )
+    axes.set_xlabel("probability of the predicted class")
+    axes.set_ylabel("fraction predicted correctly")
+    axes.set_aspect("equal")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    add_caption(figure, f"{caption}. Numbers: examples; bars: standard errors")
+    save(figure, path)
+
+
 def diffusion_path(path: Path, records: list[dict], caption: str) -> None:
     """Draw the entries of Q (above the diagonal) and D (on it too) over the steps."""
     records = [record for record in records if "skew_matrix" in record]
@@ -189,9 +226,10 @@ def _marker(n_points: int, marker: str = "o") -> str:
     return marker if n_points <= _MOST_MARKED else ""
 
 
-def _grid(images: np.ndarray) -> np.ndarray:
+def _grid(images: np.ndarray, n_columns: int | None) -> np.ndarray:
     """Images in rows and columns with thin gaps between them, as RGB from 0 to 1."""
-    n_columns = math.ceil(math.sqrt(len(images)))
+    if n_columns is None:
+        n_columns = math.ceil(math.sqrt(len(images)))
     n_rows = math.ceil(len(images) / n_columns)
     # Small images are enlarged, so that a gap is narrow beside them.
     scale = math.ceil(_DOTS / images.shape[2])

@@ -17,7 +17,7 @@ import numpy as np
 
 import eqmdm
 
-from . import build
+from . import build, conditions
 from .names import Range
 from .train.options import ResolvedTrainOptions, TrainOptions
 
@@ -34,6 +34,9 @@ class TrainedRun:
     dtype: jnp.dtype
     parameters: str
     """A digest of the values of the parameters."""
+
+    condition: Any = None
+    """The kind of condition of the network; `None` if it has none."""
 
     mesh: jax.sharding.Mesh | None = None
     """The devices that divide the batches, once `over_devices` has chosen them."""
@@ -87,6 +90,20 @@ class TrainedRun:
         other = build.build_diffusion(resolved, jr.key(0))
         return dataclasses.replace(self, model=self.model.under(other))
 
+    def check_missing(self, option: str) -> None:
+        """**Raises:** `ValueError` unless the run also learned the unconditional data,
+        as the `option` requires."""
+        if self.condition is None:
+            raise ValueError(
+                f"`{option}` must be left out for this run, whose model has no "
+                "condition. Train with --condition."
+            )
+        if self.options.drop_condition == 0:
+            raise ValueError(
+                f"`{option}` must be left out for this run, which was trained with "
+                "--drop-condition 0, so its model does not know the unconditional data."
+            )
+
     @property
     def is_denoiser(self) -> bool:
         return self.model.has_denoiser
@@ -113,7 +130,7 @@ def load_trained(
         )
     facts = run.read_options()
     _check_version(facts)
-    options, _, fingerprint = build.from_json(facts["options"])
+    options, data, fingerprint = build.from_json(facts["options"])
     if not run.steps:
         raise ValueError(
             f"`run` must have a checkpoint to evaluate; {directory} has none yet."
@@ -146,6 +163,7 @@ def load_trained(
         model,
         dtype,
         digest.hexdigest()[:16],
+        conditions.kind_of(data.condition),
     )
 
 

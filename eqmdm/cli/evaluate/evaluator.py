@@ -12,6 +12,7 @@ import jax.random as jr
 import numpy as np
 
 import eqmdm
+from eqmdm import nn
 
 from .. import build
 from ..build import Purpose
@@ -33,6 +34,7 @@ class Evaluator:
         trained = trained.over_devices(options.batch_size)
         self._trained, self._options = trained, options
         self._examples = getattr(trained.dataset, options.split)
+        self._conditions = _find_conditions(trained, options)
         if options.route == "elbo":
             trained_with = trained.options
             if options.decoder is not None:
@@ -66,6 +68,7 @@ class Evaluator:
             self._objective,
             # The key of `eqmdm train`, so that equal draws give the same test bound.
             key=build.purpose_key(self._options.seed, Purpose.BOUND),
+            condition=self._take_conditions(slice(start, stop)),
             n_draws=n_draws,
             batch_size=self._options.batch_size,
             first=start,
@@ -78,13 +81,18 @@ class Evaluator:
             "converged": np.isfinite(found.terms["total"]),
         }
 
+    def _take_conditions(self, rows: Any) -> Any:
+        conditions = self._conditions
+        return None if conditions is None else jnp.asarray(conditions[rows])
+
     def _log_likelihood(self, start: int, stop: int) -> dict[str, np.ndarray]:
         # The last batch is padded with its last example, to compile only once.
         batch = np.arange(start, start + self._options.batch_size)
         numbers = np.minimum(batch, stop - 1)
-        examples, numbers = eqmdm.divide_batch(
+        examples, given, numbers = eqmdm.divide_batch(
             (
                 jnp.asarray(self._examples[numbers]),
+                self._take_conditions(numbers),
                 jnp.asarray(numbers, jnp.int32),
             ),
             self._trained.mesh,
@@ -95,6 +103,7 @@ class Evaluator:
                 self._grey_levels,
                 self._method,
                 examples,
+                given,
                 numbers,
                 jnp.asarray(draw, jnp.int32),
                 build.purpose_key(self._options.seed, Purpose.LIKELIHOOD),
@@ -121,6 +130,18 @@ class Evaluator:
             "evaluations": take("evaluations").sum(axis=0),
             "converged": converged,
         }
+
+
+def _find_conditions(
+    trained: TrainedRun, options: EvaluateSettings
+) -> np.ndarray | None:
+    """The conditions of the examples of the split, for a conditional model."""
+    if trained.condition is None:
+        return None
+    found = np.asarray(getattr(trained.dataset.conditions, options.split))
+    if options.of_class is not None:
+        return np.full_like(found, options.of_class)
+    return np.asarray(nn.missing_like(found)) if options.unconditional else found
 
 
 def _make_grey_levels(trained: TrainedRun, options: EvaluateSettings) -> Any:
@@ -166,9 +187,9 @@ def _make_method(options: EvaluateSettings) -> dict[str, Any]:
 
 @eqx.filter_jit
 def _solve_batch(
-    model, grey_levels, method, examples, numbers, draw, key, dtype
+    model, grey_levels, method, examples, conditions, numbers, draw, key, dtype
 ) -> Any:
-    def one(example, number):
+    def one(example, condition, number):
         key_draw = jr.fold_in(jr.fold_in(key, number), draw)
         key_encode, key_solve = jr.split(key_draw)
         jacobian = correction = jnp.zeros((), dtype)
@@ -178,7 +199,9 @@ def _solve_batch(
                 example, key=key_encode, dtype=dtype, check=False
             )
             jacobian = grey_levels.log_jacobian(x)
-        found = eqmdm.log_likelihood(model, x.astype(dtype), key=key_solve, **method)
+        found = eqmdm.log_likelihood(
+            model, x.astype(dtype), condition=condition, key=key_solve, **method
+        )
         return {
             "log_likelihood": found.log_likelihood,
             "dequantisation": correction - jacobian,
@@ -188,4 +211,4 @@ def _solve_batch(
             "converged": found.converged,
         }
 
-    return jax.vmap(one)(examples, numbers)
+    return jax.vmap(one)(examples, conditions, numbers)

@@ -38,6 +38,8 @@ class ModelOptions:
 
     ema: bool = True
     """Use the moving average of the parameters instead of the last ones."""
+    unconditional: bool = False
+    """For a model trained with --condition: leave the condition out."""
     diffusion: DiffusionName | None = chosen("that of the run")
     """Evaluate a denoiser under a diffusion that it was not trained on, by default over
     the same interval in log-SNR."""
@@ -112,6 +114,9 @@ class ReportOptions:
     by: Literal["label"] | None = chosen("the split as a whole")
     """label: also show the mean of each label, and whether the labels can be
     distinguished, in the report and as a separate table."""
+    classify: bool = False
+    """For a model conditioned on labels: evaluate every example given each class, and
+    report how well the posterior of the classes predicts the labels."""
     format: TableFormats = dataclasses.field(
         default=(), metadata={"default": "text and JSON only"}
     )
@@ -135,7 +140,7 @@ class EvaluateOptions(
     shows the report of one that is complete. --format adds tables for papers and
     spreadsheets: of the terms (terms.csv, .tex, .md) and, with --by, of the labels
     (by_label.csv, .tex, .md). With --route all, every route and the comparison have
-    their own directories.
+    their own directories, and so have the classes with --classify.
     """
 
     run: Path = positional("RUN")

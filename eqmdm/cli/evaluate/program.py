@@ -1,5 +1,6 @@
 """Evaluate the likelihood of a trained model, example by example."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -9,11 +10,11 @@ from tqdm import tqdm
 
 from .. import plots
 from ..errors import clean_errors
-from ..files import LOSS_UNITS, loss_name, write_text
+from ..files import LOSS_UNITS, loss_name, plain, write_text
 from ..outputs import TABLE_FORMATS
 from ..tables import write_tables
 from ..trained import TrainedRun, load_trained
-from . import by_label
+from . import by_label, classification
 from .comparison import compare, read
 from .evaluator import Evaluator
 from .notes import comparable_with
@@ -22,6 +23,7 @@ from .report import caption, make_report, make_text, noise_of, terms_table
 from .results import BY_LABEL, HISTOGRAM, TERMS, TEXT, EvaluationResults
 from .settings import (
     EvaluateSettings,
+    by_class,
     by_route,
     comparison_dir,
     find_solver,
@@ -37,14 +39,19 @@ def run(given: EvaluateOptions) -> None:
         find_solver(given.solver)
         trained = load_trained(given.run, data_dir=given.data_dir, ema=given.ema)
         trained = under_chosen_diffusion(given, trained)
-        evaluations = [
-            _Evaluation(given, resolve(options, trained), trained)
-            for options in by_route(given, trained)
-        ]
+        settings = [resolve(options, trained) for options in by_route(given, trained)]
+        classifications = []
+        if given.classify:
+            classifications = [by_class(one, trained) for one in settings]
+            settings = [one for classes in classifications for one in classes]
+        evaluations = [_Evaluation(given, one, trained) for one in settings]
     # ----- The evaluations and their comparison.
     for evaluation in evaluations:
-        evaluation.run()
-    if given.route == "all":
+        evaluation.run(quiet=given.classify)
+    for classes in classifications:
+        with clean_errors(given):
+            _classify(classes, trained, given)
+    if given.route == "all" and not given.classify:
         directories = [evaluation.directory for evaluation in evaluations]
         with clean_errors(given):
             _compare(directories, comparison_dir(given), given.format)
@@ -58,6 +65,7 @@ class _Evaluation:
     ):
         """**Raises:** `ValueError` if the options or the directory are unsuitable."""
         self._given, self._options, self._trained = given, options, trained
+        self._quiet = False
         self._labels = None
         if options.by is not None:
             self._labels = by_label.labels_of(
@@ -73,13 +81,20 @@ class _Evaluation:
         )
 
     @property
+    def _name(self) -> str:
+        given = self._options.of_class
+        return self._options.route + ("" if given is None else f", class {given}")
+
+    @property
     def directory(self) -> Path:
         return self._results.directory
 
-    def run(self) -> None:
+    def run(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         if self._results.is_complete:
-            print(f"already complete: {self.directory}\n")
-            self._report_anew()
+            if not quiet:
+                print(f"already complete: {self.directory}\n")
+                self._report_anew()
             return
         self._evaluate_batches()
         columns = self._results.write_table()
@@ -91,8 +106,9 @@ class _Evaluation:
         # The report is written last, since it marks the evaluation as complete.
         self._show(report)
         self._results.finish(report)
-        written = sorted(path.name for path in self.directory.iterdir())
-        print(f"written to {self.directory}: {', '.join(written)}")
+        if not quiet:
+            written = sorted(path.name for path in self.directory.iterdir())
+            print(f"written to {self.directory}: {', '.join(written)}")
 
     def _evaluate_batches(self) -> None:
         """Evaluate the missing batches. Their limits do not depend on where an earlier
@@ -107,7 +123,7 @@ class _Evaluation:
                 if results.rows.keys() >= set(range(begin, end)):
                     continue
                 doing = "evaluating" if compiled else "compiling"
-                bar.set_description(f"{options.route}: {doing}")
+                bar.set_description(f"{self._name}: {doing}")
                 clock = time.perf_counter()
                 with clean_errors(self._given):
                     rows = self._evaluate(begin, end)
@@ -155,7 +171,8 @@ class _Evaluation:
             table = by_label.as_table(report["by_label"], caption(report))
             write_tables(self.directory / BY_LABEL, table, formats)
         write_text(self.directory / TEXT, text)
-        print(text)
+        if not self._quiet:
+            print(text)
 
     @property
     def _picture(self) -> Path:
@@ -169,6 +186,27 @@ class _Evaluation:
         plots.histogram(
             self._picture, columns[name], f"{what} ({LOSS_UNITS[name]})", text
         )
+
+
+def _classify(
+    classes: list[EvaluateSettings], trained: TrainedRun, given: EvaluateOptions
+) -> None:
+    """Print how well the posterior of the classes predicts the labels, and write it as
+    text, JSON, a table and a picture."""
+    first = classes[0]
+    labels = by_label.labels_of(
+        trained.dataset, first.split, first.first, first.examples
+    )
+    found = classification.classify([read(one.output_dir) for one in classes], labels)
+    directory = first.output_dir.parent
+    text = classification.as_text(found)
+    write_text(directory / "classification.json", json.dumps(plain(found), indent=1))
+    write_text(directory / "classification.txt", text)
+    table = classification.as_table(found)
+    write_tables(directory / "classification", table, given.format)
+    path = directory / f"calibration.{given.picture_format}"
+    plots.calibration(path, found["bins"], classification.caption(found))
+    print(f"{text}\nwritten to {directory}")
 
 
 def _compare(

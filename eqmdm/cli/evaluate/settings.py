@@ -8,6 +8,8 @@ from typing import Any, Literal, cast
 import diffrax as dfx
 import jax.numpy as jnp
 
+from eqmdm import nn
+
 from ..clocks import check_clock
 from ..fields import did_you_mean
 from ..names import ClockName
@@ -51,6 +53,8 @@ class EvaluateSettings(EvaluateOptions):
     probes: int = dataclasses.field()
     clock: ClockName = dataclasses.field()
     output_dir: Path = dataclasses.field()
+    of_class: int | None = None
+    """The class that every example is evaluated given, if not its own."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that the results depend on."""
@@ -60,6 +64,8 @@ class EvaluateSettings(EvaluateOptions):
         names += _BOUND if self.decoder else ()
         names += _ANOTHER if self.is_under_another else ()
         names += () if self.ema else ("ema",)
+        names += ("unconditional",) if self.unconditional else ()
+        names += () if self.of_class is None else ("of_class",)
         return {name: getattr(self, name) for name in names}
 
 
@@ -69,6 +75,27 @@ def by_route(options: EvaluateOptions, trained: TrainedRun) -> list[EvaluateOpti
         return [options]
     routes = [r for r in _ROUTES if r != "collapsed" or trained.is_denoiser]
     return [_of_route(options, route, trained) for route in routes]
+
+
+def by_class(settings: EvaluateSettings, trained: TrainedRun) -> list[EvaluateSettings]:
+    """The settings of the evaluations given each class, in directories of their own.
+
+    **Raises:** `ValueError` unless the model is conditioned on the labels.
+    """
+    kind = trained.condition
+    if not isinstance(kind, nn.ClassCondition) or trained.dataset.labels is None:
+        raise ValueError(
+            "`classify` must be left out for this run, whose model is not conditioned "
+            "on labels. Train with --condition label."
+        )
+    if settings.unconditional:
+        raise ValueError("`classify` and `unconditional` must not both be given.")
+    return [
+        dataclasses.replace(
+            settings, of_class=c, output_dir=settings.output_dir / f"class-{c}"
+        )
+        for c in range(kind.n_classes)
+    ]
 
 
 def comparison_dir(options: EvaluateOptions) -> Path:
@@ -84,6 +111,8 @@ def resolve(options: EvaluateOptions, trained: TrainedRun) -> EvaluateSettings:
 
     **Raises:** `ValueError` for options that do not suit the run.
     """
+    if options.unconditional:
+        trained.check_missing("unconditional")
     route = options.route or ("collapsed" if trained.is_denoiser else "augmented")
     _check_route(options, route, trained)
     n_split = len(getattr(trained.dataset, options.split))
@@ -93,6 +122,7 @@ def resolve(options: EvaluateOptions, trained: TrainedRun) -> EvaluateSettings:
     if divergence is None:
         exact = math.prod(trained.dataset.shape) <= _EXACT_UP_TO
         divergence = "exact" if exact and options.probes is None else "hutchinson"
+    what = "classification" if options.classify else "evaluation"
     defaults = {
         "route": route,
         "examples": n_examples,
@@ -101,7 +131,7 @@ def resolve(options: EvaluateOptions, trained: TrainedRun) -> EvaluateSettings:
         "probes": 0 if divergence == "exact" else _PROBES,
         "clock": "angle" if route == "collapsed" else "time",
         "output_dir": options.run
-        / "-".join(["evaluation", route, options.split, *_model_names(options)]),
+        / "-".join([what, route, options.split, *_model_names(options)]),
     }
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     given = {name: value for name, value in given.items() if value is not None}
@@ -150,6 +180,7 @@ def _model_names(options: EvaluateOptions) -> list[str]:
     ranges = ("snr", options.log_snr_range), ("t", options.t_range)
     names = [f"{kind}{r[0]:g}to{r[1]:g}" for kind, r in ranges if r is not None]
     names += [] if options.ema else ["last"]
+    names += ["unconditional"] if options.unconditional else []
     return [*([options.diffusion] if options.diffusion else []), *names]
 
 

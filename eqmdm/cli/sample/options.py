@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fields import check_at_least, chosen, positional
-from ..names import ClockName, GridName
+from ..names import ClockName, GridName, Range
 from ..outputs import PictureOptions
 
 
@@ -35,6 +35,20 @@ class SamplerOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionOptions:
+    """The condition of the samples, for a model trained with --condition."""
+
+    condition: str | None = chosen("classes, or conditions of test examples, in turn")
+    """A class by name or number, or numbers separated by commas (nan for a missing
+    one); none for the unconditional data."""
+    guidance: float = 1.0
+    """The scale of classifier-free guidance: above 1 samples are more typical of their
+    condition, and less diverse."""
+    guidance_interval: Range | None = chosen("all of it", metavar="LOW HIGH")
+    """The interval in log signal-to-noise ratio in which guidance acts."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """The samples and their output directory."""
 
@@ -57,7 +71,7 @@ class OutputOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleOptions(SamplerOptions, OutputOptions, PictureOptions):
+class SampleOptions(SamplerOptions, ConditionOptions, OutputOptions, PictureOptions):
     """Draw samples from a trained model, with any solver.
 
     RUN is a directory that `eqmdm train` wrote. The result is a picture (samples.png)
@@ -70,8 +84,12 @@ class SampleOptions(SamplerOptions, OutputOptions, PictureOptions):
     @property
     def directory(self) -> Path:
         # Not every file system allows the colon of module:name in a file name.
-        solver = self.solver.replace(":", "-")
-        return self.output_dir or self.run / f"samples-{solver}-{self.steps}"
+        names = ["samples", self.solver.replace(":", "-"), str(self.steps)]
+        if self.condition is not None:
+            names.append(self.condition.replace("/", "-").replace(":", "-"))
+        if self.guidance != 1:
+            names.append(f"guided{self.guidance:g}")
+        return self.output_dir or self.run / "-".join(names)
 
     def check(self) -> None:
         """**Raises:** `ValueError` for options that are invalid for any run."""
@@ -87,4 +105,7 @@ class SampleOptions(SamplerOptions, OutputOptions, PictureOptions):
         """The settings that the samples depend on."""
         names = ["solver", "steps", "grid", "clock", "n_samples", "seed", "ema"]
         names += ["rho"] if self.grid == "rho" else []
+        names += [] if self.condition is None else ["condition"]
+        if self.guidance != 1:
+            names += ["guidance", "guidance_interval"]
         return {name: getattr(self, name) for name in names}

@@ -13,12 +13,19 @@ import eqmdm
 
 from .. import build, plots
 from ..build import Purpose
+from ..conditions import in_turn, n_columns
 from ..errors import clean_errors
 from ..outputs import PICTURE_FORMATS
 from ..solvers import find_method
 from ..trained import TrainedRun, load_trained
 from .options import SampleOptions
-from .settings import check_names, check_run, sampling_arguments
+from .settings import (
+    check_names,
+    check_run,
+    given_condition,
+    guided,
+    sampling_arguments,
+)
 
 
 # The most images in a picture.
@@ -83,7 +90,10 @@ def run(options: SampleOptions) -> None:
         # Pictures of replaced samples, in any format.
         (directory / f"samples.{name}").unlink(missing_ok=True)
     picture = directory / f"samples.{options.picture_format}"
-    plots.samples(picture, shown, n_levels, _caption(trained, options, len(shown)))
+    columns = n_columns(trained.condition) if options.condition is None else None
+    caption = _caption(trained, options, len(shown))
+    caption += "; a class in each column" if columns else ""
+    plots.samples(picture, shown, n_levels, caption, n_columns=columns)
     write(directory / "samples.npz", values, np.flatnonzero(kept), settings)
     counted = "a varying number of" if evaluations is None else evaluations
     print(
@@ -96,22 +106,31 @@ def run(options: SampleOptions) -> None:
 
 def _caption(trained: TrainedRun, options: SampleOptions, n_shown: int) -> str:
     which = "EMA" if options.ema else "last"
+    what = "" if options.condition is None else f" given {options.condition}"
+    if options.guidance != 1:
+        what += f", guidance {options.guidance:g}"
     return (
         f"{trained.name}, step {trained.step}: {n_shown} samples of "
-        f"{trained.dataset.name} by {options.solver}, {options.steps} steps, {which} "
-        f"parameters, seed {options.seed}"
+        f"{trained.dataset.name}{what} by {options.solver}, {options.steps} steps, "
+        f"{which} parameters, seed {options.seed}"
     )
 
 
 def draw(trained: Any, options: SampleOptions, first: int, n: int) -> np.ndarray:
+    given = given_condition(options, trained)
+    if given is None:
+        which = {"conditions": in_turn(trained.condition, trained.dataset, first, n)}
+    else:
+        which = {"condition": given}
     x = eqmdm.sample(
-        trained.model,
+        guided(options, trained.model),
         trained.dataset.shape,
         # The key of `eqmdm train`, whose samples start from the same noise.
         key=build.purpose_key(options.seed, Purpose.SAMPLES),
         n_samples=n,
         first=first,
         dtype=trained.dtype,
+        **which,
         **sampling_arguments(options),
     )
     return np.asarray(x)

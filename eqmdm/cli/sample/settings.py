@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+
 import eqmdm
 
 from ..clocks import CLOCKS, check_clock
+from ..conditions import parse_condition
 from ..solvers import find_method
 from ..trained import TrainedRun
 from .options import SampleOptions
@@ -44,3 +47,39 @@ def check_run(options: SampleOptions, trained: TrainedRun) -> None:
         )
     if options.clock != "time":
         check_clock(options.clock, trained)
+    if options.condition is not None:
+        if trained.condition is None:
+            raise ValueError(
+                "`condition` must be left out for this run, whose model has no "
+                f"condition; got {options.condition}. Train with --condition."
+            )
+        if options.condition == "none":
+            trained.check_missing("condition")
+        given_condition(options, trained)
+    if options.guidance != 1:
+        trained.check_missing("guidance")
+    elif options.guidance_interval is not None:
+        raise ValueError(
+            "`guidance_interval` must come with a `guidance` other than 1; got "
+            f"{options.guidance_interval}."
+        )
+
+
+def given_condition(options: SampleOptions, trained: TrainedRun) -> np.ndarray | None:
+    """The condition of all samples that the options give, if any."""
+    if options.condition is None:
+        return None
+    labels = trained.dataset.labels
+    return parse_condition(options.condition, trained.condition, labels)
+
+
+def guided(options: SampleOptions, model: eqmdm.AbstractModel) -> eqmdm.AbstractModel:
+    """The model with the guidance that the options choose."""
+    if options.guidance == 1:
+        return model
+    interval = options.guidance_interval
+    return eqmdm.GuidedModel(
+        model,
+        options.guidance,
+        None if interval is None else eqmdm.LogSNRInterval(*interval),
+    )

@@ -16,6 +16,7 @@ import eqmdm
 from .. import build
 from ..build import Purpose
 from ..clocks import CLOCKS
+from ..conditions import in_turn
 from ..errors import runtime_message
 from ..solvers import find_method
 from ..trained import TrainedRun
@@ -142,6 +143,7 @@ class SolverComparison:
             self._dataset.shape,
             key=self._key(Purpose.SAMPLES),
             n_samples=n,
+            conditions=in_turn(trained.condition, trained.dataset, first, n),
             first=first,
             dtype=self._dtype,
             **arguments,

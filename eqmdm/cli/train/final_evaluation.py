@@ -5,7 +5,7 @@ from pathlib import Path
 
 import eqmdm
 
-from .. import build, plots
+from .. import build, conditions, plots
 from ..build import Purpose
 from ..processes import is_first
 from .records import Records, report
@@ -59,10 +59,12 @@ def _run(setup: Setup) -> str:
 def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
     options, model = setup.options, state.ema_model
     print(f"drawing {options.n_samples} samples ...", flush=True)
+    kind = conditions.kind_of(conditions.describe(setup.dataset))
     x = eqmdm.sample(
         model,
         setup.dataset.shape,
         key=setup.key(Purpose.SAMPLES),
+        conditions=conditions.in_turn(kind, setup.dataset, 0, options.n_samples),
         n_samples=options.n_samples,
         n_steps=options.sample_steps,
     )
@@ -71,18 +73,22 @@ def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
         caption = f"{_run(setup)}, step {int(state.step)}: {options.n_samples} "
         caption += f"samples in {options.sample_steps} steps, EMA parameters"
         path = _picture(setup, "samples")
-        plots.samples(path, x, setup.dataset.n_levels, caption)
+        columns = conditions.n_columns(kind)
+        caption += "; a class in each column" if columns else ""
+        plots.samples(path, x, setup.dataset.n_levels, caption, n_columns=columns)
 
 
 def _evaluate_bound(setup: Setup, state: eqmdm.TrainState) -> None:
     options = setup.options
-    test = setup.dataset.test[: options.test_examples]
+    first, given = slice(options.test_examples), setup.dataset.conditions
+    test = setup.dataset.test[first]
     print(f"evaluating {len(test)} test examples ...", flush=True)
     evaluation = eqmdm.evaluate(
         state.ema_model,
         test,
         setup.objective,
         key=setup.key(Purpose.BOUND),
+        condition=None if given is None else given.test[first],
         n_draws=options.test_draws,
         batch_size=options.batch_size,
     )

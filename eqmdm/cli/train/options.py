@@ -46,6 +46,9 @@ class DataOptions:
     columns: Annotated[tuple[str, ...], CommaSeparated(str, "A,B,...")] = ()
     """The columns of a table to use; by default all but the column of classes. They are
     standardised, and likelihoods are in their own units."""
+    condition: Annotated[tuple[str, ...], CommaSeparated(str, "label|A,B,...")] = ()
+    """What to condition the model on: label, or columns of numbers, which are then not
+    among the examples; for arrays and functions, their array `conditions`."""
     image_size: tuple[int, ...] = ()
     """The side, or the height and width, to which images are scaled and cropped."""
     n_levels: int | None = chosen("256 for uint8, 65536 for uint16")
@@ -168,6 +171,9 @@ class TrainingOptions:
     ema_decay: float | None = _by_data_set()
     """The decay of the moving average of parameters, which evaluation and samples
     use."""
+    drop_condition: float = 0.1
+    """With --condition: the probability of leaving out the condition of an example, so
+    that the network also learns the unconditional data, which guidance needs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ def train(setup: Setup, records: Records, preemption: Preemption) -> eqmdm.Train
     The program exits here if a signal stopped it or a step failed.
     """
     options = setup.options
-    data = build.training_data(options, setup.objective, setup.dataset.train)
+    data = build.training_data(options, setup.objective, setup.dataset)
+    conditions = setup.dataset.conditions
     # The bar is closed first, so that later output starts on a new line.
     with Progress(setup, records, preemption) as progress:
         try:
@@ -56,6 +57,7 @@ def train(setup: Setup, records: Records, preemption: Preemption) -> eqmdm.Train
                 setup.optimiser,
                 steps=options.steps,
                 batch_size=options.batch_size,
+                condition=None if conditions is None else conditions.train,
                 ema_decay=options.ema_decay,
                 log_every=options.log_every,
                 validate=progress.validate,

@@ -63,11 +63,14 @@ class Progress:
 
     def validate(self, state: eqmdm.TrainState) -> eqmdm.Evaluation:
         setup, options = self._setup, self._setup.options
+        dataset, first = setup.dataset, slice(options.validation_examples)
+        given = dataset.conditions
         return eqmdm.evaluate(
             state.ema_model,
-            setup.dataset.validation[: options.validation_examples],
+            dataset.validation[first],
             setup.objective,
             key=setup.key(Purpose.VALIDATION),
+            condition=None if given is None else given.validation[first],
             n_draws=options.validation_draws,
             batch_size=options.batch_size,
         )
