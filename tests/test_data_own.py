@@ -581,8 +581,13 @@ def wrong():
         load("own_module_of_data:named")
     with pytest.raises(ValueError, match="must return a Dataset.*got x"):
         load("own_module_of_data:wrong")
-    for name in ("own_module_of_data:absent", "absent_module_of_data:array"):
-        with pytest.raises(ValueError, match="must name a function.*absent"):
+    errors = {
+        "own_module_of_data:arrays": "has no arrays. Did you mean array",
+        "absent_module_of_data:array": "cannot be imported .*absent_module_of_data",
+        "own_module_of_data:np": "which is module",
+    }
+    for name, error in errors.items():
+        with pytest.raises(ValueError, match=f"`dataset` must be a function.*{error}"):
             load(name)
 
 

@@ -36,10 +36,8 @@ LOADERS |= {"runpy", "code", "codeop"}
 RUNNERS = {"eval", "exec", "compile", "__import__", "execfile"}
 # Forbidden as attributes of a module too.
 IMPORTERS = {"import_module", "exec_module", "load_module", "resolve_name"}
-# The user's own code: `--features module:function` of solver_study.py names it.
+# The user's own code, given as `module:name`.
 ALLOWED = {"own.py": {"import_module"}}
-# Likewise, of the function that gives the data.
-ALLOWED |= {"_own.py": {"import_module"}}
 # The builder of a run, one of a few names of this package.
 ALLOWED |= {"load.py": {"resolve_name"}}
 

@@ -10,9 +10,9 @@ import pytest
 from script_runs import POINTS, copy_run, error_of, load_once, single_precision
 
 import eqmdm
+from eqmdm._core.own import find_own
 from eqmdm.cli import solvers
 from eqmdm.cli.evaluate import settings
-from eqmdm.cli.own import find_own
 from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample import program as sample
 from eqmdm.cli.sample.options import SampleOptions

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from .._core.hints import did_you_mean
 from .errors import quiet_when_unread
-from .fields import did_you_mean
 
 
 PROGRAMS = {

@@ -1,9 +1,8 @@
 """Fields of option classes: metadata for the help, and option names in errors."""
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -56,14 +55,6 @@ def check_at_least(options: Any, minima: Mapping[str, int]) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"`{name}` must be at least {least}; got {value}.")
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A hint with the closest names, to end an error; empty if no name is close."""
-    by_lower = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
-    suggestions = " or ".join(by_lower[known] for known in near)
-    return f" Did you mean {suggestions}?" if near else ""
 
 
 def _shown_name(field: dataclasses.Field[Any]) -> str:

@@ -4,7 +4,8 @@ import dataclasses
 import typing
 from typing import Annotated
 
-from .fields import CommaSeparated, did_you_mean
+from .._core.hints import did_you_mean
+from .fields import CommaSeparated
 from .names import PictureFormat
 
 

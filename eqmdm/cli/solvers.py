@@ -11,8 +11,8 @@ import jax.random as jr
 
 import eqmdm
 
-from .fields import did_you_mean
-from .own import find_own, is_own
+from .._core.hints import did_you_mean
+from .._core.own import find_own, is_own
 
 
 _SAMPLERS = {

@@ -1,12 +1,10 @@
 """A data set of the user's own, from a path, the Hub or a function."""
 
-import importlib
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._core.own import find_own
 from ._arrays import array_labels, read_arrays, split_arrays
 from ._choices import NO_LABELS, Choices, refuse
 from ._dataset import Dataset
@@ -34,17 +32,12 @@ def load_path(path: Path, name: str, choices: Choices) -> Dataset:
 
 def load_function(name: str, choices: Choices) -> Dataset:
     """What a function of the user returns: a `Dataset`, or arrays of one."""
-    module, _, attribute = name.partition(":")
-    # Of the user's directory, where a program's own is first.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    function = find_own(name, argument="dataset", kind="a function")
+    if not callable(function):
         raise ValueError(
-            f"`dataset` must name a function that can be imported, as module:function; "
-            f"got {name} ({error})."
-        ) from error
+            "`dataset` must be a function as module:name; got "
+            f"{name}, which is {type(function).__name__}."
+        )
     returned = function()
     if isinstance(returned, Dataset):
         if choices.condition_columns is not None and returned.conditions is None:

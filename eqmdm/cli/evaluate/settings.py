@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from eqmdm import nn
 
+from ..._core.hints import did_you_mean
+from ..._core.own import find_own, is_own
 from ..clocks import check_clock
-from ..fields import did_you_mean
 from ..names import ClockName
-from ..own import find_own, is_own
 from ..trained import TrainedRun
 from .options import EvaluateOptions
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ..own import find_own, is_own
+from ..._core.own import find_own, is_own
 from ..train_classifier import classifier
 
 

@@ -5,7 +5,8 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..fields import CommaSeparated, check_at_least, chosen, did_you_mean, positional
+from ..._core.hints import did_you_mean
+from ..fields import CommaSeparated, check_at_least, chosen, positional
 from ..names import ClockName, DiffusionName, GridName
 from ..outputs import PictureOptions
 

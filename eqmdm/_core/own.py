@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from .fields import did_you_mean
+from .hints import did_you_mean
 
 
 def is_own(name: str) -> bool:
@@ -20,12 +20,13 @@ def find_own(given: str, *, argument: str, kind: str) -> Any:
 
     **Arguments:**
 
-    - `argument`, `kind`: the option that gives the name, and what kind of object it
+    - `argument`, `kind`: the argument that gives the name, and what kind of object it
         must name; both are used in errors.
 
     **Raises:** `ValueError` if there is no such module, or no such name in it.
     """
     module, _, name = given.partition(":")
+    # Python puts the directory of a program on the path, not the user's.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     must_be = f"`{argument}` must be {kind} as module:name"
