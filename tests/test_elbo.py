@@ -1,3 +1,4 @@
+import sys
 from typing import final
 
 import equinox as eqx
@@ -67,12 +68,21 @@ def elbo_at_noise(monkeypatch, start_noise, noise, model, x, u, time_sampler, na
     the start, one for the states at t0, at the random time and at t1."""
     given = {len(noise): noise, len(start_noise): start_noise}
 
-    def normal(key, shape, dtype):
-        del key
-        return given[shape[0]].reshape(shape).astype(dtype)
+    def draw_noise(draws, data_shape, dtype):
+        return [
+            jnp.broadcast_to(given[n_rows], (len(keys), n_rows))
+            .reshape(len(keys), n_rows, *data_shape)
+            .astype(dtype)
+            for keys, n_rows in draws
+        ]
 
+    # Its function hides the module in its package.
+    module = sys.modules[compute_elbo.__module__]
     with monkeypatch.context() as context:
-        context.setattr(jr, "normal", normal)
+        context.setattr(module, "_draw_noise", draw_noise)
+        # Of the direct forms, at t1.
+        at_end = lambda key, shape, dtype: noise.reshape(shape).astype(dtype)
+        context.setattr(module, "draw_normal", at_end)
         form, decoder = FORMS[name]
         decoder = default_decoder(form) if decoder is None else decoder
         args = model, x, u, form, decoder, time_sampler

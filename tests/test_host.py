@@ -9,6 +9,7 @@ from references import DIGITS, TAUS, errors, exact_kernel, named_diffusions
 
 import eqmdm
 from eqmdm._diffusion import host
+from eqmdm._model.base import kernel_at_ends
 from helpers import counted, tree_allclose
 
 
@@ -55,6 +56,20 @@ def test_named_diffusions_are_built_and_read_without_a_program(
         numbers = diffusion.t0, diffusion.t1, diffusion.t_limit, diffusion.prior.root
     assert programs == {"traced": 0, "lowered": 0, "compiled": 0}
     assert all(number.dtype == jnp.float64 for number in numbers)
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_kernels_at_the_ends_are_those_of_a_program(name):
+    diffusion = NAMED[name](interval=eqmdm.LogSNRInterval(LOW, HIGH))
+    compute = jax.jit(diffusion.compute_kernel)
+    expected = compute(diffusion.t0), compute(diffusion.t1)
+    jax.clear_caches()
+    with counted() as programs:
+        actual = kernel_at_ends(diffusion)
+    assert programs == {"traced": 0, "lowered": 0, "compiled": 0}
+    # Both are accurate to 1e-12 relative to the largest entry of a row, which two
+    # solves multiply by the condition number of a root, below 1e3.
+    assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_learned_diffusion_is_built_with_one_program():

@@ -18,3 +18,11 @@ def test_draws_are_those_of_jax(name, shape, partitionable, impl, key):
         actual = getattr(random, f"draw_{name}")(key, shape, jnp.float32)
     np.testing.assert_array_equal(actual, expected)
     assert actual.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["normal", "uniform"])
+def test_fewer_draws_from_a_key_are_the_first_of_more(name, key):
+    # Bounds draw all their noise at once, with as many rows as the largest part needs.
+    draw = getattr(random, f"draw_{name}")
+    fewer, more = (draw(key, (n_rows, 3, 3), jnp.float32) for n_rows in (1, 2))
+    np.testing.assert_array_equal(fewer, more[:1])

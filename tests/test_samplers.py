@@ -364,3 +364,24 @@ def test_shapes_that_do_not_fit_raise(key, unchecked):
     for wrong in (times[:1], times[0], times[None]):
         with pytest.raises(ValueError, match="`times` must be a vector of two or more"):
             DPMSolver()(model, jnp.zeros((2, 2)), wrong, key=key)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "dpm-1", "dpm-2", "dpm-3"])
+@pytest.mark.parametrize("whole_state", [False, True], ids=["statistic", "state"])
+def test_posterior_mean_is_part_of_the_scan(name, whole_state, key):
+    # So that the network is in the program once.
+    calls = []
+
+    def denoiser(log_snr, z):
+        calls.append(None)
+        return normal_denoiser(log_snr, z)
+
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD())
+    if whole_state:
+        model = eqmdm.FunctionModel(model.score, eqmdm.CLD())
+    sampler = SAMPLERS[name]
+    result = eqmdm.sample(
+        model, (3,), key=key, n_samples=2, n_steps=4, sampler=sampler, full_output=True
+    )
+    assert len(calls) == 1
+    assert jnp.all(result.n_evaluations == sampler.n_evaluations(4))

@@ -1,6 +1,7 @@
 """Evidence lower bounds, itemised."""
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import equinox as eqx
@@ -264,22 +265,23 @@ def compute_shared_elbo(
     # Batched, this takes a third of the compilation of three computations.
     kernels = jax.vmap(diffusion.compute_kernel)(jnp.concatenate([ends, t]))
     at_start, at_end, at_times = (_take(kernels, i) for i in (0, 1, slice(2, None)))
-    state = jax.vmap(lambda x, key: diffusion.draw_start(x, key=key))(x, key_aux)
-
-    # The noise of both points is one draw, so that it is compiled once.
-    noise = jax.vmap(lambda key: draw_normal(key, state.shape[1:], x.dtype))(
-        jnp.concatenate([key_start[:n_start], key_path[-n_path:]])
+    n_vars, n_aux = diffusion.n_vars, diffusion.start_root(x.dtype).shape[1]
+    noise_start, noise_path, noise_aux = _draw_noise(
+        [(key_start[:n_start], n_vars), (key_path[-n_path:], n_vars), (key_aux, n_aux)],
+        x.shape[1:],
+        x.dtype,
     )
+    state = jax.vmap(diffusion.start_of)(x, noise_aux)
     start = jax.vmap(
         lambda state, noise: Point.at(
             at_start, state, noise, given_start=decoder.of_whole_start
         )
-    )(state[:n_start], noise[:n_start])
+    )(state[:n_start], noise_start)
     path = jax.vmap(
         lambda kernel, state, noise: Point.at(
             kernel, state, noise, given_start=form.conditions_on_start
         )
-    )(at_times, state[-n_path:], noise[n_start:])
+    )(at_times, state[-n_path:], noise_path)
     arguments = jax.tree.map(
         lambda *parts: jnp.concatenate(parts),
         *(jax.vmap(lambda point: point.arguments)(points) for points in (start, path)),
@@ -318,6 +320,29 @@ def compute_shared_elbo(
         diffusion=jnp.mean(path_terms),
         auxiliary=jnp.mean(auxiliary),
     )
+
+
+def _draw_noise(
+    draws: Sequence[tuple[Key[Array, " _"], int]],
+    data_shape: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> list[Float[Array, "_ _ *data"]]:
+    """Noise for each of some keys, with a given number of rows for each group of keys.
+
+    It is one draw, so that it is compiled once, with the most rows that any group has:
+    draws from one key start with the same numbers, whatever the number of rows.
+    """
+    n_most = max(n_rows for _, n_rows in draws)
+    keys = jnp.concatenate([keys for keys, n_rows in draws if n_rows > 0])
+    noise = jax.vmap(lambda key: draw_normal(key, (n_most, *data_shape), dtype))(keys)
+    parts, first = [], 0
+    for keys, n_rows in draws:
+        if n_rows == 0:
+            parts.append(jnp.zeros((len(keys), 0, *data_shape), dtype))
+            continue
+        parts.append(noise[first : first + len(keys), :n_rows])
+        first += len(keys)
+    return parts
 
 
 def _take(kernels: PerturbationKernel, index: int | slice) -> PerturbationKernel:

@@ -121,11 +121,16 @@ class AbstractLinearDiffusion(eqx.Module):
 
     def draw_start(self, x: Data, *, key: PRNGKey) -> State:
         """A draw of $y(0)$ given the data: `x` with random auxiliaries."""
-        root = self.start_root(x.dtype)
+        n_columns = self.start_root(x.dtype).shape[1]
+        return self.start_of(x, draw_normal(key, (n_columns, *x.shape), x.dtype))
+
+    def start_of(self, x: Data, noise: Float[Array, "columns *data"]) -> State:
+        """$y(0)$ given the data and standard normal noise for the start root."""
         aux = jnp.zeros((self.n_vars - 1, *x.shape), x.dtype)
         data = jnp.concatenate([x[None], aux])
-        noise = draw_normal(key, (root.shape[1], *x.shape), x.dtype)
-        return data + apply_to_vars(root, noise) if root.shape[1] else data
+        if len(noise) == 0:
+            return data
+        return data + apply_to_vars(self.start_root(x.dtype), noise)
 
     def transition(self, s: Scalar, t: Scalar) -> Transition:
         r"""The law of $y(t)$ given $y(s)$.

@@ -136,6 +136,18 @@ def kernel_after(step: Laws, start_root: Matrices) -> Laws:
     return Laws(step.mean_map[..., :1], root)
 
 
+def factors(kernel: Laws) -> tuple[Matrices, Numbers, Numbers, Numbers]:
+    """The factors of `PerturbationKernel`: `whitening`, `direction`, `sigma` and
+    `data_weights`; not finite where the root is singular."""
+    with np.errstate(all="ignore"):
+        whitening = solve_lower(kernel.root, np.eye(kernel.root.shape[-1]))
+        b = solve_lower(kernel.root, kernel.mean_map)[..., 0]
+        norm = np.linalg.norm(b, axis=-1, keepdims=True)
+        direction = b / norm
+        weights = np.sum(whitening * direction[..., None], axis=-2) / norm
+        return whitening, direction, 1 / norm[..., 0], weights
+
+
 def log_det(root: Matrices) -> Numbers:
     """The log-determinant of a triangular root with positive diagonal."""
     return np.sum(np.log(np.diagonal(root, axis1=-2, axis2=-1)), axis=-1)

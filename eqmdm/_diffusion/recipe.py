@@ -173,14 +173,25 @@ class Recipe(eqx.Module):
 
     def known_path(self, times: Float[np.ndarray, " times"]) -> host.Path | None:
         """The kernels at known times, on the host, or `None` if that needs JAX."""
-        kernel, F = self._known_kernel(), self.known_drift_matrix()
-        if kernel is None or F is None or not computes_on_host(self.schedule):
+        kernels, F = self.known_kernels(times), self.known_drift_matrix()
+        if kernels is None or F is None:
             return None
+        _, laws = kernels
         tau = np.array([known_integral(self.schedule, t) for t in times], float)
-        laws = kernel(tau, np.dtype(float))
         # By Liouville's formula, because the determinant of a decayed mean map is lost
         # to rounding.
         return host.Path(host.log_det(laws.root), np.trace(F) * tau, host.log_snr(laws))
+
+    def known_kernels(
+        self, times: Float[np.ndarray, " times"]
+    ) -> tuple[host.Laws, host.Laws] | None:
+        """The laws at known times given the whole start and given only the data, on the
+        host, or `None` if that needs JAX."""
+        laws = self._known_laws_after()
+        if laws is None or not computes_on_host(self.schedule):
+            return None
+        tau = np.array([known_integral(self.schedule, t) for t in times], float)
+        return laws(tau, np.dtype(float))
 
     def known_times_at(
         self, log_snrs: Float[np.ndarray, " levels"]
@@ -190,17 +201,23 @@ class Recipe(eqx.Module):
         return None if laws is None else laws.times_at(log_snrs)
 
     def _known_kernel(self) -> Callable[[host.Numbers, np.dtype], host.Laws] | None:
+        laws = self._known_laws_after()
+        return None if laws is None else lambda tau, dtype: laws(tau, dtype)[1]
+
+    def _known_laws_after(
+        self,
+    ) -> Callable[[host.Numbers, np.dtype], tuple[host.Laws, host.Laws]] | None:
         F, R = self.known_drift_matrix(), known(self.dissipation_root)
         start = known(self.start_root)
         if F is None or R is None or start is None:
             return None
         G, start = math.sqrt(2) * R, start.reshape(len(F), -1)
 
-        def kernel(tau: host.Numbers, dtype: np.dtype) -> host.Laws:
+        def laws(tau: host.Numbers, dtype: np.dtype) -> tuple[host.Laws, host.Laws]:
             step = host.transition(F.astype(dtype), G.astype(dtype), tau.astype(dtype))
-            return host.kernel_after(step, start.astype(dtype))
+            return step, host.kernel_after(step, start.astype(dtype))
 
-        return kernel
+        return laws
 
     def texts(self) -> dict[str, str]:
         """Q, D and, unless it is the identity, S, as text."""

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from wadler_lindig import AbstractDoc
 
-from .._core.checks import as_scalar, concrete
-from .._core.gaussian import Gaussian, Transition, matmul
+from .._core.checks import as_scalar, concrete, constant
+from .._core.gaussian import Gaussian, PerturbationKernel, Transition, matmul
 from .._core.types import MatrixLike, RankMatrix, Scalar, VarsMatrix
+from . import host
 from .base import AbstractLinearDiffusion
 from .host import Path
 from .interval import Interval
@@ -130,6 +131,30 @@ def known_path(
     if not isinstance(diffusion, AbstractStationaryDiffusion):
         return None
     return diffusion.recipe.known_path(times)
+
+
+def known_kernels(
+    diffusion: AbstractLinearDiffusion, *times: Scalar
+) -> tuple[PerturbationKernel, ...] | None:
+    """The kernels at some times, computed on the host; `None` as above, or if they
+    are not finite in the dtype of the times."""
+    known = [concrete(t) for t in times]
+    if None in known or not isinstance(diffusion, AbstractStationaryDiffusion):
+        return None
+    laws = diffusion.recipe.known_kernels(np.array(known, float))
+    if laws is None:
+        return None
+    step, kernel = laws
+    fields = kernel.mean_map[..., 0], kernel.root, *host.factors(kernel)
+    kernels = []
+    for i, t in enumerate(times):
+        arrays = [np.asarray(x[i], t.dtype) for x in (*step, *fields)]
+        # Leave the error message to the program.
+        if not all(np.all(np.isfinite(array)) for array in arrays):
+            return None
+        psi, root, *rest = map(constant, arrays)
+        kernels.append(PerturbationKernel(t, Transition(psi, root), *rest))
+    return tuple(kernels)
 
 
 def known_times_at(

@@ -1,6 +1,7 @@
 """The models of log p(x) that a score defines through an ODE."""
 
 import abc
+from collections.abc import Callable
 from typing import final
 
 import diffrax as dfx
@@ -8,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._core.checks import check_count
 from .._core.gaussian import (
@@ -251,7 +252,9 @@ class AugmentedRoute(AbstractRoute):
 
         if diffusion.n_vars == 1:
             return _mean_of_probes(*solve(key), solver)
-        estimates, solutions = jax.vmap(solve)(jr.split(key, self.n_draws))
+        # A batched loop takes longer to trace and compile than a single one.
+        batched = jax.vmap(solve) if self.n_draws > 1 else _alone(solve)
+        estimates, solutions = batched(jr.split(key, self.n_draws))
         log_weights = jnp.mean(estimates, axis=1)
         if self.importance_weighted:
             value, error, effective = log_mean_weight(log_weights)
@@ -264,6 +267,11 @@ class AugmentedRoute(AbstractRoute):
         first = jnp.argmax(solutions.result != dfx.RESULTS.successful)
         result = jax.tree.map(lambda leaf: leaf[first], solutions.result)
         return Likelihood(value, error, effective, n_evaluations, result)
+
+
+def _alone(function: Callable[[Array], PyTree]) -> Callable[[Array], PyTree]:
+    """A function of a batch of one, without a batched program."""
+    return lambda batch: jax.tree.map(lambda leaf: leaf[None], function(batch[0]))
 
 
 def _across_data(kernel: PerturbationKernel) -> Float[Array, "vars aux"]:

@@ -17,7 +17,7 @@ from .._core.conditions import AbstractConditionalNetwork, as_condition
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
-from .._diffusion.stationary import known_log_snrs
+from .._diffusion.stationary import known_kernels, known_log_snrs
 
 
 # Those of a conditional model also take the keyword `condition`.
@@ -197,7 +197,12 @@ def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
 def kernel_at_ends(
     diffusion: AbstractLinearDiffusion,
 ) -> tuple[PerturbationKernel, PerturbationKernel]:
-    """The kernels at t0 and t1, from one compiled program that all callers share."""
+    """The kernels at t0 and t1, from the host if they are known there, and otherwise
+    from one compiled program that all callers share."""
+    known = known_kernels(diffusion, diffusion.t0, diffusion.t1)
+    if known is not None:
+        first, last = known
+        return first, last
     if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
         return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
     # A diffusion of constants has known kernels even inside a trace. The times are

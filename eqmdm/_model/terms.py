@@ -175,6 +175,7 @@ def reverse_sde(
     model = conditioned(model, condition)
     reverse = _Reverse.of(model, shape, dtype, clock)
 
+    @_traced_once
     def drift(s: Time, y: State, args: Any) -> State:
         pull, push, rate = reverse.parts(s, y, args)
         return rate * (push - pull)
@@ -210,6 +211,7 @@ def probability_flow(
     model = conditioned(model, condition)
     reverse = _Reverse.of(model, shape, dtype, clock)
 
+    @_traced_once
     def drift(s: Time, y: State, args: Any) -> State:
         pull, push, rate = reverse.parts(s, y, args)
         return rate * (0.5 * push - pull)
@@ -265,6 +267,18 @@ class _Reverse(eqx.Module):
 
         start, length = self.interval
         return Problem(terms, start, length, initial, self.timing, True)
+
+
+def _traced_once(drift: Callable[..., State]) -> Callable[..., State]:
+    """A vector field whose network is traced once, although Diffrax traces the vector
+    field several times."""
+    jitted = eqx.filter_jit(drift)
+
+    def field(s: Time, y: State, args: Any) -> State:
+        # An array, because a Python float would be a constant of the program.
+        return jitted(jnp.asarray(s, y.dtype), y, args)
+
+    return field
 
 
 def check_countdown(timing: AbstractTiming) -> None:

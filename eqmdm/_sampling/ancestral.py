@@ -1,6 +1,6 @@
 """Ancestral sampling, by draws from the posterior at each earlier time."""
 
-from typing import final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax
@@ -35,6 +35,8 @@ class AncestralSampler(AbstractStepSampler):
 
     **Source:** Ho, Jain & Abbeel (2020), equation 6, for one variable.
     """
+
+    ends_in_data: ClassVar[bool] = True
 
     grid: AbstractGrid = LogSNRGrid()
     clip: Clip = None

@@ -12,13 +12,13 @@ from jaxtyping import Array, Float
 from .._core.checks import check_count, check_precision, concrete
 from .._core.types import PRNGKey, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
-from .._model.base import AbstractModel
+from .._model.base import AbstractModel, kernel_at_ends
 from .._model.diffrax_solvers import check_kind, n_evaluations
 from .._model.terms import Problem, check_countdown, probability_flow, reverse_sde
 from .._model.time_change import AbstractNoiseClock, make_timing
 from .base import AbstractSampler
 from .grids import AbstractGrid, QuadraticGrid, SavedTimes, Times
-from .stacks import data_estimate, make_trajectory
+from .stacks import as_dtype, data_estimate, make_trajectory
 from .trajectory import SampleResult, finish
 
 
@@ -157,7 +157,8 @@ class DiffraxSampler(AbstractSampler):
             end = self._control(problem, y, readings)
         y, states, n_steps, result = end
         kernels_at = jax.vmap(model.diffusion.compute_kernel)
-        x = data_estimate(model, model.diffusion.compute_kernel(times[-1]), y, None)
+        at_t0, _ = kernel_at_ends(model.diffusion)
+        x = data_estimate(model, as_dtype(at_t0, y.dtype), y, None)
         count = n_evaluations(self.solver, n_steps)
         count = None if count is None else count + 1
         trajectory = None

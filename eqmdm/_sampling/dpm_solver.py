@@ -1,6 +1,6 @@
 """DPM-Solver++: an exponential multistep method in the data estimate."""
 
-from typing import final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax
@@ -78,6 +78,8 @@ class DPMSolver(AbstractStepSampler):
     algorithm 2, for order 2; Lu et al. (2022), algorithm 2, for the first step of order
     3.
     """
+
+    ends_in_data: ClassVar[bool] = True
 
     order: int = 2
     grid: AbstractGrid = LogSNRGrid()

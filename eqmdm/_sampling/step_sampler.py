@@ -1,6 +1,7 @@
 """Fixed-step samplers, and the scan that runs them."""
 
 import abc
+from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from .._core.gaussian import PerturbationKernel
 from .._core.types import PRNGKey, State
@@ -49,7 +50,14 @@ class AbstractStepSampler(AbstractSampler):
 
     `clip` is the range `(low, high)` of the data, in their units. The data estimates
     $\hat x$ that steps use are clipped to it; `None` does not clip.
+
+    A class may set `ends_in_data = True` if its step, with coefficients of 0 and an
+    `end` that is the law of the data themselves (root 0, mean map 1 for the data and 0
+    for the auxiliaries), gives the data estimate at `start`. The scan then takes the
+    posterior mean at t0 as one more step, and the network is compiled once, not twice.
     """
+
+    ends_in_data: ClassVar[bool] = False
 
     grid: eqx.AbstractVar[AbstractGrid]
     clip: eqx.AbstractVar[Clip]
@@ -122,11 +130,16 @@ class AbstractStepSampler(AbstractSampler):
             y, memory = self.step(model, start, end, coefficients, *carry, key=key)
             return (y, memory), None if place is None else y
 
+        keys = jr.split(key, n_steps)
         starts, ends = part(kernels, slice(-1)), part(kernels, slice(1, None))
-        inputs = starts, ends, coefficients, jr.split(key, n_steps)
+        inputs = starts, ends, coefficients, keys
+        if self.ends_in_data:
+            inputs = _with_step_to_data(kernels, coefficients, keys)
         (end, _), path = jax.lax.scan(step, (y, memory), inputs)
         states = None if path is None else jnp.concatenate([y[None], path])
-        x = data_estimate(model, part(kernels, -1), end, self.clip)
+        x = end[0]
+        if not self.ends_in_data:
+            x = data_estimate(model, part(kernels, -1), end, self.clip)
         n_evaluations = self.n_evaluations(len(times) - 1)
         trajectory = None
         if states is not None:
@@ -135,6 +148,24 @@ class AbstractStepSampler(AbstractSampler):
             if n_evaluations is not None:
                 n_evaluations += len(states)
         return finish(x, trajectory, n_evaluations, dfx.RESULTS.successful)
+
+
+def _with_step_to_data(
+    kernels: PerturbationKernel, coefficients: PyTree, keys: Key[Array, " steps"]
+) -> tuple[PerturbationKernel, PerturbationKernel, PyTree, Key[Array, " all_steps"]]:
+    """The inputs of the scan, with a last step from the last kernel to the data."""
+    zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[-1:]), kernels)
+    first = zero.mean_map.at[:, 0].set(1)
+    data = eqx.tree_at(lambda kernel: kernel.mean_map, zero, first)
+    join = lambda *parts: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    no_coefficients = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[-1:]), coefficients)
+    return (
+        kernels,
+        join(part(kernels, slice(1, None)), data),
+        join(coefficients, no_coefficients),
+        # The last step takes no noise.
+        jnp.concatenate([keys, keys[-1:]]),
+    )
 
 
 def _last_places(times: Times, saved: SavedTimes) -> Int[Array, " saves"]:
