@@ -113,6 +113,25 @@ def test_state_that_was_used_is_rejected_by_name():
         eqmdm.BatchStream(state, np.asarray(_points()), Objective(), batch_size=8)
 
 
+def test_model_of_a_state_that_was_used_is_rejected_by_name(key):
+    state, optimiser = _state()
+    _run(state, optimiser, 1)
+    x, options = jnp.zeros(2), {"key": key}
+    for model in (state.model, state.ema_model):
+        calls = [
+            lambda model=model: eqmdm.sample(model, (2,), **options),
+            lambda model=model: eqmdm.elbo(model, x, **options),
+            lambda model=model: eqmdm.log_likelihood(model, x, **options),
+            lambda model=model: eqmdm.reverse_sde(model, (2,), **options),
+            lambda model=model: evaluate(model, _points(), Objective(), **options),
+            lambda model=model: TrainState.create(model, optimiser, **options),
+            lambda model=model: model.score(jnp.asarray(0.5), jnp.zeros((2, 2))),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match="`model` must not have been donated"):
+                call()
+
+
 def test_anything_but_a_model_is_rejected_with_the_constructors(key, unchecked):
     model = _model(diffusion=eqmdm.VPSDE())
     data, settings = _points(), {"key": key}

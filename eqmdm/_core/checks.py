@@ -79,6 +79,13 @@ def is_known(*trees: Any) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def is_deleted(*trees: Any) -> bool:
+    """Whether the buffer of any array in `trees` was deleted, for example by a call
+    that it was donated to."""
+    leaves = (leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array))
+    return any(leaf.is_deleted() for leaf in leaves if not isinstance(leaf, Tracer))
+
+
 def now_if_known(*trees: Any) -> contextlib.AbstractContextManager[None]:
     """A context that evaluates computations on `trees` eagerly, even inside a trace, if
     the trees are known.

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import eval_context
 from jaxtyping import Array, PyTree
 
-from .._core.checks import as_scalar, concrete, raise_or_error_if
+from .._core.checks import as_scalar, concrete, is_deleted, raise_or_error_if
 from .._core.conditions import AbstractConditionalNetwork, as_condition
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, Scalar, State
@@ -127,6 +127,7 @@ class AbstractModel(eqx.Module):
         `ValueError` unless `t` is positive and finite and `y` has a row for each
         variable. A traced `t` is not checked: the score at 0 is then not finite.
         """
+        check_not_donated(self)
         y = self.check_state(y)
         t = jnp.asarray(t, y.dtype)
         value = concrete(t)
@@ -222,11 +223,15 @@ def _first_and_last(
 
 
 def check_model(model: Any) -> AbstractModel:
-    """Returns `model` if it is an eqmdm model.
+    """Returns `model` if it is an eqmdm model that can be used.
 
-    **Raises:** `TypeError` otherwise; the message lists the three constructors.
+    **Raises:**
+
+    `TypeError` unless it is a model; the message lists the three constructors.
+    `ValueError` if its arrays were donated to a training step.
     """
     if isinstance(model, AbstractModel):
+        check_not_donated(model)
         return model
     raise TypeError(
         f"`model` must be an eqmdm model; got {type(model).__name__}. Say what your "
@@ -289,6 +294,18 @@ def check_conditions(model: AbstractModel, condition: PyTree) -> None:
             rows |= {int(np.argwhere(np.isinf(leaf))[0][0])}
     for row in sorted(rows):
         model.with_condition(jax.tree.map(lambda leaf, row=row: leaf[row], condition))
+
+
+def check_not_donated(model: AbstractModel) -> None:
+    """**Raises:** `ValueError` if buffers of `model` were donated."""
+    if is_deleted(model):
+        raise ValueError(
+            "`model` must not have been donated; the arrays of this one were, as "
+            "`train_step` donates those of its state to the state that it returns. Use "
+            "the model of that state: `state, metrics = train_step(state, ...)`, then "
+            "`state.model` or `state.ema_model`. To keep an earlier model, copy its "
+            "arrays before the step."
+        )
 
 
 def check_diffusion(diffusion: Any) -> None:

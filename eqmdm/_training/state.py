@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, PyTree, UInt32
 
+from .._core.checks import is_deleted
 from .._core.types import IntScalar, PRNGKey
 from .._model.base import AbstractModel, check_model, final_log_snr
 
@@ -17,6 +17,10 @@ from .._model.base import AbstractModel, check_model, final_log_snr
 @final
 class TrainState(eqx.Module):
     """Everything that training carries from step to step.
+
+    A step donates the buffers of its state to the state that it returns. To keep an
+    earlier model, copy its arrays before the step:
+    `jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, state.model)`.
 
     - `model`: the model with its current parameters.
     - `ema`: the exponential moving average of the parameters, a tree with the model's
@@ -111,8 +115,7 @@ def check_state(state: Any) -> None:
             f"`state` must be a `TrainState`; got {type(state).__name__}. Create one "
             "with `eqmdm.TrainState.create(model, optimiser, key=key)`."
         )
-    arrays = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
-    if any(leaf.is_deleted() for leaf in arrays if not isinstance(leaf, Tracer)):
+    if is_deleted(state):
         raise ValueError(
             "`state` must be the newest training state; this one was passed to "
             "`train_step` before, which donated its buffers to the state that it "
