@@ -24,6 +24,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import gc
+import socket
 import zlib
 from pathlib import Path
 
@@ -72,6 +73,78 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", checking)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """A test fails if it looks up or connects to another machine."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("reached for the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def datasets_cache(tmp_path, monkeypatch):
+    """A cache of `datasets` for one test."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+# Runs of programs, as `script_runs` makes them. The programs are imported late, since
+# most tests do not need them.
+
+
+@pytest.fixture(scope="module")
+def in_float32():
+    from script_runs import single_precision
+
+    with single_precision():
+        yield
+
+
+@pytest.fixture(scope="module")
+def points(in_float32, tmp_path_factory):
+    """A run on points with the score of a denoiser."""
+    from script_runs import POINTS, copy_run
+
+    return copy_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
+
+
+@pytest.fixture(scope="module")
+def free(in_float32, tmp_path_factory):
+    """A run on points with a free score."""
+    from script_runs import POINTS, copy_run
+
+    return copy_run(tmp_path_factory.mktemp("free") / "run", *POINTS, "--score=free")
+
+
+@pytest.fixture(scope="module")
+def digits(in_float32, tmp_path_factory):
+    """A run on images."""
+    from script_runs import DIGITS, copy_run
+
+    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
+
+
+@pytest.fixture(scope="module")
+def logit_digits(in_float32, tmp_path_factory):
+    """A run on images whose data are dequantised and transformed."""
+    from script_runs import DIGITS, copy_run
+
+    logit = "--transform=logit", "--dequantisation=truncated_normal"
+    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS, *logit)
+
+
+@pytest.fixture
+def solver(monkeypatch):
+    """The solver of `evaluations`, in place of `eqmdm.log_likelihood`."""
+    import evaluations
+
+    return evaluations.use_fast_solver(monkeypatch)
 
 
 def pytest_collection_finish():

@@ -1,10 +1,14 @@
 """Small files of every kind that can be data."""
 
 import io
+import json
 import struct
 import zlib
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 
@@ -50,4 +54,37 @@ def write_csv(path, columns):
     lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def rows_of(dataset):
+    """The examples of each split, as keys."""
+    return [[x.tobytes() for x in getattr(dataset, split)] for split in SPLITS]
+
+
+def two_columns(n=40, seed=0):
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return {"x": 5 + 0.01 * rng.normal(size=n), "y": 1e6 * rng.normal(size=n)}
+
+
+def write_table(path, columns):
+    if path.suffix == ".csv":
+        return write_csv(path, columns)
+    if path.suffix == ".jsonl":
+        columns = {name: np.asarray(x, object).tolist() for name, x in columns.items()}
+        rows = zip(*columns.values(), strict=True)
+        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
+        path.write_text("".join(line + "\n" for line in lines))
+        return path
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    else:
+        datasets.Dataset.from_dict(columns).save_to_disk(str(path))
     return path

@@ -8,35 +8,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from evaluations import COARSE, error_line, options_of
 from scipy import stats
 from script_runs import (
-    DIGITS,
-    POINTS,
-    copy_run,
-    error_of,
     load_once,
-    single_precision,
 )
 
 import eqmdm
 from eqmdm.cli.evaluate import by_label, program
 from eqmdm.cli.evaluate.comparison import read
 from eqmdm.cli.evaluate.notes import comparable_with, notes
-from eqmdm.cli.evaluate.options import EvaluateOptions
 from eqmdm.cli.evaluate.report import noise_of
 from eqmdm.cli.evaluate.settings import resolve
-from eqmdm.cli.parsing import parse
 
 
-# Compiled in the least time.
-COARSE = "--tolerance=1e-3 --solver=heun --clock=log_snr".split()
 BOUND = "--route=elbo --draws=2 --examples=60".split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    with single_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("in_float32")
 
 
 @pytest.fixture(autouse=True)
@@ -44,31 +33,8 @@ def loaded_once(monkeypatch):
     monkeypatch.setattr(program, "load_trained", load_once)
 
 
-@pytest.fixture(scope="module")
-def points(tmp_path_factory):
-    return copy_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
-
-
-@pytest.fixture(scope="module")
-def free(tmp_path_factory):
-    return copy_run(tmp_path_factory.mktemp("free") / "run", *POINTS, "--score=free")
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
-
-
-def _options(run, *arguments):
-    return parse(EvaluateOptions, [str(run), *arguments])
-
-
 def _evaluate(run, *arguments):
-    program.run(_options(run, *arguments))
-
-
-def _error(run, *arguments):
-    return error_of(program.run, _options(run, *arguments))
+    program.run(options_of(run, *arguments))
 
 
 def _csv(path):
@@ -175,7 +141,7 @@ def test_report_by_label_adds_to_a_complete_evaluation(digits, tmp_path, capsys)
 
 
 def test_labels_are_refused_where_there_are_none(points):
-    line = _error(points, "--by=label")
+    line = error_line(points, "--by=label")
     assert "--by must be left out for mixture" in line and "column `label`" in line
 
 
@@ -200,7 +166,7 @@ def test_tables_have_a_row_for_each_term(points, tmp_path):
 
 
 def test_wrong_format_is_refused(points):
-    line = _error(points, "--format=latx")
+    line = error_line(points, "--format=latx")
     assert "--format must be table formats" in line and "got 'latx'" in line
     assert line.endswith("Did you mean latex? The formats are csv, latex, markdown.")
 
@@ -280,14 +246,14 @@ def test_all_routes_go_on_where_they_were_stopped(points, tmp_path, monkeypatch)
 
 def test_routes_are_those_that_suit_the_run(points, free):
     options = lambda run, *more: program.by_route(
-        _options(run, "--route=all", *more), load_once(run, data_dir=None)
+        options_of(run, "--route=all", *more), load_once(run, data_dir=None)
     )
     assert [o.route for o in options(free)] == ["elbo", "augmented"]
     assert [o.route for o in options(points)] == ["elbo", "augmented", "collapsed"]
     # An ODE of the data alone has no time.
     clocks = {o.route: o.clock for o in options(points, "--clock=time")}
     assert clocks == {"elbo": None, "augmented": "time", "collapsed": None}
-    line = _error(points, "--route=all", "--dequantisation=uniform")
+    line = error_line(points, "--route=all", "--dequantisation=uniform")
     assert "--dequantisation must be left out for points" in line
 
 
@@ -306,7 +272,7 @@ def _trained(run, *, n_levels, n_vars=2, dequantisation="uniform"):
 
 
 def _settings(points, route, **changes):
-    given = _options(points, f"--route={route}", "--examples=10")
+    given = options_of(points, f"--route={route}", "--examples=10")
     settings = resolve(given, load_once(points, data_dir=None))
     return dataclasses.replace(settings, **changes)
 

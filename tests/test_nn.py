@@ -1,3 +1,5 @@
+"""Tests of the networks."""
+
 import math
 
 import equinox as eqx
@@ -8,60 +10,12 @@ import jax.tree_util as jtu
 import jaxtyping
 import numpy as np
 import pytest
+from small_networks import NETWORKS, modules_of, perturbed, small_unet
 
 import eqmdm
 from eqmdm import nn
-from eqmdm.nn._image_layers import (
-    Attention,
-    Conv,
-    GroupNorm,
-    ResidualBlock,
-    upsample,
-)
-from eqmdm.nn._initialiser import Initialiser
-from eqmdm.nn._layers import TimeEmbedding
-from helpers import counted, tree_allclose, within_standard_errors
-
-
-def _leaves(cls, tree):
-    is_leaf = lambda node: isinstance(node, cls)
-    return [x for x in jax.tree.leaves(tree, is_leaf=is_leaf) if is_leaf(x)]
-
-
-def _perturbed(network, key):
-    """The network with noise on every parameter, so that none is zero."""
-    # NumPy's, because JAX would compile a generator for each shape.
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
-
-    def perturb(x):
-        return x + jnp.asarray(0.2 * generator.standard_normal(x.shape), x.dtype)
-
-    return jax.tree.map(perturb, network)
-
-
-def _small_unet(key, **kwargs):
-    options = {"width": 4, "multipliers": (1, 2), "n_blocks": 1} | kwargs
-    return nn.UNet((8, 8, 1), 2, **options, key=key)
-
-
-def _small_mlp(key, **kwargs):
-    return nn.MLP((3,), 2, width=8, depth=2, **kwargs, key=key)
-
-
-NETWORKS = [
-    pytest.param(_small_unet, (2, 8, 8, 1), id="unet"),
-    pytest.param(_small_mlp, (2, 3), id="mlp"),
-    pytest.param(
-        lambda key, **kw: nn.UNet((5, 3, 2), 2, width=4, key=key, **kw),
-        (2, 5, 3, 2),
-        id="unet_odd",
-    ),
-    pytest.param(
-        lambda key, **kw: nn.MLP((3, 2), 2, width=8, depth=2, key=key, **kw),
-        (2, 3, 2),
-        id="mlp_series",
-    ),
-]
+from eqmdm.nn._image_layers import Attention, Conv, ResidualBlock
+from helpers import tree_allclose
 
 
 @pytest.mark.parametrize(
@@ -101,7 +55,7 @@ def test_unet_attends_where_the_side_is_16_and_in_the_middle(
     network = eqx.filter_eval_shape(
         lambda: nn.UNet(shape, 1, width=4, multipliers=multipliers, key=jr.key(0))
     )
-    assert len(_leaves(Attention, network)) == n_attentions
+    assert len(modules_of(Attention, network)) == n_attentions
 
 
 def _equations(jaxpr):
@@ -115,7 +69,7 @@ def _equations(jaxpr):
 
 
 def test_vmapped_unet_has_ordinary_batched_convolutions(key):
-    network = eqx.filter_eval_shape(_small_unet, key, multipliers=(1, 2, 2))
+    network = eqx.filter_eval_shape(small_unet, key, multipliers=(1, 2, 2))
     vmapped = lambda network, t, y: jax.vmap(network)(t, y)
     inputs = jnp.ones(5), jnp.ones((5, 2, 8, 8, 1))
     jaxpr = jax.make_jaxpr(vmapped)(network, *inputs)
@@ -124,7 +78,7 @@ def test_vmapped_unet_has_ordinary_batched_convolutions(key):
         for equation in _equations(jaxpr.jaxpr)
         if equation.primitive.name == "conv_general_dilated"
     ]
-    assert len(convolutions) == len(_leaves(Conv, network))
+    assert len(convolutions) == len(modules_of(Conv, network))
     for equation in convolutions:
         batch, channels, *_ = equation.params["dimension_numbers"].lhs_spec
         image, weight = (variable.aval for variable in equation.invars)
@@ -139,7 +93,7 @@ def test_vmapped_unet_has_ordinary_batched_convolutions(key):
 @pytest.mark.parametrize("make, shape", NETWORKS)
 def test_vmapped_network_is_the_network_on_each_example(make, shape, key):
     key_network, key_noise, key_t, key_y = jr.split(key, 4)
-    network = _perturbed(make(key_network), key_noise)
+    network = perturbed(make(key_network), key_noise)
     t = jr.uniform(key_t, 3)
     y = jr.normal(key_y, (3, *shape))
     one, batch = eqx.filter_jit(network), eqx.filter_jit(eqx.filter_vmap(network))
@@ -159,7 +113,7 @@ def test_untrained_network_returns_zero(make, shape, key):
 @pytest.mark.parametrize("make, shape", NETWORKS)
 def test_every_parameter_and_input_of_a_network_matters(make, shape, key):
     key_network, key_noise, key_y = jr.split(key, 3)
-    network = _perturbed(make(key_network, dtype=jnp.float64), key_noise)
+    network = perturbed(make(key_network, dtype=jnp.float64), key_noise)
     y = jr.normal(key_y, shape)
 
     @jax.jit
@@ -180,7 +134,7 @@ def test_every_parameter_and_input_of_a_network_matters(make, shape, key):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_network_computes_in_the_dtype_of_the_state(make, shape, dtype, key):
     key_network, key_noise, key_y = jr.split(key, 3)
-    network = _perturbed(make(key_network), key_noise)
+    network = perturbed(make(key_network), key_noise)
     assert {x.dtype for x in jax.tree.leaves(network)} == {jnp.dtype(jnp.float32)}
     widened = jax.tree.map(lambda x: x.astype(jnp.float64), network)
     y = jr.normal(key_y, shape)
@@ -196,10 +150,8 @@ def test_network_computes_in_the_dtype_of_the_state(make, shape, dtype, key):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_unet_in_bfloat16_is_the_network_up_to_its_rounding(dtype, key):
     key_network, key_noise, key_y = jr.split(key, 3)
-    exact = _perturbed(_small_unet(key_network), key_noise)
-    rounded = _perturbed(
-        _small_unet(key_network, compute_dtype=jnp.bfloat16), key_noise
-    )
+    exact = perturbed(small_unet(key_network), key_noise)
+    rounded = perturbed(small_unet(key_network, compute_dtype=jnp.bfloat16), key_noise)
     assert rounded.compute_dtype == "bfloat16"
     assert {x.dtype for x in jax.tree.leaves(rounded)} == {jnp.dtype(jnp.float32)}
     y = jr.normal(key_y, (2, 8, 8, 1), dtype)
@@ -212,7 +164,7 @@ def test_unet_in_bfloat16_is_the_network_up_to_its_rounding(dtype, key):
 
 
 def test_unet_in_bfloat16_has_bfloat16_convolutions_only(key):
-    make = lambda: _small_unet(key, compute_dtype=jnp.bfloat16)
+    make = lambda: small_unet(key, compute_dtype=jnp.bfloat16)
     network = eqx.filter_eval_shape(make)
     call = lambda network, t, y: network(t, y)
     inputs = jnp.ones((), jnp.float32), jnp.ones((2, 8, 8, 1), jnp.float32)
@@ -242,13 +194,13 @@ def test_rematerialised_unet_has_the_values_and_gradients_of_the_plain_one(
         return jnp.sum(jax.vmap(network)(t, y) ** 2)
 
     def found(remat):
-        network = _small_unet(
+        network = small_unet(
             key_network,
             attention_sides=attention_sides,
             remat=remat,
             dtype=jnp.float64,
         )
-        loss, gradient = loss_and_gradient(_perturbed(network, key_noise))
+        loss, gradient = loss_and_gradient(perturbed(network, key_noise))
         return loss, jax.tree.leaves(gradient)
 
     (plain, gradient), (loss, rematerialised) = found(False), found(True)
@@ -264,7 +216,7 @@ def test_rematerialised_unet_has_the_values_and_gradients_of_the_plain_one(
 def test_reverse_mode_keeps_the_inside_of_blocks_unless_it_is_rematerialised(
     remat, key
 ):
-    make = lambda: _small_unet(key, width=32, multipliers=(1, 1), remat=remat)
+    make = lambda: small_unet(key, width=32, multipliers=(1, 1), remat=remat)
     network = eqx.filter_eval_shape(make)
 
     def kept(network):
@@ -278,181 +230,10 @@ def test_reverse_mode_keeps_the_inside_of_blocks_unless_it_is_rematerialised(
     n_images = sum(
         sizes(eqx.filter_eval_shape(kept, network), (side, side, 32)) for side in (8, 4)
     )
-    n_blocks = len(_leaves(ResidualBlock, network)) + len(_leaves(Attention, network))
+    n_blocks = len(modules_of(ResidualBlock, network)) + len(
+        modules_of(Attention, network)
+    )
     assert (n_images > 2 * n_blocks) != remat
-
-
-@pytest.mark.parametrize(
-    "n_channels, n_groups", [(4, 2), (24, 12), (32, 16), (64, 32), (96, 32), (128, 32)]
-)
-def test_group_norm_gives_each_group_mean_0_and_variance_1(n_channels, n_groups, key):
-    key_x, key_scale, key_shift = jr.split(key, 3)
-    norm = GroupNorm(n_channels, init=Initialiser(key, jnp.float64))
-    scale = np.asarray(jr.normal(key_scale, n_channels))
-    shift = np.asarray(jr.normal(key_shift, n_channels))
-    norm = eqx.tree_at(
-        lambda n: (n.scale, n.shift), norm, (jnp.asarray(scale), jnp.asarray(shift))
-    )
-    x = np.asarray(3 + 2 * jr.normal(key_x, (6, 5, n_channels)))
-
-    groups = x.reshape(6, 5, n_groups, -1)
-    mean = groups.mean(axis=(0, 1, 3), keepdims=True)
-    std = np.sqrt(groups.var(axis=(0, 1, 3), keepdims=True) + 1e-6)
-    expected = ((groups - mean) / std).reshape(x.shape) * scale + shift
-    # The variance is a difference of numbers about ten times as large.
-    actual = norm(jnp.asarray(x))
-    assert tree_allclose(actual, expected, rtol=0.0, atol=1e-12)
-
-
-def test_group_norm_of_bfloat16_has_statistics_in_float32(key):
-    # 4096 positions: a sum of ones in bfloat16 would stop at 256.
-    x = (3 + jr.normal(key, (64, 64, 32))).astype(jnp.bfloat16)
-    out = GroupNorm(32, init=Initialiser(key, jnp.float32))(x)
-    assert out.dtype == jnp.bfloat16
-    groups = np.asarray(x, np.float64).reshape(64, 64, 16, 2)
-    mean = groups.mean((0, 1, 3), keepdims=True)
-    std = np.sqrt(groups.var((0, 1, 3), keepdims=True) + 1e-6)
-    expected = ((groups - mean) / std).reshape(x.shape)
-    # One rounding of the result, to 2**-8; the rest is in float32, where the statistics
-    # of 8192 numbers about 3 are good to a few 1e-6.
-    out = np.asarray(out, np.float64)
-    assert tree_allclose(out, expected, rtol=2**-8 * 1.001, atol=2e-5)
-
-
-def test_group_norm_of_a_constant_is_the_shift(key):
-    # In float32 a variance by difference may round below zero.
-    x = jnp.full((7, 7, 8), 1000.1, jnp.float32)
-    out = GroupNorm(8, init=Initialiser(key, jnp.float32))(x)
-    assert jnp.all(jnp.isfinite(out))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolution_is_a_sum_over_shifted_images(stride, key):
-    key_conv, key_x = jr.split(key)
-    conv = Conv(3, 5, stride=stride, init=Initialiser(key_conv, jnp.float64))
-    x = np.asarray(jr.normal(key_x, (6, 4, 3)))
-    before = 1 if stride == 1 else 0
-    padded = np.pad(x, ((before, 1), (before, 1), (0, 0)))
-    expected = sum(
-        padded[i : i + 6 : stride, j : j + 4 : stride] @ np.asarray(conv.weight[i, j])
-        for i in range(3)
-        for j in range(3)
-    )
-    # Sums of 27 terms of order one.
-    assert tree_allclose(conv(jnp.asarray(x)), expected, rtol=0.0, atol=1e-14)
-
-
-def test_upsampling_repeats_each_pixel(key):
-    x = jr.normal(key, (3, 4, 2))
-    expected = jax.image.resize(x, (6, 8, 2), "nearest")
-    assert jnp.array_equal(upsample(x), expected)
-
-
-def test_attention_is_a_weighted_mean_of_the_values(key):
-    key_attention, key_noise, key_x = jr.split(key, 3)
-    attention = Attention(4, init=Initialiser(key_attention, jnp.float64))
-    attention = _perturbed(attention, key_noise)
-    x = jr.normal(key_x, (2, 3, 4))
-    normed = np.asarray(attention.norm(x))
-
-    def affine(linear, z):
-        return z @ np.asarray(linear.weight) + np.asarray(linear.bias)
-
-    expected = np.asarray(x).copy()
-    for i in np.ndindex(2, 3):
-        query = affine(attention.query, normed[i])
-        weighted, total = np.zeros(4), 0.0
-        for j in np.ndindex(2, 3):
-            weight = np.exp(query @ affine(attention.key, normed[j]) / 2)
-            weighted += weight * affine(attention.value, normed[j])
-            total += weight
-        expected[i] += affine(attention.out, weighted / total)
-    # A handful of operations on numbers of order one.
-    assert tree_allclose(attention(x), expected, rtol=0.0, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
-def test_time_embedding_has_sinusoids_of_a_thousand_times_the_time(dtype, key):
-    embedding = TimeEmbedding(6, init=Initialiser(key, jnp.float64))
-    t = 0.7
-    angles = 700.0 * 10_000.0 ** -np.array([0.0, 0.5, 1.0])
-    sinusoids = np.concatenate([np.sin(angles), np.cos(angles)])
-    hidden = sinusoids @ np.asarray(embedding.linear1.weight)
-    hidden = hidden / (1 + np.exp(-hidden))
-    expected = hidden @ np.asarray(embedding.linear2.weight)
-    out = embedding(jnp.asarray(t), dtype)
-    assert out.dtype == dtype
-    # Roundings of the angle, of 700 in float32 at least, and of three layers.
-    angle_eps = min(float(jnp.finfo(dtype).eps), float(jnp.finfo(jnp.float32).eps))
-    atol = 700 * angle_eps + 8 * float(jnp.finfo(dtype).eps)
-    assert tree_allclose(np.asarray(out, np.float64), expected, rtol=0.0, atol=atol)
-
-
-def test_initial_weights_have_the_variance_of_the_average_fan(key):
-    conv = Conv(64, 32, init=Initialiser(key, jnp.float64))
-    weights = np.ravel(conv.weight)
-    assert within_standard_errors(weights, 0.0)
-    assert within_standard_errors(weights**2, 2 / (9 * 64 + 9 * 32))
-    assert not np.any(np.asarray(conv.bias))
-
-
-def test_coordinates_enter_the_mlp_with_the_variance_that_they_have(key):
-    network = nn.MLP((2,), 1, width=512, dtype=jnp.float64, key=key)
-    weights = np.ravel(network.linear_in.weight)
-    assert within_standard_errors(weights, 0.0)
-    assert within_standard_errors(weights**2, 1 / 2)
-
-
-# A layer of the wider network takes several blocks of draws.
-@pytest.mark.parametrize("width", [8, 200])
-def test_network_built_under_jit_is_the_one_built_outside(width, key):
-    build = lambda key: nn.MLP((3,), 2, width=width, key=key)
-    network = build(key)
-    assert tree_allclose(eqx.filter_jit(build)(key), network, rtol=0, atol=0)
-    closed_over = eqx.filter_jit(lambda: build(key))
-    assert tree_allclose(closed_over(), network, rtol=0, atol=0)
-
-
-def test_networks_built_under_vmap_are_those_built_one_by_one(key):
-    build = lambda key: nn.MLP((3,), 2, width=8, key=key)
-    keys = jr.split(key)
-    ensemble = eqx.filter_vmap(build)(keys)
-    for i in range(2):
-        member = jax.tree.map(lambda x, i=i: x[i], ensemble)
-        assert tree_allclose(member, build(keys[i]), rtol=0, atol=0)
-
-
-def test_arrays_and_blocks_of_an_initialiser_share_no_draws(key):
-    init = Initialiser(key, jnp.float32)
-    size = 4 * 2**14
-    first, second = (
-        np.asarray(init.weight((size,), fan_in=3, fan_out=3)) for _ in range(2)
-    )
-    blocks = [*np.split(first, 4), *np.split(second, 4)]
-    for i, block in enumerate(blocks):
-        for other in blocks[:i]:
-            # Of 2**14 pairs of 24 random bits hardly any are equal.
-            assert np.count_nonzero(block == other) < 5
-
-
-@pytest.mark.parametrize("make, shape", NETWORKS)
-def test_networks_are_built_by_one_program_whatever_their_sizes(make, shape, key):
-    other = jr.fold_in(key, 1)
-    make(key)
-    with counted() as n_programs:
-        make(other, dtype=jnp.float64)
-        nn.UNet((12, 8, 3), 3, width=6, multipliers=(1, 3), key=key)
-        nn.MLP((5,), 1, width=22, key=key)
-    assert n_programs["compiled"] == 0
-
-
-def test_static_fields_of_a_network_are_plain(key):
-    network = _small_unet(key, compute_dtype=jnp.bfloat16)
-    plain = (int, str, tuple, type(None))
-    for module in _leaves(Conv, network) + [network, network.time_embedding]:
-        for name, value in vars(module).items():
-            if module.__dataclass_fields__[name].metadata.get("static", False):
-                assert isinstance(value, plain)
 
 
 def test_unet_pads_what_it_cannot_halve_and_crops_its_output(key):
@@ -460,7 +241,7 @@ def test_unet_pads_what_it_cannot_halve_and_crops_its_output(key):
     small = nn.UNet((5, 7, 3), **options, key=key)
     # Sides that 4 divides, with the same parameters.
     large = nn.UNet((8, 8, 3), **options, key=key)
-    small, large = _perturbed(small, key), _perturbed(large, key)
+    small, large = perturbed(small, key), perturbed(large, key)
     y = jr.normal(key, (2, 5, 7, 3))
     padded = jnp.pad(y, ((0, 0), (1, 2), (0, 1), (0, 0)))
     t = jnp.asarray(0.3)
@@ -529,7 +310,7 @@ def test_unet_refuses_numbers_out_of_range(options, match, key):
 
 def test_unet_refuses_to_compute_in_integers(key):
     with pytest.raises(TypeError, match="`compute_dtype` must be a floating-point"):
-        _small_unet(key, compute_dtype=jnp.int32)
+        small_unet(key, compute_dtype=jnp.int32)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 from script_runs import (
-    DIGITS,
     POINTS,
-    copy_run,
     error_of,
     load_once,
     make_newer,
     make_run,
-    single_precision,
 )
 
 import eqmdm
@@ -31,30 +28,12 @@ from eqmdm.cli.sample.options import SampleOptions
 SAMPLES = 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    with single_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("in_float32")
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     monkeypatch.setattr(program, "load_trained", load_once)
-
-
-@pytest.fixture(scope="module")
-def points(tmp_path_factory):
-    return copy_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
-
-
-@pytest.fixture(scope="module")
-def free(tmp_path_factory):
-    return copy_run(tmp_path_factory.mktemp("free") / "run", *POINTS, "--score=free")
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
 
 
 def _options(run, *arguments):
