@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
-from training_step import make_bare_step, make_full_step
+from _training_parts import make_bare_step, make_full_step
 
 import eqmdm
 from eqmdm.cli import build
