@@ -65,6 +65,8 @@ class StartDecoder(AbstractDecoder):
         # In units of the decoder's root, Psi^-1 L, the residual of the true start is
         # minus the whitened error of the score.
         del model
+        # By LU, because the mean map is not triangular. Near the start time it is close
+        # to the identity, so that its determinant loses no digits.
         growth = jnp.linalg.slogdet(point.kernel.step.mean_map)[1] - log_det(point.root)
         scale = n_coordinates(point.y) * growth.astype(error.dtype)
         return standard_log_density(error) + scale

@@ -154,6 +154,10 @@ def lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
     return _lq_root(rows)
 
 
+# Laws hold a root and not a covariance. The eigenvalues of the covariance of a chain of
+# K variables spread like tau^(2 K - 2) over a short time tau, those of a root only like
+# tau^(K - 1), so that float32 still resolves the smallest. A sum of covariances is then
+# one LQ factorisation of the roots side by side.
 @final
 class Transition(eqx.Module):
     r"""The law of $y(t)$ given $y(s)$: normal, mean $\Psi y(s)$, covariance $L L^\top$.
@@ -229,6 +233,8 @@ class PerturbationKernel(eqx.Module):
             columns = [matmul(step.mean_map, start_root), root]
             root = lq_root(jnp.concatenate(columns, axis=1))
         mean_map = step.mean_map[:, 0]
+        # The only solves, of K x K matrices: everything on data axes is then a product.
+        # The inverse covariance is never formed, since its entries grow like the SNR.
         whitening = solve_lower(root, jnp.eye(len(root), dtype=root.dtype))
         b = solve_lower(root, mean_map)
         # Scale first: the square of the norm may overflow where the norm does not.

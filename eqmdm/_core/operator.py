@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from .gaussian import apply_to_vars
 
 
+# Diffrax would also take a dense array over all coordinates, of 19 million entries for
+# CLD on CIFAR-10 images, or a diagonal, which cannot mix variables.
 @final
 class VarsOperator(lx.AbstractLinearOperator):
     r"""$M \otimes I$: a small matrix on the leading axis, the same for every data

@@ -127,6 +127,8 @@ class LearnedDiffusion(AbstractStationaryDiffusion):
         if self.schedule_parameter is None:
             assert self.fixed_schedule is not None
             return self.fixed_schedule
+        # Softplus and not the exponential, here and below: a gradient step then adds to
+        # a large value and does not multiply it.
         rate0, slope = jax.nn.softplus(self.schedule_parameter)
         rates = rate0, rate0 + slope
         # Not by its constructor, which turns known values into constants.

@@ -58,6 +58,7 @@ PARTS = (
 
 def times_inverse(matrix: VarsMatrix, root: VarsMatrix) -> VarsMatrix:
     r"""$A (L L^\top)^{-1}$ for a lower-triangular root $L$."""
+    # Two substitutions, since an inverse would mix rows of very different size.
     half = solve_lower(root, matrix.T)
     return solve_lower(root, half, transpose=True).T
 

@@ -117,6 +117,9 @@ class CollapsedRoute(AbstractRoute):
             r = scale(log_snr)
 
             def function(u: State) -> State:
+                # For normal data of standard deviation c the scaled statistic is
+                # constant, so that steps only follow the difference of the data from
+                # normal ones.
                 residual = model.denoiser_residual(log_snr, r * u[0])
                 return (0.5 * rate / r) * residual[None]
 

@@ -45,6 +45,8 @@ class AngleClock(AbstractNoiseClock):
     **Source:** Lu & Song (2025), section 3.1.
     """
 
+    # Bounded on both sides, unlike log-SNR and the noise level, with most of its range
+    # where the noise is about as large as the data.
     def reading(self, log_snr: Scalar, data_std: float) -> Scalar:
         return jnp.arctan(jnp.exp(-0.5 * log_snr) / data_std)
 

@@ -227,6 +227,8 @@ class DiffraxSampler(AbstractSampler):
             y,
             saveat=dfx.SaveAt(subs=subs),
             stepsize_controller=controller,
+            # The cheapest adjoint, which supports forward derivatives; samples are
+            # rarely differentiated in reverse mode, and for that there are fixed steps.
             adjoint=dfx.ForwardMode(),
             max_steps=self.max_steps,
             throw=False,

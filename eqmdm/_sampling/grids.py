@@ -222,6 +222,7 @@ def _between(start: Scalar, end: Scalar, share_of_start: np.ndarray) -> Times:
     return end + (start - end) * share_of_start
 
 
+# Exactly: the final kernel is computed at t0, and checks raise for times beyond t1.
 def _with_ends(times: Times, first: Scalar, last: Scalar, dtype: np.dtype) -> Times:
     if is_known(times, first, last):
         # Without a program.

@@ -131,6 +131,8 @@ class AbstractStepSampler(AbstractSampler):
             return (y, memory), None if place is None else y
 
         keys = jr.split(key, n_steps)
+        # Kernels and coefficients are inputs of a scan, and not computed in its steps:
+        # all of them are one batched computation, and the scan compiles a single step.
         starts, ends = part(kernels, slice(-1)), part(kernels, slice(1, None))
         inputs = starts, ends, coefficients, keys
         if self.ends_in_data:
