@@ -137,11 +137,18 @@ from ._sampling import (
     UniformGrid as UniformGrid,
     sample as sample,
 )
+from ._tracking.base import Tracker as Tracker, Tracking as Tracking
+from ._tracking.event_files import TensorBoardTracker as TensorBoardTracker
+from ._tracking.json_lines import JSONLinesTracker as JSONLinesTracker
+from ._tracking.mlflow_runs import MLflowTracker as MLflowTracker
+from ._tracking.trackio_runs import TrackioTracker as TrackioTracker
+from ._tracking.wandb_runs import WandBTracker as WandBTracker
 from ._training.evaluate import Evaluation as Evaluation, evaluate as evaluate
 from ._training.examples import TrainingSet as TrainingSet
 from ._training.fit import fit as fit
 from ._training.load import load_run as load_run
 from ._training.loop import (
+    Every as Every,
     FitEvent as FitEvent,
     steps_per_call as steps_per_call,
     train as train,

@@ -57,6 +57,8 @@ def _normalised(requirement):
 CORE = {_normalised(name) for name in PROJECT["project"]["dependencies"]}
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 OF_PROGRAMS = {_normalised(name) for name in EXTRAS["programs"]}
+# Each has an extra of its own name.
+OF_TRACKERS = {"mlflow", "tensorboard", "trackio", "wandb"}
 # Imported only for a single data set.
 LATE = {"data/_load.py": {"scikit-learn"}}
 
@@ -70,7 +72,9 @@ def test_every_import_is_declared():
             declared |= OF_PROGRAMS
         for name in imported_names(file, package=place.parts[:-1]):
             package = name.split(".")[0]
-            if package not in {"eqmdm"} | sys.stdlib_module_names:
+            if place.parts[1] == "_tracking" and package in OF_TRACKERS:
+                assert _normalised(EXTRAS[package][0]) == package
+            elif package not in {"eqmdm"} | sys.stdlib_module_names:
                 found = {_normalised(name) for name in distributions[package]}
                 assert found & declared, f"{place}: {package}"
 

@@ -11,7 +11,12 @@ from eqmdm.cli import plots
 def figures(monkeypatch):
     """The figures that are drawn, and not written."""
     found = []
-    monkeypatch.setattr(plots, "save", lambda figure, *_, **__: found.append(figure))
+
+    def keep(figure, *_, **__):
+        found.append(figure)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(plots, "save", keep)
     yield found
     for figure in found:
         plots.plt.close(figure)

@@ -31,6 +31,7 @@ ORDER = (
     "_bound",
     "_likelihood",
     "_training",
+    "_tracking",
     "_public",
     "__init__",
     "cli",

@@ -91,7 +91,8 @@ def fit(
         already holds a run, that run is resumed, with the same result as without the
         interruption.
     - `callbacks`: functions of an [`eqmdm.FitEvent`][]. A callback stops training by
-        returning a true value.
+        returning a true value. [`eqmdm.Every`][] calls one every so many steps, and
+        [`eqmdm.Tracking`][] sends the progress to a tracker.
 
     **Raises:**
 

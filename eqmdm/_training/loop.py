@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from .._core.checks import check_count
 from .._model.base import check_conditions
 from .evaluate import Evaluation
 from .examples import Batches, TrainingSet
@@ -31,7 +32,8 @@ class FitEvent:
 
     !!! Example
 
-        Stop training once the validation loss rises:
+        Stop training, with a checkpoint, once the last three validation losses were all
+        above the best one; [`eqmdm.Every`][] has another example.
 
         ```python
         losses = []
@@ -39,10 +41,13 @@ class FitEvent:
         def stop_early(event):
             if event.kind == "validation":
                 losses.append(event.evaluation.loss.mean())
-                return losses[-1] > min(losses)
+                return len(losses) > 3 and min(losses[-3:]) > min(losses)
 
         model = eqmdm.fit(model, x, key=key, validation=y, callbacks=[stop_early])
         ```
+
+        A resumed run calls the callback as a new one would: the losses before the
+        interruption are not in its list.
 
     - `kind`: `"step"` between calls of `train_step`, while the device is busy; `"log"`
         after each log interval; `"validation"` after each validation; `"end"` once,
@@ -68,6 +73,44 @@ class FitEvent:
 
 
 Callback: TypeAlias = Callable[[FitEvent], Any]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """A callback that calls another after every `n`-th step, with a `"step"` event.
+
+    !!! Example
+
+        Draw samples every 500 steps, and stop training once they are close to `y`:
+
+        ```python
+        def measure(event):
+            model = event.state.ema_model
+            x = eqmdm.sample(model, (2,), key=key, n_samples=len(y))
+            return eqmdm.sliced_wasserstein(x, y, key=key) < 0.05
+
+        model = eqmdm.fit(model, x, key=key, callbacks=[eqmdm.Every(500, measure)])
+        ```
+
+    - `n`: the number of steps. Multiples of it count from the first step of the run, so
+        a resumed run calls at the same steps.
+    - `callback`: as for [`eqmdm.fit`][]; a true value stops training, after a
+        checkpoint. Its time counts in `steps_per_second`.
+
+    Raises `ValueError` if `n` is below 1.
+    """
+
+    n: int
+    callback: Callback
+
+    def __post_init__(self):
+        check_count("n", self.n)
+
+    def __call__(self, event: FitEvent) -> Any:
+        if event.kind == "step" and event.step % self.n == 0:
+            return self.callback(event)
+        return False
 
 
 def steps_per_call(backend: str | None = None) -> int:
@@ -128,7 +171,9 @@ def train(
     check_conditions(state.model, condition)
     step = int(state.step)
     every = [log_every, checkpoint_every] + ([validate_every] if validate else [])
-    n_inner = _steps_per_call(steps, step, *every)
+    # A call of `train_step` also ends where a callback is due.
+    called = [callback.n for callback in callbacks if isinstance(callback, Every)]
+    n_inner = _steps_per_call(steps, step, *every, *called)
     stop = False
 
     def tell(kind: Any, **values: Any) -> None:

@@ -39,14 +39,14 @@ def samples(
     caption: str,
     *,
     n_columns: int | None = None,
-) -> None:
+) -> np.ndarray:
     """Draw images as a grid, by default a square one, and points as a scatter plot of
-    their first two coordinates, or as a histogram if they have only one."""
+    their first two coordinates, or as a histogram if they have only one; the pixels of
+    the picture."""
     if n_levels is None or x.ndim != 4 or x.shape[-1] not in (1, 3):
         x = x.reshape(len(x), -1)
         if x.shape[1] == 1:
-            histogram(path, x[:, 0], "sample (units of the data)", caption)
-            return
+            return histogram(path, x[:, 0], "sample (units of the data)", caption)
         figure, axes = plt.subplots(figsize=(5, 5.4), layout="constrained")
         # Small enough that most points do not overlap.
         size = np.clip(_INK / len(x), 2, 16)
@@ -63,7 +63,7 @@ def samples(
         axes.imshow(grid, interpolation="nearest")
         axes.set_axis_off()
     add_caption(figure, caption)
-    save(figure, path)
+    return save(figure, path)
 
 
 def training_curve(
@@ -117,8 +117,9 @@ def training_curve(
     save(figure, path)
 
 
-def histogram(path: Path, values: np.ndarray, label: str, caption: str) -> None:
-    """Draw a histogram of the values with their mean, leaving out non-finite ones."""
+def histogram(path: Path, values: np.ndarray, label: str, caption: str) -> np.ndarray:
+    """Draw a histogram of the values with their mean, leaving out non-finite ones; the
+    pixels of the picture."""
     values = values[np.isfinite(values)]
     figure, axes = plt.subplots(figsize=(6, 4.4), layout="constrained")
     if len(values):
@@ -130,7 +131,7 @@ def histogram(path: Path, values: np.ndarray, label: str, caption: str) -> None:
     axes.set_xlabel(label)
     axes.set_ylabel("number of examples")
     add_caption(figure, caption)
-    save(figure, path)
+    return save(figure, path)
 
 
 def calibration(path: Path, bins: list[dict[str, Any]], caption: str) -> None:
@@ -250,13 +251,15 @@ def add_caption(figure: Any, caption: str) -> None:
     figure.supxlabel(text, fontsize="x-small", color="0.3", x=0.01, ha="left")
 
 
-def save(figure: Any, path: Path, *, dots_per_inch: int = 150) -> None:
-    """Write a picture atomically, in the format of its extension."""
+def save(figure: Any, path: Path, *, dots_per_inch: int = 150) -> np.ndarray:
+    """Write a picture atomically, in the format of its extension; its pixels."""
     kind = path.suffix.removeprefix(".")
     picture = io.BytesIO()
     figure.savefig(
         picture, dpi=dots_per_inch, format=kind, metadata=_NO_DATES.get(kind, {})
     )
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
     plt.close(figure)
     # A full disk then leaves the old picture, not half of the new one.
     partial = path.with_name(path.name + ".partial")
@@ -266,3 +269,4 @@ def save(figure: Any, path: Path, *, dots_per_inch: int = 150) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written ({error.strerror}).") from error
+    return pixels

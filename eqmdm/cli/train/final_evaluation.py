@@ -75,7 +75,10 @@ def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
         path = _picture(setup, "samples")
         columns = conditions.n_columns(kind)
         caption += "; a class in each column" if columns else ""
-        plots.samples(path, x, setup.dataset.n_levels, caption, n_columns=columns)
+        n_levels = setup.dataset.n_levels
+        picture = plots.samples(path, x, n_levels, caption, n_columns=columns)
+        for tracking in setup.trackings:
+            tracking.pictures(int(state.step), {"samples": picture})
 
 
 def _evaluate_bound(setup: Setup, state: eqmdm.TrainState) -> None:
@@ -99,3 +102,5 @@ def _evaluate_bound(setup: Setup, state: eqmdm.TrainState) -> None:
         summary[setup.loss_name] = eqmdm.Estimate.from_mean(evaluation.loss)
         path = setup.run.run_dir / "test_bound.json"
         report(path, summary, settings)
+        for tracking in setup.trackings:
+            tracking.estimates(int(state.step), "test", summary)

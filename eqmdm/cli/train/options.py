@@ -15,7 +15,7 @@ MAY_DIFFER = ("data_dir", "n_samples", "resume", "run_dir", "sample_steps", "ste
 MAY_DIFFER += ("profile", "remat", "shard_parameters", "test_draws", "test_examples")
 MAY_DIFFER += ("distributed", "coordinator", "n_processes", "process_index")
 # Options that a run does not record, since no parameter or result depends on them.
-NOT_RECORDED = ("picture_format",)
+NOT_RECORDED = ("picture_format", "tracker")
 MAY_DIFFER += NOT_RECORDED
 _POSITIVE = ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every")
 _POSITIVE += ("validation_draws", "test_draws", "sample_steps")
@@ -84,6 +84,11 @@ class RunOptions:
     """The seed of every random draw."""
     profile: bool = False
     """Trace the second log interval, for XProf and Perfetto, to RUN/profile."""
+    tracker: Annotated[tuple[str, ...], CommaSeparated(str, "NAME,NAME,...")] = ()
+    """Where progress is sent besides RUN/metrics.jsonl: tensorboard, wandb (offline
+    unless WANDB_MODE is set), mlflow or trackio, each with the extra of its name, or
+    module:name, a function of the directory of the run that makes an eqmdm.Tracker. A
+    tracker that fails does not stop training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ def train(setup: Setup, records: Records, preemption: Preemption) -> eqmdm.Train
                 validate_every=options.validate_every,
                 run=setup.run,
                 checkpoint_every=options.checkpoint_every,
-                callbacks=[progress],
+                callbacks=[progress, *setup.trackings],
             )
         except (FloatingPointError, eqx.EquinoxRuntimeError) as error:
             progress.close()

@@ -15,7 +15,7 @@ from .. import build, processes
 from ..build import Purpose
 from ..files import LOSS_UNITS
 from ..processes import first_does
-from . import run_directory
+from . import run_directory, trackers
 from .options import MAY_DIFFER, ResolvedTrainOptions, TrainOptions, as_given
 
 
@@ -30,6 +30,7 @@ class Setup:
     optimiser: optax.GradientTransformation
     state: eqmdm.TrainState
     mesh: jax.sharding.Mesh
+    trackings: tuple[eqmdm.Tracking, ...]
 
     @property
     def loss_name(self) -> str:
@@ -63,6 +64,7 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     **Raises:** `ValueError`, `TypeError` or `OSError` for every wrong option, file or
     network, before any work.
     """
+    makers = trackers.find(given.tracker)
     known = given.dataset in eqmdm.data.NAMES
     if known:
         # Wrong options fail before data are downloaded.
@@ -104,7 +106,12 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     mesh = build.build_mesh(options.batch_size)
     shares = options.shard_parameters
     state = eqmdm.distribute(state, mesh, shard_parameters=shares)
-    return Setup(options, run, dataset, objective, optimiser, state, mesh)
+    loss_name = "nats" if dataset.n_levels is None else "bits_per_dim"
+    record = {"options": identity, **facts}
+    trackings = trackers.make_trackings(makers, run.run_dir, record, loss_name)
+    for tracking in trackings:
+        on_exit.enter_context(tracking)
+    return Setup(options, run, dataset, objective, optimiser, state, mesh, trackings)
 
 
 def _located(options: TrainOptions) -> TrainOptions:

@@ -1,0 +1,430 @@
+"""Every tracker: what it records is read back with the package's own reader."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from script_runs import POINTS, SCRIPTS
+
+import eqmdm
+from eqmdm.cli.parsing import parse
+from eqmdm.cli.train import program
+from eqmdm.cli.train.options import TrainOptions
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+CONFIG = {"steps": 6, "interval": [0.25, 1.0], "device": {"kind": "cpu"}}
+
+
+def _tensorboard(directory):
+    pytest.importorskip("tensorboard")
+    return eqmdm.TensorBoardTracker(directory)
+
+
+def _wandb(directory):
+    pytest.importorskip("wandb")
+    return eqmdm.WandBTracker(directory, name="run")
+
+
+def _mlflow(directory):
+    pytest.importorskip("mlflow")
+    return eqmdm.MLflowTracker(directory, name="run")
+
+
+def _trackio(directory):
+    pytest.importorskip("trackio")
+    return eqmdm.TrackioTracker(directory, name="run")
+
+
+def _read_json_lines(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    scalars = [
+        (name, record["step"], value)
+        for record in map(json.loads, lines)
+        for name, value in record.items()
+        if name != "step"
+    ]
+    pictures = [
+        ("/".join(path.stem.split("-")[:-1]), int(path.stem.split("-")[-1]))
+        for path in directory.glob("*.png")
+    ]
+    (path, *_) = directory.glob("*.png")
+    config = json.loads((directory / "config.json").read_text())
+    return config, scalars, pictures, np.asarray(Image.open(path))
+
+
+def _read_tensorboard(directory):
+    from tensorboard.backend.event_processing import event_accumulator
+
+    events = event_accumulator.EventAccumulator(str(directory)).Reload()
+    tags = events.Tags()
+    scalars = [
+        (tag, event.step, event.value)
+        for tag in tags["scalars"]
+        for event in events.Scalars(tag)
+    ]
+    images = [(tag, image) for tag in tags["images"] for image in events.Images(tag)]
+    (text,) = events.Tensors("config")[-1].tensor_proto.string_val
+    assert events.SummaryMetadata("config").plugin_data.plugin_name == "text"
+    shown = np.asarray(Image.open(io.BytesIO(images[0][1].encoded_image_string)))
+    pictures = [(tag, image.step) for tag, image in images]
+    return json.loads(text), scalars, pictures, shown
+
+
+def _read_wandb(directory):
+    from wandb.proto import wandb_internal_pb2
+
+    scalars, pictures, configs, ids = [], [], {}, set()
+    for path in sorted(directory.rglob("*.wandb")):
+        for content in _records_of_log(path.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(content)
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+            for item in [*record.run.config.update, *record.config.update]:
+                configs[item.key] = json.loads(item.value_json)
+            row = {
+                "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                for item in record.history.item
+            }
+            step = row.get("_step")
+            for name, value in row.items():
+                if isinstance(value, float):
+                    scalars.append((name, step, value))
+            if "samples/_type" in row or isinstance(row.get("samples"), dict):
+                pictures.append(("samples", step))
+    assert len(ids) == 1
+    scalars = [entry for entry in scalars if not entry[0].startswith("_")]
+    (path, *_) = directory.rglob("*.png")
+    return configs, scalars, pictures, np.asarray(Image.open(path))
+
+
+def _records_of_log(content):
+    """The records of a log of LevelDB, whose format the files of W&B have."""
+    assert content[:4] == b":W&B"
+    place, parts = 7, []
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, size, kind = struct.unpack("<IHB", content[place : place + 7])
+        parts.append(content[place + 7 : place + 7 + size])
+        place += 7 + size
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts = []
+
+
+def _read_mlflow(directory):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{directory / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("eqmdm")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.info.run_name == "run"
+    scalars = [
+        (name, entry.step, entry.value)
+        for name in run.data.metrics
+        for entry in client.get_metric_history(run.info.run_id, name)
+    ]
+    (path,) = directory.rglob("*.png")
+    pictures = [("samples", int(path.name.split("+")[2].removeprefix("step")))]
+    params = run.data.params
+    config = {"steps": int(params["steps"]), "interval": json.loads(params["interval"])}
+    config["device"] = {"kind": params["device.kind"]}
+    return config, scalars, pictures, np.asarray(Image.open(path))
+
+
+def _read_trackio(directory):
+    import trackio
+    from trackio.sqlite_storage import SQLiteStorage
+    from trackio.utils import MEDIA_DIR
+
+    del directory
+    (run,) = trackio.Api().runs("eqmdm")
+    assert run.name.startswith("run-")
+    scalars, pictures = [], []
+    for row in SQLiteStorage.get_logs("eqmdm", run.name):
+        for name, value in row.items():
+            if isinstance(value, dict):
+                pictures.append((name, row["step"]))
+                # Stored with transparency.
+                image = Image.open(MEDIA_DIR / value["file_path"])
+                shown = np.asarray(image.convert("RGB"))
+            elif name not in ("step", "timestamp"):
+                scalars.append((name, row["step"], value))
+    config = {k: v for k, v in run.config.items() if not k.startswith("_")}
+    return config, scalars, pictures, shown
+
+
+CASES = {
+    "json": (eqmdm.JSONLinesTracker, _read_json_lines),
+    "tensorboard": (_tensorboard, _read_tensorboard),
+    "wandb": (_wandb, _read_wandb),
+    "mlflow": (_mlflow, _read_mlflow),
+    "trackio": (_trackio, _read_trackio),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    # These packages, and those that they import, warn of their own deprecations.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield CASES[request.param]
+
+
+def _record(tracker, *, steps, pictures_at):
+    with eqmdm.Tracking(tracker, config=CONFIG) as tracking:
+        for step in steps:
+            tracking.scalars(step, {"train/loss": 1.0 / step, "train/nats": 2.5})
+            tracking.scalars(step, {"validation/loss": 0.5 + step})
+        for step in pictures_at:
+            tracking.pictures(step, {"samples": PICTURE})
+
+
+def test_record_of_a_resumed_run_is_complete_and_has_no_step_twice(case, tmp_path):
+    make, read = case
+    with warnings.catch_warnings():
+        # The warning of a tracker that fails.
+        warnings.filterwarnings("error", ".* failed ")
+        _record(make(tmp_path / "record"), steps=[2, 4], pictures_at=[])
+        # Resumed from a checkpoint of step 2, so that step 4 is taken again.
+        _record(make(tmp_path / "record"), steps=[4, 6], pictures_at=[6])
+        # Complete, so that only the picture is drawn again.
+        _record(make(tmp_path / "record"), steps=[], pictures_at=[6])
+    config, scalars, pictures, shown = read(tmp_path / "record")
+    expected = [
+        entry
+        for step in (2, 4, 6)
+        for entry in (
+            ("train/loss", step, 1.0 / step),
+            ("train/nats", step, 2.5),
+            ("validation/loss", step, 0.5 + step),
+        )
+    ]
+    # TensorBoard stores float32.
+    close = [(name, step, pytest.approx(v, rel=1e-7)) for name, step, v in expected]
+    assert sorted(scalars) == sorted(close)
+    assert pictures == [("samples", 6)]
+    np.testing.assert_array_equal(shown, PICTURE)
+    assert {name: config[name] for name in CONFIG} == CONFIG
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"run": 1, "last": {}}', "[" * 100_000])
+def test_damaged_record_is_named(text, tmp_path):
+    (tmp_path / "tracked.json").write_text(text)
+    with pytest.raises(ValueError, match="`directory` must hold the record"):
+        eqmdm.JSONLinesTracker(tmp_path).scalars(1, {"train/loss": 1.0})
+
+
+# --- The callback --------------------------------------------------------------------
+
+
+class Memory:
+    """A tracker that keeps what it is given, and fails at one step."""
+
+    def __init__(self, fails_at=None):
+        self.calls, self._fails_at = [], fails_at
+
+    def config(self, values):
+        self.calls.append(("config", values))
+
+    def scalars(self, step, values):
+        if step == self._fails_at:
+            raise ConnectionError("the server is away")
+        self.calls.append((step, values))
+
+    def pictures(self, step, values):
+        self.calls.append((step, sorted(values)))
+
+
+def _fit(*callbacks, steps=4, **settings):
+    x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    network = eqmdm.nn.MLP((2,), 1, width=4, depth=1, key=jax.random.key(1))
+    eqmdm.fit(
+        eqmdm.NoiseModel(network, eqmdm.VPSDE()),
+        x,
+        key=jax.random.key(0),
+        steps=steps,
+        batch_size=4,
+        log_every=2,
+        validate_every=4,
+        checkpoint_every=4,
+        callbacks=callbacks,
+        **settings,
+    )
+
+
+def test_tracked_training_has_means_errors_and_options():
+    tracker, events = Memory(), []
+    tracking = eqmdm.Tracking(tracker, config=CONFIG, loss_name="nats")
+    _fit(tracking, events.append, validation=np.ones((5, 2), np.float32))
+    assert tracker.calls[0] == ("config", CONFIG)
+    assert [call[0] for call in tracker.calls[1:]] == [2, 4, 4]
+    logs = [event for event in events if event.kind == "log"]
+    for event, (_, values) in zip(logs, tracker.calls[1:], strict=False):
+        assert values["train/nats"] == pytest.approx(np.mean(event.metrics["loss"]))
+        assert values["train/steps_per_second"] == event.steps_per_second
+        assert {f"train/{n}" for n in event.metrics} - {"train/loss"} < values.keys()
+    (loss,) = (e.evaluation.loss for e in events if e.kind == "validation")
+    _, values = tracker.calls[3]
+    assert values["validation/nats"] == pytest.approx(loss.mean())
+    error = loss.std(ddof=1) / np.sqrt(len(loss))
+    assert values["validation/nats_standard_error"] == pytest.approx(error)
+
+
+def test_failing_tracker_warns_once_and_training_goes_on():
+    tracker, other = Memory(fails_at=2), Memory()
+    tracker.pictures = tracker.config = lambda *_: 1 / 0
+    trackings = [eqmdm.Tracking(tracker), eqmdm.Tracking(other)]
+    with pytest.warns(UserWarning) as shown:
+        _fit(*trackings, steps=6)
+        trackings[0].pictures(6, {"samples": PICTURE})
+    (warning,) = shown
+    assert str(warning.message).startswith("Memory failed (ZeroDivisionError: ")
+    assert [call[0] for call in tracker.calls] == [4, 6]
+    assert [call[0] for call in other.calls] == ["config", 2, 4, 6]
+
+
+def test_numbers_that_are_not_finite_are_left_out():
+    tracker = Memory()
+    summary = {"total": (-2.0, float("nan")), "nats": (2.0, 0.5)}
+    eqmdm.Tracking(tracker).estimates(3, "test", summary)
+    assert tracker.calls[-1] == (
+        3,
+        {"test/total": -2.0, "test/nats": 2.0, "test/nats_standard_error": 0.5},
+    )
+
+
+def test_only_the_first_process_tracks(monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    tracker = Memory()
+    eqmdm.Tracking(tracker).scalars(1, {"a": 1.0})
+    assert tracker.calls == []
+
+
+def test_tracker_without_its_methods_is_rejected(unchecked):
+    del unchecked
+    for wrong in (object(), Memory):
+        with pytest.raises(
+            TypeError, match="`tracker` must be an object with the meth"
+        ):
+            eqmdm.Tracking(wrong)
+
+
+@pytest.mark.parametrize(
+    "tracker, extra",
+    [
+        (eqmdm.TensorBoardTracker, "tensorboard"),
+        (eqmdm.WandBTracker, "wandb"),
+        (eqmdm.MLflowTracker, "mlflow"),
+        (eqmdm.TrackioTracker, "trackio"),
+    ],
+)
+def test_missing_package_is_named_with_its_extra(tracker, extra, tmp_path, monkeypatch):
+    for name in list(sys.modules):
+        if name.split(".")[0] == extra:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, extra, None)
+    message = rf"comes with the extra `{extra}`: pip install 'eqmdm\[{extra}\]'"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        tracker(tmp_path)
+
+
+# --- The option of the program -------------------------------------------------------
+
+
+def _error(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        program.run(parse(TrainOptions, ["--dataset=mixture", *arguments]))
+    capsys.readouterr()
+    (line,) = str(stopped.value.code).splitlines()
+    return line
+
+
+def test_wrong_tracker_is_one_line_before_any_work(
+    tmp_path, capsys, monkeypatch, unchecked
+):
+    del unchecked
+    place = f"--run-dir={tmp_path / 'run'}"
+    error = _error(capsys, place, "--tracker=tensorbord")
+    assert error.startswith("error: --tracker must be trackers, separated by commas; ")
+    assert "Did you mean tensorboard?" in error
+    error = _error(capsys, place, "--tracker=no_such_module:make")
+    assert "error: --tracker must be a function or class that makes a tracker" in error
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    error = _error(capsys, place, "--tracker=wandb")
+    assert error.startswith("error: --tracker cannot be wandb: this tracker needs ")
+    assert error.endswith("the extra `wandb`: pip install 'eqmdm[wandb]'")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_run_sends_its_options_progress_samples_and_bound_to_a_tracker(tmp_path):
+    (tmp_path / "own_tracker.py").write_text(
+        "import eqmdm\n"
+        "def make(run_dir):\n"
+        "    return eqmdm.JSONLinesTracker(run_dir / 'own')\n"
+    )
+    arguments = [*POINTS, "--run-dir=run", "--batch-size=8", "--validation-examples=8"]
+    arguments += "--log-every=2 --validate-every=4 --checkpoint-every=4".split()
+    arguments += "--test-examples=8 --n-samples=4 --sample-steps=4".split()
+    arguments += ["--tracker=own_tracker:make"]
+    for more in (["--steps=4"], ["--steps=8", "--resume"]):
+        script = [sys.executable, str(SCRIPTS / "train.py"), *arguments, *more]
+        done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "failed" not in done.stderr, done.stderr
+    config, scalars, pictures, _ = _read_json_lines(tmp_path / "run" / "own")
+    assert config["options"]["width"] == 8 and config["options"]["steps"] == 8
+    assert config["versions"]["eqmdm"] == eqmdm.__version__
+    assert sorted(pictures) == [("samples", 4), ("samples", 8)]
+    steps = lambda name: [s for n, s, _ in scalars if n == name]
+    assert steps("train/nats") == [2, 4, 6, 8]
+    assert steps("validation/nats") == steps("test/nats_standard_error") == [4, 8]
+    records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = [r["nats"] for r in map(json.loads, records) if "nats" in r]
+    assert [v for n, _, v in scalars if n == "train/nats"] == logged
+    bound = json.loads((tmp_path / "run" / "test_bound.json").read_text())
+    values = {n: v for n, s, v in scalars if s == 8}
+    assert values["test/total"] == bound["terms"]["total"]["mean"]
+
+
+# --- Callbacks at some of the steps --------------------------------------------------
+
+
+def test_callback_every_few_steps_is_called_at_these_and_can_stop():
+    called = []
+
+    def measure(event):
+        called.append((event.kind, event.step))
+        return event.step == 6
+
+    everything = []
+    record = lambda event: everything.append((event.kind, event.step))
+    _fit(eqmdm.Every(3, measure), record, steps=20)
+    assert called == [("step", 3), ("step", 6)]
+    assert everything[-1] == ("end", 6)
+
+
+def test_call_of_several_steps_ends_where_a_callback_is_due(monkeypatch):
+    monkeypatch.setattr("eqmdm._training.loop.steps_per_call", lambda: 10)
+    called = []
+    _fit(eqmdm.Every(6, lambda event: called.append(event.step)), steps=20)
+    assert called == [6, 12, 18]
+
+
+def test_callback_every_no_step_is_rejected():
+    with pytest.raises(ValueError, match="`n` must be at least 1; got 0"):
+        eqmdm.Every(0, print)
