@@ -87,7 +87,7 @@ def finished(tmp_path_factory):
 def test_run_writes_all_that_was_used_and_found(finished):
     run_dir, stdout = finished
     files = "options.json metrics.jsonl test_bound.json samples.png"
-    for name in [*files.split(), "training_curve.png"]:
+    for name in [*files.split(), "training_curve.png", "report.html"]:
         assert (run_dir / name).stat().st_size > 0
     for name in ("samples.png", "training_curve.png"):
         assert (run_dir / name).read_bytes().startswith(b"\x89PNG")
@@ -201,8 +201,8 @@ def test_run_terminated_after_its_last_step_says_what_is_left_and_resumes_to_it(
         (run_dir / name).unlink()
     arguments = [*TINY, "--run-dir=run", "--resume"]
     for stage, left in (
-        ("drawing", "the samples, the test bound"),
-        ("evaluating", "the test bound"),
+        ("drawing", "the samples, the test bound, the report"),
+        ("evaluating", "the test bound, the report"),
     ):
         process = _start(*arguments, cwd=tmp_path)
         assert any(line.startswith(stage) for line in process.stdout)

@@ -10,6 +10,7 @@ from .errors import quiet_when_unread
 PROGRAMS = {
     "train": "train a diffusion model, evaluate its bound and draw samples",
     "evaluate": "evaluate the likelihood of a trained model, example by example",
+    "report": "write the page of a training run",
     "sample": "draw samples from a trained model",
     "compare-evaluations": "compare evaluations of the same examples",
     "solver-study": "compare solvers at equal numbers of network evaluations",
@@ -69,6 +70,8 @@ def _load(name: str) -> Callable[[Sequence[str] | None, str | None], None]:
             from .train import main
         case "evaluate":
             from .evaluate import main
+        case "report":
+            from .report import main
         case "sample":
             from .sample import main
         case "compare-evaluations":

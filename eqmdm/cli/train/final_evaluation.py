@@ -1,4 +1,4 @@
-"""The final evaluation of a run, with EMA parameters: curves, samples, bound."""
+"""The final evaluation of a run, with EMA parameters: curves, samples, bound, page."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,8 @@ import eqmdm
 
 from .. import build, conditions, plots
 from ..build import Purpose
-from ..processes import is_first
+from ..processes import first_does, is_first
+from ..report import program as report_program
 from .records import Records, report
 from .setup import Setup
 
@@ -23,6 +24,7 @@ def stages(
         found["the samples"] = lambda: _draw_samples(setup, state)
     if setup.options.test_examples:
         found["the test bound"] = lambda: _evaluate_bound(setup, state)
+    found["the report"] = lambda: first_does(lambda: _write_report(setup))
     return found
 
 
@@ -104,3 +106,7 @@ def _evaluate_bound(setup: Setup, state: eqmdm.TrainState) -> None:
         report(path, summary, settings)
         for tracking in setup.trackings:
             tracking.estimates(int(state.step), "test", summary)
+
+
+def _write_report(setup: Setup) -> None:
+    report_program.write(setup.run.run_dir)
