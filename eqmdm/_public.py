@@ -137,6 +137,10 @@ from ._sampling import (
     UniformGrid as UniformGrid,
     sample as sample,
 )
+from ._sharing.pretrained import (
+    load_pretrained as load_pretrained,
+    save_pretrained as save_pretrained,
+)
 from ._tracking.base import Tracker as Tracker, Tracking as Tracking
 from ._tracking.event_files import TensorBoardTracker as TensorBoardTracker
 from ._tracking.json_lines import JSONLinesTracker as JSONLinesTracker

@@ -32,6 +32,7 @@ ORDER = (
     "_likelihood",
     "_training",
     "_tracking",
+    "_sharing",
     "_public",
     "__init__",
     "cli",

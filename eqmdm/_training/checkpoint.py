@@ -116,7 +116,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         arrays = named_arrays(tree)
-        meta = {"digest": _digest(arrays)}
+        meta = {"digest": arrays_digest(arrays)}
         # NumPy arrays are stored without the device layout of this machine.
         arrays = {
             name: np.asarray(array) if array.is_fully_addressable else array
@@ -152,7 +152,7 @@ class Checkpoints:
             )
             restored = checkpointer.restore(directory, args=args)
         arrays = dict(restored.state)
-        if _digest(arrays) != restored.meta["digest"]:
+        if arrays_digest(arrays) != restored.meta["digest"]:
             raise ValueError("the arrays differ from those that were saved")
         return arrays
 
@@ -194,7 +194,8 @@ def _name(path: tuple) -> str:
     return jtu.keystr(path).removeprefix(".")
 
 
-def _digest(arrays: Mapping[str, Any]) -> str:
+def arrays_digest(arrays: Mapping[str, Any]) -> str:
+    """A digest of the names, dtypes, shapes and values of arrays."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         # One array at a time, because all sharded arrays gathered together may exceed

@@ -45,21 +45,25 @@ def load_run(
             stacklevel=2,
         )
     if not isinstance(like, AbstractModel):
-        build = _builder(run, record) if like is None else like
+        build = find_builder(record) if like is None else like
+        if build is None:
+            raise ValueError(
+                f"`like` must be given for the run in {run.run_dir}, which no program "
+                "of this package made. Pass a model with the structure of the trained "
+                "one, or a function that builds one from the run's options."
+            )
         like = build(record["options"])
     return restored.model(like, ema=ema)
 
 
-def _builder(
-    run: Run, record: Mapping[str, Any]
-) -> Callable[[dict[str, Any]], AbstractModel]:
+def find_builder(
+    record: Mapping[str, Any],
+) -> Callable[[dict[str, Any]], AbstractModel] | None:
+    """The function that builds the model of a run from its options; `None` for a run
+    that no program of this package made."""
     name = record.get("builder")
     if name is None:
-        raise ValueError(
-            f"`like` must be given for the run in {run.run_dir}, which no program of "
-            "this package made. Pass a model with the structure of the trained one, or "
-            "a function that builds one from the run's options."
-        )
+        return None
     check_builder(name)
     # The name is one of a fixed list, so a file cannot name other code. It is imported
     # here, because no module of the library imports the programs.

@@ -1,5 +1,6 @@
-"""Files of data sets on the Hugging Face Hub."""
+"""Files of repositories on the Hugging Face Hub."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,14 @@ DATA_FILES = ("README.md", "*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl")
 DATA_FILES += ("*.ndjson", "*.arrow", "*.png", "*.jpg", "*.jpeg", "*.webp")
 
 
-def fetch(repository: str, patterns: Sequence[str]) -> Path:
-    """The folder of a data set's files, which are fetched unless they were before.
+def fetch(
+    repository: str,
+    patterns: Sequence[str],
+    *,
+    repo_type: str = "dataset",
+    revision: str | None = None,
+) -> Path:
+    """The folder of a repository's files, which are fetched unless they were before.
 
     **Raises:** `ConnectionError`, with the reason alone, if that fails.
     """
@@ -20,11 +27,16 @@ def fetch(repository: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
 
+    download = huggingface_hub.snapshot_download
+    if revision is not None:
+        download = functools.partial(download, revision=revision)
     try:
         # Fetches only what is not in the cache yet. If the Hub cannot be reached it
         # fails immediately; `datasets.load_dataset` retries for 23 seconds first.
-        root = huggingface_hub.snapshot_download(
-            repository, repo_type="dataset", allow_patterns=list(patterns)
+        root = download(
+            repository,
+            repo_type=repo_type,
+            allow_patterns=list(patterns),
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
