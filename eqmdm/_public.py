@@ -159,6 +159,7 @@ from ._training.loop import (
 )
 from ._training.objective import Objective as Objective
 from ._training.optimiser import make_optimiser as make_optimiser
+from ._training.posthoc import posthoc_ema as posthoc_ema
 from ._training.run import Run as Run
 from ._training.state import TrainState as TrainState
 from ._training.step import train_step as train_step

@@ -10,14 +10,14 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._core.array_file import read_arrays, write_arrays
 from .._core.files import write_atomically, write_json
 from .._core.sharding import on_host
 from .._model.base import AbstractModel, check_model
-from .._training.checkpoint import arrays_digest, fill, named_arrays
+from .._training.checkpoint import fill, named_arrays
 from .._training.load import find_builder
 from ..data._hub import fetch
 from ..data._names import is_on_hub
-from .array_file import read_arrays, write_arrays
 from .card import model_card, public_record, read_bound
 
 
@@ -85,9 +85,9 @@ def save_pretrained(
         needs_like=build is None,
     )
     config = {"format": _FORMAT, "format_version": _VERSION, "options": {}}
-    config |= {"builder": None, **(record or {}), "digest": arrays_digest(arrays)}
+    config |= {"builder": None, **(record or {})}
     directory.mkdir(parents=True, exist_ok=True)
-    write_arrays(directory / ARRAYS, arrays, {"format": _FORMAT})
+    write_arrays(directory / ARRAYS, arrays)
     write_json(directory / CONFIG, config)
     write_atomically(directory / CARD, card)
     return directory
@@ -128,11 +128,6 @@ def load_pretrained(
             "parameters, such as pickles, are not read, since they can hold code."
         )
     arrays = read_arrays(path)
-    if arrays_digest(arrays) != config["digest"]:
-        raise ValueError(
-            f"`{ARRAYS}` must hold the arrays that {CONFIG} was saved with; those in "
-            f"{directory} differ. Copy or download both again."
-        )
     if not isinstance(like, AbstractModel):
         build = find_builder(config) if like is None else like
         if build is None:
@@ -175,7 +170,7 @@ def _config(path: Path) -> Mapping[str, Any]:
                 version > _VERSION
             ):
                 reason = f"its format {version} is newer than this eqmdm: upgrade it"
-            case {"format": "eqmdm", "options": {}, "digest": str()}:
+            case {"format": "eqmdm", "options": {}}:
                 return config
             case _:
                 reason = "it is damaged, or of another program"

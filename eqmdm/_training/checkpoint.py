@@ -1,6 +1,5 @@
 """Checkpoints, written and read by Orbax as arrays named by their key paths."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._core.sharding import on_host
+from .._core.array_file import arrays_digest
 from .._model.base import AbstractModel
 from .state import TrainState
 
@@ -192,15 +191,3 @@ class Checkpoints:
 
 def _name(path: tuple) -> str:
     return jtu.keystr(path).removeprefix(".")
-
-
-def arrays_digest(arrays: Mapping[str, Any]) -> str:
-    """A digest of the names, dtypes, shapes and values of arrays."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        # One array at a time, because all sharded arrays gathered together may exceed
-        # the memory of a host.
-        array = on_host(array)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

@@ -45,6 +45,7 @@ def fit(
     objective: Objective | None = None,
     optimiser: optax.GradientTransformation | None = None,
     ema_decay: float = 0.999,
+    ema_profiles: bool = False,
     validation: Any = None,
     validation_condition: PyTree = None,
     n_draws: int = 1,
@@ -84,6 +85,8 @@ def fit(
         images it has uniform dequantisation, and random reflections if the data set
         uses them.
     - `optimiser`: any Optax optimiser; by default [`eqmdm.make_optimiser`][]`()`.
+    - `ema_profiles`: whether to store two more averages with each checkpoint, from
+        which [`eqmdm.posthoc_ema`][] makes one of any length after the training.
     - `validation`, `validation_condition`: validation examples and their conditions;
         by default those of the `Dataset`. `n_draws` is the number of draws of time and
         noise for each.
@@ -117,7 +120,7 @@ def fit(
     every = {"log_every": log_every, "validate_every": validate_every}
     every |= {"checkpoint_every": checkpoint_every}
     _check_counts({"steps": steps, "batch_size": batch_size} | every)
-    state = TrainState.create(model, optimiser, key=key)
+    state = TrainState.create(model, optimiser, key=key, ema_profiles=ema_profiles)
     with contextlib.nullcontext() if run_dir is None else Run(run_dir) as run:
         if run is not None:
             state = _started_or_resumed(run, state, data, condition, settings)
@@ -228,6 +231,8 @@ def _started_or_resumed(
     if condition is not None:
         leaves = jax.tree.leaves(condition)
         options["condition_fingerprint"] = [_fingerprint(leaf) for leaf in leaves]
+    if state.profiles is not None:
+        options["ema_profiles"] = True
     run.lock()
     if not run.exists:
         run.start(options)

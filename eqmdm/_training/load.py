@@ -44,16 +44,28 @@ def load_run(
             f"({reason}); that of step {restored.step} is loaded instead.",
             stacklevel=2,
         )
-    if not isinstance(like, AbstractModel):
-        build = find_builder(record) if like is None else like
-        if build is None:
-            raise ValueError(
-                f"`like` must be given for the run in {run.run_dir}, which no program "
-                "of this package made. Pass a model with the structure of the trained "
-                "one, or a function that builds one from the run's options."
-            )
-        like = build(record["options"])
-    return restored.model(like, ema=ema)
+    return restored.model(structure(run, record, like), ema=ema)
+
+
+def structure(
+    run: Run,
+    record: Mapping[str, Any],
+    like: AbstractModel | Callable[[dict[str, Any]], AbstractModel] | None,
+) -> AbstractModel:
+    """A model with the structure of that of a run, as [`eqmdm.load_run`][] finds it.
+
+    **Raises:** `ValueError` if there is no `like` where it is required.
+    """
+    if isinstance(like, AbstractModel):
+        return like
+    build = find_builder(record) if like is None else like
+    if build is None:
+        raise ValueError(
+            f"`like` must be given for the run in {run.run_dir}, which no program "
+            "of this package made. Pass a model with the structure of the trained "
+            "one, or a function that builds one from the run's options."
+        )
+    return build(record["options"])
 
 
 def find_builder(

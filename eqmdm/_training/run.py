@@ -8,6 +8,7 @@ from typing import Any
 
 from .._core.files import to_json, write_json
 from .checkpoint import Checkpoints, Restored
+from .snapshots import write_snapshot
 from .state import TrainState
 
 
@@ -157,7 +158,8 @@ class Run:
                 )
 
     def save(self, state: TrainState, *, loss: float | None = None) -> None:
-        """Writes a checkpoint of `state`, then deletes old ones.
+        """Writes a checkpoint of `state`, then deletes old ones. If the state has
+        averages with power-function profiles, they are also kept in a snapshot.
 
         **Arguments:**
 
@@ -170,6 +172,10 @@ class Run:
         """
         step = int(state.step)
         try:
+            # Before the first step the averages have no weight.
+            if state.profiles is not None and step:
+                # First, so that every checkpoint has the snapshots before it.
+                write_snapshot(self.run_dir, step, state.profiles)
             self._checkpoints.write(step, state, loss=loss)
         # TensorStore reports a full disk as a ValueError.
         except (OSError, ValueError) as error:

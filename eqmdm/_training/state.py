@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree, UInt32
 from .._core.checks import is_deleted
 from .._core.types import IntScalar, PRNGKey
 from .._model.base import AbstractModel, check_model, final_log_snr
+from .profiles import PowerAverages
 
 
 @final
@@ -30,6 +31,8 @@ class TrainState(eqx.Module):
     - `key`: the data of the base key. The key of every draw is derived from it, from
         the purpose of the draw, and from the step or the example's number, so a resumed
         run needs nothing but the state.
+    - `profiles`: running averages with power-function profiles, from which
+        [`eqmdm.posthoc_ema`][] makes an average of any length; `None` without them.
     """
 
     model: AbstractModel
@@ -37,6 +40,7 @@ class TrainState(eqx.Module):
     opt_state: PyTree
     step: IntScalar
     key: UInt32[Array, " words"]
+    profiles: PowerAverages | None = None
 
     @classmethod
     def create(
@@ -45,6 +49,7 @@ class TrainState(eqx.Module):
         optimiser: optax.GradientTransformation,
         *,
         key: PRNGKey,
+        ema_profiles: bool = False,
     ) -> "TrainState":
         """The state before the first step.
 
@@ -56,6 +61,7 @@ class TrainState(eqx.Module):
         - `optimiser`: any Optax optimiser. It is initialised on
             `eqx.filter(model, eqx.is_inexact_array)`.
         - `key`: the key for all draws in training.
+        - `ema_profiles`: whether to keep `profiles`, two more copies of the parameters.
 
         **Raises:**
 
@@ -67,7 +73,8 @@ class TrainState(eqx.Module):
         _check_key(key)
         model, ema, opt_state, step, key_data, final = _initial(model, optimiser, key)
         model.check_final_time(step, final)
-        return cls(model, ema, opt_state, step, key_data)
+        profiles = PowerAverages.create(ema) if ema_profiles else None
+        return cls(model, ema, opt_state, step, key_data, profiles)
 
     @property
     def ema_model(self) -> AbstractModel:
@@ -144,5 +151,8 @@ def update(
         state.ema,
         trainable,
     )
+    profiles, number = state.profiles, state.step + 1
+    if profiles is not None:
+        profiles = profiles.updated(trainable, number)
     model = cast(AbstractModel, eqx.combine(trainable, static))
-    return TrainState(model, ema, opt_state, state.step + 1, state.key)
+    return TrainState(model, ema, opt_state, number, state.key, profiles)

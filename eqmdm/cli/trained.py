@@ -110,11 +110,15 @@ class TrainedRun:
 
 
 def load_trained(
-    directory: Path, *, data_dir: str | None, ema: bool = True
+    directory: Path,
+    *,
+    data_dir: str | None,
+    ema: bool = True,
+    ema_length: float | None = None,
 ) -> TrainedRun:
     """The model in a run's last checkpoint, and its training data.
 
-    `ema` chooses the averaged parameters.
+    `ema` chooses the averaged parameters, and `ema_length` the length of their average.
 
     **Raises:**
 
@@ -142,6 +146,8 @@ def load_trained(
         model = eqmdm.load_run(directory, ema=ema)
     for step, reason in restored.skipped.items():
         print(f"the checkpoint of step {step} cannot be read ({reason})")
+    if ema_length is not None:
+        model = _averaged(directory, ema_length, restored.step, model)
     _check_function(options, data_dir)
     dataset = build.load_data(options, data_dir)
     if dataset.fingerprint != fingerprint:
@@ -165,6 +171,18 @@ def load_trained(
         digest.hexdigest()[:16],
         conditions.kind_of(data.condition),
     )
+
+
+def _averaged(
+    directory: Path, length: float, step: int, like: eqmdm.AbstractModel
+) -> eqmdm.AbstractModel:
+    """The model of a run with an average of another length."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always", UserWarning)
+        model = eqmdm.posthoc_ema(directory, length, step=step, like=like)
+    for warning in shown:
+        print(warning.message)
+    return model
 
 
 def _check_function(options: TrainOptions, data_dir: str | None) -> None:

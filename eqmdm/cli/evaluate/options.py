@@ -40,6 +40,10 @@ class ModelOptions:
     """Use the moving average of the parameters instead of the last ones."""
     unconditional: bool = False
     """For a model trained with --condition: leave the condition out."""
+    ema_length: float | None = chosen("the average with the decay of training")
+    """Use an average of this length, made from the snapshots of a run that was trained
+    with --ema-profiles: its standard deviation as a fraction of the training, such as
+    0.05, and below 0.288."""
     diffusion: DiffusionName | None = chosen("that of the run")
     """Evaluate a denoiser under a diffusion that it was not trained on, by default over
     the same interval in log-SNR."""
@@ -151,6 +155,11 @@ class EvaluateOptions(
         names = ("examples", "draws", "batch_size", "probes", "max_steps", "aux_draws")
         check_at_least(self, dict.fromkeys(names, 1) | {"first": 0, "seed": 0})
         check_formats(self.format)
+        if self.ema_length is not None and not self.ema:
+            raise ValueError(
+                "`ema_length` must be left out with --no-ema, which uses no average; "
+                f"got {self.ema_length:g}."
+            )
         if self.divergence == "exact" and self.probes is not None:
             raise ValueError(
                 "`probes` must be left out with --divergence exact, which has none; "

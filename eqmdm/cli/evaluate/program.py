@@ -37,7 +37,12 @@ def run(given: EvaluateOptions) -> None:
     with clean_errors(given):
         given.check()
         find_solver(given.solver)
-        trained = load_trained(given.run, data_dir=given.data_dir, ema=given.ema)
+        trained = load_trained(
+            given.run,
+            data_dir=given.data_dir,
+            ema=given.ema,
+            ema_length=given.ema_length,
+        )
         trained = under_chosen_diffusion(given, trained)
         settings = [resolve(options, trained) for options in by_route(given, trained)]
         classifications = []

@@ -68,6 +68,12 @@ def make_report(
     }
 
 
+def _parameters(settings: dict[str, Any]) -> str:
+    if "ema_length" in settings:
+        return f"averaged (length {settings['ema_length']:g})"
+    return "averaged" if settings.get("ema", True) else "last"
+
+
 def make_text(report: dict[str, Any]) -> str:
     """The text of report.txt: results, method and notes."""
     settings, n = report["settings"], report["n_examples"]
@@ -78,7 +84,7 @@ def make_text(report: dict[str, Any]) -> str:
         f"{_counted(n)} of {report['dataset']}, {settings['split']} split, {numbers}",
         f"run {report['run']} at step {report['step']}: {report['diffusion']} "
         f"diffusion, {report['score']} score, "
-        f"{'averaged' if settings.get('ema', True) else 'last'} parameters",
+        f"{_parameters(settings)} parameters",
         _method(settings),
         "",
         f"{'term':>16} {'mean':>12} {'std error':>10}",

@@ -66,6 +66,7 @@ class EvaluateSettings(EvaluateOptions):
         names += () if self.ema else ("ema",)
         names += ("unconditional",) if self.unconditional else ()
         names += () if self.of_class is None else ("of_class",)
+        names += () if self.ema_length is None else ("ema_length",)
         return {name: getattr(self, name) for name in names}
 
 
@@ -181,6 +182,7 @@ def _model_names(options: EvaluateOptions) -> list[str]:
     names = [f"{kind}{r[0]:g}to{r[1]:g}" for kind, r in ranges if r is not None]
     names += [] if options.ema else ["last"]
     names += ["unconditional"] if options.unconditional else []
+    names += [] if options.ema_length is None else [f"ema{options.ema_length:g}"]
     return [*([options.diffusion] if options.diffusion else []), *names]
 
 

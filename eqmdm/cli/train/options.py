@@ -179,6 +179,10 @@ class TrainingOptions:
     drop_condition: float = 0.1
     """With --condition: the probability of leaving out the condition of an example, so
     that the network also learns the unconditional data, which guidance needs."""
+    ema_profiles: bool = False
+    """Keep two more averages and store them with each checkpoint, in RUN/averages, so
+    that `eqmdm evaluate --ema-length` can use an average of any length: two copies of
+    the parameters in memory, and two on disk for each checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,12 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
         warmup=options.warmup,
         accumulate=options.accumulate,
     )
-    state = eqmdm.TrainState.create(model, optimiser, key=key(Purpose.TRAINING))
+    state = eqmdm.TrainState.create(
+        model,
+        optimiser,
+        key=key(Purpose.TRAINING),
+        ema_profiles=options.ema_profiles,
+    )
     facts = build.facts(options.seed)
     if dataset.description:
         facts["data_found"] = dataset.description

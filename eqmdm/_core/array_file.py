@@ -6,6 +6,7 @@ the place of each array; and the values, in little-endian order without gaps. No
 it can be executed, and a reader that checks the places reads nothing else.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,8 @@ from typing import Any, NoReturn, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from .._core.files import write_atomically
+from .files import write_atomically
+from .sharding import on_host
 
 
 _DTYPES: dict[str, np.dtype] = {
@@ -30,7 +32,7 @@ _DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # The largest header that other readers accept.
 _LARGEST_HEADER = 100_000_000
-_METADATA = "__metadata__"
+_METADATA, _DIGEST = "__metadata__", "eqmdm.digest"
 
 _Refuse: TypeAlias = Callable[[str], NoReturn]
 
@@ -38,9 +40,8 @@ _Refuse: TypeAlias = Callable[[str], NoReturn]
 def write_arrays(
     path: str | os.PathLike,
     arrays: Mapping[str, np.ndarray],
-    metadata: Mapping[str, str],
 ) -> None:
-    """Writes named arrays, completely or not at all.
+    """Writes named arrays and a digest of them, completely or not at all.
 
     **Raises:** `TypeError` for a dtype that the format lacks; `OSError` if the file
     cannot be written.
@@ -48,7 +49,7 @@ def write_arrays(
     assert sys.byteorder == "little"
     # Large items first, as other writers do, so that each array is aligned.
     names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
-    header: dict[str, Any] = {_METADATA: dict(metadata)}
+    header: dict[str, Any] = {_METADATA: {_DIGEST: arrays_digest(arrays)}}
     end = 0
     for name in names:
         array = arrays[name]
@@ -75,7 +76,7 @@ def write_arrays(
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The named arrays of a file.
+    """The named arrays of a file, which may be of another program.
 
     **Raises:** `ValueError` if it is damaged, or in another format.
     """
@@ -93,6 +94,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             refuse("it has no header, or ends within it")
         header = _header(file.read(length), refuse)
         values = file.read()
+    metadata = header.pop(_METADATA, None)
     arrays, end = {}, 0
     entries = sorted(header.items(), key=lambda entry: _place(*entry, refuse)[0])
     for name, entry in entries:
@@ -106,7 +108,23 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         arrays[name], end = flat.reshape(shape), stop
     if end != len(values):
         refuse("it has bytes that belong to no array")
+    # Files of other programs have no digest.
+    if isinstance(metadata, dict) and _DIGEST in metadata:
+        if metadata[_DIGEST] != arrays_digest(arrays):
+            refuse("its values differ from those that were saved")
     return arrays
+
+
+def arrays_digest(arrays: Mapping[str, Any]) -> str:
+    """A digest of the names, dtypes, shapes and values of arrays."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        # One array at a time, because all sharded arrays gathered together may exceed
+        # the memory of a host.
+        array = on_host(array)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _header(text: bytes, refuse: _Refuse) -> dict[str, Any]:
@@ -122,7 +140,6 @@ def _header(text: bytes, refuse: _Refuse) -> dict[str, Any]:
         refuse("its header is not JSON")
     if not isinstance(header, dict):
         refuse("its header is not an object")
-    header.pop(_METADATA, None)
     return header
 
 

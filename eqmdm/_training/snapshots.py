@@ -1,0 +1,57 @@
+"""Snapshots of the averages of a run, one file for each checkpoint."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from .._core.array_file import read_arrays, write_arrays
+from .._core.sharding import on_host
+from .checkpoint import named_arrays
+from .profiles import LENGTHS, PowerAverages
+
+
+_DIRECTORY = "averages"
+
+
+def write_snapshot(run_dir: Path, step: int, profiles: PowerAverages) -> None:
+    """Writes the averages after a step; every process must call this.
+
+    A run that is resumed from an earlier checkpoint writes the same file again.
+
+    **Raises:** `OSError` if it cannot be written.
+    """
+    arrays = {
+        f"{number}/{name}": np.asarray(on_host(array))
+        for number, average in enumerate(profiles.averages)
+        for name, array in named_arrays(average).items()
+    }
+    if jax.process_index() == 0:
+        path = _path(run_dir, step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(path, arrays)
+
+
+def read_snapshot(run_dir: Path, step: int) -> list[dict[str, np.ndarray]]:
+    """The averages after a step, of each length in `LENGTHS`, by their key paths.
+
+    **Raises:** `ValueError` if the file is damaged.
+    """
+    averages: list[dict[str, np.ndarray]] = [{} for _ in LENGTHS]
+    for name, array in read_arrays(_path(run_dir, step)).items():
+        number, _, key = name.partition("/")
+        averages[int(number)][key] = array
+    return averages
+
+
+def snapshot_steps(run_dir: Path) -> list[int]:
+    """The steps of the snapshots, oldest first."""
+    directory = run_dir / _DIRECTORY
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    found = [re.fullmatch(r"(\d+)\.safetensors", name) for name in names]
+    return sorted(int(match[1]) for match in found if match is not None)
+
+
+def _path(run_dir: Path, step: int) -> Path:
+    return run_dir / _DIRECTORY / f"{step}.safetensors"
