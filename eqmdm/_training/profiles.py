@@ -105,14 +105,16 @@ def reconstruction_weights(
     its relative error in the $L^2$ norm over training time.
 
     The profile of an average stored at step $t$ is $p(\tau) = (\gamma + 1) \tau^\gamma
-    / t^{\gamma + 1}$ up to $t$ and zero beyond. The weights minimise the distance of
-    the combination to the profile with `exponent` at `step`.
+    / t^{\gamma + 1}$ up to $t$ and zero beyond. Among the weights that add up to one,
+    these minimise the distance of the combination to the profile with `exponent` at
+    `step`.
 
     **Arguments:**
 
     - `steps`, `exponents`: $t$ and $\gamma$ of each stored average.
 
-    **Source:** Karras et al. (2024), section 3.2 and algorithm 3, arXiv 2312.02696.
+    **Source:** Karras et al. (2024), section 3.2 and algorithm 3, arXiv 2312.02696,
+    there without the constraint.
     """
     t, gamma = np.asarray(steps, float), np.asarray(exponents, float)
     products = _inner_product(t[:, None], gamma[:, None], t, gamma)
@@ -120,13 +122,24 @@ def reconstruction_weights(
     # Unit profiles, so that one cut-off suits all of them.
     norms = np.sqrt(np.diagonal(products))
     square = float(_inner_product(float(step), exponent, float(step), exponent))
+    matrix, goal = products / (norms[:, None] * norms), target / norms
+    # Karras et al. leave the sum of the weights free. With their hundreds of snapshots
+    # it is one within 1e-4, but with four and a length of 0.2 it is 0.9, which would
+    # shrink every parameter. So move only within the plane on which it is one.
+    start, plane = _plane(1 / norms)
+    reduced = plane.T @ matrix @ plane
     # Neighbours are nearly the same profile. The solution of the least norm does not
     # amplify the rounding of what is stored, as the exact one does.
-    matrix = products / (norms[:, None] * norms)
-    scaled, *_ = np.linalg.lstsq(matrix, target / norms, rcond=1e-10)
-    weights = scaled / norms
+    moved, *_ = np.linalg.lstsq(reduced, plane.T @ (goal - matrix @ start), rcond=1e-10)
+    weights = (start + plane @ moved) / norms
     missed = square - 2 * weights @ target + weights @ products @ weights
     return weights, float(np.sqrt(max(missed, 0.0) / square))
+
+
+def _plane(normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A point of the plane of all `z` with `normal @ z == 1`, and a basis of it."""
+    basis, _ = np.linalg.qr(normal[:, None], mode="complete")
+    return normal / (normal @ normal), basis[:, 1:]
 
 
 def _inner_product(t_a, gamma_a, t_b, gamma_b):
