@@ -10,7 +10,7 @@ import jax.random as jr
 import optax
 
 import eqmdm
-from eqmdm._bound.elbo import compute_shared_elbo
+from eqmdm._bound.estimate import compute_shared_elbo
 from eqmdm._training.step import _draw_batch, _shuffled
 from eqmdm.cli import build
 from eqmdm.cli.train.options import ResolvedTrainOptions

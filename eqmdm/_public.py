@@ -8,7 +8,8 @@ from ._bound.decoders import (
     StartDecoder as StartDecoder,
 )
 from ._bound.discrete_time import discrete_elbo as discrete_elbo
-from ._bound.elbo import Elbo as Elbo, elbo as elbo
+from ._bound.elbo import elbo as elbo
+from ._bound.estimate import Elbo as Elbo
 from ._bound.forms import (
     AbstractForm as AbstractForm,
     DenoisingScoreMatching as DenoisingScoreMatching,

@@ -8,7 +8,7 @@ import jax.random as jr
 import numpy as np
 
 import eqmdm
-from eqmdm._bound.elbo import compute_elbo, default_decoder
+from eqmdm._bound.estimate import compute_elbo, default_decoder
 
 
 FORMS = {

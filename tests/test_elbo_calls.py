@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from references import VARIANCE, normal_denoiser
 
 import eqmdm
-from eqmdm._bound.elbo import compute_elbo, compute_shared_elbo
+from eqmdm._bound.estimate import compute_elbo, compute_shared_elbo
 from helpers import slow, tree_allclose, within_standard_errors
 
 

@@ -11,7 +11,7 @@ from evaluations import BOUND, COARSE, FEW, LIKELIHOOD, evaluate, report_of
 from script_runs import load_once
 
 import eqmdm
-from eqmdm._bound.elbo import compute_elbo
+from eqmdm._bound.estimate import compute_elbo
 from eqmdm.cli import build
 from eqmdm.cli.evaluate import program
 

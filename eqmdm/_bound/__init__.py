@@ -7,7 +7,8 @@ from .decoders import (
     StartDecoder as StartDecoder,
 )
 from .discrete_time import discrete_elbo as discrete_elbo
-from .elbo import Elbo as Elbo, elbo as elbo
+from .elbo import elbo as elbo
+from .estimate import Elbo as Elbo
 from .forms import (
     AbstractForm as AbstractForm,
     DenoisingScoreMatching as DenoisingScoreMatching,

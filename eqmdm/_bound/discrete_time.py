@@ -15,7 +15,7 @@ from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
 from .._model.point import Point
 from .decoders import AbstractDecoder, DataDecoder
-from .elbo import Elbo
+from .estimate import Elbo
 
 
 def discrete_elbo(

@@ -1,71 +1,29 @@
 """Evidence lower bounds, itemised."""
 
-import math
-from collections.abc import Sequence
-from typing import final
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import PyTree
 
 from .._core.checks import check_count, concrete
-from .._core.gaussian import PerturbationKernel, apply_to_vars, log_det, n_coordinates
-from .._core.random import draw_normal
-from .._core.show import show_array
-from .._core.types import Data, PRNGKey, Scalar, State
-from .._diffusion import AbstractLinearDiffusion
+from .._core.types import Data, PRNGKey, Scalar
 from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
-from .._model.point import Point
-from .decoders import AbstractDecoder, DataDecoder, StartDecoder
+from .decoders import AbstractDecoder
+from .estimate import (
+    Elbo,
+    check_decoder,
+    compute_elbo,
+    default_decoder,
+    default_time_sampler,
+)
 from .forms import AbstractForm, LowVariance
 from .times import (
     AbstractTimeSampler,
-    ImportanceTimeSampler,
-    LogSNRTimeSampler,
     stratified,
     stratified_standard_error,
 )
-
-
-@final
-class Elbo(eqx.Module):
-    r"""A lower bound of $\log p(x)$ in nats, term by term; `total` is their sum.
-
-    It is an unbiased estimate of the bound for one example, or for each example of a
-    batch under `jax.vmap`. `standard_error` is that of `total` if the estimate is a
-    mean over several draws, and `None` for a single draw.
-    """
-
-    reconstruction: Float[Array, "*batch"]
-    prior: Float[Array, "*batch"]
-    diffusion: Float[Array, "*batch"]
-    auxiliary: Float[Array, "*batch"]
-    standard_error: Float[Array, "*batch"] | None = None
-
-    @property
-    def total(self) -> Float[Array, "*batch"]:
-        return self.reconstruction + self.prior + self.diffusion + self.auxiliary
-
-    def terms(self) -> dict[str, Float[Array, "*batch"]]:
-        """The four terms by name, in nats."""
-        return {
-            "reconstruction": self.reconstruction,
-            "prior": self.prior,
-            "diffusion": self.diffusion,
-            "auxiliary": self.auxiliary,
-        }
-
-    def __repr__(self) -> str:
-        parts = [
-            f"{name}={show_array(value)}"
-            for name, value in ({"total": self.total} | self.terms()).items()
-        ]
-        if self.standard_error is not None:
-            parts.append(f"standard_error={show_array(self.standard_error)}")
-        return f"Elbo({', '.join(parts)})"
 
 
 def elbo(
@@ -185,18 +143,6 @@ def _elbo(
     return Elbo(**means, standard_error=standard_error)
 
 
-def default_decoder(form: AbstractForm) -> AbstractDecoder:
-    """The decoder of the whole start for a form that conditions on it, else of the
-    data."""
-    return StartDecoder() if form.conditions_on_start else DataDecoder()
-
-
-def default_time_sampler(model: AbstractModel) -> AbstractTimeSampler:
-    """The sampler in log-SNR for a denoiser, whose integrand is nearly flat in it, and
-    the importance sampler for other models."""
-    return LogSNRTimeSampler() if model.has_denoiser else ImportanceTimeSampler()
-
-
 def _as_quantile(u: Scalar, dtype: jnp.dtype) -> Scalar:
     value = concrete(u)
     if value is not None and not 0 <= value < 1:
@@ -205,218 +151,3 @@ def _as_quantile(u: Scalar, dtype: jnp.dtype) -> Scalar:
             "with `eqmdm.low_discrepancy`."
         )
     return jnp.asarray(u, dtype)
-
-
-def check_decoder(form: AbstractForm, decoder: AbstractDecoder) -> None:
-    """**Raises:** `ValueError` for a decoder that does not match the form."""
-    if form.conditions_on_start and not decoder.of_whole_start:
-        raise ValueError(
-            f"`decoder` must be a `StartDecoder` for the form {type(form).__name__}, "
-            f"which conditions on the whole start; got {type(decoder).__name__}, which "
-            "decodes the data alone. Use a form that conditions on the data alone."
-        )
-
-
-def compute_elbo(
-    model: AbstractModel,
-    x: Data,
-    u: Scalar,
-    form: AbstractForm,
-    decoder: AbstractDecoder,
-    time_sampler: AbstractTimeSampler,
-    *,
-    key: PRNGKey,
-) -> Elbo:
-    """The bound on one example from one draw, without the checks of `elbo`."""
-    # Both states of the example go through the network in one batch, so that it is
-    # traced and compiled once.
-    return compute_shared_elbo(
-        model, x[None], u[None], 1, form, decoder, time_sampler, keys=key[None]
-    )
-
-
-def compute_shared_elbo(
-    model: AbstractModel,
-    x: Float[Array, "examples *data"],
-    u: Float[Array, " shared"],
-    n_reconstruction: int,
-    form: AbstractForm,
-    decoder: AbstractDecoder,
-    time_sampler: AbstractTimeSampler,
-    *,
-    keys: Key[Array, " examples"],
-    conditions: PyTree = None,
-) -> Elbo:
-    """The mean bound over a batch, with terms estimated on parts of the batch.
-
-    The reconstruction uses the first `n_reconstruction` examples, the diffusion term
-    the last `len(u)`, and the other terms all examples. Each term is unbiased for a
-    batch in random order. The network is evaluated once, on the states of both parts
-    together, which is one evaluation per example if the parts are disjoint.
-    `conditions` are those of a conditional model, one for each example.
-    """
-    diffusion, n_start, n_path = model.diffusion, n_reconstruction, len(u)
-    keys = jax.vmap(lambda key: jr.split(key, 5))(keys)
-    key_aux, key_start, key_path, key_prior, key_probe = (keys[:, i] for i in range(5))
-    t, density = jax.vmap(
-        lambda u: _moving_with_interval(diffusion, *time_sampler(diffusion, u))
-    )(u)
-    ends = jnp.stack([diffusion.t0, diffusion.t1]).astype(x.dtype)
-    # Batched, this takes a third of the compilation of three computations.
-    kernels = jax.vmap(diffusion.compute_kernel)(jnp.concatenate([ends, t]))
-    at_start, at_end, at_times = (_take(kernels, i) for i in (0, 1, slice(2, None)))
-    n_vars, n_aux = diffusion.n_vars, diffusion.start_root(x.dtype).shape[1]
-    noise_start, noise_path, noise_aux = _draw_noise(
-        [(key_start[:n_start], n_vars), (key_path[-n_path:], n_vars), (key_aux, n_aux)],
-        x.shape[1:],
-        x.dtype,
-    )
-    state = jax.vmap(diffusion.start_of)(x, noise_aux)
-    start = jax.vmap(
-        lambda state, noise: Point.at(
-            at_start, state, noise, given_start=decoder.of_whole_start
-        )
-    )(state[:n_start], noise_start)
-    path = jax.vmap(
-        lambda kernel, state, noise: Point.at(
-            kernel, state, noise, given_start=form.conditions_on_start
-        )
-    )(at_times, state[-n_path:], noise_path)
-    arguments = jax.tree.map(
-        lambda *parts: jnp.concatenate(parts),
-        *(jax.vmap(lambda point: point.arguments)(points) for points in (start, path)),
-    )
-    of_start = jax.tree.map(lambda c: c[:n_start], conditions)
-    of_path = jax.tree.map(lambda c: c[-n_path:], conditions)
-    of_points = jax.tree.map(lambda *c: jnp.concatenate(c), of_start, of_path)
-
-    @jax.vmap
-    def whitened_error(condition, arguments):
-        return conditioned(model, condition).whitened_error(*arguments)
-
-    errors = whitened_error(of_points, arguments)
-
-    @jax.vmap
-    def reconstruction(condition, point, error):
-        given, error = conditioned(model, condition), point.own_error(error)
-        return _reconstruction(form, decoder, point, error, given)
-
-    @jax.vmap
-    def integrand(condition, point, error, key):
-        given, error = conditioned(model, condition), point.own_error(error)
-        return form.integrand(point, error, given, key=key)
-
-    @jax.vmap
-    def rest(state, key):
-        prior = _prior(form, diffusion, at_end, state, key=key)
-        return prior, _auxiliary(form, decoder, diffusion, at_start, state)
-
-    prior, auxiliary = rest(state, key_prior)
-    path_terms = integrand(of_path, path, errors[n_start:], key_probe[-n_path:])
-    path_terms = path_terms / density
-    return Elbo(
-        reconstruction=jnp.mean(reconstruction(of_start, start, errors[:n_start])),
-        prior=jnp.mean(prior),
-        diffusion=jnp.mean(path_terms),
-        auxiliary=jnp.mean(auxiliary),
-    )
-
-
-def _draw_noise(
-    draws: Sequence[tuple[Key[Array, " _"], int]],
-    data_shape: tuple[int, ...],
-    dtype: jnp.dtype,
-) -> list[Float[Array, "_ _ *data"]]:
-    """Noise for each of some keys, with a given number of rows for each group of keys.
-
-    It is one draw, so that it is compiled once, with the most rows that any group has:
-    draws from one key start with the same numbers, whatever the number of rows.
-    """
-    n_most = max(n_rows for _, n_rows in draws)
-    keys = jnp.concatenate([keys for keys, n_rows in draws if n_rows > 0])
-    noise = jax.vmap(lambda key: draw_normal(key, (n_most, *data_shape), dtype))(keys)
-    parts, first = [], 0
-    for keys, n_rows in draws:
-        if n_rows == 0:
-            parts.append(jnp.zeros((len(keys), 0, *data_shape), dtype))
-            continue
-        parts.append(noise[first : first + len(keys), :n_rows])
-        first += len(keys)
-    return parts
-
-
-def _take(kernels: PerturbationKernel, index: int | slice) -> PerturbationKernel:
-    return jax.tree.map(lambda leaf: leaf[index], kernels)
-
-
-def _moving_with_interval(
-    diffusion: AbstractLinearDiffusion, t: Scalar, density: Scalar
-) -> tuple[Scalar, Scalar]:
-    """The same time and density, differentiable with respect to the interval.
-
-    An interval given in log-SNR moves with the parameters of a learned diffusion, and
-    so do the limits of the integral. The relative position of `t` in the interval stays
-    fixed.
-    """
-    t0, t1 = diffusion.t0.astype(t.dtype), diffusion.t1.astype(t.dtype)
-    fixed = jax.lax.stop_gradient
-    share = fixed((t - t0) / (t1 - t0))
-    change = (1 - share) * (t0 - fixed(t0)) + share * (t1 - fixed(t1))
-    return t + change, density * (fixed(t1 - t0) / (t1 - t0))
-
-
-def _reconstruction(
-    form: AbstractForm,
-    decoder: AbstractDecoder,
-    point: Point,
-    error: State,
-    model: AbstractModel,
-) -> Scalar:
-    value = decoder.log_density(point, error, model)
-    if form.is_direct:
-        kernel = point.kernel
-        root = kernel.step.root if form.conditions_on_start else kernel.root
-        value = value + _entropy(root, point.start)
-    return value
-
-
-def _prior(
-    form: AbstractForm,
-    diffusion: AbstractLinearDiffusion,
-    at_end: PerturbationKernel,
-    start: State,
-    *,
-    key: PRNGKey,
-) -> Scalar:
-    if form.conditions_on_start:
-        mean, root = at_end.step.mean(start), at_end.step.root
-    else:
-        mean, root = at_end.mean(start[0]), at_end.root
-    if form.is_direct:
-        noise = draw_normal(key, start.shape, start.dtype)
-        return diffusion.prior.log_density(mean + apply_to_vars(root, noise))
-    return -diffusion.prior.kl_from(root, mean)
-
-
-def _entropy(root: Float[Array, "rows rows"], like: State) -> Scalar:
-    r"""The entropy of $\mathcal{N}(\cdot, L L^\top \otimes I)$, in nats."""
-    per_dim = 0.5 * len(root) * (1 + math.log(2 * math.pi)) + log_det(root)
-    return n_coordinates(like) * per_dim.astype(like.dtype)
-
-
-def _auxiliary(
-    form: AbstractForm,
-    decoder: AbstractDecoder,
-    diffusion: AbstractLinearDiffusion,
-    at_start: PerturbationKernel,
-    start: State,
-) -> Scalar:
-    start_root = diffusion.start_root(start.dtype)[1:]
-    if not decoder.of_whole_start or start_root.size == 0:
-        return jnp.zeros((), start.dtype)
-    entropy = _entropy(start_root, start)
-    if form.conditions_on_start:
-        return entropy
-    # H(v | x, y) = H(v | x) + H(y | v, x) - H(y | x).
-    given = log_det(at_start.step.root) - log_det(at_start.root)
-    return entropy + n_coordinates(start) * given.astype(start.dtype)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from .._bound.decoders import AbstractDecoder, DiscreteDecoder
-from .._bound.elbo import (
+from .._bound.estimate import (
     Elbo,
     check_decoder,
     compute_elbo,

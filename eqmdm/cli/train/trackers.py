@@ -6,8 +6,8 @@ from typing import Any
 
 import eqmdm
 
-from ..fields import did_you_mean
-from ..own import find_own, is_own
+from ..._core.hints import did_you_mean
+from ..._core.own import find_own, is_own
 from ..processes import is_first
 
 
