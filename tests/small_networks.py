@@ -44,6 +44,13 @@ NETWORKS = [
         id="unet_odd",
     ),
     pytest.param(
+        lambda key, **kw: nn.UNet(
+            (7, 2), 2, width=4, multipliers=(1, 2), n_blocks=1, key=key, **kw
+        ),
+        (2, 7, 2),
+        id="unet_series",
+    ),
+    pytest.param(
         lambda key, **kw: nn.MLP((3, 2), 2, width=8, depth=2, key=key, **kw),
         (2, 3, 2),
         id="mlp_series",

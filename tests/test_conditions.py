@@ -460,7 +460,7 @@ def test_a_condition_for_a_network_without_one_is_refused(key):
             lambda: nn.UNet(
                 (8, 8, 1), 1, condition=nn.ArrayCondition((4, 4, 1)), key=jr.key(0)
             ),
-            "an image of the height and width of the data",
+            "or have the sides of the data",
         ),
     ],
 )

@@ -58,6 +58,41 @@ def test_unet_attends_where_the_side_is_16_and_in_the_middle(
     assert len(modules_of(Attention, network)) == n_attentions
 
 
+def test_unet_of_series_is_that_of_images_one_pixel_wide(key):
+    options = {"width": 4, "multipliers": (1,), "n_blocks": 1}
+    of_series = perturbed(nn.UNet((7, 2), 3, **options, key=key), key)
+    of_images = perturbed(nn.UNet((7, 1, 2), 3, **options, key=key), key)
+
+    def widen(narrow, wide):
+        # Only the middle column of a kernel meets an image of one column.
+        if narrow.ndim == wide.ndim:
+            return narrow
+        return wide.at[:, 1].set(narrow)
+
+    leaves, treedef = jax.tree.flatten(of_images)
+    pairs = zip(jax.tree.leaves(of_series), leaves, strict=True)
+    of_images = jax.tree.unflatten(treedef, [widen(*pair) for pair in pairs])
+    y, t = jr.normal(key, (3, 7, 2), jnp.float32), jnp.float32(0.4)
+    series, images = of_series(t, y), of_images(t, y[:, :, None])[:, :, 0]
+    # In float32 the sums of two hundred terms of order one are in another order.
+    assert tree_allclose(series, images, rtol=1e-4, atol=1e-4)
+
+
+def test_unet_of_series_commutes_with_shifts_of_whole_levels_inside(key):
+    # Far from its ends a convolutional network sees only differences of position.
+    options = {"width": 4, "multipliers": (1, 2), "n_blocks": 1}
+    network = perturbed(nn.UNet((128, 1), 1, **options, key=key), key)
+    # Attention and normalisation see the whole series, which a roll only permutes.
+    y, t = jnp.zeros((1, 128, 1)).at[0, 40:60].set(1.0), jnp.float32(0.4)
+    out = network(t, y)
+    shifted = network(t, jnp.roll(y, 16, axis=1))
+    inside = slice(40, 80)
+    assert tree_allclose(
+        jnp.roll(out, 16, axis=1)[:, inside], shifted[:, inside], rtol=1e-4, atol=1e-4
+    )
+    assert float(jnp.abs(out[:, inside] - shifted[:, inside]).max()) > 1e-3
+
+
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
@@ -282,13 +317,15 @@ def test_bound_of_a_padded_size_is_that_of_its_pixels(key):
 @pytest.mark.parametrize(
     "shape, multipliers, match",
     [
-        ((8, 8), (1,), r"`shape` must be `\(height, width, channels\)`.*\(8, 8\)"),
+        ((8,), (1,), r"`shape` must be `\(height, width, channels\)`.*\(8,\)"),
         ((8, 8, 0), (1,), r"`shape`.*\(8, 8, 0\)"),
         ((8, 8, 1), (), r"`multipliers`.*\(\)"),
         ((8, 8, 1), (1, 0), r"`multipliers`.*\(1, 0\)"),
     ],
 )
-def test_unet_refuses_shapes_that_are_no_images(shape, multipliers, match, key):
+def test_unet_refuses_shapes_that_are_no_images_or_series(
+    shape, multipliers, match, key
+):
     with pytest.raises(ValueError, match=match):
         nn.UNet(shape, 1, width=4, multipliers=multipliers, key=key)
 

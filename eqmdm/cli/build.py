@@ -137,10 +137,11 @@ def build_model(
     """The model to train: a noise prediction, or a denoiser."""
     n_vars = 1 if options.score == "denoiser" else diffusion.n_vars
     condition = conditions.kind_of(data.condition)
-    if options.network == "unet" and len(data.shape) != 3:
+    if options.network == "unet" and len(data.shape) not in (2, 3):
         raise ValueError(
-            "`network` must be mlp for examples that are not images of shape (height, "
-            f"width, channels); got unet for the shape {data.shape}."
+            "`network` must be mlp for examples that are neither images of shape "
+            "(height, width, channels) nor series of shape (length, channels); got "
+            f"unet for the shape {data.shape}."
         )
     if options.network == "mlp":
         network = nn.MLP(

@@ -1,4 +1,4 @@
-"""Layers and blocks for one channels-last image."""
+"""Layers and blocks for one channels-last image or series."""
 
 import math
 from typing import final
@@ -13,14 +13,19 @@ from ._initialiser import Initialiser
 from ._layers import Linear, add_bias, at_least_float32
 
 
+# Those of a batch, a kernel and the output, for series and for images.
+_LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
+
+
 @final
 class Conv(eqx.Module):
-    """A 3x3 convolution of one channels-last image, padded to keep its size.
+    """A 3x3 convolution of one channels-last image, or one of width 3 of a series,
+    padded to keep its size.
 
     With a stride of 2, an even side is only padded at its end.
     """
 
-    weight: Float[Array, "3 3 in out"]
+    weight: Float[Array, "*kernel in out"]
     bias: Float[Array, " out"]
     stride: int = eqx.field(static=True)
 
@@ -29,29 +34,33 @@ class Conv(eqx.Module):
         n_in: int,
         n_out: int,
         *,
+        n_axes: int = 2,
         stride: int = 1,
         zero: bool = False,
         init: Initialiser,
     ):
-        shape = (3, 3, n_in, n_out)
+        kernel = (3,) * n_axes
         if zero:
-            self.weight = init.zeros(*shape)
+            self.weight = init.zeros(*kernel, n_in, n_out)
         else:
-            self.weight = init.weight(shape, fan_in=9 * n_in, fan_out=9 * n_out)
+            size = 3**n_axes
+            self.weight = init.weight(
+                (*kernel, n_in, n_out), fan_in=size * n_in, fan_out=size * n_out
+            )
         self.bias = init.zeros(n_out)
         self.stride = stride
 
     def __call__(
-        self, x: Inexact[Array, "height width in"]
-    ) -> Inexact[Array, "height_out width_out out"]:
+        self, x: Inexact[Array, "*sides in"]
+    ) -> Inexact[Array, "*sides_out out"]:
         # `jax.vmap` enlarges this batch of one, so that the batched network has
         # ordinary convolutions and not grouped ones.
         [out] = lax.conv_general_dilated(
             x[None],
             self.weight.astype(x.dtype),
-            window_strides=(self.stride, self.stride),
+            window_strides=(self.stride,) * (x.ndim - 1),
             padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=_LAYOUTS[x.ndim - 1],
         )
         return add_bias(out, self.bias)
 
@@ -73,9 +82,9 @@ class GroupNorm(eqx.Module):
         self.shift = init.zeros(n_channels)
 
     def __call__(
-        self, x: Inexact[Array, "height width channels"]
-    ) -> Inexact[Array, "height width channels"]:
-        height, width, n_channels = x.shape
+        self, x: Inexact[Array, "*sides channels"]
+    ) -> Inexact[Array, "*sides channels"]:
+        *sides, n_channels = x.shape
         n_groups = _n_groups(n_channels)
         n_each = n_channels // n_groups
         dtype = at_least_float32(x.dtype)
@@ -83,16 +92,24 @@ class GroupNorm(eqx.Module):
         # Sum values and squares over the positions, then over the few channels of a
         # group. On a CPU this makes the gradient of the whole network 1.2 times faster
         # than reductions of a five-dimensional array.
-        count = height * width * n_each
-        total = jnp.sum(wide, axis=(0, 1)).reshape(n_groups, n_each).sum(axis=1)
-        square = jnp.sum(wide**2, axis=(0, 1)).reshape(n_groups, n_each).sum(axis=1)
+        count, axes = math.prod(sides) * n_each, tuple(range(len(sides)))
+        total = jnp.sum(wide, axis=axes).reshape(n_groups, n_each).sum(axis=1)
+        square = jnp.sum(wide**2, axis=axes).reshape(n_groups, n_each).sum(axis=1)
         mean = total / count
         # The difference may round to below zero if a group is constant.
         variance = jnp.maximum(square / count - mean**2, 0)
         factor = jnp.repeat(lax.rsqrt(variance + 1e-6), n_each)
         factor = factor * self.scale.astype(dtype)
         offset = self.shift.astype(dtype) - jnp.repeat(mean, n_each) * factor
-        return (wide * factor[None, None] + offset[None, None]).astype(x.dtype)
+        factor, offset = (_over_sides(part, x) for part in (factor, offset))
+        return (wide * factor + offset).astype(x.dtype)
+
+
+def _over_sides(
+    features: Inexact[Array, " channels"], x: Inexact[Array, "*sides channels"]
+) -> Inexact[Array, "..."]:
+    """Features with an axis of length 1 for each side of `x`, to broadcast with it."""
+    return features.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _n_groups(n_channels: int) -> int:
@@ -109,12 +126,20 @@ class ResidualBlock(eqx.Module):
     conv2: Conv
     shortcut: Linear | None
 
-    def __init__(self, n_in: int, n_out: int, n_features: int, *, init: Initialiser):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        n_features: int,
+        *,
+        n_axes: int = 2,
+        init: Initialiser,
+    ):
         self.norm1 = GroupNorm(n_in, init=init)
-        self.conv1 = Conv(n_in, n_out, init=init)
+        self.conv1 = Conv(n_in, n_out, n_axes=n_axes, init=init)
         self.linear_time = Linear(n_features, n_out, init=init)
         self.norm2 = GroupNorm(n_out, init=init)
-        self.conv2 = Conv(n_out, n_out, zero=True, init=init)
+        self.conv2 = Conv(n_out, n_out, n_axes=n_axes, zero=True, init=init)
         if n_in == n_out:
             self.shortcut = None
         else:
@@ -123,18 +148,18 @@ class ResidualBlock(eqx.Module):
 
     def __call__(
         self,
-        x: Inexact[Array, "height width in"],
+        x: Inexact[Array, "*sides in"],
         time: Inexact[Array, " features"],
-    ) -> Inexact[Array, "height width out"]:
+    ) -> Inexact[Array, "*sides out"]:
         hidden = self.conv1(jax.nn.silu(self.norm1(x)))
-        hidden = hidden + self.linear_time(time)[None, None]
+        hidden = hidden + _over_sides(self.linear_time(time), hidden)
         hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 
 @final
 class Attention(eqx.Module):
-    """Self-attention with one head over the positions of an image."""
+    """Self-attention with one head over the positions of an image or series."""
 
     norm: GroupNorm
     query: Linear
@@ -151,8 +176,8 @@ class Attention(eqx.Module):
         self.out = Linear(n, n, zero=True, init=init)
 
     def __call__(
-        self, x: Inexact[Array, "height width channels"]
-    ) -> Inexact[Array, "height width channels"]:
+        self, x: Inexact[Array, "*sides channels"]
+    ) -> Inexact[Array, "*sides channels"]:
         n_channels = x.shape[-1]
         normed = self.norm(x).reshape(-1, n_channels)
         query, key, value = self.query(normed), self.key(normed), self.value(normed)
@@ -161,10 +186,10 @@ class Attention(eqx.Module):
         return x + self.out(weights @ value).reshape(x.shape)
 
 
-def upsample(
-    x: Inexact[Array, "height width channels"],
-) -> Inexact[Array, "2*height 2*width channels"]:
-    """The image with each pixel repeated in a 2x2 square."""
-    height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, None, :, None], (height, 2, width, 2, channels))
-    return x.reshape(2 * height, 2 * width, channels)
+def upsample(x: Inexact[Array, "*sides channels"]) -> Inexact[Array, "..."]:
+    """The image or series with each position repeated once along every side."""
+    *sides, channels = x.shape
+    # A new axis of length 2 after each side.
+    split = x.reshape(*(size for side in sides for size in (side, 1)), channels)
+    shape = *(size for side in sides for size in (side, 2)), channels
+    return jnp.broadcast_to(split, shape).reshape(*(2 * s for s in sides), channels)

@@ -34,27 +34,30 @@ class _Level(eqx.Module):
         n_out: int,
         n_features: int,
         *,
+        n_axes: int,
         attend: bool,
         resample_stride: int | None,
         init: Initialiser,
     ):
         self.blocks = tuple(
-            ResidualBlock(n, n_out, n_features, init=init) for n in n_in
+            ResidualBlock(n, n_out, n_features, n_axes=n_axes, init=init) for n in n_in
         )
         self.attentions = None
         if attend:
             self.attentions = tuple(Attention(n_out, init=init) for _ in n_in)
         self.resample = None
         if resample_stride is not None:
-            self.resample = Conv(n_out, n_out, stride=resample_stride, init=init)
+            self.resample = Conv(
+                n_out, n_out, n_axes=n_axes, stride=resample_stride, init=init
+            )
 
     def block(
         self,
         index: int,
-        x: Inexact[Array, "height width in"],
-        skip: Inexact[Array, "height width skip"] | None,
+        x: Inexact[Array, "*sides in"],
+        skip: Inexact[Array, "*sides skip"] | None,
         time: Inexact[Array, " features"],
-    ) -> Inexact[Array, "height width out"]:
+    ) -> Inexact[Array, "*sides out"]:
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         x = self.blocks[index](x, time)
@@ -63,20 +66,20 @@ class _Level(eqx.Module):
 
 @final
 class UNet(AbstractConditionalNetwork):
-    """The U-Net of Ho et al. (2020), for images.
+    """The U-Net of Ho et al. (2020), for images and for series.
 
     Each level has `n_blocks` residual blocks on the way down and one more on the way
     up, all with time embedding. Strided convolutions go down, nearest-neighbour
     upsampling followed by a convolution goes up, and skip connections join the two
-    sides. Single-head self-attention follows each residual block whose height and width
-    are both in `attention_sides`, and sits between the two residual blocks in the
-    middle. Group normalisation has 32 groups, or fewer so that each has at least two
-    channels. There is no dropout.
+    sides. Single-head self-attention follows each residual block whose sides are all in
+    `attention_sides`, and sits between the two residual blocks in the middle. Group
+    normalisation has 32 groups, or fewer so that each has at least two channels. There
+    is no dropout. For series, the convolutions have one axis.
 
     The last convolution of each residual block, the output layer of each attention and
     the last convolution are initialised to zero, so an untrained network returns zero.
 
-    Images can have any size. A side that cannot be halved often enough is padded with
+    Examples can have any size. A side that cannot be halved often enough is padded with
     zeros at both ends, and the output is cropped to the pixels of the image.
 
     The network takes one example. Batched with `jax.vmap`, its convolutions become
@@ -119,9 +122,10 @@ class UNet(AbstractConditionalNetwork):
     ):
         """**Arguments:**
 
-        - `shape`: the shape `(height, width, channels)` of one image. Each level after
-            the first halves both sides, which are padded as needed.
-        - `n_vars`: the number of variables per pixel, including the data.
+        - `shape`: the shape `(height, width, channels)` of one image, or `(length,
+            channels)` of one series. Each level after the first halves the sides, which
+            are padded as needed.
+        - `n_vars`: the number of variables per coordinate, including the data.
         - `width`: the number of channels of the first level; even, and at least 4.
         - `multipliers`: the number of channels of each level, as a multiple of `width`.
         - `n_blocks`: the number of residual blocks of a level on the way down.
@@ -134,8 +138,8 @@ class UNet(AbstractConditionalNetwork):
             and recompute the rest (rematerialisation), for less memory and about a
             third more work. Values and parameters are the same.
         - `condition`: the kind of condition, such as
-            [`eqmdm.nn.condition_for`][]`(values)`; `None` for none. An image must have
-            the height and width of `shape`.
+            [`eqmdm.nn.condition_for`][]`(values)`; `None` for none. An image or series
+            must have the sides of `shape`.
         - `dtype`: the dtype of the parameters.
         - `key`: the key for the initial weights.
 
@@ -147,19 +151,19 @@ class UNet(AbstractConditionalNetwork):
         _check_sizes(shape, multipliers)
         check_count("n_vars", n_vars)
         check_count("n_blocks", n_blocks)
-        *_, channels = shape
-        last = len(multipliers) - 1
+        *sides, channels = shape
+        n_axes, last = len(sides), len(multipliers) - 1
         margins = _margins(shape, last)
-        height, breadth = (sum(m) + n for m, n in zip(margins, shape, strict=False))
+        padded = [sum(m) + side for m, side in zip(margins, sides, strict=True)]
         init = Initialiser(key, dtype)
 
         def level(index: int, n_in: tuple[int, ...], resample_stride: int | None):
-            sides = height >> index, breadth >> index
             return _Level(
                 n_in,
                 width * multipliers[index],
                 4 * width,
-                attend=all(side in attention_sides for side in sides),
+                n_axes=n_axes,
+                attend=all(side >> index in attention_sides for side in padded),
                 resample_stride=resample_stride,
                 init=init,
             )
@@ -170,23 +174,29 @@ class UNet(AbstractConditionalNetwork):
         self.remat = remat
         self.time_embedding = TimeEmbedding(width, init=init)
         n_extra = _n_condition_channels(condition, shape)
-        self.conv_in = Conv(n_vars * channels + n_extra, width, init=init)
+        n_in = n_vars * channels + n_extra
+        self.conv_in = Conv(n_in, width, n_axes=n_axes, init=init)
         down, up = _block_inputs(width, multipliers, n_blocks)
         self.down = tuple(
             level(index, n_in, None if index == last else 2)
             for index, n_in in enumerate(down)
         )
         n_middle = width * multipliers[last]
-        self.middle1 = ResidualBlock(n_middle, n_middle, 4 * width, init=init)
+        block = lambda: ResidualBlock(
+            n_middle, n_middle, 4 * width, n_axes=n_axes, init=init
+        )
+        self.middle1 = block()
         self.middle_attention = Attention(n_middle, init=init)
-        self.middle2 = ResidualBlock(n_middle, n_middle, 4 * width, init=init)
+        self.middle2 = block()
         self.up = tuple(
             level(index, n_in, None if index == 0 else 1)
             for index, n_in in zip(reversed(range(last + 1)), up, strict=True)
         )
         n_out = width * multipliers[0]
         self.norm_out = GroupNorm(n_out, init=init)
-        self.conv_out = Conv(n_out, n_vars * channels, zero=True, init=init)
+        self.conv_out = Conv(
+            n_out, n_vars * channels, n_axes=n_axes, zero=True, init=init
+        )
         self.condition = condition
         self.condition_embedding = None
         if condition is not None and not n_extra:
@@ -197,10 +207,10 @@ class UNet(AbstractConditionalNetwork):
     def __call__(
         self,
         t: Real[Array, ""],
-        y: Float[Array, "vars height width channels"],
+        y: Float[Array, "vars *shape"],
         *,
         condition: Any = None,
-    ) -> Float[Array, "vars height width channels"]:
+    ) -> Float[Array, "vars *shape"]:
         """**Arguments:**
 
         - `t`: the time, roughly in $[0, 1]$.
@@ -217,10 +227,10 @@ class UNet(AbstractConditionalNetwork):
         shape that the network was built for, or as for `check_condition`.
         """
         expected = (self.n_vars, *self.shape)
-        check_arguments(t, y, expected, "n_vars, height, width, channels")
-        height, width, channels = self.shape
+        check_arguments(t, y, expected, "n_vars, *shape")
+        *sides, channels = self.shape
         dtype = y.dtype if self.compute_dtype is None else self.compute_dtype
-        x = jnp.moveaxis(y, 0, 2).reshape(height, width, -1).astype(dtype)
+        x = jnp.moveaxis(y, 0, -2).reshape(*sides, -1).astype(dtype)
         condition = self.check_condition(condition)
         features = self.time_embedding(t, dtype)
         if self.condition_embedding is not None:
@@ -236,9 +246,9 @@ class UNet(AbstractConditionalNetwork):
         # not stored in addition to its parts.
         in_block = eqx.filter_checkpoint if self.remat else lambda function: function
 
-        (top, bottom), (left, right) = _margins(self.shape, len(self.down) - 1)
-        if any((top, bottom, left, right)):
-            x = jnp.pad(x, ((top, bottom), (left, right), (0, 0)))
+        margins = _margins(self.shape, len(self.down) - 1)
+        if any(map(any, margins)):
+            x = jnp.pad(x, (*margins, (0, 0)))
         x = self.conv_in(x)
         skips = [x]
         for level in self.down:
@@ -257,20 +267,26 @@ class UNet(AbstractConditionalNetwork):
             if level.resample is not None:
                 x = level.resample(upsample(x))
         x = self.conv_out(jax.nn.silu(self.norm_out(x)))
-        x = x[top : top + height, left : left + width]
-        x = x.reshape(height, width, self.n_vars, channels)
-        return jnp.moveaxis(x, 2, 0).astype(y.dtype)
+        x = x[
+            tuple(
+                slice(before, before + side)
+                for (before, _), side in zip(margins, sides, strict=True)
+            )
+        ]
+        x = x.reshape(*sides, self.n_vars, channels)
+        return jnp.moveaxis(x, -2, 0).astype(y.dtype)
 
 
 def _n_condition_channels(condition: Condition | None, shape: tuple[int, ...]) -> int:
-    """The channels that a condition adds to the input: none unless it is an image."""
+    """The channels that a condition adds to the input: none unless it has the sides of
+    the data."""
     if not isinstance(condition, ArrayCondition) or len(condition.shape) < 2:
         return 0
-    if len(condition.shape) != 3 or condition.shape[:2] != shape[:2]:
+    if condition.shape[:-1] != shape[:-1]:
         raise ValueError(
-            "`condition` must be a class, a vector, or an image of the height and "
-            f"width of the data, {shape[:2]}; got arrays of shape {condition.shape}. "
-            "Resize images, and flatten other arrays."
+            "`condition` must be a class, a vector, or have the sides of the data, "
+            f"{shape[:-1]}; got arrays of shape {condition.shape}. Resize images, and "
+            "flatten other arrays."
         )
     # The values, and which of them are missing.
     return 2 * condition.shape[-1]
@@ -310,10 +326,10 @@ def _dtype_name(compute_dtype: DTypeLike | None) -> str | None:
 
 
 def _check_sizes(shape: tuple[int, ...], multipliers: tuple[int, ...]) -> None:
-    if len(shape) != 3 or min(shape) < 1:
+    if len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(
-            "`shape` must be `(height, width, channels)`, each at least 1; got "
-            f"{shape}. For points use `eqmdm.nn.MLP`."
+            "`shape` must be `(height, width, channels)` or `(length, channels)`, each "
+            f"at least 1; got {shape}. For points use `eqmdm.nn.MLP`."
         )
     if len(multipliers) < 1 or min(multipliers) < 1:
         raise ValueError(
@@ -322,10 +338,7 @@ def _check_sizes(shape: tuple[int, ...], multipliers: tuple[int, ...]) -> None:
         )
 
 
-def _margins(
-    shape: tuple[int, ...], n_halvings: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The padding before and after height and width that lets them be halved."""
-    missing = [-side % 2**n_halvings for side in shape[:2]]
-    low = [n // 2 for n in missing]
-    return (low[0], missing[0] - low[0]), (low[1], missing[1] - low[1])
+def _margins(shape: tuple[int, ...], n_halvings: int) -> tuple[tuple[int, int], ...]:
+    """The padding before and after each side that lets it be halved."""
+    missing = [-side % 2**n_halvings for side in shape[:-1]]
+    return tuple((n // 2, n - n // 2) for n in missing)

@@ -74,20 +74,22 @@ def defaults_by_size(
 
     They follow the known data sets: digits for images of up to 12 pixels a side, MNIST
     for larger ones, with twice the width in colour or beyond 32 pixels, and points for
-    everything else, wider for more coordinates.
+    everything else, wider for more coordinates. A U-Net for series, which has to be
+    asked for, has the sizes of one for images of that side.
     """
     of_images = n_levels is not None and len(shape) == 3
-    if network == "mlp" or not (of_images or network == "unet" and len(shape) == 3):
+    of_sides = of_images or network == "unet" and len(shape) in (2, 3)
+    if network == "mlp" or not of_sides:
         dim = math.prod(shape)
         return _POINTS | {"width": 128 if dim <= 16 else 256 if dim <= 256 else 512}
-    height, width, channels = shape
-    side = max(height, width)
+    *sides, channels = shape
+    side = max(sides)
     n_halvings = max(0, min(4, int(math.log2(max(side, 1) / (_LEAST_HALVED / 2)))))
     multipliers = (1, *[2] * n_halvings)
     if side <= 12:
         return _DIGITS | {"multipliers": multipliers}
     # A batch has at most the pixels of 128 images of 32x32.
-    batch_size = max(8, min(128, 2 ** int(math.log2(2**17 / (height * width)))))
+    batch_size = max(8, min(128, 2 ** int(math.log2(2**17 / math.prod(sides)))))
     return _MNIST | {
         "width": 32 if channels == 1 and side <= 32 else 64,
         "multipliers": multipliers,
