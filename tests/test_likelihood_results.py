@@ -282,6 +282,30 @@ def test_a_result_says_why_it_failed(key):
     assert np.isnan(result.log_likelihood)
 
 
+@pytest.mark.parametrize("route", [eqmdm.CollapsedRoute, eqmdm.AugmentedRoute])
+def test_fixed_steps_may_end_within_rounding_of_the_clock(route, key):
+    # Diffrax wants the exact ends, which another computation of them rarely gives.
+    model = eqmdm.DenoiserModel(normal_denoiser, eqmdm.CLD())
+    ends = model.diffusion.t0, model.diffusion.t1
+    readings = [-model.diffusion.log_snr(t) for t in ends]
+
+    def value(shift):
+        steps = jnp.linspace(readings[0] + shift, readings[1] - shift, 20)
+        return eqmdm.log_likelihood(
+            model,
+            jnp.zeros(2),
+            key=key,
+            route=route(clock=eqmdm.LogSNRClock()),
+            solver=dfx.Heun(),
+            stepsize_controller=dfx.StepTo(steps),
+        ).log_likelihood
+
+    # Four roundings at the largest reading; the inner steps move as little.
+    assert tree_allclose(value(1e-14), value(-1e-14), rtol=1e-10, atol=0)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="ts"):
+        value(1e-6)
+
+
 def test_likelihood_shows_its_values(key):
     model = eqmdm.DenoiserModel(normal_denoiser, eqmdm.VPSDE())
     result = eqmdm.log_likelihood(model, jnp.zeros(2), key=key)

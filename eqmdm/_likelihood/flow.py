@@ -103,6 +103,8 @@ class FlowSolver(eqx.Module):
         controller = self.stepsize_controller
         if isinstance(controller, dfx.AbstractAdaptiveStepSizeController):
             controller = _WithFirstStep(controller)
+        elif isinstance(controller, dfx.StepTo):
+            controller = _from_to(controller, start, end)
         solution = dfx.diffeqsolve(
             dfx.ODETerm(field),
             self.solver,
@@ -133,6 +135,21 @@ class FlowSolver(eqx.Module):
         if isinstance(self.divergence, ExactDivergence):
             return jnp.zeros((), estimates.dtype)
         return standard_error(estimates)
+
+
+def _from_to(steps: dfx.StepTo, start: Scalar, end: Scalar) -> dfx.StepTo:
+    """Steps that begin and end exactly where the solve does, as Diffrax demands, if
+    they do up to rounding."""
+
+    def exact(given: Scalar, wanted: Scalar) -> Scalar:
+        size = jnp.maximum(1, jnp.abs(wanted))
+        is_close = jnp.abs(given - wanted) <= 64 * jnp.finfo(wanted.dtype).eps * size
+        return jnp.where(is_close, wanted.astype(given.dtype), given)
+
+    ts = jnp.asarray(steps.ts)
+    ends = exact(ts[0], start)[None], exact(ts[-1], end)[None]
+    ts = jnp.concatenate([ends[0], ts[1:-1], ends[1]])
+    return eqx.tree_at(lambda steps: steps.ts, steps, ts)
 
 
 @final

@@ -69,9 +69,9 @@ def log_likelihood(
     - `solver`: any Diffrax ODE solver; `Tsit5` by default.
     - `stepsize_controller`: any Diffrax step size controller; by default
         `PIDController(rtol=1e-5, atol=1e-5)`. For fixed steps pass a `StepTo` from the
-        first to the last reading of the route's clock. The controller also controls the
-        error of the log-density, as a mean over coordinates. The first step of an
-        adaptive controller is a hundredth of the interval.
+        first to the last reading of the route's clock, up to rounding. The controller
+        also controls the error of the log-density, as a mean over coordinates. The
+        first step of an adaptive controller is a hundredth of the interval.
     - `max_steps`: the largest number of steps of a solve, including rejected steps.
 
     **Returns:**
