@@ -23,8 +23,6 @@ from ._bound.times import (
     LogSNRTimeSampler as LogSNRTimeSampler,
     UniformTimeSampler as UniformTimeSampler,
     low_discrepancy as low_discrepancy,
-    stratified as stratified,
-    stratified_standard_error as stratified_standard_error,
 )
 from ._core.estimate import Estimate as Estimate
 from ._core.gaussian import (

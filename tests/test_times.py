@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import eqmdm
+from eqmdm._bound.times import stratified, stratified_standard_error
 from helpers import within_standard_errors
 
 
@@ -155,7 +156,7 @@ STRATA = {
 @pytest.mark.parametrize("shift", [0.0, 0.618])
 @pytest.mark.parametrize("n", STRATA)
 def test_stratified_quantiles_are_uniform_within_their_strata(n, shift, key):
-    draw = lambda key: eqmdm.stratified(n, key=key, shift=shift)
+    draw = lambda key: stratified(n, key=key, shift=shift)
     u = np.asarray(jax.vmap(draw)(jr.split(key, 10_000)))
     low, high = np.array(STRATA[n]).T
     within = (u - low) / (high - low)
@@ -170,11 +171,11 @@ def test_stratified_standard_error_is_unbiased(n, key):
     # A function whose mean differs from stratum to stratum, with noise of its own.
     def draw(key):
         key_time, key_noise = jr.split(key)
-        u = eqmdm.stratified(n, key=key_time)
+        u = stratified(n, key=key_time)
         return jnp.exp(2 * u) + jr.normal(key_noise, (n,))
 
     values = np.asarray(jax.vmap(draw)(jr.split(key, 20_000)))
-    error = np.asarray(eqmdm.stratified_standard_error(values))
+    error = np.asarray(stratified_standard_error(values))
     means = values.mean(axis=1)
     exact = (np.exp(2) - 1) / 2
     assert within_standard_errors(means, exact)
@@ -183,7 +184,7 @@ def test_stratified_standard_error_is_unbiased(n, key):
 
 
 def test_stratified_standard_error_of_one_value_is_unknown():
-    assert np.isnan(eqmdm.stratified_standard_error(np.ones((3, 1)))).all()
+    assert np.isnan(stratified_standard_error(np.ones((3, 1)))).all()
 
 
 @pytest.mark.parametrize("sampler", ["importance", "log_snr"])

@@ -22,6 +22,4 @@ from .times import (
     LogSNRTimeSampler as LogSNRTimeSampler,
     UniformTimeSampler as UniformTimeSampler,
     low_discrepancy as low_discrepancy,
-    stratified as stratified,
-    stratified_standard_error as stratified_standard_error,
 )

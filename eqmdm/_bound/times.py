@@ -39,7 +39,7 @@ def stratified(
 
     The width of a stratum is proportional to its number of draws: two, or three in the
     last stratum if `n` is odd. The variance of a mean over the draws can therefore be
-    estimated without bias: see [`eqmdm.stratified_standard_error`][].
+    estimated without bias: see `stratified_standard_error`.
 
     **Arguments:**
 
