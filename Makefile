@@ -43,7 +43,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.dev
-	@set -e; for file in $(filter-out %/_common.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for file in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
 		echo "$$file"; $(BIN)/python "$$file" --quick; \
 	done
 
