@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import math
 
 import jax
 import jax.monitoring
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 
+NOT_FINITE = math.nan, math.inf, -math.inf
 _ARRAY = jax.Array | np.ndarray | np.generic
 
 # Options for `jax.jit`: the optimisation level of users, which `conftest.py` lowers.
