@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from diffusions import MAKERS, evaluate, grid, make
+from diffusions import MAKERS, ends_early, evaluate, grid, make
 from references import exact_kernel
 
 import eqmdm
@@ -75,6 +75,8 @@ def test_a_schedule_of_traced_rates_serves_matrices_that_are_known(cls):
     assert tree_allclose(slope, expected, rtol=1e-12, atol=0)
 
 
+# A random diffusion may be far from its prior at a log-SNR of -4.
+@ends_early
 @pytest.mark.parametrize(
     "ends",
     [
