@@ -92,10 +92,10 @@ def test_running_average_is_the_direct_sum(dtype):
     # gamma + 1 of the last steps in a hundred count. Relative to the largest value.
     largest = np.abs(path).max()
     tolerance = 100 * np.finfo(dtype).eps * largest
-    for average, exponent in zip(averages.averages, EXPONENTS, strict=True):
+    assert averages.averages["w"].dtype == dtype
+    for average, exponent in zip(averages.averages["w"], EXPONENTS, strict=True):
         expected = _direct_weights(steps, exponent) @ path.astype(float)
-        np.testing.assert_allclose(average["w"], expected, rtol=0, atol=tolerance)
-        assert average["w"].dtype == dtype
+        np.testing.assert_allclose(average, expected, rtol=0, atol=tolerance)
 
 
 # --- Weights -------------------------------------------------------------------------

@@ -87,6 +87,11 @@ def posthoc_ema(
     return fill(model, arrays)
 
 
+def profile_error(steps: list[int], length: float) -> float:
+    """The relative error of the weighting that snapshots at these steps allow."""
+    return _weights(steps, steps[-1], profile_exponent(length))[1]
+
+
 def _weights(steps: list[int], step: int, exponent: float) -> tuple[np.ndarray, float]:
     """A row of weights for each snapshot, and the error of the profile."""
     exponents = [profile_exponent(length) for length in LENGTHS]
@@ -103,8 +108,7 @@ def _combined(
     total: dict[str, Any] = {}
     for step, row in zip(steps, weights, strict=True):
         # One at a time: together they are many times as large as the model.
-        for weight, average in zip(row, read_snapshot(run_dir, step), strict=True):
-            for name, array in average.items():
-                part = weight * array.astype(np.float64)
-                total[name] = total.get(name, 0.0) + part
+        for name, array in read_snapshot(run_dir, step).items():
+            part = np.tensordot(row, array.astype(np.float64), 1)
+            total[name] = total.get(name, 0.0) + part
     return total

@@ -52,47 +52,49 @@ class PowerAverages(eqx.Module):
     t$, weighted in proportion to $s^{\gamma + 1} - (s - 1)^{\gamma + 1}$. The initial
     parameters have no weight.
 
-    - `averages`: one tree of the parameters for each exponent.
+    - `averages`: a tree of the parameters, whose first axis numbers the exponents. Each
+        parameter has its averages in one array, since a step on a CPU spends more time
+        on the number of arrays than on their size.
     - `exponents`: $\gamma$.
     """
 
-    averages: tuple[PyTree, ...]
+    averages: PyTree
     exponents: tuple[float, ...] = eqx.field(static=True)
 
     @classmethod
     def create(cls, trainable: PyTree) -> "PowerAverages":
         """The averages before the first step, of the lengths 0.05 and 0.10."""
         exponents = tuple(profile_exponent(length) for length in LENGTHS)
-        return cls(_copies(trainable), exponents)
+        return cls(_stacked(trainable), exponents)
 
     def updated(self, trainable: PyTree, step: IntScalar) -> "PowerAverages":
         """The averages after step number `step`, counted from 1."""
-        averages = tuple(
-            _mixed(average, trainable, _new_weight(step, exponent))
-            for average, exponent in zip(self.averages, self.exponents, strict=True)
-        )
+        weights = _new_weights(step, self.exponents)
+
+        def mixed(old: Array, new: Array) -> Array:
+            column = weights.astype(old.dtype).reshape(-1, *(1,) * new.ndim)
+            return old + column * (new[None] - old)
+
+        # Without the barrier XLA computes the new parameters again for the averages.
+        trainable = jax.lax.optimization_barrier(trainable)
+        averages = jax.tree.map(mixed, self.averages, trainable)
         return PowerAverages(averages, self.exponents)
 
 
 # One program: called eagerly, each copy would be compiled separately.
 @eqx.filter_jit
-def _copies(trainable: PyTree) -> tuple[PyTree, ...]:
-    return tuple(jax.tree.map(jnp.copy, trainable) for _ in LENGTHS)
+def _stacked(trainable: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.stack([x] * len(LENGTHS)), trainable)
 
 
-def _new_weight(step: IntScalar, exponent: float) -> Float[Array, ""]:
+def _new_weights(
+    step: IntScalar, exponents: tuple[float, ...]
+) -> Float[Array, " exponents"]:
     # 1 - (1 - 1/t)^(gamma + 1), which has no digits left in float32 for large t if it
     # is computed as written. At the first step it is 1.
-    log_kept = jnp.log1p(-1 / step.astype(jnp.result_type(float)))
-    return -jnp.expm1((exponent + 1) * log_kept)
-
-
-def _mixed(average: PyTree, trainable: PyTree, weight: Float[Array, ""]) -> PyTree:
-    return jax.tree.map(
-        lambda old, new: old + weight.astype(old.dtype) * (new - old),
-        average,
-        trainable,
-    )
+    dtype = jnp.result_type(float)
+    log_kept = jnp.log1p(-1 / step.astype(dtype))
+    return -jnp.expm1((jnp.array(exponents, dtype) + 1) * log_kept)
 
 
 def reconstruction_weights(

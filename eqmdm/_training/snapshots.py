@@ -9,7 +9,7 @@ import numpy as np
 from .._core.array_file import read_arrays, write_arrays
 from .._core.sharding import on_host
 from .checkpoint import named_arrays
-from .profiles import LENGTHS, PowerAverages
+from .profiles import PowerAverages
 
 
 _DIRECTORY = "averages"
@@ -22,27 +22,21 @@ def write_snapshot(run_dir: Path, step: int, profiles: PowerAverages) -> None:
 
     **Raises:** `OSError` if it cannot be written.
     """
-    arrays = {
-        f"{number}/{name}": np.asarray(on_host(array))
-        for number, average in enumerate(profiles.averages)
-        for name, array in named_arrays(average).items()
-    }
+    arrays = named_arrays(profiles.averages)
+    arrays = {name: np.asarray(on_host(array)) for name, array in arrays.items()}
     if jax.process_index() == 0:
         path = _path(run_dir, step)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(path, arrays)
 
 
-def read_snapshot(run_dir: Path, step: int) -> list[dict[str, np.ndarray]]:
-    """The averages after a step, of each length in `LENGTHS`, by their key paths.
+def read_snapshot(run_dir: Path, step: int) -> dict[str, np.ndarray]:
+    """The averages after a step by the key paths of the parameters; the first axis
+    numbers the lengths.
 
     **Raises:** `ValueError` if the file is damaged.
     """
-    averages: list[dict[str, np.ndarray]] = [{} for _ in LENGTHS]
-    for name, array in read_arrays(_path(run_dir, step)).items():
-        number, _, key = name.partition("/")
-        averages[int(number)][key] = array
-    return averages
+    return read_arrays(_path(run_dir, step))
 
 
 def snapshot_steps(run_dir: Path) -> list[int]:
