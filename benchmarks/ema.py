@@ -196,7 +196,8 @@ def as_table(settings: Settings, facts: dict, rows: list, cost: dict, n: int) ->
 
 def main(settings: Settings) -> None:
     if settings.quick:
-        settings = dataclasses.replace(settings, steps=100, seeds=1, repeats=10)
+        few = {"steps": 100, "snapshots": 10, "seeds": 1, "draws": 2, "repeats": 10}
+        settings = dataclasses.replace(settings, **few)
     facts = common.facts()
     common.show(facts)
     cost = step_cost(settings)

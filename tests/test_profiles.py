@@ -236,6 +236,14 @@ def test_profiles_change_no_parameter_and_resume_to_the_bit(trained, tmp_path):
         eqmdm.fit(_model(), _points(), steps=30, **without, **place)
 
 
+def test_run_of_before_an_option_is_resumed_without_it(tmp_path):
+    run = eqmdm.Run(tmp_path)
+    run.start({"width": 8})
+    run.check_options({"width": 8, "ema_profiles": False})
+    with pytest.raises(ValueError, match="`ema_profiles` must be None, as when the r"):
+        run.check_options({"width": 8, "ema_profiles": True})
+
+
 def test_run_without_snapshots_says_how_to_get_them(trained, tmp_path):
     run_dir, _ = trained
     eqmdm.Run(tmp_path).start({"a": 1})

@@ -76,7 +76,7 @@ def test_run_of_a_program_is_loaded_without_its_structure(tmp_path):
     assert result.metric_args["standard_error"] == 0.5
     assert (result.dataset_type, result.dataset_split) == ("mixture", "test")
     assert "| total | -3.2500 | 0.5000 | nats |" in card.text
-    assert "eqmdm.load_pretrained('a model')" in card.text
+    assert 'eqmdm.load_pretrained("a model")' in card.text
     # Neither paths nor the command of whoever trained it.
     config = json.loads((shared / "config.json").read_text())
     for text in (card.content, json.dumps(config)):

@@ -67,6 +67,7 @@ def model_card(
     """The text of the card, with the front matter of the Hugging Face Hub."""
     options = {} if record is None else record["options"]
     image = options.get("network") == "unet"
+    arguments = json.dumps(name) + ", like=model" * needs_like
     parts = [_front_matter(name, options, bound, licence, image), f"# {name}", ""]
     parts += [
         f"A diffusion model made with [eqmdm](https://pypi.org/project/eqmdm/): a "
@@ -76,7 +77,7 @@ def model_card(
         "```python",
         "import eqmdm",
         "",
-        f"model = eqmdm.load_pretrained({name!r}{', like=model' * needs_like})",
+        f"model = eqmdm.load_pretrained({arguments})",
         "```",
         "",
     ]
@@ -100,7 +101,7 @@ def _front_matter(
     # Imported late, as in the rest of the package.
     import huggingface_hub as hub
 
-    task = "unconditional-image-generation" if image else "density-estimation"
+    task = "unconditional-image-generation" if image else "other"
     dataset = str(options.get("dataset", ""))
     results = None
     if bound is not None:

@@ -150,7 +150,9 @@ class Run:
         given = json.loads(to_json(options))
         for field in dict.fromkeys([*stored, *given]):
             old, new = stored.get(field), given.get(field)
-            if old != new and field not in may_differ:
+            # Runs of earlier versions lack the options added since, which were off.
+            was_off = field not in stored and not new
+            if old != new and field not in may_differ and not was_off:
                 raise ValueError(
                     f"`{field}` must be {old!r}, as when the run in {self.run_dir} was "
                     f"started; got {new!r}. Resume with {field}={old!r}, or start "
