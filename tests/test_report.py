@@ -123,6 +123,21 @@ def test_run_without_results_has_a_page_of_its_options(run_dir):
     assert "Options" in page.texts and "Test bound" not in page.texts
 
 
+@pytest.mark.parametrize("n_classes", [3, 21, 0, "3", None])
+def test_columns_of_samples_are_named_for_a_model_of_classes(n_classes, run_dir):
+    path = run_dir / "options.json"
+    record = json.loads(path.read_text())
+    record["options"]["data"]["condition"] = {"n_classes": n_classes}
+    path.write_text(json.dumps(record))
+    text = _page(run_dir)
+    _check_is_only_a_page(text)
+    # More classes than the picture has columns are not in columns.
+    assert ("Each column is a class: the classes 0 to 2 from" in text) == (
+        n_classes == 3
+    )
+    assert ("Each column" in text) == (n_classes == 3)
+
+
 def test_picture_that_a_page_cannot_show_is_named(run_dir):
     (run_dir / "samples.png").rename(run_dir / "samples.pdf")
     page = _check_is_only_a_page(_page(run_dir))

@@ -9,7 +9,7 @@ from eqmdm import nn
 
 
 # The most classes that a picture shows in columns.
-_MOST_COLUMNS = 20
+MOST_COLUMNS = 20
 
 
 def describe(dataset: eqmdm.data.Dataset) -> dict[str, Any] | None:
@@ -40,7 +40,7 @@ def kind_of(description: dict[str, Any] | None) -> Any:
 def n_columns(kind: Any) -> int | None:
     """The number of columns of a picture of samples that has a class in each."""
     is_class = isinstance(kind, nn.ClassCondition)
-    return kind.n_classes if is_class and kind.n_classes <= _MOST_COLUMNS else None
+    return kind.n_classes if is_class and kind.n_classes <= MOST_COLUMNS else None
 
 
 def in_turn(
@@ -77,7 +77,7 @@ def parse_condition(
         except ValueError:
             given = -1
         if not 0 <= given < kind.n_classes:
-            shown = ", ".join(names[:_MOST_COLUMNS]) or f"0 to {kind.n_classes - 1}"
+            shown = ", ".join(names[:MOST_COLUMNS]) or f"0 to {kind.n_classes - 1}"
             raise ValueError(
                 f"`condition` must be a class of this run, {shown}, or none; got "
                 f"{text}."

@@ -15,6 +15,7 @@ from PIL import Image
 
 import eqmdm
 
+from ..conditions import MOST_COLUMNS
 from ..files import LOSS_UNITS
 
 
@@ -52,6 +53,8 @@ class Picture:
     title: str
     file: str
     uri: str | None
+    is_by_class: bool
+    """Whether a conditional model has a class in each column."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,14 @@ class Contents:
     @property
     def unit(self) -> str:
         return LOSS_UNITS[self.loss_name]
+
+    @property
+    def n_classes(self) -> int | None:
+        """The number of columns of the samples of a model of classes; else `None`."""
+        match self.options.get("data"):
+            case {"condition": {"n_classes": int(n)}} if 0 < n <= MOST_COLUMNS:
+                return n
+        return None
 
     def text(self, name: str) -> str:
         """An option as text; empty if the run has none of this name."""
@@ -170,7 +181,7 @@ def _picture(run_dir: Path, name: str) -> Picture | None:
     if not paths:
         return None
     path = max(paths, key=lambda path: path.stat().st_mtime)
-    return Picture(title, path.name, _uri(path))
+    return Picture(title, path.name, _uri(path), name == "samples")
 
 
 def _uri(path: Path) -> str | None:

@@ -26,7 +26,7 @@ def page(found: Contents) -> str:
     title = escape(found.name)
     sections = [
         _section("Training", _curves(found)),
-        *(_section(p.title, _picture(p)) for p in found.pictures),
+        *(_section(p.title, _picture(p, found.n_classes)) for p in found.pictures),
         _section("Test bound", _bound(found)),
         _section("Options", _options(found)),
         _section("Versions and device", _facts(found)),
@@ -94,14 +94,18 @@ def _curves(found: Contents) -> str:
     return f'{shown}\n<p class="note">{note}</p>'
 
 
-def _picture(picture: Picture) -> str:
+def _picture(picture: Picture, n_classes: int | None) -> str:
     if picture.uri is None:
         file = escape(picture.file)
         return (
             f'<p>In the file <a href="{file}">{file}</a> beside this page: a page '
             "shows only valid PNG and SVG pictures.</p>"
         )
-    return f'<img src="{picture.uri}" alt="{escape(picture.title)}">'
+    image = f'<img src="{picture.uri}" alt="{escape(picture.title)}">'
+    if not picture.is_by_class or n_classes is None:
+        return image
+    classes = f"the classes 0 to {n_classes - 1} from left to right"
+    return f'{image}\n<p class="note">Each column is a class: {classes}.</p>'
 
 
 def _bound(found: Contents) -> str:
