@@ -66,7 +66,8 @@ def model_card(
 ) -> str:
     """The text of the card, with the front matter of the Hugging Face Hub."""
     options = {} if record is None else record["options"]
-    image = options.get("network") == "unet"
+    # The Hub has no task for images of given classes.
+    image = options.get("network") == "unet" and not options.get("condition")
     arguments = json.dumps(name) + ", like=model" * needs_like
     parts = [_front_matter(name, options, bound, licence, image), f"# {name}", ""]
     parts += [
