@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 import warnings
 
 import jax
@@ -148,9 +149,9 @@ def _read_trackio(directory):
     from trackio.sqlite_storage import SQLiteStorage
     from trackio.utils import MEDIA_DIR
 
-    del directory
-    (run,) = trackio.Api().runs("eqmdm")
-    assert run.name.startswith("run-")
+    # The database is that of the process, which other tests write to as well.
+    name = "run-" + json.loads((directory / "tracked.json").read_text())["run"]
+    (run,) = [run for run in trackio.Api().runs("eqmdm") if run.name == name]
     scalars, pictures = [], []
     for row in SQLiteStorage.get_logs("eqmdm", run.name):
         for name, value in row.items():
@@ -220,6 +221,37 @@ def test_record_of_a_resumed_run_is_complete_and_has_no_step_twice(case, tmp_pat
     assert pictures == [("samples", 6)]
     np.testing.assert_array_equal(shown, PICTURE)
     assert {name: config[name] for name in CONFIG} == CONFIG
+
+
+def test_values_that_a_killed_process_lost_are_recorded_on_resuming(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    _record(_trackio(tmp_path / "record"), steps=[2, 4], pictures_at=[])
+    # As if the process had noted step 6 and been killed before it was written.
+    path = tmp_path / "record" / "tracked.json"
+    record = json.loads(path.read_text())
+    record["last"] = dict.fromkeys(record["last"], 6)
+    path.write_text(json.dumps(record))
+    _record(_trackio(tmp_path / "record"), steps=[4, 6, 8], pictures_at=[8])
+    _, scalars, _, _ = _read_trackio(tmp_path / "record")
+    steps = [step for name, step, _ in scalars if name == "train/loss"]
+    assert sorted(steps) == [2, 4, 6, 8]
+
+
+def test_values_that_wandb_may_not_have_written_are_not_noted(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    now = [100.0]
+    tracker = _wandb(tmp_path)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    noted = lambda: json.loads((tmp_path / "tracked.json").read_text())["last"]
+    with tracker:
+        tracker.scalars(2, {"train/loss": 1.0})
+        assert noted() == {}
+        now[0] += 60
+        tracker.scalars(4, {"train/loss": 1.0})
+        assert noted() == {"train/loss": 2}
+    assert noted() == {"train/loss": 4}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"run": 1, "last": {}}', "[" * 100_000])

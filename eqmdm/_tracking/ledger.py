@@ -35,6 +35,11 @@ class Ledger:
         """The values that are not recorded for this step."""
         return {k: v for k, v in values.items() if step > self._last.get(k, -1)}
 
+    def replace(self, last: Mapping[str, int]) -> None:
+        """Corrects the record by what the tracker itself has: a last step by name."""
+        self._last = dict(last)
+        self._write()
+
     def add(self, step: int, names: Iterable[str]) -> None:
         """Notes that the tracker has recorded these quantities up to a step."""
         self._last |= dict.fromkeys(names, step)

@@ -41,7 +41,8 @@ class TrackioTracker:
         """
         with naming_extra("trackio"):
             import trackio
-        self._package = trackio
+            from trackio.sqlite_storage import SQLiteStorage
+        self._package, self._storage = trackio, SQLiteStorage
         self._directory, self._project, self._name = Path(directory), project, name
         self._open: Any = None
 
@@ -78,8 +79,19 @@ class TrackioTracker:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
+        if not ledger.is_new:
+            # A killed process may have lost the last values that it noted.
+            ledger.replace(self._last_steps(name))
         self._open = run, ledger
         return self._open
+
+    def _last_steps(self, name: str) -> dict[str, int]:
+        """The last step of each quantity in the database."""
+        last: dict[str, int] = {}
+        for row in self._storage.get_logs(self._project, name):
+            names = row.keys() - {"step", "timestamp"}
+            last |= {n: max(row["step"], last.get(n, -1)) for n in names}
+        return last
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         run, ledger = self._open or self._start({})

@@ -3,7 +3,9 @@
 # The package is optional, and may be missing where types are checked.
 # pyright: reportMissingImports=false
 
+import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -14,13 +16,19 @@ from .extras import naming_extra
 from .ledger import Ledger
 
 
+# Seconds after which a value is taken to be in the file of W&B.
+_WRITTEN_AFTER = 5.0
+
+
 @final
 class WandBTracker:
     """A tracker that records to Weights & Biases, by default without a network: upload
     a run with `wandb sync DIRECTORY/wandb/offline-run-*`.
 
     It needs the extra `wandb`. Close it with a `with` statement, so that its last
-    values are written.
+    values are written. W&B writes values a moment later: a process that is killed loses
+    those of its last second or so, and those of its last few seconds may be recorded
+    twice when the run is resumed.
     """
 
     def __init__(
@@ -48,7 +56,8 @@ class WandBTracker:
         self._directory, self._project, self._name = Path(directory), project, name
         self._mode = mode or os.environ.get("WANDB_MODE", "offline")
         self._open: Any = None
-        self._pending: tuple[int, list[str]] = -1, []
+        # The time, the step and the names of what may not be in the file yet.
+        self._pending: list[tuple[float, int, list[str]]] = []
 
     def config(self, values: Mapping[str, Any]) -> None:
         run, _ = self._opened
@@ -67,7 +76,7 @@ class WandBTracker:
         if self._open is not None:
             run, _ = self._open
             run.finish()
-            self._note()
+            self._note(math.inf)
             self._open = None
 
     @property
@@ -92,16 +101,14 @@ class WandBTracker:
         values = ledger.missing(step, values)
         if not values:
             return
-        # A step is written when the next one begins, so only then is it noted.
-        last, names = self._pending
-        if step != last:
-            self._note()
-            names = []
+        now = time.monotonic()
+        self._note(now - _WRITTEN_AFTER)
         run.log(values, step=step)
-        self._pending = step, [*names, *values]
+        self._pending.append((now, step, list(values)))
 
-    def _note(self) -> None:
-        step, names = self._pending
-        if names:
-            _, ledger = self._open
+    def _note(self, before: float) -> None:
+        """Note what was logged before a time, and so is in the file."""
+        _, ledger = self._open
+        while self._pending and self._pending[0][0] <= before:
+            _, step, names = self._pending.pop(0)
             ledger.add(step, names)
