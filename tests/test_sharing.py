@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import safetensors.numpy
 from script_runs import POINTS, copy_run, single_precision
 
 import eqmdm
@@ -116,7 +117,7 @@ def test_file_that_is_cut_off_is_rejected_at_every_length(saved):
         with pytest.raises(ValueError, match="must be a complete safetensors file"):
             eqmdm.load_pretrained(saved, like=_model())
     path.write_bytes(content + b"\0")
-    with pytest.raises(ValueError, match="bytes that belong to no array"):
+    with pytest.raises(ValueError, match="must be a complete safetensors file"):
         eqmdm.load_pretrained(saved, like=_model())
 
 
@@ -173,7 +174,7 @@ def test_header_of_another_form_is_rejected(header, tmp_path):
     with pytest.raises(ValueError, match="must be a complete safetensors file"):
         read_arrays(path)
     path.write_bytes((2**63).to_bytes(8, "little") + bytes(100))
-    with pytest.raises(ValueError, match="has no header"):
+    with pytest.raises(ValueError, match="must be a complete safetensors file"):
         read_arrays(path)
 
 
@@ -282,16 +283,9 @@ def _arrays():
     return arrays | {"odd": odd, "none": np.zeros((0, 3)), "one": np.float32(2.5)[()]}
 
 
-def test_official_reader_and_writer_agree(tmp_path):
-    official = pytest.importorskip("safetensors.numpy")
+def test_files_of_other_programs_are_read(tmp_path):
     arrays = {k: np.asarray(v) for k, v in _arrays().items()}
-    write_arrays(tmp_path / "ours", arrays)
-    official.save_file(arrays, tmp_path / "theirs")
-    for found in (
-        official.load_file(tmp_path / "ours"),
-        read_arrays(tmp_path / "ours"),
-    ):
-        _check_same_bits(found, arrays)
+    safetensors.numpy.save_file(arrays, tmp_path / "theirs")
     _check_same_bits(read_arrays(tmp_path / "theirs"), arrays)
 
 
