@@ -209,7 +209,7 @@ def test_a_conditional_run_is_loaded_with_its_condition(by_label, by_numbers):
     conditions = load("table.csv", columns=["x", "y"], condition=["a", "b"]).conditions
     assert_allclose(kind.mean, conditions.train.mean(axis=0), rtol=1e-5)
     facts = json.loads((by_label / "options.json").read_text())["options"]
-    assert facts["data"]["condition"] == {"n_classes": 3}
+    assert facts["data"]["condition"] == {"n_classes": 3, "names": list(CLASSES)}
 
 
 def test_a_conditional_run_resumes(by_label):

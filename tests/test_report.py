@@ -132,10 +132,14 @@ def test_columns_of_samples_are_named_for_a_model_of_classes(n_classes, run_dir)
     text = _page(run_dir)
     _check_is_only_a_page(text)
     # More classes than the picture has columns are not in columns.
-    assert ("Each column is a class: the classes 0 to 2 from" in text) == (
-        n_classes == 3
-    )
+    assert ("Each column is a class: 0, 1, 2." in text) == (n_classes == 3)
     assert ("Each column" in text) == (n_classes == 3)
+    names = ["ant", "<b>", "cat"]
+    record["options"]["data"]["condition"]["names"] = names
+    path.write_text(json.dumps(record))
+    text = _page(run_dir)
+    _check_is_only_a_page(text)
+    assert ("Each column is a class: ant, &lt;b&gt;, cat." in text) == (n_classes == 3)
 
 
 def test_picture_that_a_page_cannot_show_is_named(run_dir):

@@ -23,7 +23,7 @@ def describe(dataset: eqmdm.data.Dataset) -> dict[str, Any] | None:
     n_classes = 1 + max(int(split.max()) for split in dataset.conditions)
     labels = dataset.labels
     names = labels.names if labels is not None else None
-    return {"n_classes": max(n_classes, len(names or ()))}
+    return {"n_classes": max(n_classes, len(names or ())), "names": names}
 
 
 def kind_of(description: dict[str, Any] | None) -> Any:

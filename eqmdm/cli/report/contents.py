@@ -81,11 +81,15 @@ class Contents:
         return LOSS_UNITS[self.loss_name]
 
     @property
-    def n_classes(self) -> int | None:
-        """The number of columns of the samples of a model of classes; else `None`."""
+    def classes(self) -> list[str] | None:
+        """The names, or else the numbers, of the columns of the samples of a model of
+        classes; else `None`."""
         match self.options.get("data"):
-            case {"condition": {"n_classes": int(n)}} if 0 < n <= MOST_COLUMNS:
-                return n
+            case {"condition": {"n_classes": int(n), **rest}} if 0 < n <= MOST_COLUMNS:
+                match rest.get("names"):
+                    case [*names] if len(names) == n:
+                        return [str(name) for name in names]
+                return [str(number) for number in range(n)]
         return None
 
     def text(self, name: str) -> str:

@@ -26,7 +26,7 @@ def page(found: Contents) -> str:
     title = escape(found.name)
     sections = [
         _section("Training", _curves(found)),
-        *(_section(p.title, _picture(p, found.n_classes)) for p in found.pictures),
+        *(_section(p.title, _picture(p, found.classes)) for p in found.pictures),
         _section("Test bound", _bound(found)),
         _section("Options", _options(found)),
         _section("Versions and device", _facts(found)),
@@ -94,7 +94,7 @@ def _curves(found: Contents) -> str:
     return f'{shown}\n<p class="note">{note}</p>'
 
 
-def _picture(picture: Picture, n_classes: int | None) -> str:
+def _picture(picture: Picture, classes: list[str] | None) -> str:
     if picture.uri is None:
         file = escape(picture.file)
         return (
@@ -102,10 +102,10 @@ def _picture(picture: Picture, n_classes: int | None) -> str:
             "shows only valid PNG and SVG pictures.</p>"
         )
     image = f'<img src="{picture.uri}" alt="{escape(picture.title)}">'
-    if not picture.is_by_class or n_classes is None:
+    if not picture.is_by_class or classes is None:
         return image
-    classes = f"the classes 0 to {n_classes - 1} from left to right"
-    return f'{image}\n<p class="note">Each column is a class: {classes}.</p>'
+    named = escape(", ".join(classes))
+    return f'{image}\n<p class="note">Each column is a class: {named}.</p>'
 
 
 def _bound(found: Contents) -> str:
