@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -18,7 +19,8 @@ from eqmdm import nn
 from eqmdm._model.data_scale import data_scale
 from eqmdm._model.denoiser import TOP_LOG_SNR
 
-from . import conditions
+from .._core.own import is_own
+from . import conditions, own_code
 from .train.options import NOT_RECORDED, ResolvedTrainOptions, TrainOptions
 
 
@@ -77,6 +79,8 @@ def build_diffusion(options: ResolvedTrainOptions, key: jax.Array) -> Any:
         raise ValueError(
             "`schedule_values` must come with the `schedule` that they belong to."
         )
+    if is_own(options.diffusion):
+        return own_code.make_diffusion(options.diffusion, settings)
     if options.diffusion == "learned":
         assert options.n_vars is not None
         return eqmdm.LearnedDiffusion(options.n_vars, key=key, **settings)
@@ -143,7 +147,11 @@ def build_model(
             "(height, width, channels) nor series of shape (length, channels); got "
             f"unet for the shape {data.shape}."
         )
-    if options.network == "mlp":
+    if is_own(options.network):
+        network = own_code.make_network(
+            options.network, data.shape, n_vars, condition=condition, key=key
+        )
+    elif options.network == "mlp":
         network = nn.MLP(
             data.shape,
             n_vars,
@@ -168,7 +176,8 @@ def build_model(
         return eqmdm.NoiseModel(network, diffusion)
     low = float(diffusion.log_snr(diffusion.t1))
     high = float(diffusion.log_snr(diffusion.t0))
-    margin = _LEARNED_MARGIN if options.diffusion == "learned" else 0.01
+    is_learned = bool(jax.tree.leaves(eqx.filter(diffusion, eqx.is_inexact_array)))
+    margin = _LEARNED_MARGIN if is_learned else 0.01
     denoiser = eqmdm.PreconditionedDenoiser(
         network,
         data_std=data.std,
@@ -343,8 +352,23 @@ def _tupled(value: Any) -> Any:
 
 
 def model_from_options(record: dict[str, Any]) -> eqmdm.AbstractModel:
-    """A model with the structure of a run of `eqmdm train` with these options."""
+    """A model with the structure of a run of `eqmdm train` with these options.
+
+    **Raises:** `ValueError` if they name code, which is not imported only because a
+    file names it.
+    """
     options, data, _ = from_json(record)
+    own = own_code.own_names(options)
+    if own:
+        raise ValueError(
+            f"`like` must be given for a run with the user's own code, "
+            f"{', '.join(own.values())}. Pass a model with the structure of the run."
+        )
+    return rebuilt(options, data)
+
+
+def rebuilt(options: ResolvedTrainOptions, data: DataFacts) -> eqmdm.AbstractModel:
+    """The untrained model of a run, with the user's own code if the options name it."""
     key = lambda purpose: purpose_key(options.seed, purpose)
     diffusion = build_diffusion(options, key(Purpose.DIFFUSION))
     return build_model(options, data, diffusion, key(Purpose.NETWORK))

@@ -1,6 +1,6 @@
 """The names that options of several programs share."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 
 Range = tuple[float, float]
@@ -15,6 +15,8 @@ DiffusionName = Literal[
     "critical3",
     "learned",
 ]
+DIFFUSIONS: tuple[str, ...] = get_args(DiffusionName)
+NETWORKS = ("unet", "mlp")
 ClockName = Literal["time", "log_snr", "angle"]
 GridName = Literal["default", "uniform", "quadratic", "log_snr", "rho"]
 PictureFormat = Literal["png", "pdf", "svg"]

@@ -19,6 +19,7 @@ import eqmdm
 
 from . import build, conditions
 from .names import Range
+from .own_code import own_names
 from .train.options import ResolvedTrainOptions, TrainOptions
 
 
@@ -115,10 +116,12 @@ def load_trained(
     data_dir: str | None,
     ema: bool = True,
     ema_length: float | None = None,
+    trust_code: bool = False,
 ) -> TrainedRun:
     """The model in a run's last checkpoint, and its training data.
 
     `ema` chooses the averaged parameters, and `ema_length` the length of their average.
+    `trust_code` is whether the user's own code that the run names may be imported.
 
     **Raises:**
 
@@ -139,11 +142,13 @@ def load_trained(
         raise ValueError(
             f"`run` must have a checkpoint to evaluate; {directory} has none yet."
         )
+    _check_trusted(options, trust_code)
+    like = build.rebuilt(options, data) if own_names(options) else None
     restored = run.restore()
     with warnings.catch_warnings():
         # Skipped checkpoints are reported in one line below.
         warnings.simplefilter("ignore", UserWarning)
-        model = eqmdm.load_run(directory, ema=ema)
+        model = eqmdm.load_run(directory, like=like, ema=ema)
     for step, reason in restored.skipped.items():
         print(f"the checkpoint of step {step} cannot be read ({reason})")
     if ema_length is not None:
@@ -195,6 +200,18 @@ def _check_function(options: TrainOptions, data_dir: str | None) -> None:
             f"`data_dir` must name the function that gives the data of this run, {name}"
             ", because code is not run only because a file names it. If you trust it, "
             f"pass --data-dir {name}."
+        )
+
+
+def _check_trusted(options: TrainOptions, trust_code: bool) -> None:
+    """**Raises:** `ValueError` if building the model would run code that only the files
+    of the run name, and not the user."""
+    own = own_names(options)
+    if own and not trust_code:
+        raise ValueError(
+            "`trust_code` must be given for this run, whose "
+            f"{' and '.join(f'{k} is {v}' for k, v in own.items())}, because code is "
+            "not run only because a file names it. If you trust it, pass --trust-code."
         )
 
 

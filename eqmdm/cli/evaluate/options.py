@@ -21,6 +21,8 @@ class ExamplesOptions:
     """The number of examples, counted from the first."""
     data_dir: str | None = chosen("that of the run")
     """A directory with the image files (parquet)."""
+    trust_code: bool = False
+    """Import the user's own diffusion and network that the run names as module:name."""
     batch_size: int = 64
     """Examples evaluated at once. It affects speed and memory, but results only by
     rounding; a stopped evaluation may continue with another."""

@@ -42,6 +42,7 @@ def run(given: EvaluateOptions) -> None:
             data_dir=given.data_dir,
             ema=given.ema,
             ema_length=given.ema_length,
+            trust_code=given.trust_code,
         )
         trained = under_chosen_diffusion(given, trained)
         settings = [resolve(options, trained) for options in by_route(given, trained)]

@@ -62,6 +62,8 @@ class OutputOptions:
     samples, and starts from the same noise with every solver."""
     ema: bool = True
     """Use the moving average of the parameters instead of the last ones."""
+    trust_code: bool = False
+    """Import the user's own diffusion and network that the run names as module:name."""
     data_dir: str | None = chosen("that of the run")
     """A directory with the image files (parquet)."""
     output_dir: Path | None = chosen("RUN/samples-<solver>-<steps>")

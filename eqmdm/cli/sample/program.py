@@ -39,7 +39,12 @@ def run(options: SampleOptions) -> None:
     with clean_errors(options):
         options.check()
         check_names(options)
-        trained = load_trained(options.run, data_dir=options.data_dir, ema=options.ema)
+        trained = load_trained(
+            options.run,
+            data_dir=options.data_dir,
+            ema=options.ema,
+            trust_code=options.trust_code,
+        )
         check_run(options, trained)
         directory = options.directory
         directory.mkdir(parents=True, exist_ok=True)

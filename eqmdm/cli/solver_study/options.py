@@ -66,6 +66,8 @@ class MeasureOptions:
     reference_steps: int = 1000
     """Steps of the accurate solution for the library's samplers. That of the
     probability flow is by Tsit5 with tolerances of 1e-6."""
+    trust_code: bool = False
+    """Import the user's own diffusion and network that the run names as module:name."""
     data_dir: str | None = chosen("that of the run")
     """A directory with the image files (parquet)."""
     output_dir: Path | None = chosen("RUN/solver_study")

@@ -36,7 +36,9 @@ def run(options: SolverStudyOptions) -> None:
     with clean_errors(options):
         options.check()
         check_solvers(options)
-        trained = load_trained(options.run, data_dir=options.data_dir)
+        trained = load_trained(
+            options.run, data_dir=options.data_dir, trust_code=options.trust_code
+        )
         check_n_samples(options.n_samples, trained.dataset)
         runs = runs_by_diffusion(options, trained)
         features = find_features(options.features, trained.dataset)

@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 from typing import Annotated, Any, Literal
 
+from ..._core.hints import did_you_mean
+from ..._core.own import is_own
 from ..fields import CommaSeparated, check_at_least, chosen, named
-from ..names import DiffusionName, Range
+from ..names import DIFFUSIONS, NETWORKS, Range
 from ..outputs import PictureOptions
 from .defaults import DEFAULTS, defaults_by_size
 
@@ -95,8 +97,10 @@ class RunOptions:
 class DiffusionOptions:
     """The diffusion process and its interval."""
 
-    diffusion: DiffusionName = "cld"
-    """The diffusion process. With the denoiser score the bound depends on it only
+    diffusion: str = "cld"
+    """The diffusion process: vpsde, subvpsde, vesde, cld, alda, malda, psld, critical3,
+    learned, or your own as module:name, a class or a function that takes `interval` and
+    makes one. With the denoiser score the bound depends on it only
     through its interval in log-SNR; with the free score the choice matters."""
     n_vars: int | None = chosen("2 if learned")
     """For learned: the number of variables per data coordinate, the data included."""
@@ -137,8 +141,9 @@ class BoundOptions:
 class NetworkOptions:
     """The network that is trained."""
 
-    network: Literal["unet", "mlp"] | None = chosen("unet for images in grey levels")
-    """The network; mlp flattens examples of any shape."""
+    network: str | None = chosen("unet for images in grey levels")
+    """The network: unet, for images and series; mlp, which flattens examples of any
+    shape; or your own as module:name, called as make(shape, n_vars, key=key)."""
     score: Literal["denoiser", "free"] = "denoiser"
     """What the network predicts: denoiser, the data from one channel, so that one
     network suits every diffusion; free, the noise in all channels, as in MDM."""
@@ -277,8 +282,10 @@ class TrainOptions(
             assert shape is not None
             by_data = defaults_by_size(shape, n_levels, self.network)
             title = title_of(self.dataset)
+        # Not every file system allows the colon of module:name in a file name.
+        diffusion = self.diffusion.replace(":", "-")
         defaults = by_data | {
-            "run_dir": f"runs/{title}-{self.diffusion}-{self.score}-{self.seed}",
+            "run_dir": f"runs/{title}-{diffusion}-{self.score}-{self.seed}",
             "decoder": self._default_decoder(),
             "time": "log_snr" if self.score == "denoiser" else "importance",
             "n_vars": 2 if self.diffusion == "learned" else None,
@@ -304,7 +311,7 @@ class ResolvedTrainOptions(TrainOptions):
     """Options of a run with all defaults filled in."""
 
     run_dir: str = dataclasses.field()
-    network: Literal["unet", "mlp"] = dataclasses.field()
+    network: str = dataclasses.field()
     decoder: Literal["data", "theorem3", "discrete"] = dataclasses.field()
     time: Literal["uniform", "importance", "log_snr"] = dataclasses.field()
     steps: int = dataclasses.field()
@@ -321,7 +328,10 @@ class ResolvedTrainOptions(TrainOptions):
     n_samples: int = dataclasses.field()
 
     def check(self) -> None:
-        """**Raises:** `ValueError` for values that contradict one another."""
+        """**Raises:** `ValueError` for unknown names, and values that contradict one
+        another."""
+        _check_name("diffusion", self.diffusion, DIFFUSIONS)
+        _check_name("network", self.network, NETWORKS)
         if self.t_range is not None and self.log_snr_range is not None:
             raise ValueError(
                 "`t_range` and `log_snr_range` must not both be given; got "
@@ -352,6 +362,14 @@ class ResolvedTrainOptions(TrainOptions):
                     f"`{name}` must be a multiple of `log_every`, {self.log_every}; "
                     f"got {getattr(self, name)}."
                 )
+
+
+def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known and not is_own(name):
+        raise ValueError(
+            f"`{option}` must be one of {', '.join(known)}, or your own as "
+            f"module:name; got {name!r}.{did_you_mean(name, known)}"
+        )
 
 
 def as_given(value: Any) -> str:

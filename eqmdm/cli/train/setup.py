@@ -14,6 +14,7 @@ import eqmdm
 from .. import build, processes
 from ..build import Purpose
 from ..files import LOSS_UNITS
+from ..own_code import own_names
 from ..processes import first_does
 from . import run_directory, trackers
 from .options import MAY_DIFFER, ResolvedTrainOptions, TrainOptions, as_given
@@ -104,7 +105,9 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     facts = build.facts(options.seed)
     if dataset.description:
         facts["data_found"] = dataset.description
-    start_run = lambda: run.start(identity, facts, builder=build.MODEL_BUILDER)
+    # A run with the user's own code is rebuilt only by those who trust it.
+    builder = None if own_names(options) else build.MODEL_BUILDER
+    start_run = lambda: run.start(identity, facts, builder=builder)
     first_does(lambda: run_directory.claim(run, options, start_run))
     if options.resume:
         state = run_directory.resume(run, state)

@@ -1,0 +1,75 @@
+"""Diffusions and networks of the user's own, which options name as `module:name`."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+import eqmdm
+
+from .._core.own import find_own, is_own
+
+
+# The options that may name code.
+_OPTIONS = ("diffusion", "network")
+
+
+def own_names(options: Any) -> dict[str, str]:
+    """The options of a run that name the user's own code, and what they name."""
+    given = {name: getattr(options, name) for name in _OPTIONS}
+    return {name: value for name, value in given.items() if value and is_own(value)}
+
+
+def make_diffusion(
+    given: str, settings: dict[str, Any]
+) -> eqmdm.AbstractLinearDiffusion:
+    """The diffusion that a class or function of the user's makes from `settings`.
+
+    **Raises:** `ValueError` if it cannot be imported, does not accept the settings, or
+    makes no linear diffusion.
+    """
+    kind = "a class or a function that makes a linear diffusion,"
+    make = find_own(given, argument="diffusion", kind=kind)
+    made = _called(make, "diffusion", given, **settings)
+    if not isinstance(made, eqmdm.AbstractLinearDiffusion):
+        raise ValueError(
+            f"`diffusion` must be {kind} as module:name; {given} makes a "
+            f"{type(made).__name__}."
+        )
+    return made
+
+
+def make_network(
+    given: str, shape: tuple[int, ...], n_vars: int, *, condition: Any, key: jax.Array
+) -> Any:
+    """The network that a class or function of the user's makes for one example.
+
+    It is called as `make(shape, n_vars, key=key)`, with the keyword `condition` if the
+    model has one.
+
+    **Raises:** `ValueError` if it cannot be imported, does not accept these arguments,
+    or makes nothing that can be called or trained.
+    """
+    kind = "unet, mlp, or a class or a function that makes a network,"
+    make = find_own(given, argument="network", kind=kind)
+    more = {} if condition is None else {"condition": condition}
+    made = _called(make, "network", given, shape, n_vars, key=key, **more)
+    if not callable(made) or not jax.tree.leaves(
+        eqx.filter(made, eqx.is_inexact_array)
+    ):
+        raise ValueError(
+            f"`network` must be {kind} as module:name; {given} makes a "
+            f"{type(made).__name__}, which cannot be called or has no parameters."
+        )
+    return made
+
+
+def _called(make: Any, argument: str, given: str, *values: Any, **named: Any) -> Any:
+    accepted = ", ".join([*("shape, n_vars" for _ in values[:1]), *named])
+    try:
+        return make(*values, **named)
+    except TypeError as error:
+        raise ValueError(
+            f"`{argument}` must name what can be called with {accepted}; {given} "
+            f"raised: {error}."
+        ) from error

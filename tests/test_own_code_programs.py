@@ -1,0 +1,170 @@
+"""Tests of the user's own diffusions and networks in the programs."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from script_runs import error_of, single_precision
+
+import eqmdm
+from eqmdm.cli.evaluate import program as evaluate
+from eqmdm.cli.evaluate.options import EvaluateOptions
+from eqmdm.cli.parsing import parse
+from eqmdm.cli.sample import program as sample
+from eqmdm.cli.sample.options import SampleOptions
+from eqmdm.cli.train import program as train
+from eqmdm.cli.train.options import TrainOptions
+from eqmdm.cli.trained import load_trained
+
+
+TINY = "--data=points.npy --steps=2 --log-every=1 --batch-size=8 --validate-every=2 "
+TINY += "--checkpoint-every=2 --n-samples=3 --test-draws=2 --test-examples=4"
+CODE = """
+import pathlib
+
+import eqmdm
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+pathlib.Path("imported").touch()
+
+
+class Affine(eqx.Module):
+    scale: jax.Array
+    shift: jax.Array
+    labels: jax.Array | None
+
+    def __call__(self, t, y, *, condition=None):
+        shift = self.shift if condition is None else self.labels[condition]
+        return (1 + t) * self.scale * y + shift
+
+
+def network(shape, n_vars, *, key, condition=None):
+    del shape, n_vars, key
+    labels = None if condition is None else jnp.zeros(condition.n_classes)
+    return Affine(jnp.ones(()), jnp.zeros(()), labels)
+
+
+def diffusion(interval=None, schedule=None):
+    return eqmdm.LinearDiffusion(
+        skew=[[0.0, -2.0], [2.0, 0.0]],
+        dissipation=[[0.5, 0.0], [0.0, 2.0]],
+        interval=interval,
+    )
+
+
+number = 3
+nothing = lambda interval=None: 3
+no_parameters = lambda shape, n_vars, *, key: (lambda t, y: y)
+takes_nothing = lambda: None
+"""
+OWN = ["--network=own_models:network", "--diffusion=own_models:diffusion"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    with single_precision():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def directory(tmp_path_factory):
+    directory, before = tmp_path_factory.mktemp("own-code"), Path.cwd()
+    (directory / "own_models.py").write_text(CODE)
+    points = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    np.save(directory / "points.npy", points)
+    labels = np.arange(60) % 3
+    np.savez(directory / "labelled.npz", train=points, labels=labels)
+    os.chdir(directory)
+    yield directory
+    os.chdir(before)
+
+
+def _train(*arguments):
+    train.run(parse(TrainOptions, [*TINY.split(), *arguments]))
+
+
+@pytest.fixture(scope="module")
+def run(directory):
+    _train(*OWN, "--run-dir=run")
+    return directory / "run"
+
+
+@pytest.mark.parametrize("score", ["denoiser", "free"])
+def test_own_diffusion_and_network_are_trained(score, directory):
+    _train(*OWN, f"--score={score}", f"--run-dir=run-{score}")
+    model = load_trained(
+        directory / f"run-{score}", data_dir=None, trust_code=True
+    ).model
+    assert type(model.diffusion).__name__ == "LinearDiffusion"
+    low = float(model.diffusion.log_snr(model.diffusion.t1))
+    network = model.network
+    if score == "denoiser":
+        # The default interval of a denoiser reaches the user's class.
+        assert low == pytest.approx(-9, abs=1e-3)
+        network = network.network
+    assert type(network).__name__ == "Affine" and float(network.scale) != 1.0
+
+
+def test_run_with_own_code_goes_through_the_programs_that_trust_it(run):
+    arguments = ["run", "--trust-code", "--examples=3", "--route=elbo"]
+    evaluate.run(parse(EvaluateOptions, arguments))
+    arguments = ["run", "--trust-code", "--n-samples=3", "--steps=3"]
+    sample.run(parse(SampleOptions, arguments))
+    assert (run / "samples-dpm-3" / "samples.npz").exists()
+
+
+def test_own_network_gets_its_condition(directory):
+    _train(*OWN, "--data=labelled.npz", "--condition=label", "--run-dir=run-label")
+    model = load_trained(directory / "run-label", data_dir=None, trust_code=True).model
+    assert model.network.network.labels.shape == (3,)
+
+
+def test_code_is_not_imported_only_because_a_run_names_it(run, directory, monkeypatch):
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+    (directory / "imported").unlink(missing_ok=True)
+    line = error_of(lambda given: evaluate.run(parse(EvaluateOptions, given)), ["run"])
+    assert "network is own_models:network" in line and "pass --trust-code" in line
+    with pytest.raises(ValueError, match="`like` must be given"):
+        eqmdm.load_run(run)
+    # Nor if the files ask for the builder of the program's own runs.
+    path = run / "options.json"
+    facts = json.loads(path.read_text())
+    try:
+        altered = facts | {"builder": "eqmdm.cli.build:model_from_options"}
+        path.write_text(json.dumps(altered))
+        with pytest.raises(ValueError, match="`like` must be given for a run with the"):
+            eqmdm.load_run(run)
+    finally:
+        path.write_text(json.dumps(facts))
+    assert not (directory / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--network=vnet"],
+            "--network must be one of unet, mlp, .* got 'vnet'. Did you",
+        ),
+        (["--diffusion=cdl"], "--diffusion must be one of vpsde.* Did you mean cld"),
+        (["--network=no_such:thing"], "module cannot be imported"),
+        (["--network=own_models:netwrok"], "Did you mean network"),
+        (["--diffusion=own_models:nothing"], "makes a int"),
+        (["--network=own_models:no_parameters"], "has no parameters"),
+        (
+            ["--network=own_models:takes_nothing"],
+            "can be called with shape, n_vars, key",
+        ),
+        (["--diffusion=own_models:takes_nothing"], "can be called with interval"),
+    ],
+)
+def test_code_of_the_wrong_kind_is_named(arguments, message):
+    options = parse(TrainOptions, [*TINY.split(), "--run-dir=wrong", *arguments])
+    assert re.search(message, error_of(train.run, options))
+    assert not Path("wrong").exists()
