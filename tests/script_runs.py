@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,6 +34,15 @@ def single_precision():
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@contextlib.contextmanager
+def working_in(directory):
+    """A context with another working directory, in which paths are relative."""
+    before = Path.cwd()
+    os.chdir(directory)
+    yield directory
+    os.chdir(before)
 
 
 @functools.cache

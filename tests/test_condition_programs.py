@@ -1,7 +1,6 @@
 """Tests of conditions in data sets and programs."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from script_runs import error_of, single_precision
+from script_runs import error_of, single_precision, working_in
 
 import eqmdm
 from eqmdm import nn
@@ -42,10 +41,9 @@ def programs():
 
 @pytest.fixture(scope="module", autouse=True)
 def directory(tmp_path_factory):
-    directory, before = tmp_path_factory.mktemp("conditions"), Path.cwd()
-    os.chdir(directory)
-    yield directory
-    os.chdir(before)
+    directory = tmp_path_factory.mktemp("conditions")
+    with working_in(directory):
+        yield directory
 
 
 def _table(n=90):

@@ -1,14 +1,13 @@
 """Tests of the user's own diffusions and networks in the programs."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from script_runs import error_of, single_precision
+from script_runs import error_of, single_precision, working_in
 
 import eqmdm
 from eqmdm.cli.evaluate import program as evaluate
@@ -74,15 +73,14 @@ def programs():
 
 @pytest.fixture(scope="module", autouse=True)
 def directory(tmp_path_factory):
-    directory, before = tmp_path_factory.mktemp("own-code"), Path.cwd()
+    directory = tmp_path_factory.mktemp("own-code")
     (directory / "own_models.py").write_text(CODE)
     points = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     np.save(directory / "points.npy", points)
     labels = np.arange(60) % 3
     np.savez(directory / "labelled.npz", train=points, labels=labels)
-    os.chdir(directory)
-    yield directory
-    os.chdir(before)
+    with working_in(directory):
+        yield directory
 
 
 def _train(*arguments):

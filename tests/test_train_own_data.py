@@ -1,7 +1,6 @@
 """Tests of the programs on the user's own data."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from script_runs import error_of, single_precision
+from script_runs import error_of, single_precision, working_in
 
 import eqmdm
 from eqmdm.cli.evaluate import program as evaluate
@@ -41,10 +40,9 @@ def programs():
 @pytest.fixture(scope="module", autouse=True)
 def directory(tmp_path_factory):
     """The working directory, in which paths are relative."""
-    directory, before = tmp_path_factory.mktemp("own"), Path.cwd()
-    os.chdir(directory)
-    yield directory
-    os.chdir(before)
+    directory = tmp_path_factory.mktemp("own")
+    with working_in(directory):
+        yield directory
 
 
 def _columns(n=60, seed=0):
