@@ -17,22 +17,25 @@ Problems, after sbibm (Lueckmann et al. 2021): `linear`, ten parameters of N(0, 
 observed with noise N(0, 0.1), also with up to five independent observations, of which
 those that are absent are missing in the condition; `moons`, two parameters whose
 posterior is two crescents.
+
+With `--peers gensbi`, GenSBI trains the same network on the same simulations, with its
+EDM method and with flow matching. It takes no missing entries.
 """
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import _common as common
+import _posterior_peers as peers
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
+from _posterior_problems import PROBLEMS, Problem
 from scipy.stats import chi2
 from sklearn.model_selection import cross_val_score
 from sklearn.neural_network import MLPClassifier
@@ -43,8 +46,8 @@ import eqmdm
 from eqmdm import nn
 
 
-VARIANCE = 0.1
-MOST_OBSERVATIONS = 5
+BATCH_SIZE = 256
+N_RANKS = 99
 LEVELS = (0.5, 0.9)
 N_BINS = 10
 
@@ -67,6 +70,8 @@ class Settings(common.Settings):
     """The samples of each posterior for the two-sample tests."""
     observations: int = 5
     """The observations for the two-sample tests."""
+    peers: tuple[Literal["gensbi"], ...] = ()
+    """The other libraries to measure."""
     seed: int = 0
     """The seed of every random draw."""
     quick: bool = False
@@ -75,117 +80,44 @@ class Settings(common.Settings):
     """A Markdown file for the results."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A simulator with its posterior. Parameters and observations are NumPy arrays."""
-
-    simulate: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
-    """Pairs of parameters and observations; missing entries are NaN."""
-    log_posterior: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    """The log-density of each parameter given its observation, in nats."""
-    draw: Callable[[np.random.Generator, np.ndarray, int], np.ndarray]
-    """Samples of the posterior given one observation."""
-
-
-def linear(most: int) -> Problem:
-    """Normal parameters with up to `most` independent observations of each."""
-
-    def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        count = np.sum(np.isfinite(x[..., 0]), axis=-1)[..., None]
-        # Prior and noise have the same variance.
-        return np.nansum(x, axis=-2) / (count + 1), VARIANCE / (count + 1)
-
-    def simulate(random: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        theta = math.sqrt(VARIANCE) * random.normal(size=(n, 10))
-        noise = math.sqrt(VARIANCE) * random.normal(size=(n, most, 10))
-        count = random.integers(1, most + 1, size=n)
-        absent = np.arange(most) >= count[:, None]
-        x = np.where(absent[..., None], np.nan, theta[:, None] + noise)
-        return theta, x
-
-    def log_posterior(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        mean, variance = moments(x)
-        squares = (theta - mean) ** 2 / variance + np.log(2 * np.pi * variance)
-        return -0.5 * squares.sum(axis=-1)
-
-    def draw(random: np.random.Generator, x: np.ndarray, n: int) -> np.ndarray:
-        mean, variance = moments(x)
-        return mean + np.sqrt(variance) * random.normal(size=(n, 10))
-
-    return Problem(simulate, log_posterior, draw)
-
-
-def moons() -> Problem:
-    """Two moons: parameters uniform on a square, two crescents as their posterior."""
-
-    def arc(random: np.random.Generator, n: int) -> np.ndarray:
-        angle = random.uniform(-np.pi / 2, np.pi / 2, n)
-        radius = 0.1 + 0.01 * random.normal(size=n)
-        point = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        return point + np.asarray([0.25, 0.0])
-
-    def shift(theta: np.ndarray) -> np.ndarray:
-        total, gap = theta.sum(axis=-1), theta[..., 1] - theta[..., 0]
-        return np.stack([-np.abs(total), gap], axis=-1) / math.sqrt(2)
-
-    def simulate(random: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        theta = random.uniform(-1, 1, (n, 2))
-        return theta, arc(random, n) + shift(theta)
-
-    def log_likelihood(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        point = x - shift(theta) - np.asarray([0.25, 0.0])
-        radius = np.linalg.norm(point, axis=-1)
-        normal = -0.5 * ((radius - 0.1) / 0.01) ** 2 - math.log(0.01)
-        normal -= 0.5 * math.log(2 * np.pi)
-        inside = point[..., 0] > 0
-        return np.where(inside, normal - np.log(np.pi * radius), -np.inf)
-
-    def log_posterior(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        # By quadrature over the prior's square, in the coordinates of the simulator in
-        # which each half of the square is moved rigidly onto the arc.
-        edges = np.linspace(-1, 1, 801)
-        grid = 0.5 * (edges[1:] + edges[:-1])
-        points = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1)
-        log_area = 2 * math.log(grid[1] - grid[0])
-        evidence = [
-            np.logaddexp.reduce(log_likelihood(points, one).ravel()) + log_area
-            for one in x
-        ]
-        return log_likelihood(theta, x) - np.asarray(evidence)
-
-    def draw(random: np.random.Generator, x: np.ndarray, n: int) -> np.ndarray:
-        kept = np.zeros((0, 2))
-        while len(kept) < n:
-            along, across = (arc(random, 4 * n) - x).T
-            sign = random.choice([-1.0, 1.0], 4 * n)
-            total, gap = math.sqrt(2) * sign * along, -math.sqrt(2) * across
-            theta = 0.5 * np.stack([total - gap, total + gap], axis=1)
-            valid = (along > 0) & (np.abs(theta) < 1).all(axis=1)
-            kept = np.concatenate([kept, theta[valid]])
-        return kept[:n]
-
-    return Problem(simulate, log_posterior, draw)
-
-
-PROBLEMS = {
-    "linear": linear(1),
-    "linear, several": linear(MOST_OBSERVATIONS),
-    "moons": moons(),
-}
-
-
 def as_condition(x: np.ndarray) -> np.ndarray:
     """Observations as conditions: one vector for each."""
     return x.reshape(len(x), -1).astype(np.float32)
 
 
-def trained(settings: Settings, problem: Problem) -> tuple[Any, Any, float]:
-    """The model, the standardisation of the parameters, and the processor seconds."""
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What a library has learned, in the units of the parameters."""
+
+    log_density: np.ndarray | None
+    """Of each test parameter given its observation, in nats."""
+    ranked: np.ndarray
+    """Samples for each test pair, of shape (pairs, N_RANKS, dims)."""
+    samples: np.ndarray
+    """Samples for the two-sample tests, of shape (observations, n, dims)."""
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tests:
+    """Test pairs, and observations for the two-sample tests."""
+
+    theta: np.ndarray
+    x: np.ndarray
+    observed: np.ndarray
+
+
+def simulated(settings: Settings, problem: Problem) -> eqmdm.data.Dataset:
+    """The simulations to train on, with standardised parameters."""
     random = np.random.default_rng(settings.seed)
     theta, x = problem.simulate(random, settings.simulations)
-    dataset = eqmdm.data.Dataset.from_arrays(
+    return eqmdm.data.Dataset.from_arrays(
         theta, conditions=as_condition(x), standardise=True
     )
+
+
+def trained(settings: Settings, dataset: eqmdm.data.Dataset) -> tuple[Any, float]:
+    """The model and the processor seconds of its training."""
     assert dataset.conditions is not None
     kind = nn.condition_for(dataset.conditions.train)
     shape = dataset.shape
@@ -199,11 +131,12 @@ def trained(settings: Settings, problem: Problem) -> tuple[Any, Any, float]:
         dataset,
         key=key_fit,
         steps=settings.steps,
-        batch_size=256,
+        batch_size=BATCH_SIZE,
         optimiser=eqmdm.make_optimiser(1e-3, warmup=100),
         validate_every=settings.steps,
     )
-    return model, dataset.standardisation, time.process_time() - start
+    jax.block_until_ready(model)
+    return model, time.process_time() - start
 
 
 def log_densities(
@@ -268,33 +201,86 @@ def calibration(ranks: np.ndarray, n: int) -> dict[str, Any]:
     }
 
 
-def measured(settings: Settings, name: str) -> dict[str, Any]:
-    problem = PROBLEMS[name]
-    model, scale, seconds = trained(settings, problem)
-    random = np.random.default_rng(settings.seed + 1)
-    theta, x = problem.simulate(random, settings.test)
-    own, true = log_densities(model, scale, theta, x), problem.log_posterior(theta, x)
-    n_ranks = 99
-    drawn = posterior_samples(model, scale, x, n_ranks, settings.seed + 2)
-    ranks = (drawn < theta[:, None]).sum(axis=1)
-    _, observed = problem.simulate(random, settings.observations)
-    samples = posterior_samples(
-        model, scale, observed, settings.samples, settings.seed + 3
+def by_eqmdm(settings: Settings, dataset: eqmdm.data.Dataset, tests: Tests) -> Learned:
+    model, seconds = trained(settings, dataset)
+    scale, seed = dataset.standardisation, settings.seed
+    return Learned(
+        log_densities(model, scale, tests.theta, tests.x),
+        posterior_samples(model, scale, tests.x, N_RANKS, seed + 2),
+        posterior_samples(model, scale, tests.observed, settings.samples, seed + 3),
+        {"processor_seconds": seconds},
     )
-    accuracies, floors = [], []
-    for one, of_model in zip(observed, samples, strict=True):
-        exact, again = (problem.draw(random, one, settings.samples) for _ in range(2))
-        accuracies.append(two_sample_accuracy(of_model, exact, settings.seed))
-        floors.append(two_sample_accuracy(again, exact, settings.seed))
-    return {
-        "log_density": _estimate(own),
-        "true_log_density": _estimate(true),
-        "difference": _estimate(own - true),
-        "two_sample_accuracy": _estimate(np.asarray(accuracies)),
-        "accuracy_of_two_true_sets": _estimate(np.asarray(floors)),
-        "calibration": calibration(ranks, n_ranks),
-        "processor_seconds": seconds,
+
+
+def by_gensbi(
+    settings: Settings, dataset: eqmdm.data.Dataset, tests: Tests, method: str
+) -> Learned:
+    scale, conditions = dataset.standardisation, dataset.conditions
+    assert scale is not None and conditions is not None
+    kind = nn.condition_for(conditions.train)
+    assert isinstance(kind, nn.ArrayCondition)
+    mean, std = np.asarray(kind.mean), np.asarray(kind.std)
+    scaled = lambda x: (x - mean) / std
+    x, observed = (scaled(as_condition(x)) for x in (tests.x, tests.observed))
+    counts = [(x, N_RANKS), (observed, settings.samples)]
+    arrays = {
+        "theta": dataset.train,
+        "condition": scaled(conditions.train),
+        "validation_theta": dataset.validation,
+        "validation_condition": scaled(conditions.validation),
+        "test_theta": scale.forward(tests.theta),
+        "test_condition": x,
+        "sampled_condition": np.concatenate([np.repeat(*pair, 0) for pair in counts]),
     }
+    options = {"method": method, "steps": settings.steps, "width": settings.width}
+    options |= {"batch_size": BATCH_SIZE, "seed": settings.seed}
+    parts, facts = peers.gensbi(arrays, options)
+    drawn = scale.inverse(parts["samples"])
+    split = len(x) * N_RANKS
+    log_density = parts.get("log_density")
+    return Learned(
+        None if log_density is None else log_density + scale.log_jacobian,
+        drawn[:split].reshape(len(x), N_RANKS, -1),
+        drawn[split:].reshape(len(observed), settings.samples, -1),
+        facts,
+    )
+
+
+def measured(settings: Settings, name: str) -> dict[str, dict[str, Any]]:
+    """The results of a problem, by problem and library."""
+    problem, seed = PROBLEMS[name], settings.seed
+    dataset = simulated(settings, problem)
+    random = np.random.default_rng(seed + 1)
+    theta, x = problem.simulate(random, settings.test)
+    _, observed = problem.simulate(random, settings.observations)
+    tests, true = Tests(theta, x, observed), problem.log_posterior(theta, x)
+    learned = {name: by_eqmdm(settings, dataset, tests)}
+    # GenSBI takes no missing entries.
+    if "gensbi" in settings.peers and np.isfinite(as_condition(x)).all():
+        for method in peers.METHODS:
+            row = f"{name}, GenSBI, {method}"
+            learned[row] = by_gensbi(settings, dataset, tests, method)
+    accuracies, floors = {row: [] for row in learned}, []
+    for index, one in enumerate(observed):
+        exact, again = (problem.draw(random, one, settings.samples) for _ in range(2))
+        floors.append(two_sample_accuracy(again, exact, seed))
+        for row, of in learned.items():
+            accuracies[row].append(two_sample_accuracy(of.samples[index], exact, seed))
+    found = {}
+    for row, of in learned.items():
+        found[row] = {
+            "true_log_density": _estimate(true),
+            "two_sample_accuracy": _estimate(np.asarray(accuracies[row])),
+            "accuracy_of_two_true_sets": _estimate(np.asarray(floors)),
+            "calibration": calibration(
+                (of.ranked < theta[:, None]).sum(axis=1), N_RANKS
+            ),
+            **of.facts,
+        }
+        if of.log_density is not None:
+            found[row]["log_density"] = _estimate(of.log_density)
+            found[row]["difference"] = _estimate(of.log_density - true)
+    return found
 
 
 def _estimate(values: np.ndarray) -> dict[str, float]:
@@ -302,7 +288,9 @@ def _estimate(values: np.ndarray) -> dict[str, float]:
     return {"value": estimate.value, "standard_error": estimate.standard_error}
 
 
-def _shown(estimate: dict[str, float], digits: int = 3) -> str:
+def _shown(estimate: dict[str, float] | None, digits: int = 3) -> str:
+    if estimate is None:
+        return "none"
     return f"{estimate['value']:.{digits}f} ± {estimate['standard_error']:.{digits}f}"
 
 
@@ -311,16 +299,17 @@ def as_markdown(settings: Settings, found: dict[str, Any]) -> str:
     heads = ["problem", "log-density (nats)", "true", "difference"]
     heads += ["two-sample accuracy", "of two true sets"]
     heads += [f"coverage of {100 * level:.0f} %" for level in LEVELS]
-    heads += ["p-value of ranks"]
+    heads += ["p-value of ranks", "processor seconds of training"]
     rows = [heads, ["---"] * len(heads)]
     for name, row in found.items():
         coverage = row["calibration"]["coverage"]
-        cells = [name, *(_shown(row[k]) for k in ("log_density", "true_log_density"))]
-        cells += [_shown(row["difference"])]
+        cells = [name, _shown(row.get("log_density"))]
+        cells += [_shown(row["true_log_density"]), _shown(row.get("difference"))]
         cells += [_shown(row["two_sample_accuracy"])]
         cells += [_shown(row["accuracy_of_two_true_sets"])]
         cells += [_shown(coverage[f"{level:g}"]) for level in LEVELS]
-        rows.append([*cells, f"{row['calibration']['p_value']:.2g}"])
+        cells += [f"{row['calibration']['p_value']:.2g}"]
+        rows.append([*cells, f"{row['processor_seconds']:.0f}"])
     lines = [
         f"Posteriors learned from {settings.simulations:,} simulations in "
         f"{settings.steps:,} steps of 256, MLP of width {settings.width}, VPSDE with a "
@@ -330,6 +319,7 @@ def as_markdown(settings: Settings, found: dict[str, Any]) -> str:
         "observations, ± standard errors over observations.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
+        *peers.notes(settings.peers, found),
     ]
     return "\n".join(lines) + "\n"
 
@@ -343,7 +333,7 @@ def main(settings: Settings) -> None:
     common.show(facts)
     found: dict[str, Any] = {}
     for name in settings.problems:
-        found[name] = measured(settings, name)
+        found |= measured(settings, name)
         print(as_markdown(settings, found), flush=True)
         common.write(settings, facts, problems=found)
         if settings.table is not None:

@@ -57,6 +57,23 @@ def as_arrays(network: Any) -> tuple[Any, Any]:
     return arrays, apply
 
 
+def as_conditional_arrays(network: Any) -> tuple[Any, Any]:
+    """As `as_arrays`, for a function that also takes a condition for each example, or
+    one for all of them."""
+    arrays, static = eqx.partition(network, eqx.is_inexact_array)
+    shape = network.shape
+
+    def apply(arrays, t, y, condition):
+        one = eqx.combine(arrays, static)
+        call = lambda t, y, c: one(t, y, condition=c)
+        t = jnp.broadcast_to(t.reshape(-1), (len(y),))
+        condition = condition.reshape(-1, *network.condition.shape)
+        condition = jnp.broadcast_to(condition, (len(y), *condition.shape[1:]))
+        return jax.vmap(call)(t, y.reshape(-1, 1, *shape), condition).reshape(y.shape)
+
+    return arrays, apply
+
+
 def network_facts(network: Any, *examples: np.ndarray) -> dict[str, Any]:
     """The size of a network, and the operations of one evaluation of one example."""
     leaves = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
