@@ -247,6 +247,8 @@ def test_guided_samples_differ_and_are_recorded(by_label):
     with np.load(plain / "samples.npz") as one, np.load(guided / "samples.npz") as two:
         assert not np.allclose(one["samples"], two["samples"], rtol=1e-6)
         settings = json.loads(str(two["settings"]))
+    # Twice the four evaluations of three steps.
+    assert settings["evaluations_per_sample"] == 8
     assert settings["guidance"] == 2 and settings["guidance_interval"] == [-3, 4]
 
 

@@ -138,10 +138,12 @@ def calibration(path: Path, bins: list[dict[str, Any]], caption: str) -> None:
     """Draw the accuracy in each bin of confidence, with its standard error."""
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="0.5", ls=":", label="perfectly calibrated")
+    accuracy = np.asarray([part["accuracy"] for part in bins])
+    low, high = np.asarray([part["interval"] for part in bins]).T
     axes.errorbar(
         [part["confidence"] for part in bins],
-        [part["accuracy"] for part in bins],
-        [part["standard_error"] for part in bins],
+        accuracy,
+        [accuracy - low, high - accuracy],
         color=BLUE,
         fmt="o",
         capsize=2,
@@ -157,10 +159,14 @@ def calibration(path: Path, bins: list[dict[str, Any]], caption: str) -> None:
         )
     axes.set_xlabel("probability of the predicted class")
     axes.set_ylabel("fraction predicted correctly")
+    axes.set_xlim(0, 1.06)
+    axes.set_ylim(-0.06, 1.06)
     axes.set_aspect("equal")
-    axes.legend()
+    axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
-    add_caption(figure, f"{caption}. Numbers: examples; bars: standard errors")
+    add_caption(
+        figure, f"{caption}. Numbers: examples; bars: intervals of one standard error"
+    )
     save(figure, path)
 
 

@@ -104,25 +104,24 @@ _QUANTITIES = {
 
 def _bins(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     """For each bin of confidence that holds examples: their number, mean confidence and
-    accuracy, with its binomial standard error."""
+    accuracy, with Wilson's interval of one standard error, which stays within [0, 1]
+    (Wilson 1927)."""
     edges = np.linspace(0, 1, _N_BINS + 1)
     places = np.clip(np.digitize(confidence, edges) - 1, 0, _N_BINS - 1)
     bins = []
     for place in np.unique(places):
         inside = places == place
-        n, accuracy = int(inside.sum()), float(right[inside].mean())
-        # At 0 or 1 the plug-in error would vanish, so it is that of the rule of
-        # succession.
-        smoothed = (right[inside].sum() + 1) / (n + 2)
-        error = math.sqrt(smoothed * (1 - smoothed) / n)
+        n, k = int(inside.sum()), float(right[inside].sum())
+        middle = (k + 0.5) / (n + 1)
+        half = math.sqrt(k * (n - k) / n + 0.25) / (n + 1)
         bins.append(
             {
                 "low": float(edges[place]),
                 "high": float(edges[place + 1]),
                 "examples": n,
                 "confidence": float(confidence[inside].mean()),
-                "accuracy": accuracy,
-                "standard_error": error,
+                "accuracy": k / n,
+                "interval": [middle - half, middle + half],
             }
         )
     return bins

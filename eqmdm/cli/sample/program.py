@@ -79,6 +79,9 @@ def run(options: SampleOptions) -> None:
         sys.exit("error: there are no samples to write")
     values = decode(trained, x[kept])
     evaluations = find_method(options.solver).n_evaluations(options.steps)
+    if evaluations is not None and options.guidance != 1:
+        # Given the condition and without it, where guidance acts.
+        evaluations *= 2
     settings = {
         "run": trained.name,
         "dataset": trained.dataset.name,
@@ -101,6 +104,8 @@ def run(options: SampleOptions) -> None:
     plots.samples(picture, shown, n_levels, caption, n_columns=columns)
     write(directory / "samples.npz", values, np.flatnonzero(kept), settings)
     counted = "a varying number of" if evaluations is None else evaluations
+    if options.guidance_interval is not None:
+        counted = f"at most {counted}"
     print(
         f"{len(values)} samples of {trained.dataset.name} by {options.solver}, "
         f"{options.steps} steps\nper sample: {counted} evaluations of the network, "
