@@ -60,11 +60,11 @@ class Settings(common.Settings):
     """The problems."""
     simulations: int = 20_000
     """The simulations to train on."""
-    steps: int = 10_000
+    steps: int = 3000
     """The steps of training."""
     width: int = 128
     """The width of the network, of three residual layers."""
-    test: int = 500
+    test: int = 200
     """The pairs for log-densities and ranks."""
     samples: int = 1000
     """The samples of each posterior for the two-sample tests."""
