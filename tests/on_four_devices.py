@@ -110,6 +110,56 @@ def continued(directory, state, mesh):
     return train(state, examples, 1)[1]
 
 
+def conditional_results(mesh, *, streamed=False):
+    """Losses, bounds and samples of a model that is conditioned on a class."""
+    random = np.random.default_rng(1)
+    classes = random.integers(0, 3, 40)
+    x = classes[:, None] + random.normal(size=(40, 2))
+    points = eqmdm.Objective(drop_condition=0.3)
+    kind = nn.condition_for(classes)
+    network = nn.MLP(
+        (2,), 1, width=8, depth=1, condition=kind, dtype=float, key=jr.key(5)
+    )
+    denoiser = eqmdm.PreconditionedDenoiser(network, 1.5, (-10, 14))
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*ENDS))
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
+    state = eqmdm.TrainState.create(model, optimiser, key=jr.key(6))
+    examples = x if streamed else eqmdm.TrainingSet(x, points, classes)
+    if mesh is not None:
+        state = eqmdm.distribute(state, mesh)
+        examples = x if streamed else eqmdm.distribute(examples, mesh)
+    losses = []
+
+    def record(event):
+        if event.kind == "log":
+            losses.extend(event.metrics["loss"].tolist())
+
+    state = eqmdm.train(
+        state,
+        examples,
+        points,
+        optimiser,
+        steps=N_STEPS,
+        batch_size=16,
+        condition=classes if streamed else None,
+        log_every=1,
+        callbacks=[record],
+    )
+    evaluation = eqmdm.evaluate(
+        state.model, x[:6], points, condition=classes[:6], key=jr.key(7), batch_size=4
+    )
+    guided = eqmdm.GuidedModel(state.model, 2.0)
+    samples = eqmdm.sample(
+        guided, (2,), conditions=classes[:8], n_samples=8, n_steps=3, key=jr.key(8)
+    )
+    return {
+        "losses": losses,
+        "loss": evaluation.loss.tolist(),
+        "samples": samples.ravel().tolist(),
+        "sample_devices": len(samples.sharding.device_set),
+    }
+
+
 def main(directory):
     mesh = eqmdm.device_mesh()
     assert mesh.size == 4
@@ -119,6 +169,11 @@ def main(directory):
     sharded, found["sharded"] = results(mesh, shard_parameters=True)
     found["streamed"] = train_streamed(eqmdm.distribute(new_state(), mesh))
     _, found["several steps"] = results(mesh, n_inner=2, only_train=True)
+    found["conditional"] = {
+        "one": conditional_results(None),
+        "four": conditional_results(mesh),
+        "streamed": conditional_results(mesh, streamed=True),
+    }
     whole, _ = train(new_state(), jnp.asarray(data), 1)
     found["4 to 1"] = continued(f"{directory}/sharded", sharded, None)
     found["1 to 4"] = continued(f"{directory}/whole", whole, mesh)

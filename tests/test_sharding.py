@@ -49,6 +49,20 @@ def test_batches_from_the_host_are_those_of_one_device(found):
     )
 
 
+@pytest.mark.parametrize("how", ["four", "streamed"])
+@pytest.mark.parametrize("what", ["losses", "loss", "samples"])
+def test_conditions_are_divided_like_their_examples(found, how, what):
+    conditional = found["conditional"]
+    assert len(conditional["one"]["losses"]) == 3
+    assert conditional[how]["sample_devices"] == 4
+    np.testing.assert_allclose(
+        conditional[how][what],
+        conditional["one"][what],
+        rtol=_ROUNDING,
+        atol=_ROUNDING,
+    )
+
+
 @pytest.mark.parametrize("how, n", [("one", 1), ("four", 4), ("sharded", 4)])
 def test_state_and_samples_stay_on_all_devices(found, how, n):
     assert found[how]["devices"] == [n]
