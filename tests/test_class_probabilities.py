@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conditional_models import conditional_mlp
 from numpy.testing import assert_allclose
 
 import eqmdm
+from helpers import counted
 
 
 MEANS = jnp.asarray([-1.0, 0.0, 2.0])
@@ -71,3 +73,19 @@ def test_wrong_arguments_are_refused_by_name(settings, match, key, unchecked):
     settings = {"n_classes": 3} | settings
     with pytest.raises(ValueError, match=match):
         eqmdm.class_log_probabilities(MODEL, X, key=key, **settings)
+
+
+def test_a_second_call_compiles_nothing(key):
+    again, other = jax.random.fold_in(key, 1), X + 1
+    eqmdm.class_log_probabilities(MODEL, X, 3, key=key, n_draws=2)
+    with counted() as compiled:
+        eqmdm.class_log_probabilities(MODEL, other, 3, key=again, n_draws=2)
+    assert not any(compiled.values())
+
+
+def test_more_classes_than_the_network_has_are_refused(key, unchecked):
+    for n_classes in (4, 10):
+        with pytest.raises(ValueError, match="a class from 0 to 2"):
+            eqmdm.class_log_probabilities(
+                conditional_mlp(key), X, n_classes, key=key, n_draws=1
+            )

@@ -1,5 +1,6 @@
 """Class probabilities from likelihoods: a generative classifier."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,8 @@ from jaxtyping import Array, Float
 from .._bound.elbo import elbo
 from .._core.checks import as_array, check_count
 from .._core.types import Data, PRNGKey, Scalar
-from .._model.base import AbstractModel
+from .._levels import as_dequantised
+from .._model.base import AbstractModel, check_model
 from .log_likelihood import log_likelihood
 
 
@@ -46,8 +48,9 @@ def class_log_probabilities(
 
     The log-probabilities of the classes from 0. NaN if a solve fails.
 
-    **Raises:** `ValueError` for a count below 1, or a prior of another length;
-    otherwise as for [`eqmdm.elbo`][] and [`eqmdm.log_likelihood`][].
+    **Raises:** `ValueError` for a count below 1 or above that of the network, or a
+    prior of another length; otherwise as for [`eqmdm.elbo`][] and
+    [`eqmdm.log_likelihood`][].
 
     **Source:** Li et al. (2023), Your diffusion model is secretly a zero-shot
     classifier, for the shared draws.
@@ -56,14 +59,10 @@ def class_log_probabilities(
     if n_draws is not None:
         check_count("n_draws", n_draws)
 
-    def log_density(condition: Array) -> Scalar:
-        if n_draws is None:
-            solved = log_likelihood(model, x, condition=condition, key=key)
-            return solved.log_likelihood
-        return elbo(model, x, condition=condition, key=key, n_draws=n_draws).total
-
-    # In turn, and not batched: adaptive solves would wait for the slowest class.
-    log_joint = jax.lax.map(log_density, jnp.arange(n_classes))
+    # In the compiled function below, classes and examples are no longer known.
+    x = as_dequantised(x, "class probability")
+    check_model(model).with_condition(n_classes - 1)
+    log_joint = _log_densities(model, x, n_classes, n_draws, key)
     if log_prior is not None:
         log_prior = jnp.asarray(as_array("log_prior", log_prior))
         if log_prior.shape != (n_classes,):
@@ -73,3 +72,18 @@ def class_log_probabilities(
             )
         log_joint = log_joint + log_prior.astype(log_joint.dtype)
     return jax.nn.log_softmax(log_joint)
+
+
+# Jitted here, because outside of `jax.jit` the loop would be compiled at every call.
+@eqx.filter_jit
+def _log_densities(
+    model: AbstractModel, x: Data, n_classes: int, n_draws: int | None, key: PRNGKey
+) -> Float[Array, " n_classes"]:
+    def log_density(condition: Array) -> Scalar:
+        if n_draws is None:
+            solved = log_likelihood(model, x, condition=condition, key=key)
+            return solved.log_likelihood
+        return elbo(model, x, condition=condition, key=key, n_draws=n_draws).total
+
+    # In turn, and not batched: adaptive solves would wait for the slowest class.
+    return jax.lax.map(log_density, jnp.arange(n_classes))
