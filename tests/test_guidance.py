@@ -72,14 +72,19 @@ def test_a_guided_model_is_used_like_any_other(key):
     assert np.isfinite(x).all()
 
 
-def test_another_scale_compiles_nothing(key):
+def test_another_scale_or_class_compiles_nothing(key):
     model = conditional_mlp(key)
-    samples = lambda scale: eqmdm.sample(
-        eqmdm.GuidedModel(model, scale), (2,), condition=1, key=key, n_samples=4
+    samples = lambda scale, condition: eqmdm.sample(
+        eqmdm.GuidedModel(model, scale),
+        (2,),
+        condition=condition,
+        key=key,
+        n_samples=4,
     )
-    samples(2.0)
+    samples(2.0, 1)
     with counted() as compiled:
-        samples(3.0)
+        samples(3.0, 1)
+        samples(3.0, 2)
     assert not any(compiled.values())
 
 

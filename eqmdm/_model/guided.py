@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._core.checks import as_array, check_finite, constant
-from .._core.conditions import missing_like
+from .._core.conditions import as_condition, missing_like
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, Scalar, State
 from .._diffusion import AbstractLinearDiffusion, LogSNRInterval
@@ -81,12 +81,12 @@ class GuidedModel(AbstractModel):
                 "`jax.vmap`."
             )
         check_finite("scale", scale)
-        # A JAX array, so that another scale does not compile another program.
+        # JAX arrays, so that another scale or class does not compile another program.
         dtype = jnp.result_type(float)
         is_known = isinstance(scale, np.ndarray)
         self.scale = constant(scale.astype(dtype)) if is_known else scale.astype(dtype)
         self.interval = interval
-        self.condition = condition
+        self.condition = jax.tree.map(as_condition, condition)
 
     @property
     def diffusion(self) -> AbstractLinearDiffusion:  # pyright: ignore[reportIncompatibleVariableOverride]
