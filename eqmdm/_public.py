@@ -95,6 +95,7 @@ from ._model.denoiser import (
     AbstractDenoiser as AbstractDenoiser,
     DenoiserModel as DenoiserModel,
     PreconditionedDenoiser as PreconditionedDenoiser,
+    VectorDenoiser as VectorDenoiser,
 )
 from ._model.divergence import (
     AbstractDivergence as AbstractDivergence,

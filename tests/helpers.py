@@ -31,13 +31,6 @@ _EVENTS = {
 }
 
 
-_EVENTS = {
-    "/jax/core/compile/jaxpr_trace_duration": "traced",
-    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowered",
-    "/jax/core/compile/backend_compile_duration": "compiled",
-}
-
-
 def slow(parameter):
     """Marks one of a test's parameters as slow, where the others say as much."""
     return pytest.param(parameter, marks=pytest.mark.slow)

@@ -191,6 +191,7 @@ class Foreign(eqmdm.AbstractModel):
     data_std = 1.0
     log_snr_range = None
     has_denoiser = False
+    takes_snr_vector = False
 
     def under(self, diffusion):
         raise AssertionError("samplers do not ask for this")

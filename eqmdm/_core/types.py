@@ -21,3 +21,5 @@ RankMatrix: TypeAlias = Float[Array, "vars rank"]
 
 Data: TypeAlias = Float[Array, "*data"]
 State: TypeAlias = Float[Array, "vars *data"]
+# The log-SNR of an example, or of each of its coordinates.
+LogSNR: TypeAlias = Float[Array, "..."]

@@ -5,6 +5,7 @@ from .denoiser import (
     AbstractDenoiser as AbstractDenoiser,
     DenoiserModel as DenoiserModel,
     PreconditionedDenoiser as PreconditionedDenoiser,
+    VectorDenoiser as VectorDenoiser,
 )
 from .function import FunctionModel as FunctionModel
 from .noise import NoiseModel as NoiseModel

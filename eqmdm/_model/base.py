@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from .._core.checks import as_scalar, concrete, is_deleted, raise_or_error_if
 from .._core.conditions import AbstractConditionalNetwork, as_condition
 from .._core.gaussian import PerturbationKernel
-from .._core.types import Data, Scalar, State
+from .._core.types import Data, LogSNR, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.stationary import known_kernels, known_log_snrs
 
@@ -60,6 +60,14 @@ class AbstractModel(eqx.Module):
         If so, the probability flow reduces to that of the statistic, for any diffusion,
         and the diffusion term of the bound is an integral over log-SNR."""
 
+    @property
+    @abc.abstractmethod
+    def takes_snr_vector(self) -> bool:
+        """Whether the denoiser can be told the log-SNR of each coordinate.
+
+        If so, it also serves diffusions whose matrices differ by coordinate, and
+        conditions exactly on observations of single coordinates."""
+
     @abc.abstractmethod
     def under(self, diffusion: AbstractLinearDiffusion) -> "AbstractModel":
         """The same network under another diffusion.
@@ -85,18 +93,21 @@ class AbstractModel(eqx.Module):
         """
 
     @abc.abstractmethod
-    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+    def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         r"""$\hat x(\lambda, z)$, the denoiser of the sufficient statistic.
 
-        **Raises:** `TypeError` unless `has_denoiser`.
+        `log_snr` has the shape of `z` if it differs by coordinate.
+
+        **Raises:** `TypeError` unless `has_denoiser`, and for a log-SNR by coordinate
+        unless `takes_snr_vector`.
         """
 
     @abc.abstractmethod
-    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+    def denoiser_residual(self, log_snr: LogSNR, z: Data) -> Data:
         r"""$\hat x - c^2 z / (c^2 + \sigma^2)$, where $c$ is `data_std`: the difference
         from the posterior mean of normal data, in its most accurate form.
 
-        **Raises:** `TypeError` unless `has_denoiser`.
+        **Raises:** as for `denoise`.
         """
 
     @abc.abstractmethod
@@ -152,6 +163,25 @@ class AbstractModel(eqx.Module):
                 "`jax.vmap`."
             )
         return y
+
+    def check_log_snr(self, log_snr: LogSNR, z: Data) -> None:
+        """**Raises:** `TypeError` for a log-SNR by coordinate unless
+        `takes_snr_vector`; `ValueError` unless it has the shape of `z`."""
+        shape = jnp.shape(log_snr)
+        if shape == ():
+            return
+        if not self.takes_snr_vector:
+            raise TypeError(
+                "`model` must have a denoiser that is told the log-SNR of every "
+                f"coordinate; that of this {type(self).__name__} takes one number. "
+                "Train one with `--snr vector`, or wrap a callable `(log_snr, z)` that "
+                "takes an array in an `eqmdm.VectorDenoiser`."
+            )
+        if shape != z.shape:
+            raise ValueError(
+                "`log_snr` must be a number or have the shape of `z`, "
+                f"{z.shape}; got {shape}."
+            )
 
     def check_final_time(self, value: Array, final: Scalar | None = None) -> Array:
         """Returns `value` if the diffusion ends within the log-SNR range of the model.
@@ -258,7 +288,7 @@ class ConditionedNetwork(eqx.Module):
     network: Callable[..., Array]
     condition: PyTree
 
-    def __call__(self, time: Scalar, inputs: Array) -> Array:
+    def __call__(self, time: LogSNR, inputs: Array) -> Array:
         return self.network(time, inputs, condition=self.condition)
 
 
@@ -318,7 +348,7 @@ def check_diffusion(diffusion: Any) -> None:
 
 
 def call_network(
-    name: str, network: Callable[..., Array], time: Scalar, inputs: Array
+    name: str, network: Callable[..., Array], time: LogSNR, inputs: Array
 ) -> Array:
     """The output of a network for one example.
 

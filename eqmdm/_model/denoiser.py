@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel, outer_with_data
-from .._core.types import Data, Scalar, State
+from .._core.types import Data, LogSNR, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .base import (
     AbstractModel,
@@ -42,8 +43,14 @@ class AbstractDenoiser(eqx.Module):
     # The log-SNR range (low, high) of its training; `None` if unknown.
     log_snr_range: eqx.AbstractVar[tuple[float, float] | None]
 
+    @property
     @abc.abstractmethod
-    def __call__(self, log_snr: Scalar, z: Data) -> Data:
+    def takes_snr_vector(self) -> bool:
+        """Whether `log_snr` may also be an array of the shape of `z`, with a log-SNR
+        for each coordinate, which may be infinite."""
+
+    @abc.abstractmethod
+    def __call__(self, log_snr: LogSNR, z: Data) -> Data:
         r"""$\hat x(\lambda, z)$."""
 
     @abc.abstractmethod
@@ -52,11 +59,11 @@ class AbstractDenoiser(eqx.Module):
         [`eqmdm.AbstractModel`][]."""
 
     @abc.abstractmethod
-    def correction(self, log_snr: Scalar, z: Data) -> Data:
+    def correction(self, log_snr: LogSNR, z: Data) -> Data:
         r"""$\hat x - z$."""
 
     @abc.abstractmethod
-    def residual(self, log_snr: Scalar, z: Data) -> Data:
+    def residual(self, log_snr: LogSNR, z: Data) -> Data:
         r"""$\hat x - c^2 z / (c^2 + \sigma^2)$, where $c$ is `data_std`: the difference
         from the posterior mean of normal data."""
 
@@ -95,20 +102,13 @@ class PreconditionedDenoiser(AbstractDenoiser):
     def __init__(
         self, network: NoiseNetwork, data_std: float, log_snr_range: Sequence[float]
     ):
-        data_std = float(data_std)
-        if not (math.isfinite(data_std) and data_std > 0):
-            raise ValueError(
-                f"`data_std` must be positive and finite; got {data_std}. It is the "
-                "standard deviation of the training data."
-            )
-        low, high = (float(log_snr) for log_snr in log_snr_range)
-        if not -math.inf < low < high < math.inf:
-            raise ValueError(
-                "`log_snr_range` must be (low, high), increasing and finite; got "
-                f"{(low, high)}."
-            )
-        self.network, self.data_std = network, data_std
-        self.log_snr_range = low, high
+        self.network = network
+        self.data_std = _checked_std(data_std)
+        self.log_snr_range = _checked_range(log_snr_range)
+
+    @property
+    def takes_snr_vector(self) -> bool:
+        return False
 
     def __call__(self, log_snr: Scalar, z: Data) -> Data:
         return z + self.correction(log_snr, z)
@@ -139,6 +139,66 @@ class PreconditionedDenoiser(AbstractDenoiser):
 
 
 @final
+class VectorDenoiser(AbstractDenoiser):
+    r"""A callable that is told the log-SNR of every coordinate, as a denoiser.
+
+    $$\hat x(\lambda, z) = \mathrm{E}[x \mid z], \qquad z_i = x_i + e^{-\lambda_i / 2}
+    \epsilon_i$$
+
+    It serves diffusions whose matrices differ by coordinate, and conditions exactly on
+    noisy observations of single coordinates.
+
+    **Arguments:**
+
+    - `function`: a callable `(log_snr, z) -> x_hat` on one example, with `log_snr` of
+        the shape of `z`. Its entries may be infinite, for coordinates that are known
+        exactly ($\lambda_i = \infty$) or not at all. If the model has a condition, it
+        is the keyword `condition`.
+
+    !!! Example
+
+        ```python
+        # The exact denoiser of standard normal data.
+        denoiser = eqmdm.VectorDenoiser(lambda log_snr, z: z * jax.nn.sigmoid(log_snr))
+        model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD())
+        ```
+    """
+
+    function: DenoiserFunction
+    data_std: float
+    log_snr_range: tuple[float, float] | None
+
+    def __init__(
+        self,
+        function: DenoiserFunction,
+        data_std: float = 1.0,
+        log_snr_range: Sequence[float] | None = None,
+    ):
+        self.function = function
+        self.data_std = _checked_std(data_std)
+        known = log_snr_range is not None
+        self.log_snr_range = _checked_range(log_snr_range) if known else None
+
+    @property
+    def takes_snr_vector(self) -> bool:
+        return True
+
+    def __call__(self, log_snr: LogSNR, z: Data) -> Data:
+        log_snr = jnp.broadcast_to(jnp.asarray(log_snr, z.dtype), z.shape)
+        return call_network("network", self.function, log_snr, z)
+
+    def with_condition(self, condition: PyTree) -> "VectorDenoiser":
+        function = bind_condition(self.function, condition)
+        return VectorDenoiser(function, self.data_std, self.log_snr_range)
+
+    def correction(self, log_snr: LogSNR, z: Data) -> Data:
+        return self(log_snr, z) - z
+
+    def residual(self, log_snr: LogSNR, z: Data) -> Data:
+        return _residual_of(self(log_snr, z), log_snr, z, self.data_std)
+
+
+@final
 class _PlainDenoiser(AbstractDenoiser):
     """A callable `(log_snr, z) -> x_hat` for data of unknown scale."""
 
@@ -146,22 +206,49 @@ class _PlainDenoiser(AbstractDenoiser):
     data_std: float = 1.0
     log_snr_range: tuple[float, float] | None = None
 
-    def __call__(self, log_snr: Scalar, z: Data) -> Data:
+    @property
+    def takes_snr_vector(self) -> bool:
+        return False
+
+    def __call__(self, log_snr: LogSNR, z: Data) -> Data:
         return call_network("network", self.function, log_snr, z)
 
     def with_condition(self, condition: PyTree) -> "_PlainDenoiser":
         return _PlainDenoiser(function=bind_condition(self.function, condition))
 
-    def correction(self, log_snr: Scalar, z: Data) -> Data:
+    def correction(self, log_snr: LogSNR, z: Data) -> Data:
         return self(log_snr, z) - z
 
-    def residual(self, log_snr: Scalar, z: Data) -> Data:
-        # At high log-SNR the estimate is close to z, and at low log-SNR the correction
-        # is close to -z: take the difference that does not cancel.
-        x_hat, noise = self(log_snr, z), jnp.exp(-log_snr)
-        share = noise / (1 + noise)
-        near = (x_hat - z) + share * z
-        return jnp.where(noise < 1, near, x_hat - z / (1 + noise))
+    def residual(self, log_snr: LogSNR, z: Data) -> Data:
+        return _residual_of(self(log_snr, z), log_snr, z, self.data_std)
+
+
+def _checked_std(data_std: float) -> float:
+    data_std = float(data_std)
+    if not (math.isfinite(data_std) and data_std > 0):
+        raise ValueError(
+            f"`data_std` must be positive and finite; got {data_std}. It is the "
+            "standard deviation of the training data."
+        )
+    return data_std
+
+
+def _checked_range(log_snr_range: Sequence[float]) -> tuple[float, float]:
+    low, high = (float(log_snr) for log_snr in log_snr_range)
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(
+            "`log_snr_range` must be (low, high), increasing and finite; got "
+            f"{(low, high)}."
+        )
+    return low, high
+
+
+def _residual_of(x_hat: Data, log_snr: LogSNR, z: Data, data_std: float) -> Data:
+    # At high log-SNR the estimate is close to z, and at low log-SNR the correction is
+    # close to -z: take the difference that does not cancel.
+    relative = jnp.asarray(log_snr, z.dtype) + 2 * math.log(data_std)
+    near = (x_hat - z) + jax.nn.sigmoid(-relative) * z
+    return jnp.where(relative > 0, near, x_hat - jax.nn.sigmoid(relative) * z)
 
 
 @final
@@ -247,6 +334,10 @@ class DenoiserModel(AbstractModel):
     def has_denoiser(self) -> bool:
         return True
 
+    @property
+    def takes_snr_vector(self) -> bool:
+        return self._denoiser.takes_snr_vector
+
     def under(self, diffusion: AbstractLinearDiffusion) -> "DenoiserModel":
         """The same denoiser under another diffusion."""
         return DenoiserModel(self.network, diffusion)
@@ -256,10 +347,12 @@ class DenoiserModel(AbstractModel):
         plain = isinstance(denoiser, _PlainDenoiser)
         return DenoiserModel(denoiser.function if plain else denoiser, self.diffusion)
 
-    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+    def denoise(self, log_snr: LogSNR, z: Data) -> Data:
+        self.check_log_snr(log_snr, z)
         return self._denoiser(log_snr, z)
 
-    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+    def denoiser_residual(self, log_snr: LogSNR, z: Data) -> Data:
+        self.check_log_snr(log_snr, z)
         return self._denoiser.residual(log_snr, z)
 
     def score_at(self, kernel: PerturbationKernel, y: State) -> State:

@@ -5,7 +5,7 @@ from typing import final
 from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel, apply_to_vars
-from .._core.types import Data, Scalar, State
+from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
 from .base import (
     AbstractModel,
@@ -47,6 +47,10 @@ class FunctionModel(AbstractModel):
     def has_denoiser(self) -> bool:
         return False
 
+    @property
+    def takes_snr_vector(self) -> bool:
+        return False
+
     def under(self, diffusion: AbstractLinearDiffusion) -> "FunctionModel":
         raise ValueError(
             "`diffusion` must be the one whose score this `FunctionModel` has, "
@@ -58,10 +62,10 @@ class FunctionModel(AbstractModel):
     def with_condition(self, condition: PyTree) -> "FunctionModel":
         return FunctionModel(bind_condition(self.network, condition), self.diffusion)
 
-    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+    def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         raise no_denoiser(self)
 
-    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+    def denoiser_residual(self, log_snr: LogSNR, z: Data) -> Data:
         raise no_denoiser(self)
 
     def score_at(self, kernel: PerturbationKernel, y: State) -> State:

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from .._core.checks import as_array, check_finite, constant
 from .._core.conditions import as_condition, missing_like
 from .._core.gaussian import PerturbationKernel
-from .._core.types import Data, Scalar, State
+from .._core.types import Data, LogSNR, Scalar, State
 from .._diffusion import AbstractLinearDiffusion, LogSNRInterval
 from .base import AbstractModel, check_model
 
@@ -104,6 +104,10 @@ class GuidedModel(AbstractModel):
     def has_denoiser(self) -> bool:
         return self.model.has_denoiser
 
+    @property
+    def takes_snr_vector(self) -> bool:
+        return self.model.takes_snr_vector
+
     def under(self, diffusion: AbstractLinearDiffusion) -> "GuidedModel":
         return self._like(self.model.under(diffusion), self.condition)
 
@@ -112,10 +116,10 @@ class GuidedModel(AbstractModel):
         self.model.with_condition(condition)
         return self._like(self.model, condition)
 
-    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+    def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         return self._guided(log_snr, lambda model: model.denoise(log_snr, z))
 
-    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+    def denoiser_residual(self, log_snr: LogSNR, z: Data) -> Data:
         return self._guided(log_snr, lambda model: model.denoiser_residual(log_snr, z))
 
     def score_at(self, kernel: PerturbationKernel, y: State) -> State:

@@ -5,7 +5,7 @@ from typing import final
 from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel
-from .._core.types import Data, Scalar, State
+from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
 from .base import (
     AbstractModel,
@@ -53,6 +53,10 @@ class NoiseModel(AbstractModel):
     def has_denoiser(self) -> bool:
         return False
 
+    @property
+    def takes_snr_vector(self) -> bool:
+        return False
+
     def under(self, diffusion: AbstractLinearDiffusion) -> "NoiseModel":
         raise ValueError(
             "`diffusion` must be the one that a `NoiseModel` was trained on, "
@@ -64,10 +68,10 @@ class NoiseModel(AbstractModel):
     def with_condition(self, condition: PyTree) -> "NoiseModel":
         return NoiseModel(bind_condition(self.network, condition), self.diffusion)
 
-    def denoise(self, log_snr: Scalar, z: Data) -> Data:
+    def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         raise no_denoiser(self)
 
-    def denoiser_residual(self, log_snr: Scalar, z: Data) -> Data:
+    def denoiser_residual(self, log_snr: LogSNR, z: Data) -> Data:
         raise no_denoiser(self)
 
     def score_at(self, kernel: PerturbationKernel, y: State) -> State:
