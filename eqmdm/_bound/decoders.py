@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._core.gaussian import (
+    by_coordinate,
     log_det,
-    n_coordinates,
+    over_coordinates,
     standard_log_density,
 )
 from .._core.types import Data, Scalar, State
@@ -67,9 +68,10 @@ class StartDecoder(AbstractDecoder):
         del model
         # By LU, because the mean map is not triangular. Near the start time it is close
         # to the identity, so that its determinant loses no digits.
-        growth = jnp.linalg.slogdet(point.kernel.step.mean_map)[1] - log_det(point.root)
-        scale = n_coordinates(point.y) * growth.astype(error.dtype)
-        return standard_log_density(error) + scale
+        mean_map = point.kernel.step.mean_map
+        log_volume = by_coordinate(lambda Psi: jnp.linalg.slogdet(Psi)[1], mean_map)
+        growth = log_volume - log_det(point.root)
+        return standard_log_density(error) + over_coordinates(growth, point.y)
 
 
 @final
@@ -92,7 +94,8 @@ class DataDecoder(AbstractDecoder):
         # The terms nearly cancel, so they are subtracted before the sum, as in
         # `LowVariance`.
         quadratic = jnp.sum(control - 0.5 * residual**2)
-        return quadratic + residual.size * (half_log_snr - 0.5 * math.log(2 * math.pi))
+        log_scale = half_log_snr - 0.5 * math.log(2 * math.pi)
+        return quadratic + over_coordinates(log_scale, residual[None])
 
 
 @final

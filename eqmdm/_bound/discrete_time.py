@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PyTree
 
 from .._core.gaussian import PerturbationKernel
 from .._core.random import draw_normal
-from .._core.types import Data, PRNGKey, Scalar
+from .._core.types import Data, LogSNR, PRNGKey, Scalar
+from .._diffusion.banded import check_data_shape
 from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
 from .._model.point import Point
@@ -95,24 +96,25 @@ def _discrete_elbo(
     key: PRNGKey,
 ) -> Elbo:
     diffusion = model.diffusion
+    check_data_shape(diffusion, x.shape)
     key_aux, key_start, key_steps = jr.split(key, 3)
     kernels = jax.vmap(diffusion.compute_kernel)(times.astype(x.dtype))
     at_end, at_start = (
         jax.tree.map(lambda leaf, i=i: leaf[i], kernels) for i in (0, -1)
     )
 
-    def cost(inputs: tuple[PerturbationKernel, Scalar, PRNGKey]) -> Scalar:
+    def cost(inputs: tuple[PerturbationKernel, LogSNR, PRNGKey]) -> Scalar:
         kernel, gain, key = inputs
         noise = draw_normal(key, (diffusion.n_vars, *x.shape), x.dtype)
         y = kernel.perturb(x, noise)
         # The error of the data estimate in units of its noise. It is computed from the
         # noise, because x and its estimate agree to all digits at high log-SNR.
         error = kernel.along_data(model.whitened_error(kernel, x, noise, y))
-        return 0.5 * jnp.expm1(gain) * jnp.sum(error**2)
+        return 0.5 * jnp.sum(jnp.expm1(gain) * error**2)
 
     before = jax.tree.map(lambda leaf: leaf[:-1], kernels)
     keys = jr.split(key_steps, len(times) - 1)
-    costs = jax.lax.map(cost, (before, jnp.diff(kernels.log_snr), keys))
+    costs = jax.lax.map(cost, (before, jnp.diff(kernels.log_snr, axis=0), keys))
     state = diffusion.draw_start(x, key=key_aux)
     point = Point.draw(at_start, state, given_start=False, key=key_start)
     return Elbo(

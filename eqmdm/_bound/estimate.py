@@ -10,11 +10,17 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key, PyTree
 
-from .._core.gaussian import PerturbationKernel, apply_to_vars, log_det, n_coordinates
+from .._core.gaussian import (
+    PerturbationKernel,
+    apply_to_vars,
+    log_det,
+    over_coordinates,
+)
 from .._core.random import draw_normal
 from .._core.show import show_array
 from .._core.types import Data, PRNGKey, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
+from .._diffusion.banded import check_data_shape
 from .._model.base import AbstractModel, conditioned
 from .._model.point import Point
 from .decoders import AbstractDecoder, DataDecoder, StartDecoder
@@ -125,6 +131,7 @@ def compute_shared_elbo(
     `conditions` are those of a conditional model, one for each example.
     """
     diffusion, n_start, n_path = model.diffusion, n_reconstruction, len(u)
+    check_data_shape(diffusion, x.shape[1:])
     keys = jax.vmap(lambda key: jr.split(key, 5))(keys)
     key_aux, key_start, key_path, key_prior, key_probe = (keys[:, i] for i in range(5))
     t, density = jax.vmap(
@@ -267,10 +274,10 @@ def _prior(
     return -diffusion.prior.kl_from(root, mean)
 
 
-def _entropy(root: Float[Array, "rows rows"], like: State) -> Scalar:
+def _entropy(root: Float[Array, "rows rows *coordinates"], like: State) -> Scalar:
     r"""The entropy of $\mathcal{N}(\cdot, L L^\top \otimes I)$, in nats."""
     per_dim = 0.5 * len(root) * (1 + math.log(2 * math.pi)) + log_det(root)
-    return n_coordinates(like) * per_dim.astype(like.dtype)
+    return over_coordinates(per_dim, like)
 
 
 def _auxiliary(
@@ -288,4 +295,4 @@ def _auxiliary(
         return entropy
     # H(v | x, y) = H(v | x) + H(y | v, x) - H(y | x).
     given = log_det(at_start.step.root) - log_det(at_start.root)
-    return entropy + n_coordinates(start) * given.astype(start.dtype)
+    return entropy + over_coordinates(given, start)

@@ -7,16 +7,16 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from .._core.gaussian import (
     PerturbationKernel,
     apply_to_vars,
     matmul,
-    n_coordinates,
+    over_coordinates,
     solve_lower,
+    transpose,
 )
-from .._core.types import Data, PRNGKey, Scalar, State
+from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._model.base import AbstractModel
 from .._model.divergence import AbstractDivergence, ExactDivergence
@@ -97,11 +97,11 @@ class LowVariance(AbstractForm):
     ) -> Scalar:
         del key
         noise_map = _whitened_noise_map(model.diffusion, point)
-        costs = 0.5 * jnp.sum(apply_to_vars(noise_map.T, error) ** 2, axis=0)
+        costs = 0.5 * jnp.sum(apply_to_vars(transpose(noise_map), error) ** 2, axis=0)
         if self.given_start:
             return -jnp.sum(costs)
         kernel = point.kernel
-        rate = jnp.sum(matmul(kernel.direction[None], noise_map) ** 2)
+        rate = jnp.sum(matmul(kernel.direction[None], noise_map) ** 2, axis=(0, 1))
         control = noise_control(kernel, point.noise, model.data_std)
         # The two nearly agree in each coordinate. The difference of two sums would
         # carry the rounding error of the sums, which are large.
@@ -202,7 +202,7 @@ class ImplicitScoreMatching(AbstractForm):
         kernel, y = point.kernel, point.y
         G = model.diffusion.diffusion_matrix(kernel.t)
         score, derivative = jax.linearize(lambda y: model.score_at(kernel, y), y)
-        square = jnp.sum(apply_to_vars(G.astype(y.dtype).T, score) ** 2)
+        square = jnp.sum(apply_to_vars(transpose(G), score) ** 2)
         estimates = self.divergence(derivative, G, y, key=key)
         drift = _drift_divergence(model.diffusion, point)
         return -0.5 * square - jnp.mean(estimates) + drift
@@ -223,9 +223,7 @@ def noise_control(kernel: PerturbationKernel, noise: State, data_std: float) -> 
     return 0.5 * gain**2 * (along**2 - 1)
 
 
-def _whitened_noise_map(
-    diffusion: AbstractLinearDiffusion, point: Point
-) -> Float[Array, "vars rank"]:
+def _whitened_noise_map(diffusion: AbstractLinearDiffusion, point: Point) -> RankMatrix:
     """$L^{-1} G$, where $L$ is the root of the law that the point is drawn from."""
     G = diffusion.diffusion_matrix(point.kernel.t)
     if point.given_start:
@@ -235,13 +233,13 @@ def _whitened_noise_map(
 
 def _drift_divergence(diffusion: AbstractLinearDiffusion, point: Point) -> Scalar:
     trace = jnp.trace(diffusion.drift_matrix(point.kernel.t))
-    return n_coordinates(point.y) * trace.astype(point.y.dtype)
+    return over_coordinates(trace, point.y)
 
 
 def _direct_integrand(
     diffusion: AbstractLinearDiffusion, point: Point, error: State
 ) -> Scalar:
-    noise_map = _whitened_noise_map(diffusion, point).T
+    noise_map = transpose(_whitened_noise_map(diffusion, point))
     target = jnp.sum(apply_to_vars(noise_map, point.noise) ** 2)
     gain = 0.5 * (target - jnp.sum(apply_to_vars(noise_map, error) ** 2))
     return gain + _drift_divergence(diffusion, point)

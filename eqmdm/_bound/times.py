@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import eval_context
 from jaxtyping import Array, Float
 
 from .._core.checks import check_count, concrete
 from .._core.gaussian import log_det
 from .._core.types import PRNGKey, Scalar
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractLinearDiffusion, BandedDiffusion
 from .._diffusion.host import Path as KnownPath
 from .._diffusion.interval import known_times
 from .._diffusion.stationary import known_path
@@ -180,8 +181,10 @@ def _integrand_rises(
 ) -> Float[Array, " cells"]:
     # log |det Psi| by Liouville's formula, with the trace of the drift integrated by
     # Simpson's rule: the determinant of a Psi that has decayed is lost to rounding.
-    volume = jax.vmap(lambda t: log_det(diffusion.compute_kernel(t).root))(times)
-    trace = jax.vmap(lambda t: jnp.trace(diffusion.drift_matrix(t)))
+    # Means over the coordinates, if the matrices differ.
+    mean_log_det = lambda t: jnp.mean(log_det(diffusion.compute_kernel(t).root))
+    volume = jax.vmap(mean_log_det)(times)
+    trace = jax.vmap(lambda t: jnp.mean(jnp.trace(diffusion.drift_matrix(t))))
     at_edges, at_middles = trace(times), trace(0.5 * (times[:-1] + times[1:]))
     mean = (at_edges[:-1] + 4 * at_middles + at_edges[1:]) / 6
     return 2 * (jnp.diff(volume) - jnp.diff(times) * mean)
@@ -190,7 +193,8 @@ def _integrand_rises(
 def _log_snr_falls(
     diffusion: AbstractLinearDiffusion, times: Float[Array, " edges"]
 ) -> Float[Array, " cells"]:
-    return -jnp.diff(jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr)(times))
+    log_snr = lambda t: diffusion.compute_kernel(t).mean_log_snr
+    return -jnp.diff(jax.vmap(log_snr)(times))
 
 
 _INTEGRAND = _Rises(
@@ -209,6 +213,9 @@ def _tabulated(
     )
     # The table does not depend on `u`, so under `jax.vmap` it is computed once.
     table = _known_table(diffusion, rises, n_grid, u.dtype)
+    if table is None and _is_constant(diffusion):
+        with eval_context():
+            table = _table(diffusion, rises, n_grid, u.dtype)
     if table is None:
         table = jax.lax.stop_gradient(_table(diffusion, rises, n_grid, u.dtype))
     times, share, cumulative = table
@@ -250,6 +257,14 @@ def _known_table(
     return as_array(times), as_array(share), as_array(cumulative)
 
 
+def _is_constant(diffusion: AbstractLinearDiffusion) -> bool:
+    """Whether the table can be computed once, when a program is traced. With a band
+    for every coordinate, it would take as long as the training step."""
+    is_banded = isinstance(diffusion, BandedDiffusion) and diffusion.is_stationary
+    return is_banded and not jax.tree.leaves(eqx.filter(diffusion, eqx.is_array))
+
+
+@eqx.filter_jit
 def _table(
     diffusion: AbstractLinearDiffusion, rises: _Rises, n_grid: int, dtype: jnp.dtype
 ) -> _Table:

@@ -1,16 +1,18 @@
 """Linear-Gaussian maps in root form: a covariance $L L^\\top$ is stored as $L$."""
 
 import math
+from collections.abc import Callable
 from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .random import draw_normal
 from .types import (
     Data,
+    LogSNR,
     PRNGKey,
     Scalar,
     State,
@@ -19,25 +21,59 @@ from .types import (
 )
 
 
+def by_coordinate(
+    function: Callable[..., PyTree], matrix: Array, *others: Array
+) -> PyTree:
+    """The value of a function of small matrices, for every coordinate if they differ.
+
+    Matrices that differ by coordinate have the axes of the data last; so do the results
+    then. `matrix` is one with two axes of its own.
+    """
+    coordinates = matrix.shape[2:]
+    if not coordinates:
+        return function(matrix, *others)
+    # One axis instead of several, for the reason that `apply_to_vars` gives.
+    size = (math.prod(coordinates),)
+    flat = [m.reshape(m.shape[: -len(coordinates)] + size) for m in (matrix, *others)]
+    values = jax.vmap(function, in_axes=-1, out_axes=-1)(*flat)
+    return jax.tree.map(lambda v: v.reshape(v.shape[:-1] + coordinates), values)
+
+
+def over_coordinates(value: Float[Array, "..."], y: State) -> Scalar:
+    """The sum over the data coordinates of a state of a number for each of them, or of
+    one number for all."""
+    value = value.astype(y.dtype)
+    return n_coordinates(y) * value if value.ndim == 0 else jnp.sum(value)
+
+
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """The product of two small matrices, never in a GPU's reduced-precision mode."""
+    if a.ndim > 2:
+        return jnp.sum(a[:, :, None] * b[None], axis=1)
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+def transpose(matrix: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The transpose of a small matrix."""
+    return jnp.swapaxes(matrix, 0, 1)
+
+
 def apply_to_vars(
-    matrix: Float[Array, "rows vars"], y: Float[Array, "vars *data"]
+    matrix: Float[Array, "rows vars *coordinates"], y: Float[Array, "vars *data"]
 ) -> Float[Array, "rows *data"]:
     """The product of a matrix with the leading axis of a state.
 
     It is a sum of `vars` scaled images. XLA fuses it with neighbouring operations,
     unlike a matrix product, and no backend rounds it below the dtype of `y`.
     """
-    # A single row would broadcast silently.
-    assert len(y) == matrix.shape[1]
+    # A single row or coordinate would broadcast silently.
+    assert len(y) == matrix.shape[1] and matrix.shape[2:] in ((), y.shape[1:])
     # Flatten the data to one axis. On a CPU, XLA's sums over one axis crash for arrays
     # of seven or more axes, such as images under a few `vmap`s (JAX 0.10).
-    flat = y.reshape(1, len(y), math.prod(y.shape[1:]))
-    product = jnp.sum(matrix[:, :, None].astype(y.dtype) * flat, axis=1)
+    size = math.prod(y.shape[1:])
+    flat = y.reshape(1, len(y), size)
+    blocks = matrix.reshape(*matrix.shape[:2], size if matrix.ndim > 2 else 1)
+    product = jnp.sum(blocks.astype(y.dtype) * flat, axis=1)
     return product.reshape(len(matrix), *y.shape[1:])
 
 
@@ -53,7 +89,9 @@ def contract_rows(matrix: VarsMatrix, vector: VarsVector) -> VarsVector:
 
 def outer_with_data(vector: VarsVector, x: Data) -> State:
     """The state whose variable `i` is `vector[i] * x`."""
-    return vector.reshape(-1, *([1] * x.ndim)).astype(x.dtype) * x[None]
+    if vector.ndim == 1:
+        vector = vector.reshape(-1, *([1] * x.ndim))
+    return vector.astype(x.dtype) * x[None]
 
 
 def solve_lower(
@@ -61,10 +99,15 @@ def solve_lower(
 ) -> Float[Array, "vars *columns"]:
     r"""$L^{-1} b$, or $L^{-\top} b$, for a lower-triangular root.
 
+    If the root differs by coordinate, so does `rhs`.
+
     The substitution is unrolled, because for matrices of this size a library call takes
     ten times as long to trace, lower and compile, and computes the same values. A
     singular root gives non-finite values.
     """
+    if root.ndim > 2:
+        solve = lambda root, rhs: solve_lower(root, rhs, transpose=transpose)
+        return by_coordinate(solve, root, rhs)
     n_vars = len(root)
     columns = root.T if not transpose else root
     rest = rhs.reshape(n_vars, -1)
@@ -139,7 +182,7 @@ def _lq_root_jvp(primals, tangents):
 
 
 @jax.jit
-def lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
+def lq_root(rows: Float[Array, "vars columns *coordinates"]) -> VarsMatrix:
     r"""The lower-triangular $L$, with positive diagonal, of $A = L Q$.
 
     $L L^\top = A A^\top$ without forming either product, so every entry is accurate
@@ -151,7 +194,7 @@ def lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
 
     - `rows`: $A$, with at least as many columns as rows.
     """
-    return _lq_root(rows)
+    return by_coordinate(_lq_root, rows)
 
 
 # Laws hold a root and not a covariance. The eigenvalues of the covariance of a chain of
@@ -162,7 +205,8 @@ def lq_root(rows: Float[Array, "vars columns"]) -> VarsMatrix:
 class Transition(eqx.Module):
     r"""The law of $y(t)$ given $y(s)$: normal, mean $\Psi y(s)$, covariance $L L^\top$.
 
-    Both matrices act on the `vars` axis, in the same way for every data coordinate.
+    Both matrices act on the `vars` axis, in the same way for every data coordinate
+    unless they have the axes of the data last.
     """
 
     mean_map: VarsMatrix
@@ -216,42 +260,31 @@ class PerturbationKernel(eqx.Module):
     root: VarsMatrix
     whitening: VarsMatrix
     direction: VarsVector
-    sigma: Scalar
+    sigma: Float[Array, "*coordinates"]
     data_weights: VarsVector
 
     @classmethod
     def after(
-        cls, t: Scalar, step: Transition, start_root: Float[Array, "vars columns"]
+        cls,
+        t: Scalar,
+        step: Transition,
+        start_root: Float[Array, "vars columns *coordinates"],
     ) -> "PerturbationKernel":
-        """The kernel at `t`, from the transition from time 0 and the start root.
-
-        The start covariance is included last and as a root. Adding it to the covariance
-        of the step would lose digits for three or more variables.
-        """
-        root = step.root
-        if start_root.shape[1] > 0:
-            columns = [matmul(step.mean_map, start_root), root]
-            root = lq_root(jnp.concatenate(columns, axis=1))
-        mean_map = step.mean_map[:, 0]
-        # The only solves, of K x K matrices: everything on data axes is then a product.
-        # The inverse covariance is never formed, since its entries grow like the SNR.
-        whitening = solve_lower(root, jnp.eye(len(root), dtype=root.dtype))
-        b = solve_lower(root, mean_map)
-        # Scale first: the square of the norm may overflow where the norm does not.
-        scale = jax.lax.stop_gradient(jnp.max(jnp.abs(b)))
-        scale = jnp.where(scale > 0, scale, 1)
-        norm = scale * jnp.sqrt(jnp.sum((b / scale) ** 2))
-        direction = b / norm
-        data_weights = contract_rows(whitening, direction) / norm
-        return cls(
-            t, step, mean_map, root, whitening, direction, 1 / norm, data_weights
-        )
+        """The kernel at `t`, from the transition from time 0 and the start root."""
+        factors = by_coordinate(_factors, step.mean_map, step.root, start_root)
+        return cls(t, step, *factors)
 
     @property
-    def log_snr(self) -> Float[Array, "*times"]:
-        r"""$\log a^\top \Sigma^{-1} a$ (natural logarithm), also for stacked
-        kernels."""
+    def log_snr(self) -> LogSNR:
+        r"""$\log a^\top \Sigma^{-1} a$ (natural logarithm), for each coordinate if the
+        matrices differ; also for stacked kernels."""
         return -2 * jnp.log(self.sigma)
+
+    @property
+    def mean_log_snr(self) -> Scalar:
+        """The mean log-SNR of the coordinates, of a kernel that is not stacked."""
+        log_snr = self.log_snr
+        return log_snr if log_snr.ndim == 0 else jnp.mean(log_snr)
 
     def mean(self, x: Data) -> State:
         r"""$a x$."""
@@ -263,7 +296,7 @@ class PerturbationKernel(eqx.Module):
 
     def sample(self, x: Data, *, key: PRNGKey) -> State:
         """A draw of the state given the data."""
-        noise = draw_normal(key, (*self.mean_map.shape, *x.shape), x.dtype)
+        noise = draw_normal(key, (len(self.mean_map), *x.shape), x.dtype)
         return self.perturb(x, noise)
 
     def project(self, y: State) -> Data:
@@ -276,16 +309,42 @@ class PerturbationKernel(eqx.Module):
 
     def unwhiten_score(self, whitened: State) -> State:
         r"""$L^{-\top} e$: a score from its whitened form."""
-        return apply_to_vars(self.whitening.T, whitened)
+        return apply_to_vars(transpose(self.whitening), whitened)
 
     def along_data(self, whitened: State) -> Data:
         r"""$b \cdot e / |b|$: the part of a whitened state along the data."""
         return contract(self.direction, whitened)
 
 
+def _factors(
+    mean_map: VarsMatrix, root: VarsMatrix, start_root: Float[Array, "vars columns"]
+) -> tuple[VarsVector, VarsMatrix, VarsMatrix, VarsVector, Scalar, VarsVector]:
+    """The fields of a kernel from the transition from time 0 and the start root.
+
+    The start covariance is included last and as a root. Adding it to the covariance of
+    the step would lose digits for three or more variables.
+    """
+    if start_root.shape[1] > 0:
+        columns = [matmul(mean_map, start_root), root]
+        root = lq_root(jnp.concatenate(columns, axis=1))
+    along_data = mean_map[:, 0]
+    # The only solves, of K x K matrices: everything on data axes is then a product. The
+    # inverse covariance is never formed, since its entries grow like the SNR.
+    whitening = solve_lower(root, jnp.eye(len(root), dtype=root.dtype))
+    b = solve_lower(root, along_data)
+    # Scale first: the square of the norm may overflow where the norm does not.
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(b)))
+    scale = jnp.where(scale > 0, scale, 1)
+    norm = scale * jnp.sqrt(jnp.sum((b / scale) ** 2))
+    direction = b / norm
+    data_weights = contract_rows(whitening, direction) / norm
+    return along_data, root, whitening, direction, 1 / norm, data_weights
+
+
 @final
 class Gaussian(eqx.Module):
-    r"""$\mathcal{N}(0, L L^\top \otimes I)$ on states."""
+    r"""$\mathcal{N}(0, L L^\top \otimes I)$ on states, or with a root for every
+    coordinate."""
 
     root: VarsMatrix
 
@@ -296,7 +355,7 @@ class Gaussian(eqx.Module):
 
     def log_density(self, y: State) -> Scalar:
         """The log-density at `y`, in nats, summed over every data coordinate."""
-        volume = n_coordinates(y) * log_det(self.root).astype(y.dtype)
+        volume = over_coordinates(log_det(self.root), y)
         return standard_log_density(apply_to_vars(self._whitening, y)) - volume
 
     def kl_from(self, root: VarsMatrix, mean: State) -> Scalar:
@@ -307,19 +366,26 @@ class Gaussian(eqx.Module):
         """
         per_dim = self.kl_of_root(root.astype(self.root.dtype))
         square = jnp.sum(apply_to_vars(self._whitening, mean) ** 2)
-        return n_coordinates(mean) * per_dim.astype(mean.dtype) + 0.5 * square
+        return over_coordinates(per_dim, mean) + 0.5 * square
 
     @property
     def _whitening(self) -> VarsMatrix:
-        return solve_lower(self.root, jnp.eye(len(self.root), dtype=self.root.dtype))
+        return by_coordinate(
+            lambda root: solve_lower(root, jnp.eye(len(root), dtype=root.dtype)),
+            self.root,
+        )
 
-    def kl_of_root(self, root: VarsMatrix) -> Scalar:
+    def kl_of_root(self, root: VarsMatrix) -> Float[Array, "*coordinates"]:
         r"""$\mathrm{KL}(\mathcal{N}(0, L L^\top) \,\|\, \text{self})$, in nats per data
         coordinate."""
-        M = solve_lower(self.root, root)
-        gap = jnp.diag(M) - 1
-        diagonal = jnp.sum(gap**2 + 2 * (gap - jnp.log1p(gap)))
-        return 0.5 * (jnp.sum(jnp.tril(M, -1) ** 2) + diagonal)
+        return by_coordinate(_divergence_of_roots, self.root, root)
+
+
+def _divergence_of_roots(prior_root: VarsMatrix, root: VarsMatrix) -> Scalar:
+    M = solve_lower(prior_root, root)
+    gap = jnp.diag(M) - 1
+    diagonal = jnp.sum(gap**2 + 2 * (gap - jnp.log1p(gap)))
+    return 0.5 * (jnp.sum(jnp.tril(M, -1) ** 2) + diagonal)
 
 
 def n_coordinates(y: State) -> int:
@@ -327,9 +393,9 @@ def n_coordinates(y: State) -> int:
     return math.prod(y.shape[1:])
 
 
-def log_det(root: VarsMatrix) -> Scalar:
+def log_det(root: VarsMatrix) -> Float[Array, "*coordinates"]:
     """The log-determinant of a triangular root with positive diagonal."""
-    return jnp.sum(jnp.log(jnp.diag(root)))
+    return by_coordinate(lambda root: jnp.sum(jnp.log(jnp.diag(root))), root)
 
 
 def standard_log_density(noise: Float[Array, "..."]) -> Scalar:

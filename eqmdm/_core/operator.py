@@ -1,5 +1,6 @@
 """The diffusion coefficient as a Lineax operator on the `vars` axis."""
 
+import math
 from typing import final
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from .gaussian import apply_to_vars
+from .gaussian import apply_to_vars, transpose
 
 
 # Diffrax would also take a dense array over all coordinates, of 19 million entries for
@@ -16,26 +17,27 @@ from .gaussian import apply_to_vars
 @final
 class VarsOperator(lx.AbstractLinearOperator):
     r"""$M \otimes I$: a small matrix on the leading axis, the same for every data
-    coordinate.
+    coordinate, or one matrix for each.
 
-    The matrix is `rows x columns`. The operator maps `(columns, *data)` to
-    `(rows, *data)`. Only `as_matrix` forms it densely.
+    The matrix is `rows x columns`, followed by the axes of the data if it differs. The
+    operator maps `(columns, *data)` to `(rows, *data)`. Only `as_matrix` forms it
+    densely.
     """
 
-    matrix: Float[Array, "rows columns"]
+    matrix: Float[Array, "rows columns *coordinates"]
     data_shape: tuple[int, ...] = eqx.field(static=True)
 
     def mv(self, vector: Float[Array, "columns *data"]) -> Float[Array, "rows *data"]:
         return apply_to_vars(self.matrix, vector)
 
     def as_matrix(self) -> Float[Array, "all_rows all_columns"]:
-        n_coordinates = 1
-        for length in self.data_shape:
-            n_coordinates *= length
-        return jnp.kron(self.matrix, jnp.eye(n_coordinates, dtype=self.matrix.dtype))
+        rows, columns, size = _flat(self).shape
+        # For every row and column, a diagonal matrix over the coordinates.
+        blocks = jax.vmap(jax.vmap(jnp.diag))(_flat(self))
+        return blocks.transpose(0, 2, 1, 3).reshape(rows * size, columns * size)
 
     def transpose(self) -> "VarsOperator":
-        return VarsOperator(self.matrix.T, self.data_shape)
+        return VarsOperator(transpose(self.matrix), self.data_shape)
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
         shape = (self.matrix.shape[1], *self.data_shape)
@@ -69,7 +71,7 @@ for _query in (
 
     @_query.register(VarsOperator)
     def _(operator):
-        return operator.matrix.shape == (1, 1)
+        return operator.matrix.shape[:2] == (1, 1)
 
 
 for _query in (
@@ -86,8 +88,13 @@ for _query in (
 
 @lx.diagonal.register(VarsOperator)
 def _(operator):
-    diagonal = jnp.diag(operator.matrix)
-    n_coordinates = 1
-    for length in operator.data_shape:
-        n_coordinates *= length
-    return jnp.repeat(diagonal, n_coordinates)
+    return jnp.diagonal(_flat(operator)).T.reshape(-1)
+
+
+def _flat(operator: VarsOperator) -> Float[Array, "rows columns size"]:
+    """The matrix for every data coordinate, on one axis."""
+    rows, columns, *_ = operator.matrix.shape
+    size = math.prod(operator.data_shape)
+    if operator.matrix.ndim > 2:
+        return operator.matrix.reshape(rows, columns, size)
+    return jnp.broadcast_to(operator.matrix[:, :, None], (rows, columns, size))

@@ -13,11 +13,13 @@ Time: TypeAlias = bool | int | float | Real[Array | np.ndarray, ""]
 IntScalar: TypeAlias = Int[Array, ""]
 PRNGKey: TypeAlias = Key[Array, ""]
 
-VarsVector: TypeAlias = Float[Array, " vars"]
-VarsMatrix: TypeAlias = Float[Array, "vars vars"]
+# Vectors and matrices on the variables are the same for every data coordinate, or have
+# the axes of the data last.
+VarsVector: TypeAlias = Float[Array, "vars *coordinates"]
+VarsMatrix: TypeAlias = Float[Array, "vars vars *coordinates"]
 # The types that a user may pass for a matrix.
 MatrixLike: TypeAlias = ArrayLike | Sequence[Sequence[float | Float[Array, ""]]]
-RankMatrix: TypeAlias = Float[Array, "vars rank"]
+RankMatrix: TypeAlias = Float[Array, "vars rank *coordinates"]
 
 Data: TypeAlias = Float[Array, "*data"]
 State: TypeAlias = Float[Array, "vars *data"]

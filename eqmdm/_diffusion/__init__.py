@@ -1,5 +1,6 @@
 """Linear diffusions: the interface, the (Q, D) recipe and the named diffusions."""
 
+from .banded import BandedDiffusion as BandedDiffusion
 from .base import (
     AbstractLinearDiffusion as AbstractLinearDiffusion,
 )
@@ -9,6 +10,7 @@ from .composed import (
 )
 from .interval import LogSNRInterval as LogSNRInterval, TimeInterval as TimeInterval
 from .learned import LearnedDiffusion as LearnedDiffusion
+from .learned_schedule import LearnedSchedule as LearnedSchedule
 from .magnus import composed_transition as composed_transition
 from .named import (
     ALDA as ALDA,

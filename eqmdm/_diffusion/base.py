@@ -19,7 +19,16 @@ from .._core.gaussian import (
 )
 from .._core.operator import VarsOperator
 from .._core.random import draw_normal
-from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State, Time, VarsMatrix
+from .._core.types import (
+    Data,
+    LogSNR,
+    PRNGKey,
+    RankMatrix,
+    Scalar,
+    State,
+    Time,
+    VarsMatrix,
+)
 from .interval import Interval, LogSNRInterval, known_times
 from .search import as_time, check_reached, check_resolved, check_value, find_root
 
@@ -29,9 +38,10 @@ class AbstractLinearDiffusion(eqx.Module):
 
     A state has shape `(vars, *data)`: row 0 is the data, and further rows are auxiliary
     variables. $F$ and $G$ act on the `vars` axis, in the same way for every data
-    coordinate. Given the data $x$, the initial state has $x$ in its data row. Its
-    auxiliaries are normal with covariance `start_root @ start_root.T`, independent of
-    $x$.
+    coordinate, unless they have the axes of the data last, as those of an
+    [`eqmdm.BandedDiffusion`][] do. Given the data $x$, the initial state has $x$ in its
+    data row. Its auxiliaries are normal with covariance `start_root @ start_root.T`,
+    independent of $x$.
 
     Most new diffusions need only a call of [`eqmdm.LinearDiffusion`][], if they have a
     Gaussian stationary law, or of [`eqmdm.TimeVaryingDiffusion`][]. To write a class,
@@ -64,7 +74,7 @@ class AbstractLinearDiffusion(eqx.Module):
         """The latest time at which kernels can be computed; at least `t1`."""
 
     @abc.abstractmethod
-    def start_root(self, dtype: jnp.dtype) -> Float[Array, "vars columns"]:
+    def start_root(self, dtype: jnp.dtype) -> Float[Array, "vars columns *coordinates"]:
         """A root of the covariance of $y(0)$ given the data; its row 0 is zero."""
 
     @abc.abstractmethod
@@ -167,21 +177,23 @@ class AbstractLinearDiffusion(eqx.Module):
         )
         return self.compute_kernel(self._check_within(t))
 
-    def log_snr(self, t: Scalar) -> Scalar:
+    def log_snr(self, t: Scalar) -> LogSNR:
         r"""$\log a^\top \Sigma^{-1} a$ at time `t`, natural logarithm.
 
-        The signal-to-noise ratio of the data in the whole state; it never increases.
+        The signal-to-noise ratio of the data in the whole state, for each coordinate if
+        the matrices differ; it never increases.
         """
         return self.perturbation_kernel(t).log_snr
 
-    def log_snr_rate(self, t: Scalar, kernel: PerturbationKernel) -> Scalar:
+    def log_snr_rate(self, t: Scalar, kernel: PerturbationKernel) -> LogSNR:
         r"""$\mathrm{d} \log \mathrm{SNR} / \mathrm{d}t = -\|G^\top \Sigma^{-1} a\|^2 /
-        \mathrm{SNR}$."""
+        \mathrm{SNR}$, for each coordinate if the matrices differ."""
         noise = matmul(kernel.whitening, self.diffusion_matrix(t))
-        return -jnp.sum(matmul(kernel.direction[None], noise) ** 2)
+        return -jnp.sum(matmul(kernel.direction[None], noise) ** 2, axis=(0, 1))
 
     def time_at_log_snr(self, log_snr: Scalar) -> Scalar:
-        """The time at which the log signal-to-noise ratio has a given value.
+        """The time at which the log signal-to-noise ratio has a given value; for
+        matrices that differ by coordinate, its mean over the coordinates.
 
         It is found by bisection in the logarithm of time, and is differentiable with
         respect to `log_snr` and the parameters of the diffusion, by the implicit
@@ -195,7 +207,7 @@ class AbstractLinearDiffusion(eqx.Module):
         """
         log_snr = as_time("log_snr", log_snr)
         t = check_reached(self._solve_log_snr(log_snr), log_snr, self.t_limit)
-        actual = self.compute_kernel(jax.lax.stop_gradient(t)).log_snr
+        actual = self.compute_kernel(jax.lax.stop_gradient(t)).mean_log_snr
         return check_resolved(t, actual, log_snr)
 
     def _check_within(self, t: Scalar) -> Scalar:
@@ -213,7 +225,8 @@ class AbstractLinearDiffusion(eqx.Module):
         return _solve_log_snr(without_floats(self, log_snr.dtype), log_snr)
 
     def _excess(self, log_snr: Scalar) -> Callable[[Scalar], Scalar]:
-        return lambda log_t: self.compute_kernel(jnp.exp(log_t)).log_snr - log_snr
+        kernel_at = lambda log_t: self.compute_kernel(jnp.exp(log_t))
+        return lambda log_t: kernel_at(log_t).mean_log_snr - log_snr
 
     def _log_limit(self, dtype: jnp.dtype) -> Scalar:
         return jnp.log(jax.lax.stop_gradient(self.t_limit)).astype(dtype)

@@ -74,7 +74,7 @@ def _short_step_root(
     fractions = h * jnp.asarray(nodes, F.dtype)
     F_nodes = F[None] * fractions[:, None, None]
     factor = jnp.broadcast_to(G, (len(nodes), *G.shape))
-    term = lambda factor, k: (G[None] + matmul(F_nodes / k, factor), None)
+    term = lambda factor, k: (G[None] + jax.vmap(matmul)(F_nodes / k, factor), None)
     factor, _ = jax.lax.scan(term, factor, _orders(F.dtype, down_to=1))
     columns = jnp.sqrt(widths)[:, None, None] * factor
     return jnp.moveaxis(columns, 0, 1).reshape(len(F), -1)

@@ -40,7 +40,7 @@ def _check_positive(name: str, value: float | Array, *, strict: bool = True) -> 
         )
 
 
-def _check_in_domain(limit: float, **numbers: Number) -> None:
+def check_in_domain(limit: float, **numbers: Number) -> None:
     """**Raises:** `ValueError` for known numbers outside [0, limit).
 
     Traced numbers are checked at the public entry points instead, because vector fields
@@ -121,15 +121,15 @@ class ConstantSchedule(AbstractSchedule):
         return math.inf
 
     def rate(self, t: Number) -> Number:
-        _check_in_domain(self.t_limit, t=t)
+        check_in_domain(self.t_limit, t=t)
         return _in_dtype_of(t, self.value)[1]
 
     def integrated_rate(self, s: Number, t: Number) -> Number:
-        _check_in_domain(self.t_limit, s=s, t=t)
+        check_in_domain(self.t_limit, s=s, t=t)
         return _in_dtype_of(t, self.value)[1] * (t - s)
 
     def inverse(self, integral: Number) -> Number:
-        _check_in_domain(math.inf, integral=integral)
+        check_in_domain(math.inf, integral=integral)
         return integral / _in_dtype_of(integral, self.value)[1]
 
 
@@ -162,17 +162,17 @@ class LinearSchedule(AbstractSchedule):
         return math.inf
 
     def rate(self, t: Number) -> Number:
-        _check_in_domain(self.t_limit, t=t)
+        check_in_domain(self.t_limit, t=t)
         _, rate0, rate1 = _in_dtype_of(t, self.rate0, self.rate1)
         return rate0 + (rate1 - rate0) * t
 
     def integrated_rate(self, s: Number, t: Number) -> Number:
-        _check_in_domain(self.t_limit, s=s, t=t)
+        check_in_domain(self.t_limit, s=s, t=t)
         _, rate0, rate1 = _in_dtype_of(t, self.rate0, self.rate1)
         return (t - s) * (rate0 + (rate1 - rate0) * (0.5 * (s + t)))
 
     def inverse(self, integral: Number) -> Number:
-        _check_in_domain(math.inf, integral=integral)
+        check_in_domain(math.inf, integral=integral)
         xp, rate0, rate1 = _in_dtype_of(integral, self.rate0, self.rate1)
         slope = rate1 - rate0
         # The root of a quadratic, in the form without cancellation.
@@ -269,7 +269,7 @@ class CosineSchedule(AbstractSchedule):
         return -2 * log_ratio
 
     def inverse(self, integral: Number) -> Number:
-        _check_in_domain(math.inf, integral=integral)
+        check_in_domain(math.inf, integral=integral)
         xp, theta, _ = self._angles(integral)
         sine = xp.sqrt(-xp.expm1(-integral))
         return xp.arctan2(sine, xp.exp(-0.5 * integral)) / theta
@@ -277,7 +277,7 @@ class CosineSchedule(AbstractSchedule):
     def _check_times(self, **times: Number) -> None:
         # The limit of a traced `end` is unknown.
         known = concrete(self.end) is not None
-        _check_in_domain(self.t_limit if known else math.inf, **times)
+        check_in_domain(self.t_limit if known else math.inf, **times)
 
 
 def as_parameters(schedule: AbstractSchedule) -> AbstractSchedule:
@@ -303,17 +303,19 @@ def computes_on_host(schedule: AbstractSchedule) -> bool:
 
 def known_integral(schedule: AbstractSchedule, t: float) -> float | None:
     """$B(t)$ at a known time, or `None` if the schedule is traced."""
-    return _known(schedule, schedule.integrated_rate, 0.0, t)
+    return known_value(schedule, schedule.integrated_rate, 0.0, t)
 
 
 def known_inverse(schedule: AbstractSchedule, integral: float) -> float | None:
     """The time at a known integral, or `None` if the schedule is traced."""
-    return _known(schedule, schedule.inverse, integral)
+    return known_value(schedule, schedule.inverse, integral)
 
 
-def _known(
+def known_value(
     schedule: AbstractSchedule, method: Callable[..., Any], *numbers: float
 ) -> float | None:
+    """The value of a schedule's method at known numbers, or `None` if the schedule is
+    traced."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule)):
         return None
     if isinstance(schedule, _TAKES_NUMPY):

@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._core.gaussian import apply_to_vars, n_coordinates
+from .._core.gaussian import (
+    apply_to_vars,
+    n_coordinates,
+    over_coordinates,
+    transpose,
+)
 from .._core.types import (
     IntScalar,
     PRNGKey,
@@ -92,8 +97,9 @@ class FlowSolver(eqx.Module):
             # would be noise, which a step size controller takes for an error of its
             # steps.
             traces = self.divergence(derivative, G, y, key=key)
-            change = apply_to_vars(A, y) + apply_to_vars(G, apply_to_vars(G.T, value))
-            return change, traces / size + jnp.trace(A).astype(y.dtype)
+            push = apply_to_vars(G, apply_to_vars(transpose(G), value))
+            trace = over_coordinates(jnp.trace(A), y) / size
+            return apply_to_vars(A, y) + push, traces / size + trace
 
         def field(s: Time, state: tuple[State, Array], args: Any):
             del args

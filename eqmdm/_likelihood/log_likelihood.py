@@ -5,10 +5,12 @@ from typing import Any
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
 
 from .._core.checks import check_count, concrete
 from .._core.types import Data, PRNGKey
+from .._diffusion.banded import check_data_shape
 from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
 from .._model.diffrax_solvers import check_kind
@@ -29,6 +31,7 @@ def log_likelihood(
     solver: dfx.AbstractSolver | None = None,
     stepsize_controller: dfx.AbstractStepSizeController | None = None,
     max_steps: int = 4096,
+    observed: Bool[Array | np.ndarray, "*data"] | None = None,
 ) -> Likelihood:
     r"""The log-density of one example under the probability-flow ODE, in nats.
 
@@ -73,6 +76,9 @@ def log_likelihood(
         also controls the error of the log-density, as a mean over coordinates. The
         first step of an adaptive controller is a hundredth of the interval.
     - `max_steps`: the largest number of steps of a solve, including rejected steps.
+    - `observed`: a mask in the shape of `x`, for the density of the coordinates where
+        it is true alone, such as the known pixels of an image. The other entries of `x`
+        are ignored. See [`eqmdm.CollapsedRoute`][], which it implies.
 
     **Returns:**
 
@@ -82,8 +88,9 @@ def log_likelihood(
 
     **Raises:**
 
-    `TypeError` for an `x` of integers, for the collapsed route without a denoiser, and
-    for a `solver` for SDEs only; `ValueError` for an `x` that is not finite,
+    `TypeError` for an `x` of integers, for the collapsed route without a denoiser, for
+    `observed` without a denoiser that is told every log-SNR, and for a `solver` for
+    SDEs only; `ValueError` for an `x` that is not finite,
     `max_steps` below 1, a relative tolerance below the precision of the dtype of `x`,
     or a noise clock for a diffusion whose log-SNR is not strictly monotone;
     `ValueError`, or `equinox.EquinoxRuntimeError` under a JAX transform, if the
@@ -92,6 +99,8 @@ def log_likelihood(
     **Source:** Song et al. (2021), section 4.3 and appendix D.2.
     """
     model = conditioned(model, condition)
+    if observed is not None:
+        x, route = _observed(x, observed, route)
     x = as_dequantised(x, "log-likelihood")
     check_count("max_steps", max_steps)
     if route is None:
@@ -107,6 +116,7 @@ def log_likelihood(
         stepsize_controller,
         max_steps,
     )
+    check_data_shape(model.diffusion, x.shape)
     route.check(model, x.dtype)
     x = model.check_final_time(x)
     return _log_likelihood(route, model, x, flow_solver, key)
@@ -134,6 +144,27 @@ def _log_likelihood(
         likelihood.n_evaluations,
         result,
     )
+
+
+def _observed(
+    x: Data, observed: Any, route: AbstractRoute | None
+) -> tuple[Data, CollapsedRoute]:
+    """The data without their unobserved entries, and the route for the others."""
+    route = CollapsedRoute() if route is None else route
+    if not isinstance(route, CollapsedRoute):
+        raise TypeError(
+            "`route` must be a `CollapsedRoute` for the density of `observed` "
+            f"coordinates alone; got {type(route).__name__}."
+        )
+    observed, shape = jnp.asarray(observed), jnp.shape(x)
+    if observed.dtype != jnp.bool_ or observed.shape != shape:
+        raise ValueError(
+            f"`observed` must be a mask of booleans of the shape of `x`, {shape}; got "
+            f"shape {observed.shape} and dtype {observed.dtype}."
+        )
+    # Entries that are unknown may be NaN.
+    x = jnp.where(observed, x, jnp.zeros((), jnp.asarray(x).dtype))
+    return x, CollapsedRoute(route.clock, observed)
 
 
 def _check_tolerance(

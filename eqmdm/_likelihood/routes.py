@@ -1,6 +1,7 @@
 """The models of log p(x) that a score defines through an ODE."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import final
 
@@ -9,18 +10,28 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._core.checks import check_count
 from .._core.gaussian import (
     PerturbationKernel,
     apply_to_vars,
+    by_coordinate,
     log_det,
     matmul,
+    over_coordinates,
     standard_log_density,
 )
 from .._core.random import draw_normal
-from .._core.types import Data, PRNGKey, Scalar, State
+from .._core.types import (
+    Data,
+    LogSNR,
+    PRNGKey,
+    Scalar,
+    State,
+    VarsMatrix,
+    VarsVector,
+)
 from .._diffusion import AbstractLinearDiffusion
 from .._model.base import AbstractModel, kernel_at_ends
 from .._model.time_change import AbstractNoiseClock, AngleClock, make_timing
@@ -74,7 +85,8 @@ class CollapsedRoute(AbstractRoute):
     from the log-SNR $\lambda$ at $t_0$ to that at $t_1$, where the prior makes $z$
     normal. It has as many dimensions as the data, for any number of variables. It
     depends on the diffusion only through these two log-SNRs and the prior, so log-SNR
-    need not be monotone in time.
+    need not be monotone in time. With matrices that differ by coordinate, each
+    coordinate has its own $\lambda$, which the clock runs through by their mean.
 
     It is solved for $z / \sqrt{c^2 + \sigma^2}$, where $c$ is the standard deviation of
     the data if the denoiser knows it, and 1 otherwise.
@@ -84,14 +96,28 @@ class CollapsedRoute(AbstractRoute):
     - `clock`: [`eqmdm.AngleClock`][] by default. For a mixture in one dimension, with
         log-SNR from 13.3 to -13.3, Tsit5 at 1e-5 takes half as many evaluations on this
         clock as in log-SNR, and fewer than in the time of a VPSDE, at the same error.
+    - `observed`: a mask in the shape of the data, for the density of the coordinates
+        where it is true alone; all of them by default. The others stay at the lowest
+        log-SNR, as draws from the prior, while the ODE runs for those observed. That is
+        the density given observations of the others as noisy as the prior, which differ
+        from none by at most their information, below half the lowest SNR times the
+        variance of the data. The denoiser must be told the log-SNR of every coordinate.
 
     **Source:** Song et al. (2021), appendix D.2, for this variance-exploding process.
     """
 
     clock: AbstractNoiseClock = AngleClock()
+    observed: Bool[Array, "*data"] | None = None
 
     def check(self, model: AbstractModel, dtype: jnp.dtype) -> None:
         del dtype
+        if self.observed is not None and not model.takes_snr_vector:
+            raise TypeError(
+                "`observed` must be left out for a model whose denoiser is not told "
+                f"the log-SNR of every coordinate; that of this {type(model).__name__} "
+                "takes one number. Train one with `--snr vector`, or wrap a callable "
+                "`(log_snr, z)` that takes an array in an `eqmdm.VectorDenoiser`."
+            )
         if not model.has_denoiser:
             raise TypeError(
                 "`route` must be an `AugmentedRoute` for a model that is not a "
@@ -110,10 +136,15 @@ class CollapsedRoute(AbstractRoute):
         log_snrs, prior_std = _statistic_at_ends(model.diffusion, x.dtype)
         data_std = model.data_std
         scale = lambda log_snr: jnp.sqrt(data_std**2 + jnp.exp(-log_snr))
+        start, end, read = self._path(model, log_snrs)
+        key_rest, key = jr.split(key) if self.observed is not None else (key, key)
+        moves = self.observed
 
         def flow(s: Scalar):
-            to_log_snr = lambda s: self.clock.log_snr(s, data_std)
-            log_snr, rate = jax.jvp(to_log_snr, (s,), (jnp.ones_like(s),))
+            log_snr, rate = read(s)
+            if moves is not None:
+                log_snr = jnp.where(moves, log_snr, log_snrs[1])
+                rate = jnp.where(moves, rate, 0)
             r = scale(log_snr)
 
             def function(u: State) -> State:
@@ -121,30 +152,58 @@ class CollapsedRoute(AbstractRoute):
                 # constant, so that steps only follow the difference of the data from
                 # normal ones.
                 residual = model.denoiser_residual(log_snr, r * u[0])
-                return (0.5 * rate / r) * residual[None]
+                return (0.5 * rate / r * residual)[None]
 
             return jnp.zeros((1, 1), x.dtype), jnp.ones((1, 1), x.dtype), function
 
-        start, end = (self.clock.reading(log_snr, data_std) for log_snr in log_snrs)
         scales = scale(log_snrs[0]), scale(log_snrs[1])
-        solution = solver(flow, start, end, x[None] / scales[0], key=key)
+        first = x / scales[0]
+        if moves is not None:
+            rest = prior_std * draw_normal(key_rest, x.shape, x.dtype)
+            first = jnp.where(moves, first, rest / scales[1])
+        solution = solver(flow, start, end, first[None], key=key)
         # A standard normal under the prior.
-        noise = solution.y * (scales[1] / prior_std)
-        volume = x.size * jnp.log(scales[1] / prior_std / scales[0])
-        estimates = standard_log_density(noise) + volume + solution.divergences
+        noise = solution.y[0] * (scales[1] / prior_std)
+        volume = jnp.log(scales[1] / prior_std / scales[0])
+        if moves is None:
+            density = standard_log_density(noise) + over_coordinates(volume, x[None])
+        else:
+            each = volume - 0.5 * noise**2 - 0.5 * math.log(2 * math.pi)
+            density = jnp.sum(jnp.where(moves, each, 0))
+        estimates = density + solution.divergences
         return _mean_of_probes(estimates, solution, solver)
+
+    def _path(
+        self, model: AbstractModel, log_snrs: Float[Array, "2 *coordinates"]
+    ) -> tuple[Scalar, Scalar, Callable[[Scalar], tuple[LogSNR, LogSNR]]]:
+        r"""The readings of the clock at $t_0$ and $t_1$, and a function of a reading
+        that returns the log-SNR there and its rate of change."""
+        if log_snrs.ndim == 1:
+            data_std = model.data_std
+            to_log_snr = lambda s: self.clock.log_snr(s, data_std)
+            start, end = (self.clock.reading(level, data_std) for level in log_snrs)
+            return start, end, lambda s: jax.jvp(to_log_snr, (s,), (jnp.ones_like(s),))
+        # Log-SNRs that differ by coordinate are functions of time.
+        diffusion = model.diffusion
+        timing = make_timing(diffusion, self.clock, log_snrs.dtype)
+
+        def read(s: Scalar) -> tuple[LogSNR, LogSNR]:
+            kernel, rate = timing.kernel(s)
+            return kernel.log_snr, rate * diffusion.log_snr_rate(kernel.t, kernel)
+
+        return timing.start, timing.end, read
 
 
 def _statistic_at_ends(
     diffusion: AbstractLinearDiffusion, dtype: jnp.dtype
-) -> tuple[Float[Array, " 2"], Scalar]:
+) -> tuple[Float[Array, "2 *coordinates"], Float[Array, "*coordinates"]]:
     """The log-SNRs at t0 and t1, and the standard deviation of the sufficient statistic
     at t1 under the prior."""
 
     first, last = kernel_at_ends(diffusion)
     log_snrs = jnp.stack([first.log_snr, last.log_snr])
     weights = matmul(last.data_weights[None], diffusion.prior.root)
-    return log_snrs.astype(dtype), jnp.linalg.norm(weights).astype(dtype)
+    return log_snrs.astype(dtype), jnp.linalg.norm(weights, axis=(0, 1)).astype(dtype)
 
 
 def _mean_of_probes(
@@ -233,7 +292,7 @@ class AugmentedRoute(AbstractRoute):
         kernel, _ = kernel_at_ends(diffusion)
         across = _across_data(kernel)
         volume = log_det(kernel.root) - jnp.log(kernel.sigma)
-        volume = x.size * volume.astype(x.dtype)
+        volume = over_coordinates(volume, x[None])
         timing = make_timing(diffusion, self.clock, x.dtype)
 
         def flow(s: Scalar):
@@ -277,13 +336,16 @@ def _alone(function: Callable[[Array], PyTree]) -> Callable[[Array], PyTree]:
     return lambda batch: jax.tree.map(lambda leaf: leaf[None], function(batch[0]))
 
 
-def _across_data(kernel: PerturbationKernel) -> Float[Array, "vars aux"]:
+def _across_data(kernel: PerturbationKernel) -> Float[Array, "vars aux *coordinates"]:
     r"""$L N$, for an orthonormal basis $N$ orthogonal to $L^{-1} a$."""
-    b = kernel.direction
+    return by_coordinate(_across, kernel.root, kernel.direction)
+
+
+def _across(root: VarsMatrix, b: VarsVector) -> Float[Array, "vars aux"]:
     # All columns but the first of the reflection that maps b to the first axis. Unlike
     # I - b b^T this does not cancel.
     sign = jnp.where(b[0] < 0, -1, 1).astype(b.dtype)
     normal = jnp.concatenate([b[:1] + sign, b[1:]])
     outer = normal[:, None] * normal[None]
     reflection = jnp.eye(len(b), dtype=b.dtype) - 2 * outer / jnp.sum(normal**2)
-    return matmul(kernel.root, reflection[:, 1:])
+    return matmul(root, reflection[:, 1:])

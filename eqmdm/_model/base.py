@@ -12,7 +12,13 @@ import numpy as np
 from jax.core import eval_context
 from jaxtyping import Array, PyTree
 
-from .._core.checks import as_scalar, concrete, is_deleted, raise_or_error_if
+from .._core.checks import (
+    as_scalar,
+    concrete,
+    is_deleted,
+    now_if_known,
+    raise_or_error_if,
+)
 from .._core.conditions import AbstractConditionalNetwork, as_condition
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, LogSNR, Scalar, State
@@ -214,15 +220,16 @@ class AbstractModel(eqx.Module):
 
 
 def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
-    """The log-SNR at the final time, without a gradient."""
+    """The log-SNR at the final time, the lowest of all coordinates, without a
+    gradient."""
     known = known_log_snrs(diffusion, diffusion.t1)
     if known is not None:
         return as_scalar(known[0], jnp.result_type(float))
     _, last = kernel_at_ends(diffusion)
-    if concrete(last.sigma) is None:
-        return jax.lax.stop_gradient(last.log_snr)
-    with eval_context():
-        return last.log_snr
+    with now_if_known(last.sigma):
+        log_snr = last.log_snr
+        lowest = log_snr if log_snr.ndim == 0 else jnp.min(log_snr)
+    return jax.lax.stop_gradient(lowest)
 
 
 def kernel_at_ends(

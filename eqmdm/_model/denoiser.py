@@ -8,6 +8,7 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel, outer_with_data
@@ -306,9 +307,9 @@ class DenoiserModel(AbstractModel):
         their levels.
         """
         check_diffusion(diffusion)
-        low = float(diffusion.log_snr(diffusion.t1))
-        high = float(diffusion.log_snr(diffusion.t0))
-        log_snr_range = low - _MARGIN, min(high + _MARGIN, TOP_LOG_SNR)
+        low = np.asarray(diffusion.log_snr(diffusion.t1)).min()
+        high = np.asarray(diffusion.log_snr(diffusion.t0)).max()
+        log_snr_range = float(low) - _MARGIN, min(float(high) + _MARGIN, TOP_LOG_SNR)
         denoiser = PreconditionedDenoiser(network, data_scale(data), log_snr_range)
         return cls(denoiser, diffusion)
 
@@ -363,6 +364,7 @@ class DenoiserModel(AbstractModel):
         rest = y - kernel.mean(z)
         missed = kernel.project(rest)
         log_snr = kernel.log_snr.astype(y.dtype)
+        self.check_log_snr(log_snr, z)
         correction = self._denoiser.correction(log_snr, z + missed)
         residual = kernel.mean(missed + correction) - rest
         return kernel.unwhiten_score(kernel.whiten(residual))
@@ -377,6 +379,7 @@ class DenoiserModel(AbstractModel):
         sigma = kernel.sigma.astype(x.dtype)
         along = kernel.along_data(noise)
         log_snr = kernel.log_snr.astype(x.dtype)
+        self.check_log_snr(log_snr, x)
         correction = self._denoiser.correction(log_snr, x + sigma * along)
         return outer_with_data(kernel.direction, along + correction / sigma)
 

@@ -12,8 +12,8 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._core.checks import check_count
-from .._core.gaussian import apply_to_vars
-from .._core.types import PRNGKey, Scalar, State
+from .._core.gaussian import apply_to_vars, transpose
+from .._core.types import PRNGKey, RankMatrix, Scalar, State
 
 
 class AbstractDivergence(eqx.Module):
@@ -28,7 +28,7 @@ class AbstractDivergence(eqx.Module):
     def __call__(
         self,
         derivative: Callable[[State], State],
-        G: Float[Array, "vars rank"],
+        G: RankMatrix,
         y: State,
         *,
         key: PRNGKey,
@@ -54,7 +54,7 @@ class ExactDivergence(AbstractDivergence):
     def __call__(
         self,
         derivative: Callable[[State], State],
-        G: Float[Array, "vars rank"],
+        G: RankMatrix,
         y: State,
         *,
         key: PRNGKey,
@@ -95,7 +95,7 @@ class HutchinsonDivergence(AbstractDivergence):
     def __call__(
         self,
         derivative: Callable[[State], State],
-        G: Float[Array, "vars rank"],
+        G: RankMatrix,
         y: State,
         *,
         key: PRNGKey,
@@ -108,4 +108,4 @@ class HutchinsonDivergence(AbstractDivergence):
 def _quadratic(derivative, G, probe) -> Scalar:
     G = G.astype(probe.dtype)
     along = derivative(apply_to_vars(G, probe))
-    return jnp.sum(probe * apply_to_vars(G.T, along))
+    return jnp.sum(probe * apply_to_vars(transpose(G), along))

@@ -4,7 +4,7 @@ from typing import final
 
 from jaxtyping import PyTree
 
-from .._core.gaussian import PerturbationKernel, apply_to_vars
+from .._core.gaussian import PerturbationKernel, apply_to_vars, transpose
 from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
 from .base import (
@@ -75,11 +75,11 @@ class FunctionModel(AbstractModel):
         self, kernel: PerturbationKernel, x: Data, noise: State, y: State
     ) -> State:
         del x
-        return noise + apply_to_vars(kernel.root.T, self.score_at(kernel, y))
+        return noise + apply_to_vars(transpose(kernel.root), self.score_at(kernel, y))
 
     def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
         # Tweedie's formula for the sufficient statistic, z + a^T s / SNR. It is
         # computed from the whitened score, because 1 / SNR may underflow.
-        whitened = apply_to_vars(kernel.root.T, self.score_at(kernel, y))
+        whitened = apply_to_vars(transpose(kernel.root), self.score_at(kernel, y))
         sigma = kernel.sigma.astype(y.dtype)
         return kernel.project(y) + sigma * kernel.along_data(whitened)

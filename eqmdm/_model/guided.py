@@ -44,8 +44,8 @@ class GuidedModel(AbstractModel):
     - `model`: a conditional model, trained with random dropping of its condition.
     - `scale`: $w$.
     - `interval`: the interval in log-SNR in which guidance acts; the whole of it for
-        `None`. Outside, the model is the conditional one, which needs half the network
-        evaluations.
+        `None`. A log-SNR that differs by coordinate counts by its mean. Outside, the
+        model is the conditional one, which needs half the network evaluations.
 
     **Raises:** `TypeError` unless `model` is a model and `interval` an
     [`eqmdm.LogSNRInterval`][]; `ValueError` for a scale that is not a finite number;
@@ -141,7 +141,7 @@ class GuidedModel(AbstractModel):
         return GuidedModel(model, self.scale, self.interval, condition=condition)
 
     def _guided(
-        self, log_snr: Scalar, value: Callable[[AbstractModel], Array]
+        self, log_snr: LogSNR, value: Callable[[AbstractModel], Array]
     ) -> Array:
         """An affine function of the network's output, guided."""
         if self.condition is None:
@@ -161,7 +161,8 @@ class GuidedModel(AbstractModel):
         acts = self.scale != 1
         if self.interval is not None:
             low, high = self.interval.low, self.interval.high
-            acts = acts & (low <= log_snr) & (log_snr <= high)
+            level = log_snr if log_snr.ndim == 0 else jnp.mean(log_snr)
+            acts = acts & (low <= level) & (level <= high)
         # In samplers, where all samples share their times, this skips the second
         # evaluation. Under `jax.vmap` over times both are evaluated.
         return jax.lax.cond(acts, guided, lambda: value(conditional))

@@ -5,7 +5,7 @@ from typing import final
 import equinox as eqx
 import jax.numpy as jnp
 
-from .._core.gaussian import PerturbationKernel, apply_to_vars, matmul
+from .._core.gaussian import PerturbationKernel, apply_to_vars, matmul, transpose
 from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, State, VarsMatrix
 from .base import AbstractModel
@@ -92,4 +92,6 @@ class Point(eqx.Module):
         if not self.given_start:
             return kernel_error
         ratio = matmul(self.kernel.whitening, self.root)
-        return self.noise + apply_to_vars(ratio.T, kernel_error - self.kernel_noise)
+        return self.noise + apply_to_vars(
+            transpose(ratio), kernel_error - self.kernel_noise
+        )

@@ -17,10 +17,11 @@ from .._core.checks import (
     concrete,
     now_if_known,
 )
-from .._core.gaussian import apply_to_vars
+from .._core.gaussian import apply_to_vars, transpose
 from .._core.operator import VarsOperator
 from .._core.types import PRNGKey, Scalar, State, Time
 from .._diffusion import AbstractLinearDiffusion
+from .._diffusion.banded import check_data_shape
 from .base import AbstractModel, conditioned
 from .time_change import AbstractNoiseClock, AbstractTiming, make_timing
 
@@ -114,6 +115,7 @@ def forward_sde(
     """
     check_precision("x", x.dtype)
     check_finite("x", x)
+    check_data_shape(diffusion, x.shape)
     timing = make_timing(diffusion, clock, x.dtype, from_zero=True)
     structure = _noise_structure(diffusion, x.shape, x.dtype)
 
@@ -237,6 +239,7 @@ class _Reverse(eqx.Module):
     ) -> "_Reverse":
         dtype = jnp.result_type(float) if dtype is None else dtype
         dtype, shape = check_precision("dtype", dtype), check_shape(shape)
+        check_data_shape(model.diffusion, shape)
         timing = make_timing(model.diffusion, clock, dtype)
         check_countdown(timing)
         return cls(model, timing, shape)
@@ -257,7 +260,7 @@ class _Reverse(eqx.Module):
         diffusion = self.model.diffusion
         G = diffusion.diffusion_matrix(kernel.t)
         score = self.model.score_at(kernel, y)
-        push = apply_to_vars(G, apply_to_vars(G.T, score))
+        push = apply_to_vars(G, apply_to_vars(transpose(G), score))
         return diffusion.drift(kernel.t, y, args), push, rate
 
     def problem(self, terms: dfx.AbstractTerm) -> Problem:

@@ -23,7 +23,8 @@ _N_NEWTON_STEPS = 3
 
 
 class AbstractNoiseClock(eqx.Module):
-    r"""A clock that is a decreasing function of the log-SNR $\lambda$.
+    r"""A clock that is a decreasing function of the log-SNR $\lambda$, which for
+    matrices that differ by coordinate is the mean over the coordinates.
 
     Below, $\sigma = e^{-\lambda / 2}$ is the noise level of the sufficient statistic
     and $c$ is the standard deviation of the data.
@@ -130,11 +131,12 @@ class _NoiseTiming(AbstractTiming):
         def kernel_and_slope(log_t: Scalar) -> tuple[PerturbationKernel, Scalar]:
             t = jnp.exp(log_t)
             kernel = self.diffusion.compute_kernel(t)
-            return kernel, t * self.diffusion.log_snr_rate(t, kernel)
+            rate = jnp.mean(self.diffusion.log_snr_rate(t, kernel))
+            return kernel, t * rate
 
         def improve(_, log_t: Scalar) -> Scalar:
             kernel, slope = kernel_and_slope(log_t)
-            log_t = log_t - (kernel.log_snr - log_snr) / slope
+            log_t = log_t - (kernel.mean_log_snr - log_snr) / slope
             return jnp.clip(log_t, low, high)
 
         # A loop is compiled once; unrolled steps would take seconds more to compile.
@@ -148,7 +150,7 @@ class _NoiseTiming(AbstractTiming):
         return kernel.t, rate
 
     def reading(self, t: Scalar) -> Scalar:
-        return self.clock.reading(self.diffusion.compute_kernel(t).log_snr, 1.0)
+        return self.clock.reading(self.diffusion.compute_kernel(t).mean_log_snr, 1.0)
 
 
 def make_timing(
@@ -194,11 +196,13 @@ def _read_table(diffusion: AbstractLinearDiffusion, t0: Scalar, t1: Scalar):
         # G^T Sigma^-1 a, whose squared norm is minus the rate of change of the
         # signal-to-noise ratio, scaled to a norm of about 1.
         noise = matmul(kernel.whitening, diffusion.diffusion_matrix(t) * jnp.sqrt(t))
-        return kernel.log_snr, matmul(kernel.direction[None], noise)[0]
+        return kernel.mean_log_snr, matmul(kernel.direction[None], noise)[0]
 
     log_snrs, speeds = jax.vmap(read)(log_times)
     # If the vector turns round between two times, it is close to 0 in between.
     turned = jnp.sum(speeds[1:] * speeds[:-1], axis=1) <= 0
+    # The mean log-SNR is stationary only if that of every coordinate is.
+    turned = jnp.all(turned.reshape(len(turned), -1), axis=1)
     stationary = turned | ~(jnp.diff(log_snrs) < 0)
     return log_times, log_snrs, stationary
 

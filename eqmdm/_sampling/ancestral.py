@@ -13,6 +13,7 @@ from .._core.gaussian import (
     lq_root,
     matmul,
     solve_lower,
+    transpose,
 )
 from .._core.types import PRNGKey, Scalar, State, VarsMatrix
 from .._diffusion import AbstractLinearDiffusion
@@ -82,7 +83,7 @@ def _posteriors(
         earlier = jnp.concatenate([root, jnp.zeros_like(root)], axis=1)
         joint = lq_root(jnp.concatenate([later, earlier]))
         marginal, cross = joint[:n_vars, :n_vars], joint[n_vars:, :n_vars]
-        gain = solve_lower(marginal, cross.T, transpose=True).T
+        gain = transpose(solve_lower(marginal, transpose(cross), transpose=True))
         return Transition(gain, joint[n_vars:, n_vars:])
 
     return jax.vmap(posterior)(times[:-1], times[1:], roots[1:])

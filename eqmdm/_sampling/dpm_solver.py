@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._core.gaussian import PerturbationKernel, apply_to_vars, matmul
-from .._core.types import PRNGKey, State, VarsMatrix
+from .._core.gaussian import (
+    PerturbationKernel,
+    apply_to_vars,
+    by_coordinate,
+    matmul,
+)
+from .._core.types import PRNGKey, State, VarsMatrix, VarsVector
 from .._model.base import AbstractModel
 from .grids import AbstractGrid, LogSNRGrid, Times
 from .stacks import (
@@ -40,9 +45,9 @@ class _Coefficients(eqx.Module):
     whether the step drops $x_1$ from memory rather than $x_2$.
     """
 
-    propagator: Float[Array, "steps vars vars"]
-    base: Float[Array, "steps differences"]
-    target: Float[Array, "steps differences"]
+    propagator: Float[Array, "steps vars vars *coordinates"]
+    base: Float[Array, "steps differences *coordinates"]
+    target: Float[Array, "steps differences *coordinates"]
     keep_older: Bool[Array, " steps"]
 
 
@@ -154,7 +159,8 @@ def _coefficients(order: int, kernels: PerturbationKernel) -> _Coefficients:
     # The last step of the start drops the middle stage, the least accurate estimate.
     # The step after it drops the last stage.
     keep_older[2:4] = True
-    base, target = _third_order(log_snrs)
+    third_order = lambda _, log_snrs: _third_order(log_snrs)
+    base, target = by_coordinate(third_order, end.root[0], log_snrs)
     return _Coefficients(propagator, base, target, jnp.asarray(keep_older))
 
 
@@ -165,27 +171,36 @@ def _propagator(start: PerturbationKernel, end: PerturbationKernel) -> VarsMatri
     Between two times $O$ rotates only in the plane of the two directions of $L^{-1} a$,
     so it exists for every number of variables.
     """
-    u, v = start.direction, end.direction
-    between = u + v
-    turn = (
-        jnp.eye(len(u), dtype=u.dtype)
-        - jnp.outer(between, between) / (1 + jnp.sum(u * v))
-        + 2 * jnp.outer(v, u)
+
+    def propagator(
+        root: VarsMatrix, whitening: VarsMatrix, u: VarsVector, v: VarsVector
+    ) -> VarsMatrix:
+        between = u + v
+        turn = (
+            jnp.eye(len(u), dtype=u.dtype)
+            - jnp.outer(between, between) / (1 + jnp.sum(u * v))
+            + 2 * jnp.outer(v, u)
+        )
+        return matmul(root, matmul(turn, whitening))
+
+    return by_coordinate(
+        propagator, end.root, start.whitening, start.direction, end.direction
     )
-    return matmul(end.root, matmul(turn, start.whitening))
 
 
-def _second_order(log_snrs: Times) -> Float[Array, "steps 1"]:
+def _second_order(
+    log_snrs: Float[Array, "times *coordinates"],
+) -> Float[Array, "steps 1 *coordinates"]:
     """The weight that extrapolates two estimates linearly to the middle of a step."""
-    gain = jnp.diff(log_snrs)
+    gain = jnp.diff(log_snrs, axis=0)
     before = jnp.concatenate([jnp.zeros_like(gain[:1]), gain[:-1]])
     known, before = _resolved(before, log_snrs[:-1])
     return jnp.where(known, 0.5 * gain / before, 0)[:, None]
 
 
 def _resolved(
-    gap: Float[Array, " steps"], log_snr: Float[Array, " steps"]
-) -> tuple[Bool[Array, " steps"], Float[Array, " steps"]]:
+    gap: Float[Array, "..."], log_snr: Float[Array, "..."]
+) -> tuple[Bool[Array, "..."], Float[Array, "..."]]:
     """Whether gaps in log-SNR exceed rounding, and the gaps, replaced by 1 if not.
 
     A smaller gap, for example near a stationary point, gives no information about a

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._core.gaussian import PerturbationKernel
+from .._core.gaussian import PerturbationKernel, apply_to_vars
 from .._core.types import PRNGKey, State
 from .._model.base import AbstractModel
 from .grids import AbstractGrid, LogSNRGrid, Times
@@ -44,7 +44,7 @@ class EDMHeun(AbstractStepSampler):
         z, kernels = collapse(self, model, times, y)
         is_last = np.arange(len(times) - 1) == len(times) - 2
         # The change in sigma, relative to sigma at the start and at the end of a step.
-        gain = jnp.diff(log_snrs_of(kernels))
+        gain = jnp.diff(log_snrs_of(kernels), axis=0)[:, None, None]
         from_start, from_end = jnp.expm1(-0.5 * gain), -jnp.expm1(0.5 * gain)
         return z, kernels, (from_start, from_end, jnp.asarray(is_last)), ()
 
@@ -61,12 +61,13 @@ class EDMHeun(AbstractStepSampler):
     ) -> tuple[SamplerState, PyTree]:
         del key
         from_start, from_end, is_last = coefficients
-        first = from_start * (y - data_estimate(model, start, y, self.clip)[None])
+        estimate = data_estimate(model, start, y, self.clip)
+        first = apply_to_vars(from_start, y - estimate[None])
 
         def second() -> SamplerState:
             euler = y + first
             estimate = data_estimate(model, end, euler, self.clip)
-            return from_end * (euler - estimate[None])
+            return apply_to_vars(from_end, euler - estimate[None])
 
         # Under `jax.vmap` only one branch runs, because the predicate is the same for
         # all samples of a batch.

@@ -252,7 +252,7 @@ def _compute_log_snr_ends(
     diffusion: AbstractLinearDiffusion,
 ) -> tuple[Scalar, Scalar]:
     ends = jnp.stack([diffusion.t1, diffusion.t0])
-    low, high = jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr)(ends)
+    low, high = jax.vmap(lambda t: diffusion.compute_kernel(t).mean_log_snr)(ends)
     return low, high
 
 

@@ -14,6 +14,7 @@ from .._core.checks import check_count, check_precision, check_shape
 from .._core.conditions import as_conditions
 from .._core.sharding import divide_batch, mesh_of
 from .._core.types import IntScalar, PRNGKey
+from .._diffusion.banded import check_data_shape
 from .._model.base import AbstractModel, check_conditions, check_model, conditioned
 from .base import AbstractSampler
 from .diffrax import DiffraxSampler
@@ -150,6 +151,7 @@ def sample(
     check_count("n_samples", n_samples)
     check_count("first", first, least=0)
     shape = check_shape(shape)
+    check_data_shape(model.diffusion, shape)
     dtype = jnp.result_type(float) if dtype is None else dtype
     dtype = check_precision("dtype", dtype)
     sampler = _as_sampler(sampler)

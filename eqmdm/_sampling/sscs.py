@@ -1,12 +1,12 @@
 """SSCS: symmetric splitting with an exactly solved linear part."""
 
-from typing import final
+from typing import TypeAlias, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._core.gaussian import (
     PerturbationKernel,
@@ -15,7 +15,11 @@ from .._core.gaussian import (
     matmul,
 )
 from .._core.types import PRNGKey, Scalar, State, VarsMatrix
-from .._diffusion import AbstractStationaryDiffusion
+from .._diffusion import (
+    AbstractLinearDiffusion,
+    AbstractStationaryDiffusion,
+    BandedDiffusion,
+)
 from .._diffusion.kernel import constant_transition
 from .._diffusion.recipe import times_inverse
 from .._model.base import AbstractModel
@@ -68,10 +72,11 @@ class SSCS(AbstractStepSampler):
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
         diffusion = model.diffusion
-        if not isinstance(diffusion, AbstractStationaryDiffusion):
+        banded = isinstance(diffusion, BandedDiffusion) and diffusion.is_stationary
+        if not (banded or isinstance(diffusion, AbstractStationaryDiffusion)):
             raise TypeError(
                 "`diffusion` must be stationary for `SSCS`, a subclass of "
-                "`AbstractStationaryDiffusion` with Q, D and S; got "
+                "`AbstractStationaryDiffusion` with Q, D and S, or made of such; got "
                 f"`{type(diffusion).__name__}`. Use `AncestralSampler` or "
                 "`DPMSolver`, which take any linear diffusion."
             )
@@ -105,8 +110,26 @@ class SSCS(AbstractStepSampler):
 
 @eqx.filter_jit
 def _splittings(
-    diffusion: AbstractStationaryDiffusion, times: Times, middles: PerturbationKernel
+    diffusion: AbstractLinearDiffusion, times: Times, middles: PerturbationKernel
 ) -> _Splitting:
+    def exact_parts(diffusion: AbstractLinearDiffusion) -> _ExactParts:
+        return _exact_parts(diffusion, times, middles.t)
+
+    if isinstance(diffusion, BandedDiffusion):
+        before, after, score, state = diffusion.by_coordinate(exact_parts)
+    else:
+        before, after, score, state = exact_parts(diffusion)
+    return jax.vmap(_Splitting)(middles, before, after, score, state)
+
+
+# All fields of the coefficients of all steps but the kernels.
+_ExactParts: TypeAlias = tuple[Transition, Transition, Array, Array]
+
+
+def _exact_parts(
+    diffusion: AbstractLinearDiffusion, times: Times, middles: Float[Array, " steps"]
+) -> _ExactParts:
+    assert isinstance(diffusion, AbstractStationaryDiffusion)
     recipe, schedule = diffusion.recipe, diffusion.schedule
     G = recipe.diffusion_matrix(times.dtype)
     noise = matmul(G, G.T)
@@ -118,10 +141,9 @@ def _splittings(
         tau = schedule.integrated_rate(s, t)
         return constant_transition(opposite, G, tau)
 
-    earlier = jnp.stack([middles.t, times[1:]])
-    later = jnp.stack([times[:-1], middles.t])
+    earlier = jnp.stack([middles, times[1:]])
+    later = jnp.stack([times[:-1], middles])
     halves = jax.vmap(jax.vmap(half_step))(earlier, later)
     before, after = part(halves, 0), part(halves, 1)
     tau = jax.vmap(schedule.integrated_rate)(times[1:], times[:-1])[:, None, None]
-    noise, pull = noise[None], pull[None]
-    return jax.vmap(_Splitting)(middles, before, after, tau * noise, tau * pull)
+    return before, after, tau * noise[None], tau * pull[None]

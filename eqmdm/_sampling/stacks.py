@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from .._core.gaussian import PerturbationKernel, Transition
-from .._core.types import Data, Scalar, State
+from .._core.types import Data, LogSNR, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._model.base import AbstractModel
 from .grids import Times
@@ -34,7 +34,8 @@ def make_trajectory(
         return data_estimate(model, *at, clip)
 
     estimates = jax.lax.map(estimate, (kernels, states))
-    return Trajectory(kernels.t, log_snrs_of(kernels), states, estimates)
+    log_snrs = jax.vmap(lambda kernel: kernel.mean_log_snr)(kernels)
+    return Trajectory(kernels.t, log_snrs, states, estimates)
 
 
 def part(tree: PyTree, index: int | slice | Array | None) -> PyTree:
@@ -76,7 +77,7 @@ def kernels_at(diffusion: AbstractLinearDiffusion, times: Times) -> Perturbation
     return jax.vmap(diffusion.compute_kernel)(times)
 
 
-def log_snrs_of(kernels: PerturbationKernel) -> Float[Array, " times"]:
+def log_snrs_of(kernels: PerturbationKernel) -> Float[Array, "times *coordinates"]:
     """The log-SNRs of stacked kernels."""
     return jax.vmap(lambda kernel: kernel.log_snr)(kernels)
 
@@ -100,8 +101,8 @@ def collapse(
     return z[None], jax.vmap(_statistic_kernel)(kernels.t, kernels.sigma)
 
 
-def _statistic_kernel(t: Scalar, sigma: Scalar) -> PerturbationKernel:
+def _statistic_kernel(t: Scalar, sigma: LogSNR) -> PerturbationKernel:
     """The kernel of the sufficient statistic, the data plus noise of std sigma."""
-    one, root = jnp.ones((1,), sigma.dtype), sigma[None, None]
+    one, root = jnp.ones((1, *sigma.shape), sigma.dtype), sigma[None, None]
     step = Transition(one[None], root)
     return PerturbationKernel(t, step, one, root, 1 / root, one, sigma, one)

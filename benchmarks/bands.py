@@ -1,0 +1,127 @@
+"""What do matrices that differ by coordinate cost in a training step?
+
+    python benchmarks/bands.py
+
+Times `eqmdm.train_step` with a shared diffusion, and with a `BandedDiffusion` of 1, 4
+and as many bands as there are coordinates, whose rates differ, interleaved in one run.
+The network predicts the noise of every variable, so that it is the same in all of them.
+Prints the median of the ratios of neighbours, in processor seconds, which other
+programs on the machine disturb less than seconds, with their quartiles.
+"""
+
+import dataclasses
+import math
+import time
+
+import _common as common
+import jax
+import jax.random as jr
+import numpy as np
+import tyro
+
+import eqmdm
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.Settings):
+    """Times training steps with matrices by band."""
+
+    data_shape: tuple[int, int, int] = (28, 28, 1)
+    """Height, width and channels of the images."""
+    batch_size: int = 32
+    """Examples per step."""
+    width: int = 32
+    """Channels of the U-Net's first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """The width of each level, in multiples of the first."""
+    diffusions: tuple[str, ...] = ("vpsde", "cld")
+    """Diffusions of one and of two variables."""
+    repeats: int = 15
+    """Timed steps of each, after one that compiles."""
+    seed: int = 0
+    """The seed of data, parameters and draws."""
+
+
+_NAMED = {"vpsde": eqmdm.VPSDE, "cld": eqmdm.CLD}
+
+
+def diffusions(
+    settings: Settings, name: str
+) -> dict[str, eqmdm.AbstractLinearDiffusion]:
+    """The diffusions that are compared, by their number of bands."""
+    size = math.prod(settings.data_shape)
+    made: dict[str, eqmdm.AbstractLinearDiffusion] = {"shared": _NAMED[name]()}
+    for n_bands in (1, 4, size):
+        bands = np.arange(size).reshape(settings.data_shape) % n_bands
+        rates = np.geomspace(10, 20, n_bands) if n_bands > 1 else [10.0]
+        of_bands = [
+            _NAMED[name](schedule=eqmdm.LinearSchedule(0.1, float(rate)))
+            for rate in rates
+        ]
+        made[f"{n_bands} bands"] = eqmdm.BandedDiffusion(of_bands, bands)
+    return made
+
+
+class Stepper:
+    """Takes the next training step when it is called."""
+
+    def __init__(self, settings: Settings, diffusion: eqmdm.AbstractLinearDiffusion):
+        key_network, key_data, key_step = jr.split(jr.key(settings.seed), 3)
+        network = eqmdm.nn.UNet(
+            settings.data_shape,
+            diffusion.n_vars,
+            width=settings.width,
+            multipliers=settings.multipliers,
+            key=key_network,
+        )
+        self.objective = eqmdm.Objective()
+        x = jr.normal(key_data, (1024, *settings.data_shape))
+        self.data = eqmdm.TrainingSet(x, self.objective)
+        self.optimiser = eqmdm.make_optimiser()
+        model = eqmdm.NoiseModel(network, diffusion)
+        self.state = eqmdm.TrainState.create(model, self.optimiser, key=key_step)
+        self.batch_size = settings.batch_size
+
+    def __call__(self) -> None:
+        self.state, metrics = eqmdm.train_step(
+            self.state,
+            self.data,
+            self.objective,
+            self.optimiser,
+            batch_size=self.batch_size,
+        )
+        jax.block_until_ready(metrics)
+
+
+def run(settings: Settings, name: str) -> dict[str, dict[str, float]]:
+    """The ratio of each step to the shared one: median and quartiles."""
+    steps = {
+        label: Stepper(settings, diffusion)
+        for label, diffusion in diffusions(settings, name).items()
+    }
+    seconds: dict[str, list[float]] = {label: [] for label in steps}
+    for repeat in range(settings.repeats + 1):
+        for label, step in steps.items():
+            start = time.process_time()
+            step()
+            # The first step compiles.
+            if repeat > 0:
+                seconds[label].append(time.process_time() - start)
+    shared = np.array(seconds["shared"])
+    table = {}
+    for label, values in seconds.items():
+        low, middle, high = np.percentile(np.array(values) / shared, [25, 50, 75])
+        table[label] = {"ratio": middle, "lower": low, "upper": high}
+        print(f"{name:8} {label:10} {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
+    return table
+
+
+def main(settings: Settings) -> None:
+    facts = common.facts(settings.seed)
+    common.show(facts)
+    ratios = {name: run(settings, name) for name in settings.diffusions}
+    common.write(settings, facts, ratios=ratios)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

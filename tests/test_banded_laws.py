@@ -1,0 +1,340 @@
+"""Diffusions whose matrices differ by coordinate, against closed forms."""
+
+import math
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from correlated import COVARIANCE, mmse, model_of, two_speeds
+
+import eqmdm
+from helpers import tree_allclose, within_standard_errors
+
+
+# --- Path independence ---------------------------------------------------------------
+
+
+def path(name):
+    """A way from the same log-SNRs to the same log-SNRs for each coordinate."""
+    interval = eqmdm.TimeInterval(1e-3, 1.0)
+    start = eqmdm.LinearSchedule(0.1, 12.0)
+    schedules = [start] * 3
+    if name != "joint":
+        schedules = []
+        for i in range(3):
+            schedule = eqmdm.LearnedSchedule(7, start=start, interval=interval)
+            # Rates that differ by up to e^6 between knots, or early against late.
+            steep = np.linspace(-6, 6, 7) * (1 - i)
+            rates = (
+                steep
+                if name == "staggered"
+                else 3 * np.asarray(jr.normal(jr.key(i), (7,)))
+            )
+            rates = jnp.asarray(rates, jnp.float32)
+            schedules.append(eqx.tree_at(lambda s: s.raw_rates, schedule, rates))
+    each = [eqmdm.VPSDE(schedule=s, interval=interval) for s in schedules]
+    return eqmdm.BandedDiffusion(each, [0, 1, 2])
+
+
+def information(diffusion):
+    """The integral of half the posterior variances over the SNRs of a path."""
+
+    @jax.jit
+    @jax.vmap
+    def rates(t):
+        kernel = diffusion.compute_kernel(t)
+        return kernel.log_snr, diffusion.log_snr_rate(t, kernel)
+
+    # The rate is smooth between knots, but near the first one the SNR falls steeply:
+    # Gauss-Legendre quadrature on parts of each cell, which are finer at its left.
+    knots = np.geomspace(1e-3, 1.0, 7)
+    shares = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 24)])
+    edges = knots[:-1, None] + np.diff(knots)[:, None] * shares
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    width = np.diff(edges, axis=1).reshape(-1, 1)
+    times = (edges[:, :-1].reshape(-1, 1) + 0.5 * width * (nodes + 1)).ravel()
+    log_snrs, slopes = map(np.asarray, rates(jnp.asarray(times)))
+    falls = -slopes * np.exp(log_snrs)
+    costs = [
+        0.5 * fall @ mmse(level) for fall, level in zip(falls, log_snrs, strict=True)
+    ]
+    return float(np.sum((0.5 * width * weights).ravel() * costs))
+
+
+PATHS = "joint", "staggered", "random"
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_information_along_every_path_is_the_same(name):
+    diffusion = path(name)
+    first, last = (
+        np.asarray(diffusion.log_snr(t)) for t in (diffusion.t0, diffusion.t1)
+    )
+    volume = lambda level: np.linalg.slogdet(
+        np.eye(3) + COVARIANCE * np.exp(level)[None]
+    )[1]
+    # The mutual information of normal data and their observation at given SNRs.
+    expected = 0.5 * (volume(first) - volume(last))
+    assert abs(information(diffusion) - expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_bound_along_every_path_is_the_same(name, key):
+    diffusion = path(name)
+    model = model_of(diffusion)
+    key_x, key_bound = jr.split(key)
+    n = 4000
+    x = jr.normal(key_x, (n, 3)) @ jnp.linalg.cholesky(jnp.asarray(COVARIANCE)).T
+    bound = jax.jit(jax.vmap(lambda x, key: eqmdm.elbo(model, x, key=key).total))
+    first, last = (diffusion.compute_kernel(t) for t in (diffusion.t0, diffusion.t1))
+    top = np.asarray(first.log_snr)
+    reconstruction = 0.5 * np.sum(top - math.log(2 * math.pi) - np.exp(top) * mmse(top))
+    # E KL(N(a x, s^2) | N(0, 1)) for each coordinate.
+    square = np.asarray(last.mean_map[0]) ** 2 * np.diag(COVARIANCE)
+    variance = np.asarray(last.root[0, 0]) ** 2
+    prior = -0.5 * np.sum(square + variance - 1 - np.log(variance))
+    expected = reconstruction + prior - information(diffusion)
+    values = bound(x, jr.split(key_bound, n))
+    assert within_standard_errors(values, expected, n=4.0)
+
+
+# --- Closed forms --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "route",
+    [eqmdm.CollapsedRoute(), eqmdm.AugmentedRoute()],
+    ids=["collapsed", "augmented"],
+)
+def test_likelihood_of_two_variables_is_the_closed_form(route, key):
+    diffusion = eqmdm.BandedDiffusion(two_speeds(eqmdm.CLD), [0, 1, 1])
+    x = jnp.asarray([0.7, -0.4, 0.5])
+    result = eqmdm.log_likelihood(
+        model_of(diffusion),
+        x,
+        key=key,
+        route=route,
+        stepsize_controller=diffrax.PIDController(rtol=1e-8, atol=1e-8),
+    )
+    noise = np.diag(np.exp(-np.asarray(diffusion.log_snr(diffusion.t0))))
+    total = COVARIANCE + noise
+    expected = -0.5 * (
+        x @ np.linalg.solve(total, x)
+        + np.linalg.slogdet(total)[1]
+        + 3 * math.log(2 * math.pi)
+    )
+    # Of the order of the lowest SNR, below 1e-4, at which the prior stands in for the
+    # law of the state.
+    assert float(diffusion.log_snr(diffusion.t1).max()) < math.log(1e-4)
+    assert abs(float(result.log_likelihood) - float(expected)) < 1e-3
+
+
+SAMPLERS = {
+    "dpm": (eqmdm.DPMSolver(), 60),
+    "heun": (eqmdm.EDMHeun(), 100),
+    "ancestral": (eqmdm.AncestralSampler(), 300),
+    "sscs": (eqmdm.SSCS(), 300),
+    "sea": (eqmdm.DiffraxSampler(diffrax.SEA()), 150),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_of_two_variables_have_the_covariance_of_the_data(name, key):
+    diffusion = eqmdm.BandedDiffusion(two_speeds(eqmdm.CLD), [0, 1, 1])
+    # The discretisation error at these steps is below one standard error.
+    sampler, n_steps = SAMPLERS[name]
+    x = eqmdm.sample(
+        model_of(diffusion),
+        (3,),
+        key=key,
+        n_samples=1000,
+        n_steps=n_steps,
+        sampler=sampler,
+    )
+    products = x[:, :, None] * x[:, None]
+    assert within_standard_errors(products, COVARIANCE)
+
+
+def test_a_noise_model_and_a_function_are_trained_and_sampled_by_band(key):
+    diffusion = eqmdm.BandedDiffusion(two_speeds(eqmdm.VPSDE), [0, 1, 1])
+    exact = model_of(diffusion)
+    score = lambda t, y: exact.score_at(diffusion.compute_kernel(t), y)
+    function = eqmdm.FunctionModel(score, diffusion)
+
+    def noise(t, y):
+        kernel = diffusion.compute_kernel(t)
+        return -kernel.root[0, 0][None] * exact.score_at(kernel, y)
+
+    x = jnp.asarray([0.7, -0.4, 0.5])
+    for model in (function, eqmdm.NoiseModel(noise, diffusion)):
+        for call in (
+            lambda model: (
+                eqmdm.elbo(
+                    model, x, key=key, time_sampler=eqmdm.UniformTimeSampler()
+                ).total
+            ),
+            lambda model: eqmdm.sample(model, (3,), key=key, n_samples=2, n_steps=9),
+        ):
+            # The score loses digits at the highest SNR, 1e5.
+            assert tree_allclose(call(model), call(exact), rtol=1e-6, atol=1e-6)
+
+
+# --- Known processes, each in a few lines --------------------------------------------
+
+
+def blurring(frequencies):
+    """Blurring diffusion (Hoogeboom & Salimans, 2023) in a cosine basis: the mean of a
+    frequency k is cos(pi t / 2) exp(-k^2 t), its variance sin(pi t / 2)^2."""
+
+    def of_frequency(k):
+        log_mean = lambda t: jnp.log(jnp.cos(0.5 * jnp.pi * t)) - k**2 * t
+        drift = jax.grad(log_mean)
+        variance = lambda t: jnp.sin(0.5 * jnp.pi * t) ** 2
+        noise = lambda t: jax.grad(variance)(t) - 2 * drift(t) * variance(t)
+        return eqmdm.TimeVaryingDiffusion(
+            lambda t: drift(t)[None, None],
+            lambda t: jnp.sqrt(noise(t))[None, None],
+            prior_covariance=[[1.0]],
+            interval=eqmdm.TimeInterval(1e-2, 0.99),
+        )
+
+    return eqmdm.BandedDiffusion(
+        [of_frequency(k) for k in frequencies], np.arange(len(frequencies))
+    )
+
+
+def test_blurring_diffusion_has_its_mean_and_variance():
+    frequencies = np.array([0.0, 0.5, 1.5])
+    kernel = blurring(frequencies).compute_kernel(jnp.asarray(0.4))
+    mean = np.cos(0.2 * np.pi) * np.exp(-(frequencies**2) * 0.4)
+    # The steps of the composed transition, of fourth order.
+    assert tree_allclose(kernel.mean_map[0], jnp.asarray(mean), rtol=1e-6, atol=0.0)
+    std = jnp.full(3, np.sin(0.2 * np.pi))
+    assert tree_allclose(kernel.root[0, 0], std, rtol=1e-6, atol=0.0)
+
+
+def equal_snr(variances):
+    """A path on which all coordinates have the same ratio of their own variance to the
+    noise: an exact denoiser of independent coordinates scales all of them alike."""
+
+    def of_variance(variance):
+        # B = log(1 + variance * 100 t^2), so that the SNR is 1 / (100 t^2 variance).
+        half_rate = lambda t: 100 * variance * t / (1 + 100 * variance * t**2)
+        return eqmdm.TimeVaryingDiffusion(
+            lambda t: -half_rate(t)[None, None],
+            lambda t: jnp.sqrt(2 * half_rate(t))[None, None],
+            prior_covariance=[[1.0]],
+        )
+
+    return eqmdm.BandedDiffusion(
+        [of_variance(variance) for variance in variances], np.arange(len(variances))
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*prior")
+def test_equal_snr_spectra_are_equal():
+    variances = np.array([4.0, 1.0, 0.5])
+    diffusion = equal_snr(variances)
+    for t in (0.05, 0.4, 0.9):
+        levels = np.asarray(diffusion.log_snr(jnp.asarray(t))) + np.log(variances)
+        # The steps of the composed transition, of fourth order.
+        assert np.ptp(levels) < 1e-4
+        assert abs(levels[0] + np.log(100 * t**2)) < 1e-4
+
+
+def cascade():
+    """The second coordinate, a fine detail, is noise before the first one, the coarse
+    average, has lost anything that matters: sampled in reverse, coarse comes first."""
+    interval = eqmdm.TimeInterval(1e-3, 1.0)
+    rates = [[1.0, 1.0, 1.0, 60.0], [60.0, 1.0, 1.0, 1.0]]
+    parts = []
+    for of_knots in rates:
+        schedule = eqmdm.LearnedSchedule(
+            4, start=eqmdm.ConstantSchedule(12.0), interval=interval
+        )
+        raw = jnp.asarray(of_knots, jnp.float32)
+        schedule = eqx.tree_at(lambda s: s.raw_rates, schedule, raw)
+        parts.append(eqmdm.VPSDE(schedule=schedule, interval=interval))
+    return eqmdm.BandedDiffusion(parts, [0, 1])
+
+
+def test_a_cascade_keeps_the_coarse_part_until_the_fine_part_is_noise():
+    diffusion = cascade()
+    levels = np.asarray(
+        jax.vmap(lambda t: diffusion.compute_kernel(t).log_snr)(
+            jnp.geomspace(1e-3, 1.0, 200)
+        )
+    )
+    # Same ends to rounding of float32 parameters.
+    for end in (0, -1):
+        assert abs(levels[end, 0] - levels[end, 1]) < 1e-4
+    assert np.max(levels[:, 0] - levels[:, 1]) > 1.5
+
+
+# --- Parts of an example -------------------------------------------------------------
+
+
+def test_the_likelihood_of_observed_coordinates_is_that_of_their_marginal(key):
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-13.0, 11.0))
+    x = jnp.asarray([0.7, math.nan, 0.5])
+    observed = np.array([True, False, True])
+    controller = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+    result = eqmdm.log_likelihood(
+        model_of(diffusion),
+        x,
+        key=key,
+        observed=observed,
+        stepsize_controller=controller,
+    )
+    covariance = COVARIANCE[np.ix_(observed, observed)] + math.exp(-11.0) * np.eye(2)
+    known = np.array([0.7, 0.5])
+    expected = -0.5 * (
+        known @ np.linalg.solve(covariance, known)
+        + np.linalg.slogdet(covariance)[1]
+        + 2 * math.log(2 * math.pi)
+    )
+    # The information of the draw of the other coordinate, and the prior in place of
+    # the law at the final time: each of the order of the lowest SNR, 2e-6, times
+    # numbers of order 10, or its root times the draw.
+    assert abs(float(result.log_likelihood) - expected) < 10 * math.exp(-6.5)
+
+
+def test_all_coordinates_observed_is_the_likelihood(key):
+    diffusion = eqmdm.BandedDiffusion(two_speeds(eqmdm.CLD), [0, 1, 1])
+    x = jnp.asarray([0.7, -0.4, 0.5])
+    whole = eqmdm.log_likelihood(model_of(diffusion), x, key=key)
+    masked = eqmdm.log_likelihood(
+        model_of(diffusion), x, key=key, observed=np.ones(3, bool)
+    )
+    # The same solve; sums in another order.
+    actual, expected = masked.log_likelihood, whole.log_likelihood
+    assert tree_allclose(actual, expected, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_masks_are_refused_by_name(key):
+    x = jnp.zeros(3)
+    model = model_of(eqmdm.VPSDE())
+    with pytest.raises(
+        ValueError, match=r"`observed` must be a mask.*\(2,\) and .*bool"
+    ):
+        eqmdm.log_likelihood(model, x, key=key, observed=np.ones(2, bool))
+    with pytest.raises(
+        ValueError, match=r"`observed` must be a mask.*\(3,\) and .*int"
+    ):
+        eqmdm.log_likelihood(model, x, key=key, observed=np.ones(3, np.int32))
+    with pytest.raises(TypeError, match="`route` must be a `CollapsedRoute`"):
+        eqmdm.log_likelihood(
+            model,
+            x,
+            key=key,
+            observed=np.ones(3, bool),
+            route=eqmdm.AugmentedRoute(),
+        )
+    scalar = eqmdm.DenoiserModel(lambda log_snr, z: z, eqmdm.VPSDE())
+    with pytest.raises(TypeError, match="`observed` must be left out"):
+        eqmdm.log_likelihood(scalar, x, key=key, observed=np.ones(3, bool))
