@@ -1,6 +1,13 @@
 """The public names; users reach them as `eqmdm.NAME`."""
 
 from . import data as data, nn as nn
+from ._basis import (
+    AbstractBasis as AbstractBasis,
+    CosineBasis as CosineBasis,
+    HaarBasis as HaarBasis,
+    PixelBasis as PixelBasis,
+    PrincipalComponents as PrincipalComponents,
+)
 from ._bound.decoders import (
     AbstractDecoder as AbstractDecoder,
     DataDecoder as DataDecoder,
@@ -163,6 +170,7 @@ from ._training.objective import Objective as Objective
 from ._training.optimiser import make_optimiser as make_optimiser
 from ._training.posthoc import posthoc_ema as posthoc_ema
 from ._training.run import Run as Run
+from ._training.snr_vectors import SNRVectors as SNRVectors
 from ._training.state import TrainState as TrainState
 from ._training.step import train_step as train_step
 from ._training.stream import BatchStream as BatchStream

@@ -24,6 +24,7 @@ ORDER = (
     "nn",
     "data",
     "_metrics",
+    "_basis",
     "_levels",
     "_diffusion",
     "_model",

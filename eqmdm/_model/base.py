@@ -295,8 +295,8 @@ class ConditionedNetwork(eqx.Module):
     network: Callable[..., Array]
     condition: PyTree
 
-    def __call__(self, time: LogSNR, inputs: Array) -> Array:
-        return self.network(time, inputs, condition=self.condition)
+    def __call__(self, time: LogSNR, inputs: Array, **more: Array) -> Array:
+        return self.network(time, inputs, condition=self.condition, **more)
 
 
 def bind_condition(
@@ -355,9 +355,13 @@ def check_diffusion(diffusion: Any) -> None:
 
 
 def call_network(
-    name: str, network: Callable[..., Array], time: LogSNR, inputs: Array
+    name: str,
+    network: Callable[..., Array],
+    time: LogSNR,
+    inputs: Array,
+    **more: Array,
 ) -> Array:
-    """The output of a network for one example.
+    """The output of a network for one example, which takes `more` as keywords.
 
     **Raises:**
 
@@ -369,12 +373,17 @@ def call_network(
         "`jax.vmap`)"
     )
     try:
-        output = network(time, inputs)
+        output = network(time, inputs, **more)
     # The exceptions that JAX raises for operands of incompatible shapes.
     except TypeError as error:
-        given = ""
+        keywords = [f"`{keyword}`" for keyword in more]
         if isinstance(network, ConditionedNetwork):
-            given = " and its `condition` as a keyword"
+            keywords.insert(0, "its `condition`")
+        given = ""
+        if keywords:
+            plural = "s" if len(keywords) > 1 else ""
+            given = f" and {', '.join(keywords)} as {'' if plural else 'a '}keyword"
+            given += plural
         raise TypeError(
             f"`{name}` must accept {example}{given}; it raised: {error}"
         ) from error

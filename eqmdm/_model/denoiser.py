@@ -1,18 +1,16 @@
 """Models whose score is assembled from a denoiser of the data."""
 
-import abc
 import math
 from collections.abc import Sequence
 from typing import Any, final
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel, outer_with_data
-from .._core.types import Data, LogSNR, Scalar, State
+from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
 from .base import (
     AbstractModel,
@@ -23,6 +21,12 @@ from .base import (
     check_diffusion,
 )
 from .data_scale import data_scale
+from .preconditioned import (
+    AbstractDenoiser as AbstractDenoiser,
+    PreconditionedDenoiser as PreconditionedDenoiser,
+    checked_range,
+    checked_std,
+)
 
 
 # Above this log-SNR a network cannot improve on a Gaussian posterior: the noise is a
@@ -30,113 +34,6 @@ from .data_scale import data_scale
 TOP_LOG_SNR = 14.0
 # Added to the range of a diffusion's interval, whose times are found by a search.
 _MARGIN = 0.01
-
-
-class AbstractDenoiser(eqx.Module):
-    r"""A denoiser $\hat x(\lambda, z)$ that knows the scale and range of its data.
-
-    Any callable `(log_snr, z) -> x_hat` on one example serves as a denoiser. This class
-    is more accurate than a plain callable where $\hat x$ and $z$ nearly agree.
-    """
-
-    # The standard deviation of the data, or 1 if unknown.
-    data_std: eqx.AbstractVar[float]
-    # The log-SNR range (low, high) of its training; `None` if unknown.
-    log_snr_range: eqx.AbstractVar[tuple[float, float] | None]
-
-    @property
-    @abc.abstractmethod
-    def takes_snr_vector(self) -> bool:
-        """Whether `log_snr` may also be an array of the shape of `z`, with a log-SNR
-        for each coordinate, which may be infinite."""
-
-    @abc.abstractmethod
-    def __call__(self, log_snr: LogSNR, z: Data) -> Data:
-        r"""$\hat x(\lambda, z)$."""
-
-    @abc.abstractmethod
-    def with_condition(self, condition: PyTree) -> "AbstractDenoiser":
-        """The denoiser of the data given a condition; see
-        [`eqmdm.AbstractModel`][]."""
-
-    @abc.abstractmethod
-    def correction(self, log_snr: LogSNR, z: Data) -> Data:
-        r"""$\hat x - z$."""
-
-    @abc.abstractmethod
-    def residual(self, log_snr: LogSNR, z: Data) -> Data:
-        r"""$\hat x - c^2 z / (c^2 + \sigma^2)$, where $c$ is `data_std`: the difference
-        from the posterior mean of normal data."""
-
-
-@final
-class PreconditionedDenoiser(AbstractDenoiser):
-    r"""A denoiser $\hat x(\lambda, z)$ from a network, with EDM's preconditioning.
-
-    With $\sigma = e^{-\lambda / 2}$, $\lambda$ the log signal-to-noise ratio:
-
-    $$\hat x = c_\text{skip} z + c_\text{out} \, \text{net}(c, c_\text{in} z), \quad
-    c_\text{skip} = \frac{s^2}{\sigma^2 + s^2}, \;
-    c_\text{out} = \frac{\sigma s}{\sqrt{\sigma^2 + s^2}}, \;
-    c_\text{in} = \frac{1}{\sqrt{\sigma^2 + s^2}}$$
-
-    The network takes the noise level as its relative position $c$ in `log_snr_range`,
-    from 0 at `high` to 1 at `low`, like the time of a noise model (EDM uses
-    $\frac14 \log \sigma$). Above the range the denoiser is $c_\text{skip} z$, the
-    posterior mean of normal data. Below the range it is undefined, and bounds, samplers
-    and likelihoods raise an error.
-
-    **Arguments:**
-
-    - `network`: a callable `(c, z[None]) -> output[None]`, that is, a network with one
-        variable. If the model has a condition, it is the keyword `condition`.
-    - `data_std`: $s$, the standard deviation of the training data, in their units.
-    - `log_snr_range`: the range `(low, high)` that the network is trained on.
-
-    **Source:** Karras et al. (2022), table 1.
-    """
-
-    network: NoiseNetwork
-    data_std: float
-    log_snr_range: tuple[float, float] | None
-
-    def __init__(
-        self, network: NoiseNetwork, data_std: float, log_snr_range: Sequence[float]
-    ):
-        self.network = network
-        self.data_std = _checked_std(data_std)
-        self.log_snr_range = _checked_range(log_snr_range)
-
-    @property
-    def takes_snr_vector(self) -> bool:
-        return False
-
-    def __call__(self, log_snr: Scalar, z: Data) -> Data:
-        return z + self.correction(log_snr, z)
-
-    def with_condition(self, condition: PyTree) -> "PreconditionedDenoiser":
-        assert self.log_snr_range is not None
-        network = bind_condition(self.network, condition)
-        return PreconditionedDenoiser(network, self.data_std, self.log_snr_range)
-
-    def correction(self, log_snr: Scalar, z: Data) -> Data:
-        sigma, total = self._scales(log_snr, z)
-        return self.residual(log_snr, z) - (sigma / total) ** 2 * z
-
-    def residual(self, log_snr: Scalar, z: Data) -> Data:
-        assert self.log_snr_range is not None
-        low, high = self.log_snr_range
-        sigma, total = self._scales(log_snr, z)
-        log_snr = jnp.asarray(log_snr, z.dtype)
-        inputs = (z / total)[None]
-        level = (high - log_snr) / (high - low)
-        output = call_network("network", self.network, level, inputs)[0]
-        residual = (sigma * self.data_std / total) * output
-        return jnp.where(log_snr <= high, residual, jnp.zeros_like(residual))
-
-    def _scales(self, log_snr: Scalar, z: Data) -> tuple[Scalar, Scalar]:
-        sigma = jnp.exp(-0.5 * jnp.asarray(log_snr, z.dtype))
-        return sigma, jnp.sqrt(sigma**2 + self.data_std**2)
 
 
 @final
@@ -176,9 +73,9 @@ class VectorDenoiser(AbstractDenoiser):
         log_snr_range: Sequence[float] | None = None,
     ):
         self.function = function
-        self.data_std = _checked_std(data_std)
+        self.data_std = checked_std(data_std)
         known = log_snr_range is not None
-        self.log_snr_range = _checked_range(log_snr_range) if known else None
+        self.log_snr_range = checked_range(log_snr_range) if known else None
 
     @property
     def takes_snr_vector(self) -> bool:
@@ -222,26 +119,6 @@ class _PlainDenoiser(AbstractDenoiser):
 
     def residual(self, log_snr: LogSNR, z: Data) -> Data:
         return _residual_of(self(log_snr, z), log_snr, z, self.data_std)
-
-
-def _checked_std(data_std: float) -> float:
-    data_std = float(data_std)
-    if not (math.isfinite(data_std) and data_std > 0):
-        raise ValueError(
-            f"`data_std` must be positive and finite; got {data_std}. It is the "
-            "standard deviation of the training data."
-        )
-    return data_std
-
-
-def _checked_range(log_snr_range: Sequence[float]) -> tuple[float, float]:
-    low, high = (float(log_snr) for log_snr in log_snr_range)
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(
-            "`log_snr_range` must be (low, high), increasing and finite; got "
-            f"{(low, high)}."
-        )
-    return low, high
 
 
 def _residual_of(x_hat: Data, log_snr: LogSNR, z: Data, data_std: float) -> Data:

@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from .._basis import AbstractBasis, PixelBasis
 from .._bound.decoders import AbstractDecoder, DiscreteDecoder
 from .._bound.estimate import (
     Elbo,
@@ -22,9 +23,11 @@ from .._bound.estimate import (
 from .._bound.forms import AbstractForm, LowVariance
 from .._bound.times import AbstractTimeSampler
 from .._core.checks import check_finite, check_points, check_precision
+from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, Scalar
 from .._levels import GreyLevels
 from .._model.base import AbstractModel, conditioned
+from .snr_vectors import SNRVectors
 
 
 Example: TypeAlias = Shaped[Array, "*data"]
@@ -32,6 +35,8 @@ Examples: TypeAlias = Shaped[Array, "examples ..."]
 HostExamples: TypeAlias = Shaped[np.ndarray, "examples ..."]
 # The terms of a bound by name, in nats.
 Terms: TypeAlias = dict[str, Scalar]
+# The tag of the keys of vectors of log-SNRs; an example's other draws use 0 to 2.
+_VECTORS = 3
 
 
 @final
@@ -50,13 +55,17 @@ class Objective(eqx.Module):
         data (classifier-free guidance, Ho & Salimans 2022).
     - `log_jacobian`: the number, in nats, that converts the log-density of points to
         their original units by addition: that of [`eqmdm.data.Standardisation`][].
+    - `basis`: the orthonormal basis whose coefficients the model sees as its data;
+        `None` for the data themselves.
+    - `snr_vectors`: the vectors of log-SNRs that training adds, for a denoiser that is
+        told one. The bound, which is reported, does not depend on them.
 
     **Raises:**
 
     `ValueError` for both a `log_jacobian` and `levels`, whose transform has its own, or
     for a decoder that does not match the form or the levels: the density at a level's
-    centre is not a bound, and a discrete decoder with dequantisation counts the levels
-    twice.
+    centre is not a bound, a discrete decoder with dequantisation counts the levels
+    twice, and coefficients in a basis have no levels.
     """
 
     form: AbstractForm
@@ -67,6 +76,8 @@ class Objective(eqx.Module):
     drop_condition: float = eqx.field(static=True)
     # A static Python number, because it is constant over a run.
     log_jacobian: float = eqx.field(static=True)
+    basis: AbstractBasis | None
+    snr_vectors: SNRVectors | None
 
     def __init__(
         self,
@@ -78,6 +89,8 @@ class Objective(eqx.Module):
         flip: bool = False,
         drop_condition: float = 0.0,
         log_jacobian: float = 0.0,
+        basis: AbstractBasis | None = None,
+        snr_vectors: SNRVectors | None = None,
     ):
         self.form = LowVariance() if form is None else form
         if decoder is None:
@@ -100,8 +113,10 @@ class Objective(eqx.Module):
                 "`log_jacobian` must be left out with `levels`, whose transform has "
                 f"its own; got {log_jacobian}."
             )
+        self.basis = basis
+        self.snr_vectors = snr_vectors
         check_decoder(self.form, self.decoder)
-        _check_levels(self.decoder, levels)
+        _check_levels(self.decoder, levels, basis)
 
     @property
     def unit(self) -> str:
@@ -177,26 +192,78 @@ class Objective(eqx.Module):
         times = default_time_sampler(model) if times is None else times
         return self.form, self.decoder, times
 
+    def vector_loss(
+        self,
+        model: AbstractModel,
+        examples: Examples,
+        keys: Key[Array, " examples"],
+        *,
+        conditions: PyTree = None,
+        dtype: jnp.dtype | None = None,
+        check: bool = True,
+    ) -> Scalar:
+        r"""The mean loss at random vectors of log-SNRs $\lambda$, in nats:
+
+        $$\frac{\lambda_\text{high} - \lambda_\text{low}}{2} \sum_i \mathrm{SNR}_i
+        (x_i - \hat x_i(\lambda, z))^2$$
+
+        For vectors of equal, uniform log-SNRs it is minus the diffusion term of the
+        bound. Coefficients of infinite log-SNR are left out: those that are known have
+        no error, and those that are missing no weight.
+        """
+        vectors, log_snr_range = self.snr_vectors, model.log_snr_range
+        if not model.takes_snr_vector or log_snr_range is None or vectors is None:
+            raise TypeError(
+                "`model` must be told the log-SNR of every coordinate, and know the "
+                "range of its training, to be trained with `snr_vectors`; this "
+                f"{type(model).__name__} is not. Give its `PreconditionedDenoiser` a "
+                "`basis`, or leave `snr_vectors` out."
+            )
+        low, high = log_snr_range
+        dtype = model_dtype(model) if dtype is None else dtype
+
+        @jax.vmap
+        def loss(example: Example, key: PRNGKey, condition: PyTree) -> Scalar:
+            # As in the bound, so that XLA encodes the example once.
+            x, _ = self._encode(example, jr.split(key)[0], dtype, check)
+            key_vector, key_noise = jr.split(jr.fold_in(key, _VECTORS))
+            basis = PixelBasis(x.shape) if self.basis is None else self.basis
+            log_snr = vectors.draw(basis, (low, high), key=key_vector, dtype=dtype)
+            finite = jnp.isfinite(log_snr)
+            known = jnp.where(finite, log_snr, 0)
+            noise = jnp.exp(-0.5 * known) * draw_normal(key_noise, x.shape, dtype)
+            z = x + jnp.where(finite, noise, 0)
+            error = x - conditioned(model, condition).denoise(log_snr, z)
+            costs = jnp.where(finite, jnp.exp(known) * error**2, 0)
+            return 0.5 * (high - low) * jnp.sum(costs)
+
+        return jnp.mean(loss(examples, keys, conditions))
+
     def _encode(
         self, example: Example, key: PRNGKey, dtype: jnp.dtype, check: bool
     ) -> tuple[Data, Terms]:
         """The data of one example, and the two parts of the correction."""
         if self.levels is None:
             check_points("example", example, "levels")
-            x, zero = example.astype(dtype), jnp.zeros((), dtype)
-            return x, {
+            zero = jnp.zeros((), dtype)
+            return self._in_basis(example.astype(dtype)), {
                 "dequantisation": zero,
                 "data_transform": zero + self.log_jacobian,
             }
         x, correction = self.levels.encode(example, key=key, dtype=dtype, check=check)
         jacobian = self.levels.log_jacobian(x)
-        return x, {
+        return self._in_basis(x), {
             "dequantisation": correction - jacobian,
             "data_transform": jacobian,
         }
 
+    def _in_basis(self, x: Data) -> Data:
+        return x if self.basis is None else self.basis.forward(x)
 
-def _check_levels(decoder: AbstractDecoder, levels: GreyLevels | None) -> None:
+
+def _check_levels(
+    decoder: AbstractDecoder, levels: GreyLevels | None, basis: AbstractBasis | None
+) -> None:
     at_centres = levels is not None and not levels.gives_density
     discrete = isinstance(decoder, DiscreteDecoder)
     if discrete != at_centres:
@@ -209,6 +276,12 @@ def _check_levels(decoder: AbstractDecoder, levels: GreyLevels | None) -> None:
         )
     if not isinstance(decoder, DiscreteDecoder) or levels is None:
         return
+    if not isinstance(basis, PixelBasis | None):
+        raise ValueError(
+            "`basis` must be left out, or be a `PixelBasis`, with grey levels at their "
+            "centres, since only pixels have levels that the decoder can give the mass "
+            f"of; got {type(basis).__name__}. Use another dequantiser."
+        )
     own = decoder.levels
     same = own.n_levels == levels.n_levels
     if not (same and eqx.tree_equal(own.transform, levels.transform) is True):
@@ -227,6 +300,7 @@ def batch_loss(
     u: Float[Array, " shared"],
     *,
     n_reconstruction: int,
+    n_vectors: int = 0,
     conditions: PyTree = None,
     check: bool = True,
 ) -> tuple[Scalar, Terms]:
@@ -240,13 +314,16 @@ def batch_loss(
         diffusion term is averaged.
     - `n_reconstruction`: the number of examples, from the first, over which the
         reconstruction term is averaged.
+    - `n_vectors`: the number of examples, before those of the diffusion term, with a
+        vector of log-SNRs. Their loss has the weight that makes every example count as
+        much as one of the diffusion term.
     - `conditions`: the conditions of a conditional model, one for each example.
     - `check`: as for [`eqmdm.GreyLevels.encode`][].
 
     **Returns:**
 
-    The loss in the objective's unit, and a dictionary with the loss as `loss` and the
-    mean of each term in nats.
+    The loss in the objective's unit, and a dictionary with the mean of each term in
+    nats, and the loss as `loss`, without the part of the vectors.
     """
     bound, added = objective.shared_bound(
         model,
@@ -259,7 +336,21 @@ def batch_loss(
     )
     total = bound.total + added["dequantisation"] + added["data_transform"]
     loss = objective.loss(total, examples.shape[1:])
-    return loss, {"loss": loss} | bound.terms() | added
+    metrics = {"loss": loss} | bound.terms() | added
+    if not n_vectors:
+        return loss, metrics
+    taken = slice(len(examples) - len(u) - n_vectors, len(examples) - len(u))
+    vectors = objective.vector_loss(
+        model,
+        examples[taken],
+        keys[taken],
+        conditions=jax.tree.map(lambda c: c[taken], conditions),
+        dtype=u.dtype,
+        check=check,
+    )
+    weighted = vectors * (n_vectors / len(u))
+    loss = loss + objective.loss(-weighted, examples.shape[1:])
+    return loss, metrics | {"vectors": vectors}
 
 
 def model_dtype(model: PyTree) -> jnp.dtype:

@@ -43,7 +43,8 @@ def train_step(
 
     A step minimises minus the bound, averaged over a batch of examples. The network is
     evaluated once per example: for the reconstruction term in the first
-    `n_reconstruction` examples, and for the diffusion term in the others. The batch is
+    `n_reconstruction` examples, and for the diffusion term in the others, or in a share
+    of them for a vector of log-SNRs, if the objective has these. The batch is
     in random order, so the gradient is unbiased. The parameters are averaged with the
     decay $\min(d, (1 + \mathrm{step}) / (10 + \mathrm{step}))$.
 
@@ -71,7 +72,8 @@ def train_step(
 
     The new state, and metrics with one entry for each step: `loss` in bits per
     dimension (nats for points); `reconstruction`, `prior`, `diffusion`, `auxiliary` and
-    `correction` in nats, which add up to the log-likelihood bound; and `grad_norm`
+    `correction` in nats, which add up to the log-likelihood bound; `vectors`, the
+    loss at vectors of log-SNRs in nats, if the objective has them; and `grad_norm`
     before clipping.
 
     **Raises:**
@@ -207,6 +209,9 @@ def _one_step(
         given = _take(data, _shuffled(state, len(inputs.examples), batch_size))
     n_times = batch_size - n_reconstruction or batch_size
     examples, conditions = given
+    vectors = inputs.objective.snr_vectors
+    n_vectors = 0 if vectors is None else vectors.n_vectors(n_times)
+    n_times -= n_vectors
     batch = _draw_batch(state, examples, inputs.objective, n_times, conditions)
     examples, keys, conditions = divide_batch(
         (batch.examples, batch.keys, batch.condition), inputs.mesh
@@ -221,6 +226,7 @@ def _one_step(
             keys,
             batch.u,
             n_reconstruction=n_reconstruction,
+            n_vectors=n_vectors,
             conditions=conditions,
             check=inputs.check,
         )

@@ -15,12 +15,13 @@ import jax.random as jr
 import numpy as np
 
 import eqmdm
-from eqmdm import nn
 from eqmdm._model.data_scale import data_scale
 from eqmdm._model.denoiser import TOP_LOG_SNR
 
 from .._core.own import is_own
 from . import conditions, own_code
+from .bases import build_basis, fit_basis, to_pixels, transform_of
+from .networks import build_network
 from .train.options import NOT_RECORDED, ResolvedTrainOptions, TrainOptions
 
 
@@ -127,7 +128,7 @@ class DataFacts:
 
     @classmethod
     def of(cls, options: TrainOptions, dataset: Any) -> "DataFacts":
-        std = data_scale(dataset, _transform(options))
+        std = data_scale(dataset, transform_of(options))
         condition = conditions.describe(dataset)
         return cls(tuple(dataset.shape), dataset.n_levels, std, condition)
 
@@ -137,41 +138,17 @@ def build_model(
     data: DataFacts,
     diffusion: eqmdm.AbstractLinearDiffusion,
     key: jax.Array,
+    basis: eqmdm.AbstractBasis | None = None,
 ) -> eqmdm.AbstractModel:
-    """The model to train: a noise prediction, or a denoiser."""
+    """The model to train: a noise prediction, or a denoiser, in the fitted `basis` if
+    it is fitted."""
     n_vars = 1 if options.score == "denoiser" else diffusion.n_vars
-    condition = conditions.kind_of(data.condition)
-    if options.network == "unet" and len(data.shape) not in (2, 3):
-        raise ValueError(
-            "`network` must be mlp for examples that are neither images of shape "
-            "(height, width, channels) nor series of shape (length, channels); got "
-            f"unet for the shape {data.shape}."
-        )
-    if is_own(options.network):
-        network = own_code.make_network(
-            options.network, data.shape, n_vars, condition=condition, key=key
-        )
-    elif options.network == "mlp":
-        network = nn.MLP(
-            data.shape,
-            n_vars,
-            width=options.width,
-            depth=options.n_blocks,
-            condition=condition,
-            key=key,
-        )
-    else:
-        network = nn.UNet(
-            data.shape,
-            n_vars,
-            width=options.width,
-            multipliers=options.multipliers,
-            n_blocks=options.n_blocks,
-            compute_dtype=None if options.compute_dtype == "float32" else jnp.bfloat16,
-            remat=options.remat,
-            condition=condition,
-            key=key,
-        )
+    told: dict[str, Any] = {"condition": conditions.kind_of(data.condition)}
+    if basis is None:
+        basis = build_basis(options, data.shape)
+    if basis is not None:
+        told["noise_levels"] = basis.noise_levels
+    network = build_network(options, data.shape, n_vars, key=key, **told)
     if options.score == "free":
         return eqmdm.NoiseModel(network, diffusion)
     low = float(diffusion.log_snr(diffusion.t1))
@@ -182,6 +159,7 @@ def build_model(
         network,
         data_std=data.std,
         log_snr_range=(low - margin, min(high + margin, TOP_LOG_SNR)),
+        basis=basis,
     )
     return eqmdm.DenoiserModel(denoiser, diffusion)
 
@@ -198,11 +176,19 @@ def build_grey_levels(options: TrainOptions, dataset: Any) -> Any:
         "discrete": eqmdm.CentreDequantiser,
     }[options.dequantisation]()
     return eqmdm.GreyLevels(
-        dataset.n_levels, transform=_transform(options), dequantiser=dequantiser
+        dataset.n_levels, transform=transform_of(options), dequantiser=dequantiser
     )
 
 
-def build_objective(options: ResolvedTrainOptions, dataset: Any) -> Any:
+def build_objective(
+    options: ResolvedTrainOptions,
+    dataset: Any,
+    basis: eqmdm.AbstractBasis | None = None,
+) -> Any:
+    """The objective of a run, in its `basis` if that was fitted."""
+    if basis is None:
+        basis = fit_basis(options, dataset)
+    vectors = eqmdm.SNRVectors(options.scalar_share)
     grey_levels = build_grey_levels(options, dataset)
     if grey_levels is None and options.decoder == "discrete":
         raise ValueError("`decoder` must not be discrete for points.")
@@ -232,6 +218,8 @@ def build_objective(options: ResolvedTrainOptions, dataset: Any) -> Any:
         flip=dataset.flip,
         drop_condition=options.drop_condition if options.condition else 0.0,
         log_jacobian=log_jacobian(dataset),
+        basis=basis,
+        snr_vectors=None if basis is None else vectors,
     )
 
 
@@ -242,8 +230,19 @@ def log_jacobian(dataset: Any) -> float:
     return 0.0 if scale is None else scale.log_jacobian
 
 
-def decode(options: TrainOptions, dataset: Any, x: Any) -> np.ndarray:
-    """Samples decoded to the form of the data: grey levels, or points in own units."""
+def decode(
+    options: TrainOptions,
+    dataset: Any,
+    x: Any,
+    basis: eqmdm.AbstractBasis | None = None,
+) -> np.ndarray:
+    """Samples decoded to the form of the data: grey levels, or points in own units.
+
+    `basis` is that of the model, and by default the one that its data give.
+    """
+    if basis is None:
+        basis = fit_basis(options, dataset)
+    x = to_pixels(basis, x)
     grey_levels = build_grey_levels(options, dataset)
     if grey_levels is not None:
         levels = np.asarray(grey_levels.decode(jnp.asarray(x)))
@@ -380,8 +379,3 @@ MODEL_BUILDER = f"{__name__}:{model_from_options.__name__}"
 
 def purpose_key(seed: int, purpose: int) -> jax.Array:
     return jr.fold_in(jr.key(seed), purpose)
-
-
-def _transform(options: TrainOptions) -> Any:
-    scale = options.transform == "scale"
-    return eqmdm.ScaleTransform() if scale else eqmdm.LogitTransform()

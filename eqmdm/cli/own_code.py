@@ -40,19 +40,19 @@ def make_diffusion(
 
 
 def make_network(
-    given: str, shape: tuple[int, ...], n_vars: int, *, condition: Any, key: jax.Array
+    given: str, shape: tuple[int, ...], n_vars: int, *, key: jax.Array, **told: Any
 ) -> Any:
     """The network that a class or function of the user's makes for one example.
 
-    It is called as `make(shape, n_vars, key=key)`, with the keyword `condition` if the
-    model has one.
+    It is called as `make(shape, n_vars, key=key)`, with the keywords `condition` and
+    `noise_levels` if the model has these.
 
     **Raises:** `ValueError` if it cannot be imported, does not accept these arguments,
     or makes nothing that can be called or trained.
     """
     kind = "unet, mlp, or a class or a function that makes a network,"
     make = find_own(given, argument="network", kind=kind)
-    more = {} if condition is None else {"condition": condition}
+    more = {name: kind for name, kind in told.items() if kind is not None}
     made = _called(make, "network", given, shape, n_vars, key=key, **more)
     if not callable(made) or not jax.tree.leaves(
         eqx.filter(made, eqx.is_inexact_array)

@@ -4,6 +4,10 @@ from .._core.conditions import (
     AbstractConditionalNetwork as AbstractConditionalNetwork,
     missing_like as missing_like,
 )
+from .._core.noise_levels import (
+    NoiseLevelFeatures as NoiseLevelFeatures,
+    NoiseLevelMaps as NoiseLevelMaps,
+)
 from ._conditions import (
     ArrayCondition as ArrayCondition,
     ClassCondition as ClassCondition,

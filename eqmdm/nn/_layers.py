@@ -43,6 +43,37 @@ def check_arguments(
         )
 
 
+def check_noise_levels(
+    is_told: bool,
+    noise_levels: Float[Array, "..."] | None,
+    filtered: Float[Array, "..."] | None,
+    shape: tuple[int, ...],
+) -> bool:
+    """Returns `is_told`, whether the network takes noise levels.
+
+    **Raises:** `ValueError` unless both inputs are then given, in the shape of the
+    data, and otherwise neither.
+    """
+    given = {"noise_levels": noise_levels, "filtered": filtered}
+    for name, value in given.items():
+        if is_told and value is None:
+            raise ValueError(
+                f"`{name}` must be given to a network that is told the noise level of "
+                "every coefficient. Wrap it in an `eqmdm.PreconditionedDenoiser` with "
+                "a `basis`, which calls it with them."
+            )
+        if not is_told and value is not None:
+            raise ValueError(
+                f"`{name}` must be left out, because the network is not told them. "
+                "Build it with `noise_levels=basis.noise_levels`."
+            )
+        if value is not None and value.shape != shape:
+            raise ValueError(
+                f"`{name}` must have the shape of the data, {shape}; got {value.shape}."
+            )
+    return is_told
+
+
 @final
 class Linear(eqx.Module):
     """An affine map of the last axis, for any other axes."""

@@ -10,10 +10,11 @@ from jaxtyping import Array, DTypeLike, Float, Inexact, Real
 
 from .._core.checks import check_count
 from .._core.conditions import AbstractConditionalNetwork, ConditionKind
+from .._core.noise_levels import NoiseLevels
 from .._core.types import PRNGKey
 from ._conditions import Condition, ConditionEmbedding
 from ._initialiser import Initialiser
-from ._layers import Linear, TimeEmbedding, check_arguments
+from ._layers import Linear, TimeEmbedding, check_arguments, check_noise_levels
 
 
 @final
@@ -51,6 +52,7 @@ class MLP(AbstractConditionalNetwork):
     linear_out: Linear
     condition: ConditionKind | None
     condition_embedding: ConditionEmbedding | None
+    linear_levels: Linear | None
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class MLP(AbstractConditionalNetwork):
         width: int = 128,
         depth: int = 3,
         condition: Condition | None = None,
+        noise_levels: NoiseLevels | None = None,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKey,
     ):
@@ -72,6 +75,9 @@ class MLP(AbstractConditionalNetwork):
         - `depth`: the number of residual layers, of two dense layers each.
         - `condition`: the kind of condition, such as
             [`eqmdm.nn.condition_for`][]`(values)`; `None` for none.
+        - `noise_levels`: `basis.noise_levels` of the basis in which the network is told
+            the noise level of every coefficient; `None` if it is not told. The levels
+            are additional inputs, however they are presented.
         - `dtype`: the dtype of the parameters.
         - `key`: the key for the initial weights.
 
@@ -104,6 +110,10 @@ class MLP(AbstractConditionalNetwork):
             self.condition_embedding = ConditionEmbedding(
                 condition, 4 * width, init=init
             )
+        self.linear_levels = None
+        if noise_levels is not None:
+            # Zero, so that training starts from a network that is not told the levels.
+            self.linear_levels = Linear(2 * dim, width, zero=True, init=init)
 
     def __call__(
         self,
@@ -111,12 +121,17 @@ class MLP(AbstractConditionalNetwork):
         y: Float[Array, "vars *shape"],
         *,
         condition: Any = None,
+        noise_levels: Float[Array, "*shape"] | None = None,
+        filtered: Float[Array, "*shape"] | None = None,
     ) -> Float[Array, "vars *shape"]:
         """**Arguments:**
 
         - `t`: the time, roughly in $[0, 1]$.
         - `y`: the state.
         - `condition`: the condition of one example.
+        - `noise_levels`, `filtered`: for a network with `noise_levels`, those of every
+            coefficient in $[0, 1]$, and the example without the noise of the noisier
+            coefficients; see [`eqmdm.PreconditionedDenoiser`][].
 
         **Returns:**
 
@@ -134,6 +149,15 @@ class MLP(AbstractConditionalNetwork):
             features = features + self.condition_embedding(condition, y.dtype)
         time = jax.nn.silu(features)
         x = self.linear_in(y.reshape(-1))
+        if check_noise_levels(
+            self.linear_levels is not None, noise_levels, filtered, self.shape
+        ):
+            assert self.linear_levels is not None
+            assert noise_levels is not None and filtered is not None
+            told = jnp.concatenate(
+                [(2 * noise_levels - 1).reshape(-1), filtered.reshape(-1)]
+            )
+            x = x + self.linear_levels(told.astype(y.dtype))
         for layer in self.layers:
             x = layer(x, time)
         return self.linear_out(jax.nn.silu(x)).reshape(y.shape)

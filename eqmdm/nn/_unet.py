@@ -1,5 +1,6 @@
 """The U-Net of Ho, Jain & Abbeel (2020)."""
 
+import math
 from typing import Any, final
 
 import equinox as eqx
@@ -9,6 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, Inexact, Real
 
 from .._core.checks import check_count
 from .._core.conditions import AbstractConditionalNetwork, ConditionKind
+from .._core.noise_levels import NoiseLevelMaps, NoiseLevels
 from .._core.types import PRNGKey
 from ._conditions import (
     ArrayCondition,
@@ -17,7 +19,7 @@ from ._conditions import (
 )
 from ._image_layers import Attention, Conv, GroupNorm, ResidualBlock, upsample
 from ._initialiser import Initialiser
-from ._layers import TimeEmbedding, check_arguments
+from ._layers import Linear, TimeEmbedding, check_arguments, check_noise_levels
 
 
 @final
@@ -103,6 +105,9 @@ class UNet(AbstractConditionalNetwork):
     conv_out: Conv
     condition: ConditionKind | None
     condition_embedding: ConditionEmbedding | None
+    noise_levels: NoiseLevels | None
+    conv_levels: Conv | None
+    linear_levels: Linear | None
     remat: bool = eqx.field(static=True, default=False)
 
     def __init__(
@@ -117,6 +122,7 @@ class UNet(AbstractConditionalNetwork):
         compute_dtype: DTypeLike | None = None,
         remat: bool = False,
         condition: Condition | None = None,
+        noise_levels: NoiseLevels | None = None,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKey,
     ):
@@ -140,6 +146,9 @@ class UNet(AbstractConditionalNetwork):
         - `condition`: the kind of condition, such as
             [`eqmdm.nn.condition_for`][]`(values)`; `None` for none. An image or series
             must have the sides of `shape`.
+        - `noise_levels`: `basis.noise_levels` of the basis in which the network is told
+            the noise level of every coefficient, with additional channels or features;
+            `None` if it is not told.
         - `dtype`: the dtype of the parameters.
         - `key`: the key for the initial weights.
 
@@ -203,6 +212,20 @@ class UNet(AbstractConditionalNetwork):
             self.condition_embedding = ConditionEmbedding(
                 condition, 4 * width, init=init
             )
+        self.noise_levels = noise_levels
+        self.conv_levels = self.linear_levels = None
+        if noise_levels is not None:
+            n_maps = 1
+            if isinstance(noise_levels, NoiseLevelMaps):
+                n_maps += noise_levels.n_maps(n_axes)
+            else:
+                self.linear_levels = Linear(
+                    math.prod(shape), 4 * width, zero=True, init=init
+                )
+            # Zero, so that training starts from a network that is not told the levels.
+            self.conv_levels = Conv(
+                n_maps * channels, width, n_axes=n_axes, zero=True, init=init
+            )
 
     def __call__(
         self,
@@ -210,12 +233,17 @@ class UNet(AbstractConditionalNetwork):
         y: Float[Array, "vars *shape"],
         *,
         condition: Any = None,
+        noise_levels: Float[Array, "*shape"] | None = None,
+        filtered: Float[Array, "*shape"] | None = None,
     ) -> Float[Array, "vars *shape"]:
         """**Arguments:**
 
         - `t`: the time, roughly in $[0, 1]$.
         - `y`: the state.
         - `condition`: the condition of one example.
+        - `noise_levels`, `filtered`: for a network with `noise_levels`, those of every
+            coefficient in $[0, 1]$, and the example without the noise of the noisier
+            coefficients; see [`eqmdm.PreconditionedDenoiser`][].
 
         **Returns:**
 
@@ -239,6 +267,11 @@ class UNet(AbstractConditionalNetwork):
             x = jnp.concatenate(
                 [x, *self.condition.standardise(condition, dtype)], axis=-1
             )
+        told = self._told(noise_levels, filtered, dtype)
+        if self.linear_levels is not None:
+            assert noise_levels is not None
+            levels = (2 * noise_levels - 1).reshape(-1).astype(dtype)
+            features = features + self.linear_levels(levels)
         # Every block applies this activation before its own dense layer.
         time = jax.nn.silu(features)
 
@@ -248,8 +281,12 @@ class UNet(AbstractConditionalNetwork):
 
         margins = _margins(self.shape, len(self.down) - 1)
         if any(map(any, margins)):
-            x = jnp.pad(x, (*margins, (0, 0)))
+            pad = lambda x: jnp.pad(x, (*margins, (0, 0)))
+            x, told = pad(x), None if told is None else pad(told)
         x = self.conv_in(x)
+        if self.conv_levels is not None:
+            assert told is not None
+            x = x + self.conv_levels(told)
         skips = [x]
         for level in self.down:
             for index in range(len(level.blocks)):
@@ -275,6 +312,22 @@ class UNet(AbstractConditionalNetwork):
         ]
         x = x.reshape(*sides, self.n_vars, channels)
         return jnp.moveaxis(x, -2, 0).astype(y.dtype)
+
+    def _told(
+        self,
+        noise_levels: Float[Array, "*shape"] | None,
+        filtered: Float[Array, "*shape"] | None,
+        dtype: DTypeLike,
+    ) -> Inexact[Array, "*sides channels"] | None:
+        """The channels that tell the network the noise levels."""
+        kind = self.noise_levels
+        if not check_noise_levels(kind is not None, noise_levels, filtered, self.shape):
+            return None
+        assert noise_levels is not None and filtered is not None
+        if not isinstance(kind, NoiseLevelMaps):
+            return filtered.astype(dtype)
+        maps = kind.maps(2 * noise_levels - 1)
+        return jnp.concatenate([maps, filtered], axis=-1).astype(dtype)
 
 
 def _n_condition_channels(condition: Condition | None, shape: tuple[int, ...]) -> int:

@@ -15,6 +15,7 @@ import eqmdm
 from eqmdm import nn
 
 from .. import build
+from ..bases import basis_of
 from ..build import Purpose
 from ..clocks import CLOCKS
 from ..trained import TrainedRun
@@ -33,6 +34,7 @@ class Evaluator:
         dequantisation."""
         trained = trained.over_devices(options.batch_size)
         self._trained, self._options = trained, options
+        self._basis = basis_of(trained.model)
         self._examples = getattr(trained.dataset, options.split)
         self._conditions = _find_conditions(trained, options)
         if options.route == "elbo":
@@ -41,7 +43,9 @@ class Evaluator:
                 trained_with = dataclasses.replace(
                     trained_with, decoder=options.decoder
                 )
-            self._objective = build.build_objective(trained_with, trained.dataset)
+            self._objective = build.build_objective(
+                trained_with, trained.dataset, self._basis
+            )
         else:
             self._grey_levels = _make_grey_levels(trained, options)
             if self._grey_levels is not None:
@@ -101,6 +105,7 @@ class Evaluator:
             _solve_batch(
                 self._trained.model,
                 self._grey_levels,
+                self._basis,
                 self._method,
                 examples,
                 given,
@@ -187,7 +192,7 @@ def _make_method(options: EvaluateSettings) -> dict[str, Any]:
 
 @eqx.filter_jit
 def _solve_batch(
-    model, grey_levels, method, examples, conditions, numbers, draw, key, dtype
+    model, grey_levels, basis, method, examples, conditions, numbers, draw, key, dtype
 ) -> Any:
     def one(example, condition, number):
         key_draw = jr.fold_in(jr.fold_in(key, number), draw)
@@ -199,8 +204,12 @@ def _solve_batch(
                 example, key=key_encode, dtype=dtype, check=False
             )
             jacobian = grey_levels.log_jacobian(x)
+        x = x.astype(dtype)
+        if basis is not None:
+            # Orthonormal, so that the density does not change.
+            x = basis.forward(x)
         found = eqmdm.log_likelihood(
-            model, x.astype(dtype), condition=condition, key=key_solve, **method
+            model, x, condition=condition, key=key_solve, **method
         )
         return {
             "log_likelihood": found.log_likelihood,

@@ -6,6 +6,7 @@ from pathlib import Path
 import eqmdm
 
 from .. import build, conditions, plots
+from ..bases import basis_of
 from ..build import Purpose
 from ..processes import first_does, is_first
 from ..report import program as report_program
@@ -70,7 +71,8 @@ def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
         n_samples=options.n_samples,
         n_steps=options.sample_steps,
     )
-    x = build.decode(options, setup.dataset, eqmdm.on_host(x))
+    basis = basis_of(model)
+    x = build.decode(options, setup.dataset, eqmdm.on_host(x), basis)
     if is_first():
         caption = f"{_run(setup)}, step {int(state.step)}: {options.n_samples} "
         caption += f"samples in {options.sample_steps} steps, EMA parameters"

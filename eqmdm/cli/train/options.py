@@ -10,6 +10,7 @@ from ..fields import CommaSeparated, check_at_least, chosen, named
 from ..names import DIFFUSIONS, NETWORKS, Range
 from ..outputs import PictureOptions
 from .defaults import DEFAULTS, defaults_by_size
+from .snr_options import SNROptions, check_snr
 
 
 # Options that may change when a run is resumed, since training does not depend on them.
@@ -239,6 +240,7 @@ class TrainOptions(
     RunOptions,
     DiffusionOptions,
     NetworkOptions,
+    SNROptions,
     BoundOptions,
     TrainingOptions,
     EvaluationOptions,
@@ -349,6 +351,7 @@ class ResolvedTrainOptions(TrainOptions):
                 "discrete decoder gives the mass of whole levels; got "
                 f"{self.dequantisation} and {self.decoder}."
             )
+        check_snr(self)
         check_at_least(self, dict.fromkeys(_POSITIVE, 1))
         if self.profile and self.steps < 2 * self.log_every:
             raise ValueError(

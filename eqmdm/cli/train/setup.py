@@ -12,6 +12,7 @@ import optax
 import eqmdm
 
 from .. import build, processes
+from ..bases import fit_basis
 from ..build import Purpose
 from ..files import LOSS_UNITS
 from ..own_code import own_names
@@ -87,8 +88,9 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
         run.check_options(identity, may_differ=MAY_DIFFER)
     key = lambda purpose: build.purpose_key(options.seed, purpose)
     diffusion = build.build_diffusion(options, key(Purpose.DIFFUSION))
-    model = build.build_model(options, data, diffusion, key(Purpose.NETWORK))
-    objective = build.build_objective(options, dataset)
+    basis = fit_basis(options, dataset)
+    model = build.build_model(options, data, diffusion, key(Purpose.NETWORK), basis)
+    objective = build.build_objective(options, dataset, basis)
     optimiser = eqmdm.make_optimiser(
         options.learning_rate,
         diffusion_learning_rate=options.diffusion_learning_rate,

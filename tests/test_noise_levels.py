@@ -1,0 +1,279 @@
+"""Tests of denoisers whose network is told the noise level of every coefficient."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from bases import BASES, random_rotation
+from small_networks import perturbed
+
+import eqmdm
+from eqmdm import nn
+from helpers import tree_allclose
+
+
+RANGE = (-9.0, 13.0)
+# Operations on an array of equal numbers and on the number.
+ROUNDING = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def ignoring(c, inputs, *, noise_levels, filtered):
+    """A network that uses nothing but the mean noise level."""
+    del noise_levels, filtered
+    return jnp.sin(3 * inputs) + 0.2 * c * inputs
+
+
+def attending(c, inputs, *, noise_levels, filtered):
+    return jnp.sin(3 * inputs + noise_levels[None]) + c * jnp.tanh(filtered)[None]
+
+
+def denoiser_with(basis, network=ignoring, data_std=0.6):
+    return eqmdm.PreconditionedDenoiser(network, data_std, RANGE, basis)
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("log_snr", [-8.5, 0.5, 12.9, 14.0])
+def test_equal_log_snrs_are_those_of_a_scalar_denoiser(basis, log_snr, key):
+    told = denoiser_with(basis)
+    plain = lambda c, inputs: ignoring(c, inputs, noise_levels=None, filtered=None)
+    scalar = denoiser_with(None, plain)
+    assert told.takes_snr_vector and not scalar.takes_snr_vector
+    x = jr.normal(key, basis.shape)
+    z, log_snr = basis.forward(x), jnp.asarray(log_snr)
+    for name in ("__call__", "residual", "correction"):
+        expected = basis.forward(getattr(scalar, name)(log_snr, x))
+        assert tree_allclose(getattr(told, name)(log_snr, z), expected, **ROUNDING)
+        vector = jnp.full(basis.shape, log_snr)
+        assert tree_allclose(getattr(told, name)(vector, z), expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_a_network_can_be_exact_for_correlated_normal_data(basis, key):
+    n_dims, data_std = math.prod(basis.shape), 0.6
+    root = np.asarray(jr.normal(key, (n_dims, n_dims))) / math.sqrt(n_dims)
+    covariance = root @ root.T
+    low, high = RANGE
+
+    def exact(log_snr, z):
+        noise = jnp.exp(-log_snr.reshape(-1))
+        gain = jnp.linalg.solve(covariance + jnp.diag(noise), z.reshape(-1))
+        return (covariance @ gain).reshape(z.shape)
+
+    def network(c, inputs, *, noise_levels, filtered):
+        """The exact denoiser, from what a network is given."""
+        assert tree_allclose(c, jnp.mean(noise_levels), rtol=1e-15, atol=0.0)
+        log_snr = high - (high - low) * noise_levels
+        noise = jnp.exp(-log_snr)
+        total = jnp.sqrt(noise + data_std**2)
+        z = basis.forward(inputs[0]) * total
+        skipped = data_std**2 / total**2 * z
+        assert tree_allclose(basis.forward(filtered) * data_std, skipped, **ROUNDING)
+        output = (exact(log_snr, z) - skipped) * total / (data_std * jnp.sqrt(noise))
+        return basis.inverse(output)[None]
+
+    denoiser = denoiser_with(basis, network, data_std)
+    log_snr = jnp.linspace(-5.0, 8.0, n_dims).reshape(basis.shape)
+    z = jr.normal(key, basis.shape)
+    expected = exact(log_snr, z)
+    # The network divides by factors as small as exp(-4).
+    assert tree_allclose(denoiser(log_snr, z), expected, rtol=1e-10, atol=1e-10)
+    near = denoiser.correction(log_snr, z)
+    assert tree_allclose(near, expected - z, rtol=1e-10, atol=1e-10)
+    noise = jnp.exp(-log_snr)
+    residual = expected - data_std**2 / (data_std**2 + noise) * z
+    assert tree_allclose(
+        denoiser.residual(log_snr, z), residual, rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_infinite_log_snrs_give_finite_estimates_and_derivatives(basis, key):
+    denoiser = denoiser_with(basis, attending)
+    kinds = jr.randint(key, basis.shape, 0, 3)
+    log_snr = jnp.asarray([-math.inf, 0.5, math.inf])[kinds]
+    # What stands at a missing coefficient does not matter, even if it is infinite.
+    z = jr.normal(jr.fold_in(key, 1), basis.shape)
+    x_hat = denoiser(log_snr, z)
+    for other in (5.0, math.inf):
+        replaced = jnp.where(log_snr == -math.inf, other, z)
+        assert tree_allclose(denoiser(log_snr, replaced), x_hat, rtol=0.0, atol=0.0)
+    assert jnp.isfinite(x_hat).all()
+    # A known coefficient keeps its value.
+    assert (x_hat == z)[log_snr == math.inf].all()
+    total = lambda log_snr, z: jnp.sum(denoiser(log_snr, z) ** 2)
+    gradients = jax.grad(total, argnums=(0, 1))(log_snr, z)
+    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_infinite_log_snrs_are_the_limits_of_large_ones(key):
+    basis = eqmdm.HaarBasis((4, 4, 1))
+    denoiser = denoiser_with(basis, attending)
+    sign = jnp.sign(jr.normal(key, basis.shape))
+    z = jr.normal(jr.fold_in(key, 1), basis.shape)
+    limit = denoiser(sign * math.inf, z)
+    # The share of the data, or of the noise, at a log-SNR of 60 is exp(-30) or less.
+    assert tree_allclose(denoiser(60 * sign, z), limit, rtol=0.0, atol=1e-12)
+
+
+def test_permuting_pixels_permutes_the_estimate(key):
+    basis = eqmdm.PixelBasis((6,))
+    denoiser = denoiser_with(basis, attending)
+    order = jr.permutation(key, 6)
+    z, log_snr = jr.normal(key, (6,)), jnp.linspace(-8.0, 12.0, 6)
+    permuted = denoiser(log_snr[order], z[order])
+    assert tree_allclose(permuted, denoiser(log_snr, z)[order], **ROUNDING)
+
+
+@pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD, eqmdm.MALDA])
+def test_serves_diffusions_of_any_number_of_variables(cls, key):
+    basis = eqmdm.PixelBasis((3,))
+    diffusion = cls(interval=eqmdm.LogSNRInterval(-8.0, 12.0))
+    told = eqmdm.DenoiserModel(denoiser_with(basis), diffusion)
+    plain = lambda c, inputs: ignoring(c, inputs, noise_levels=None, filtered=None)
+    scalar = eqmdm.DenoiserModel(denoiser_with(None, plain), diffusion)
+    x = 0.6 * jr.normal(key, (3,))
+    for function in (
+        lambda model: eqmdm.elbo(model, x, key=key, n_draws=4).terms(),
+        lambda model: eqmdm.log_likelihood(model, x, key=key).log_likelihood,
+        lambda model: eqmdm.sample(model, (3,), key=key, n_samples=2, n_steps=5),
+    ):
+        # The solver's steps follow from rounding errors to its tolerance of 1e-5.
+        assert tree_allclose(function(told), function(scalar), rtol=1e-7, atol=1e-7)
+
+
+NETWORKS = [
+    pytest.param(
+        lambda basis, key: nn.UNet(
+            basis.shape,
+            1,
+            width=4,
+            multipliers=(1, 2),
+            n_blocks=1,
+            noise_levels=basis.noise_levels,
+            key=key,
+        ),
+        id="unet",
+    ),
+    pytest.param(
+        lambda basis, key: nn.MLP(
+            basis.shape, 1, width=8, depth=1, noise_levels=basis.noise_levels, key=key
+        ),
+        id="mlp",
+    ),
+]
+IMAGE_BASES = [
+    pytest.param(eqmdm.PixelBasis((6, 7, 1)), id="pixels"),
+    pytest.param(eqmdm.HaarBasis((8, 4, 2)), id="haar"),
+    pytest.param(eqmdm.HaarBasis((8, 2)), id="haar_series"),
+    pytest.param(eqmdm.CosineBasis((6, 4, 1)), id="cosine"),
+    pytest.param(random_rotation((4, 3, 1)), id="rotation"),
+]
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("basis", IMAGE_BASES)
+def test_every_noise_level_reaches_the_network(make, basis, key):
+    network = perturbed(make(basis, key), key)
+    inputs = jr.normal(key, (1, *basis.shape), jnp.float32)
+    levels = jr.uniform(key, basis.shape, jnp.float32)
+    time = jnp.float32(0.4)
+
+    def output(levels, filtered):
+        return jnp.sum(
+            jnp.sin(network(time, inputs, noise_levels=levels, filtered=filtered))
+        )
+
+    for gradient in jax.grad(output, argnums=(0, 1))(levels, inputs[0]):
+        assert (gradient != 0).all()
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("basis", IMAGE_BASES)
+def test_a_new_network_ignores_the_noise_levels(make, basis, key):
+    network = make(basis, key)
+    names = ("conv_out", "linear_out")
+    [last] = [name for name in names if hasattr(network, name)]
+    # The last layer is zero as well.
+    layer = perturbed(getattr(network, last), key)
+    network = eqx.tree_at(lambda network: getattr(network, last), network, layer)
+    y = jr.normal(key, (1, *basis.shape), jnp.float32)
+
+    def output(levels, filtered):
+        given = {"noise_levels": levels, "filtered": filtered}
+        return network(jnp.float32(0.4), y, **given)
+
+    zeros = jnp.zeros(basis.shape, jnp.float32)
+    levels = jr.uniform(key, basis.shape, jnp.float32)
+    assert tree_allclose(output(levels, y[0]), output(zeros, zeros), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("basis", IMAGE_BASES[:3])
+def test_maps_show_each_level_over_the_pixels_of_its_coefficient(basis, key):
+    levels = jr.uniform(key, basis.shape)
+    maps = np.asarray(basis.noise_levels.maps(levels))
+    n_channels = basis.shape[-1]
+    assert maps.shape[-1] == basis.noise_levels.n_maps(levels.ndim - 1) * n_channels
+    # The pixels on which each coefficient's function is not zero.
+    units = jnp.eye(levels.size).reshape(levels.size, *basis.shape)
+    functions = np.asarray(jax.vmap(basis.inverse)(units))
+    for level, function in zip(np.ravel(levels), functions, strict=True):
+        # Levels are distinct, so one channel holds this one, on these pixels alone.
+        shown = np.any(maps == level, axis=-1)
+        covered = np.any(np.abs(function) > 1e-12, axis=-1)
+        assert (shown == covered).all()
+
+
+def test_a_network_that_is_not_told_refuses_noise_levels(key):
+    network = nn.MLP((3,), 1, width=8, depth=1, key=key)
+    denoiser = denoiser_with(eqmdm.PixelBasis((3,)), network)
+    with pytest.raises(ValueError, match="`noise_levels` must be left out.*Build it"):
+        denoiser(jnp.zeros(3), jnp.zeros(3))
+
+
+def test_a_network_that_is_told_refuses_to_go_without(key, unchecked):
+    told = eqmdm.PixelBasis((3,)).noise_levels
+    network = nn.MLP((3,), 1, width=8, depth=1, noise_levels=told, key=key)
+    with pytest.raises(ValueError, match="`noise_levels` must be given to a network"):
+        denoiser_with(None, network)(jnp.asarray(0.0), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"`filtered` must have the shape .*\(3,\)"):
+        network(
+            jnp.asarray(0.0),
+            jnp.zeros((1, 3)),
+            noise_levels=jnp.zeros(3),
+            filtered=jnp.zeros(2),
+        )
+
+
+def test_a_network_without_the_keywords_is_named(unchecked):
+    denoiser = denoiser_with(eqmdm.PixelBasis((3,)), lambda c, inputs: inputs)
+    message = "`network` must accept .* and `noise_levels`, `filtered` as keywords; it"
+    with pytest.raises(TypeError, match=message):
+        denoiser(jnp.zeros(3), jnp.zeros(3))
+
+
+def test_a_condition_reaches_a_network_with_noise_levels(key):
+    def network(c, inputs, *, noise_levels, filtered, condition):
+        return (
+            ignoring(c, inputs, noise_levels=noise_levels, filtered=filtered)
+            + condition
+        )
+
+    basis = eqmdm.PixelBasis((3,))
+    denoiser = denoiser_with(basis, network)
+    given = denoiser.with_condition(2.0)
+    assert given.basis is basis
+    z, log_snr = jr.normal(key, (3,)), jnp.zeros(3)
+    difference = given(log_snr, z) - denoiser_with(basis)(log_snr, z)
+    # The weight of the output, c_out.
+    weight = 0.6 / math.sqrt(1 + 0.6**2)
+    assert tree_allclose(difference, jnp.full(3, 2.0 * weight), rtol=1e-12, atol=0.0)
+
+
+def test_coefficients_of_another_shape_are_refused():
+    denoiser = denoiser_with(eqmdm.PixelBasis((3,)))
+    with pytest.raises(ValueError, match="`x` must have the shape of the PixelBasis"):
+        denoiser(jnp.asarray(0.0), jnp.zeros(4))
