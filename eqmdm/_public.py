@@ -24,6 +24,10 @@ from ._bound.forms import (
     ImplicitScoreMatching as ImplicitScoreMatching,
     LowVariance as LowVariance,
 )
+from ._bound.path_dependence import (
+    PathDependence as PathDependence,
+    path_dependence as path_dependence,
+)
 from ._bound.times import (
     AbstractTimeSampler as AbstractTimeSampler,
     ImportanceTimeSampler as ImportanceTimeSampler,

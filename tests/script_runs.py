@@ -16,6 +16,7 @@ import pytest
 
 import eqmdm
 from eqmdm.cli import build
+from eqmdm.cli.bases import fit_basis
 from eqmdm.cli.parsing import parse
 from eqmdm.cli.train.options import TrainOptions
 from eqmdm.cli.trained import load_trained
@@ -69,7 +70,8 @@ def make_run(directory, *arguments, checkpoint=True):
     dataset = eqmdm.data.load(options.dataset)
     diffusion = build.build_diffusion(options, jr.key(0))
     data = build.DataFacts.of(options, dataset)
-    model = build.build_model(options, data, diffusion, jr.key(1))
+    basis = fit_basis(options, dataset)
+    model = build.build_model(options, data, diffusion, jr.key(1), basis)
     optimiser = eqmdm.make_optimiser(1e-3)
     state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
     # Averages that differ from the parameters.

@@ -123,6 +123,10 @@ class ReportOptions:
     classify: bool = False
     """For a model conditioned on labels: evaluate every example given each class, and
     report how well the posterior of the classes predicts the labels."""
+    diagnose: bool = False
+    """For a model trained with --snr vector: instead of a likelihood, print how much
+    the bound depends on the path of the SNRs, which is error of the network; by default
+    for 256 examples and 4 draws."""
     format: TableFormats = dataclasses.field(
         default=(), metadata={"default": "text and JSON only"}
     )

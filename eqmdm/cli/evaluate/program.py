@@ -14,7 +14,7 @@ from ..files import LOSS_UNITS, loss_name, plain, write_text
 from ..outputs import TABLE_FORMATS
 from ..tables import write_tables
 from ..trained import TrainedRun, load_trained
-from . import by_label, classification
+from . import by_label, classification, diagnosis
 from .comparison import compare, read
 from .evaluator import Evaluator
 from .notes import comparable_with
@@ -45,6 +45,10 @@ def run(given: EvaluateOptions) -> None:
             trust_code=given.trust_code,
         )
         trained = under_chosen_diffusion(given, trained)
+        if given.diagnose:
+            diagnosis.check(given, trained)
+            diagnosis.diagnose(given, trained)
+            return
         settings = [resolve(options, trained) for options in by_route(given, trained)]
         classifications = []
         if given.classify:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 import eqmdm
 
 from .. import build, plots
+from ..bases import basis_of
 from ..build import Purpose
 from ..conditions import in_turn, n_columns
 from ..errors import clean_errors
@@ -159,7 +160,8 @@ def failures(options: SampleOptions, numbers: np.ndarray) -> str:
 
 def decode(trained: Any, x: np.ndarray) -> np.ndarray:
     """Samples decoded to the form in which examples are stored."""
-    return build.decode(trained.options, trained.dataset, x)
+    basis = basis_of(trained.model)
+    return build.decode(trained.options, trained.dataset, x, basis)
 
 
 def write(

@@ -14,6 +14,7 @@ import numpy as np
 import eqmdm
 
 from .. import build
+from ..bases import basis_of, to_pixels
 from ..build import Purpose
 from ..clocks import CLOCKS
 from ..conditions import in_turn
@@ -65,6 +66,7 @@ class SolverComparison:
         trained = next(iter(runs.values()))
         self._dataset, self._dtype = trained.dataset, trained.dtype
         self._grey_levels = build.build_grey_levels(trained.options, trained.dataset)
+        self._basis = basis_of(trained.model)
         self._held_out, self._real, self.real_split = self._choose()
         self.n_held_out = len(self._held_out)
         self._references: dict[tuple[str, str], np.ndarray] = {}
@@ -210,6 +212,7 @@ class SolverComparison:
 
     def _decode(self, x: np.ndarray) -> np.ndarray:
         """Samples decoded to the form in which examples are stored."""
+        x = to_pixels(self._basis, x)
         if self._grey_levels is None:
             return x
         levels = np.asarray(self._grey_levels.decode(jnp.asarray(x)))
