@@ -118,6 +118,7 @@ from ._model.divergence import (
 from ._model.function import FunctionModel as FunctionModel
 from ._model.guided import GuidedModel as GuidedModel
 from ._model.noise import NoiseModel as NoiseModel
+from ._model.observation import AbstractObservation as AbstractObservation
 from ._model.point import Point as Point
 from ._model.terms import (
     Problem as Problem,
@@ -129,6 +130,13 @@ from ._model.time_change import (
     AbstractNoiseClock as AbstractNoiseClock,
     AngleClock as AngleClock,
     LogSNRClock as LogSNRClock,
+)
+from ._observations import (
+    Exact as Exact,
+    LinearObservation as LinearObservation,
+    MomentMatching as MomentMatching,
+    ObservedModel as ObservedModel,
+    observe as observe,
 )
 from ._sampling import (
     SSCS as SSCS,

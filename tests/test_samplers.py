@@ -199,6 +199,9 @@ class Foreign(eqmdm.AbstractModel):
     def with_condition(self, condition):
         raise AssertionError("samplers do not ask for this")
 
+    def prior_estimate(self, shape, dtype):
+        return None
+
     def denoise(self, log_snr, z):
         raise AssertionError("samplers do not ask for this")
 

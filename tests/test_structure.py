@@ -29,6 +29,7 @@ ORDER = (
     "_diffusion",
     "_model",
     "_sampling",
+    "_observations",
     "_bound",
     "_likelihood",
     "_training",

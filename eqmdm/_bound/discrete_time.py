@@ -117,9 +117,11 @@ def _discrete_elbo(
     costs = jax.lax.map(cost, (before, jnp.diff(kernels.log_snr, axis=0), keys))
     state = diffusion.draw_start(x, key=key_aux)
     point = Point.draw(at_start, state, given_start=False, key=key_start)
+    end_mean, prior_mean = at_end.mean(x), model.prior_mean(x.shape, x.dtype)
+    end_mean = end_mean if prior_mean is None else end_mean - prior_mean
     return Elbo(
         reconstruction=decoder.log_density(point, point.error(model), model),
-        prior=-diffusion.prior.kl_from(at_end.root, at_end.mean(x)).astype(x.dtype),
+        prior=-diffusion.prior.kl_from(at_end.root, end_mean).astype(x.dtype),
         diffusion=-jnp.sum(costs),
         auxiliary=jnp.zeros((), x.dtype),
     )

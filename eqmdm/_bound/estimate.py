@@ -183,11 +183,12 @@ def compute_shared_elbo(
         return form.integrand(point, error, given, key=key)
 
     @jax.vmap
-    def rest(state, key):
-        prior = _prior(form, diffusion, at_end, state, key=key)
+    def rest(condition, state, key):
+        given = conditioned(model, condition)
+        prior = _prior(form, given, at_end, state, key=key)
         return prior, _auxiliary(form, decoder, diffusion, at_start, state)
 
-    prior, auxiliary = rest(state, key_prior)
+    prior, auxiliary = rest(conditions, state, key_prior)
     path_terms = integrand(of_path, path, errors[n_start:], key_probe[-n_path:])
     path_terms = path_terms / density
     return Elbo(
@@ -258,7 +259,7 @@ def _reconstruction(
 
 def _prior(
     form: AbstractForm,
-    diffusion: AbstractLinearDiffusion,
+    model: AbstractModel,
     at_end: PerturbationKernel,
     start: State,
     *,
@@ -268,10 +269,12 @@ def _prior(
         mean, root = at_end.step.mean(start), at_end.step.root
     else:
         mean, root = at_end.mean(start[0]), at_end.root
+    prior, centre = model.diffusion.prior, model.prior_mean(mean.shape[1:], mean.dtype)
+    mean = mean if centre is None else mean - centre
     if form.is_direct:
         noise = draw_normal(key, start.shape, start.dtype)
-        return diffusion.prior.log_density(mean + apply_to_vars(root, noise))
-    return -diffusion.prior.kl_from(root, mean)
+        return prior.log_density(mean + apply_to_vars(root, noise))
+    return -prior.kl_from(root, mean)
 
 
 def _entropy(root: Float[Array, "rows rows *coordinates"], like: State) -> Scalar:

@@ -164,6 +164,9 @@ class CollapsedRoute(AbstractRoute):
         solution = solver(flow, start, end, first[None], key=key)
         # A standard normal under the prior.
         noise = solution.y[0] * (scales[1] / prior_std)
+        centre = model.prior_estimate(x.shape, x.dtype)
+        if centre is not None:
+            noise = noise - centre / prior_std
         volume = jnp.log(scales[1] / prior_std / scales[0])
         if moves is None:
             density = standard_log_density(noise) + over_coordinates(volume, x[None])
@@ -294,6 +297,7 @@ class AugmentedRoute(AbstractRoute):
         volume = log_det(kernel.root) - jnp.log(kernel.sigma)
         volume = over_coordinates(volume, x[None])
         timing = make_timing(diffusion, self.clock, x.dtype)
+        prior_mean = model.prior_mean(x.shape, x.dtype)
 
         def flow(s: Scalar):
             t, rate = timing.time(s)
@@ -308,7 +312,8 @@ class AugmentedRoute(AbstractRoute):
             aux = draw_normal(key_aux, (diffusion.n_vars - 1, *x.shape), x.dtype)
             y = kernel.mean(x) + apply_to_vars(across, aux)
             solution = solver(flow, timing.start, timing.end, y, key=key_probe)
-            prior = diffusion.prior.log_density(solution.y).astype(x.dtype)
+            end = solution.y if prior_mean is None else solution.y - prior_mean
+            prior = diffusion.prior.log_density(end).astype(x.dtype)
             constant = prior + volume - standard_log_density(aux)
             return constant + solution.divergences, solution
 

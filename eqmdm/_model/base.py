@@ -9,21 +9,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import eval_context
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
-from .._core.checks import (
-    as_scalar,
-    concrete,
-    is_deleted,
-    now_if_known,
-    raise_or_error_if,
-)
+from .._core.checks import concrete, is_deleted, raise_or_error_if
 from .._core.conditions import AbstractConditionalNetwork, as_condition
 from .._core.gaussian import PerturbationKernel
-from .._core.types import Data, LogSNR, Scalar, State
+from .._core.types import Data, LogSNR, PRNGKey, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
-from .._diffusion.stationary import known_kernels, known_log_snrs
+from .ends import final_log_snr as final_log_snr, kernel_at_ends as kernel_at_ends
+from .observation import AbstractObservation
 
 
 # Those of a conditional model also take the keyword `condition`.
@@ -99,6 +94,15 @@ class AbstractModel(eqx.Module):
         """
 
     @abc.abstractmethod
+    def prior_estimate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Data | None:
+        r"""$\hat x$ before any state is seen, about which the prior is centred: the
+        state at t1 is drawn about $a(t_1) \hat x$. `None` for the origin.
+
+        A deterministic sampler remembers where it starts. About the origin it gives the
+        modes of a posterior wrong weights.
+        """
+
+    @abc.abstractmethod
     def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         r"""$\hat x(\lambda, z)$, the denoiser of the sufficient statistic.
 
@@ -130,6 +134,53 @@ class AbstractModel(eqx.Module):
     @abc.abstractmethod
     def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
         r"""$\hat x = E[x \mid y]$ according to the model."""
+
+    def given(
+        self, observation: AbstractObservation, method: Any = None
+    ) -> "AbstractModel":
+        """The model of the data given an observation, such as a part of an image.
+
+        It is a model like any other, for every diffusion, sampler and likelihood.
+
+            observation = eqmdm.LinearObservation(eqmdm.observe.mask(seen), values, 0.1)
+            x = eqmdm.sample(model.given(observation), shape, key=key)
+
+        **Arguments:**
+
+        - `observation`: an [`eqmdm.LinearObservation`][].
+        - `method`: [`eqmdm.Exact`][] or [`eqmdm.MomentMatching`][], which is
+            approximate; for `None`, the exact one where it applies.
+
+        **Raises:** `TypeError` for an observation of another type, for a method that
+        does not support the model, and for a model without a denoiser; `ValueError` for
+        a method that does not support the observation.
+        """
+        check_not_donated(self)
+        if not isinstance(observation, AbstractObservation):
+            raise TypeError(
+                "`observation` must be an observation of the data, such as "
+                "`eqmdm.LinearObservation(operator, value, noise_std)`; got "
+                f"{type(observation).__name__}. A condition that the network was "
+                "trained with is given by `model.with_condition(condition)`."
+            )
+        return observation.condition(self, method)
+
+    def prior_mean(self, shape: tuple[int, ...], dtype: DTypeLike) -> State | None:
+        r"""$a(t_1) \hat x$, the mean of the state at t1 in the model's prior; `None`
+        for the origin. The covariance is that of `diffusion.prior`."""
+        estimate = self.prior_estimate(shape, dtype)
+        if estimate is None:
+            return None
+        _, last = kernel_at_ends(self.diffusion)
+        return last.mean(estimate)
+
+    def draw_prior(
+        self, shape: tuple[int, ...], *, key: PRNGKey, dtype: DTypeLike
+    ) -> State:
+        """A draw of the state at t1 from the model's prior."""
+        y = self.diffusion.prior.sample(shape, key=key).astype(dtype)
+        mean = self.prior_mean(shape, dtype)
+        return y if mean is None else y + mean
 
     def score(self, t: Scalar, y: State) -> State:
         r"""$s_\theta(t, y)$, the score of the whole state.
@@ -217,46 +268,6 @@ class AbstractModel(eqx.Module):
         least = low - 1e-3
         wrong = final < least if known is None else known < least
         return raise_or_error_if(value, wrong, message)
-
-
-def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
-    """The log-SNR at the final time, the lowest of all coordinates, without a
-    gradient."""
-    known = known_log_snrs(diffusion, diffusion.t1)
-    if known is not None:
-        return as_scalar(known[0], jnp.result_type(float))
-    _, last = kernel_at_ends(diffusion)
-    with now_if_known(last.sigma):
-        log_snr = last.log_snr
-        lowest = log_snr if log_snr.ndim == 0 else jnp.min(log_snr)
-    return jax.lax.stop_gradient(lowest)
-
-
-def kernel_at_ends(
-    diffusion: AbstractLinearDiffusion,
-) -> tuple[PerturbationKernel, PerturbationKernel]:
-    """The kernels at t0 and t1, from the host if they are known there, and otherwise
-    from one compiled program that all callers share."""
-    known = known_kernels(diffusion, diffusion.t0, diffusion.t1)
-    if known is not None:
-        first, last = known
-        return first, last
-    if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
-        return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
-    # A diffusion of constants has known kernels even inside a trace. The times are
-    # passed as arguments, so that this compiles to one program instead of being
-    # evaluated operation by operation.
-    with eval_context():
-        return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
-
-
-@eqx.filter_jit
-def _first_and_last(
-    diffusion: AbstractLinearDiffusion, t0: Scalar, t1: Scalar
-) -> tuple[PerturbationKernel, PerturbationKernel]:
-    kernels = jax.vmap(diffusion.compute_kernel)(jnp.stack([t0, t1]))
-    first, last = (jax.tree.map(lambda leaf, i=i: leaf[i], kernels) for i in (0, 1))
-    return first, last
 
 
 def check_model(model: Any) -> AbstractModel:

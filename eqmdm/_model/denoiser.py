@@ -7,6 +7,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel, outer_with_data
@@ -224,6 +225,9 @@ class DenoiserModel(AbstractModel):
         denoiser = self._denoiser.with_condition(condition)
         plain = isinstance(denoiser, _PlainDenoiser)
         return DenoiserModel(denoiser.function if plain else denoiser, self.diffusion)
+
+    def prior_estimate(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        return None
 
     def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         self.check_log_snr(log_snr, z)

@@ -2,6 +2,7 @@
 
 from typing import final
 
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel, apply_to_vars, transpose
@@ -61,6 +62,9 @@ class FunctionModel(AbstractModel):
 
     def with_condition(self, condition: PyTree) -> "FunctionModel":
         return FunctionModel(bind_condition(self.network, condition), self.diffusion)
+
+    def prior_estimate(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        return None
 
     def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         raise no_denoiser(self)

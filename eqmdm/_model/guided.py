@@ -6,6 +6,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from .._core.checks import as_array, check_finite, constant
@@ -13,7 +14,7 @@ from .._core.conditions import as_condition, missing_like
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, LogSNR, Scalar, State
 from .._diffusion import AbstractLinearDiffusion, LogSNRInterval
-from .base import AbstractModel, check_model
+from .base import AbstractModel, check_model, conditioned
 
 
 @final
@@ -115,6 +116,10 @@ class GuidedModel(AbstractModel):
         # Checked here, and not at the first evaluation.
         self.model.with_condition(condition)
         return self._like(self.model, condition)
+
+    def prior_estimate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Data | None:
+        """That of the conditional model, whose prior guidance does not change."""
+        return conditioned(self.model, self.condition).prior_estimate(shape, dtype)
 
     def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         return self._guided(log_snr, lambda model: model.denoise(log_snr, z))

@@ -2,6 +2,7 @@
 
 from typing import final
 
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel
@@ -67,6 +68,9 @@ class NoiseModel(AbstractModel):
 
     def with_condition(self, condition: PyTree) -> "NoiseModel":
         return NoiseModel(bind_condition(self.network, condition), self.diffusion)
+
+    def prior_estimate(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        return None
 
     def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         raise no_denoiser(self)

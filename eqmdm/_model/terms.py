@@ -265,8 +265,8 @@ class _Reverse(eqx.Module):
 
     def problem(self, terms: dfx.AbstractTerm) -> Problem:
         def initial(key: PRNGKey) -> State:
-            prior = self.model.diffusion.prior
-            return prior.sample(self.shape, key=key).astype(self.timing.end.dtype)
+            dtype = self.timing.end.dtype
+            return self.model.draw_prior(self.shape, key=key, dtype=dtype)
 
         start, length = self.interval
         return Problem(terms, start, length, initial, self.timing, True)

@@ -207,7 +207,7 @@ def _draw(
     def one(key: PRNGKey, condition: PyTree) -> SampleResult:
         given = conditioned(model, condition)
         key_start, key_noise = jr.split(key)
-        y = model.diffusion.prior.sample(shape, key=key_start).astype(times.dtype)
+        y = given.draw_prior(shape, key=key_start, dtype=times.dtype)
         return sampler.solve(given, y, times, key=key_noise, saved=saved)
 
     result = jax.vmap(one)(keys, conditions)

@@ -1,0 +1,7 @@
+"""Observations of the data, and models of the data given them."""
+
+from . import observe as observe
+from .exact import Exact as Exact
+from .linear import LinearObservation as LinearObservation
+from .moment_matching import MomentMatching as MomentMatching
+from .posterior import ObservedModel as ObservedModel
