@@ -136,6 +136,8 @@ from ._observations import (
     LinearObservation as LinearObservation,
     MomentMatching as MomentMatching,
     ObservedModel as ObservedModel,
+    ParticleResult as ParticleResult,
+    TwistedSMC as TwistedSMC,
     observe as observe,
 )
 from ._sampling import (

@@ -111,18 +111,18 @@ class CollapsedRoute(AbstractRoute):
 
     def check(self, model: AbstractModel, dtype: jnp.dtype) -> None:
         del dtype
+        if not model.has_denoiser:
+            raise TypeError(
+                "`route` must be an `AugmentedRoute` for a model that is not a "
+                f"`DenoiserModel`; got CollapsedRoute with {type(model).__name__}. "
+                "The collapsed ODE needs a denoiser of the data."
+            )
         if self.observed is not None and not model.takes_snr_vector:
             raise TypeError(
                 "`observed` must be left out for a model whose denoiser is not told "
                 f"the log-SNR of every coordinate; that of this {type(model).__name__} "
                 "takes one number. Train one with `--snr vector`, or wrap a callable "
                 "`(log_snr, z)` that takes an array in an `eqmdm.VectorDenoiser`."
-            )
-        if not model.has_denoiser:
-            raise TypeError(
-                "`route` must be an `AugmentedRoute` for a model that is not a "
-                f"`DenoiserModel`; got CollapsedRoute with {type(model).__name__}. "
-                "The collapsed ODE needs a denoiser of the data."
             )
 
     def __call__(
@@ -157,14 +157,15 @@ class CollapsedRoute(AbstractRoute):
             return jnp.zeros((1, 1), x.dtype), jnp.ones((1, 1), x.dtype), function
 
         scales = scale(log_snrs[0]), scale(log_snrs[1])
+        centre = model.prior_estimate(x.shape, x.dtype)
         first = x / scales[0]
         if moves is not None:
             rest = prior_std * draw_normal(key_rest, x.shape, x.dtype)
+            rest = rest if centre is None else rest + centre
             first = jnp.where(moves, first, rest / scales[1])
         solution = solver(flow, start, end, first[None], key=key)
         # A standard normal under the prior.
         noise = solution.y[0] * (scales[1] / prior_std)
-        centre = model.prior_estimate(x.shape, x.dtype)
         if centre is not None:
             noise = noise - centre / prior_std
         volume = jnp.log(scales[1] / prior_std / scales[0])

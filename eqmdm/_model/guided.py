@@ -45,7 +45,7 @@ class GuidedModel(AbstractModel):
     - `model`: a conditional model, trained with random dropping of its condition.
     - `scale`: $w$.
     - `interval`: the interval in log-SNR in which guidance acts; the whole of it for
-        `None`. A log-SNR that differs by coordinate counts by its mean. Outside, the
+        `None`. A log-SNR that differs by coordinate counts by its lowest. Outside, the
         model is the conditional one, which needs half the network evaluations.
 
     **Raises:** `TypeError` unless `model` is a model and `interval` an
@@ -166,8 +166,9 @@ class GuidedModel(AbstractModel):
         acts = self.scale != 1
         if self.interval is not None:
             low, high = self.interval.low, self.interval.high
-            level = log_snr if log_snr.ndim == 0 else jnp.mean(log_snr)
-            acts = acts & (low <= level) & (level <= high)
+            # Of coordinates at several levels, those known least decide.
+            least = log_snr if log_snr.ndim == 0 else jnp.min(log_snr)
+            acts = acts & (low <= least) & (least <= high)
         # In samplers, where all samples share their times, this skips the second
         # evaluation. Under `jax.vmap` over times both are evaluated.
         return jax.lax.cond(acts, guided, lambda: value(conditional))

@@ -4,4 +4,6 @@ from . import observe as observe
 from .exact import Exact as Exact
 from .linear import LinearObservation as LinearObservation
 from .moment_matching import MomentMatching as MomentMatching
+from .particles import ParticleResult as ParticleResult
 from .posterior import ObservedModel as ObservedModel
+from .twisted_smc import TwistedSMC as TwistedSMC

@@ -39,7 +39,7 @@ def mask(seen: Any, *, basis: Basis | None = None) -> PixelOperator:
     programs are traced; `ValueError` if none is true.
     """
     places = _places("seen", seen)
-    return PixelOperator(MaskMap(constant(places), np.shape(seen)), basis)
+    return PixelOperator(MaskMap(places=constant(places), shape=np.shape(seen)), basis)
 
 
 def downsample(
@@ -70,7 +70,7 @@ def downsample(
         )
     rest = len(shape) - len(axes)
     factors = (int(factor),) * len(axes) + (1,) * rest
-    return PixelOperator(DownsampleMap(shape, factors), basis)
+    return PixelOperator(DownsampleMap(shape=shape, factors=factors), basis)
 
 
 def blur(
@@ -98,7 +98,7 @@ def blur(
     matrices = tuple(
         constant(_circulant(shape[axis], float(std))) for axis in spatial_axes(shape)
     )
-    return PixelOperator(BlurMap(matrices, shape), basis)
+    return PixelOperator(BlurMap(matrices=matrices, shape=shape), basis)
 
 
 def fourier(seen: Any, *, basis: Basis | None = None) -> PixelOperator:
@@ -129,7 +129,7 @@ def fourier(seen: Any, *, basis: Basis | None = None) -> PixelOperator:
             "complex coefficient and its conjugate. Take `seen | np.roll(np.flip(seen, "
             "(0, 1)), 1, (0, 1))`."
         )
-    return PixelOperator(FourierMap(constant(places), seen.shape), basis)
+    return PixelOperator(FourierMap(places=constant(places), shape=seen.shape), basis)
 
 
 def dense(
@@ -157,7 +157,7 @@ def dense(
     check_finite("matrix", values)
     values = values.astype(jnp.result_type(float))
     values = constant(values) if isinstance(values, np.ndarray) else values
-    return PixelOperator(DenseMap(values, shape), basis)
+    return PixelOperator(DenseMap(matrix=values, shape=shape), basis)
 
 
 def _places(name: str, seen: Any) -> np.ndarray:

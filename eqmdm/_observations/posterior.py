@@ -31,6 +31,9 @@ class ObservedModel(AbstractModel):
     model: AbstractModel
     conditioning: AbstractConditioning
 
+    def __init__(self, model: AbstractModel, conditioning: AbstractConditioning):
+        self.model, self.conditioning = model, conditioning
+
     @property
     def method_name(self) -> str:
         """The method in words: "exact", or one that contains "approximate"."""
