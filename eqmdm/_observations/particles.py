@@ -1,6 +1,5 @@
 """Weighted particles: their effective number, resampling and evidence."""
 
-import math
 from typing import final
 
 import equinox as eqx
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .._core.checks import check_count
 from .._core.show import show_array
-from .._core.types import IntScalar, PRNGKey, Scalar
+from .._core.types import PRNGKey, Scalar
 
 
 @final
@@ -83,26 +82,22 @@ def systematic(
 
 
 def standard_error(
-    log_weights: Float[Array, " particles"],
-    eve: Int[Array, " particles"],
-    n_resampled: IntScalar,
+    log_weights: Float[Array, " particles"], eve: Int[Array, " particles"]
 ) -> Scalar:
     r"""The standard error of the log-evidence, from the first ancestors of the
     particles.
 
-    The relative variance is $1 - (N / (N - 1))^{r + 1} (1 - \sum_e W_e^2)$, where $W_e$
-    is the weight of all descendants of the first particle $e$ and $r$ the number of
-    resamplings. Without any it is that of a mean of weights.
+    The relative variance is $\frac{N}{N - 1} \sum_e (W_e - 1 / N)^2$, where $W_e$ is
+    the weight of all descendants of the first particle $e$. Without resampling it is
+    that of a mean of weights. An exact correction for multinomial resampling would
+    halve the error after two systematic resamplings, which add less noise: for a
+    mixture, to 0.020, where 60 runs have a standard deviation of 0.048.
 
-    **Source:** Lee & Whiteley (2018), equation 9.
+    **Source:** Chan & Lai (2013); Lee & Whiteley (2018), equation 9, has the correction
+    that is left out.
     """
     n = len(log_weights)
-    weights = jax.nn.softmax(log_weights)
-    families = jax.ops.segment_sum(weights, eve, n)
-    shared = jnp.sum(families**2)
-    generations = (n_resampled + 1).astype(weights.dtype)
-    growth = jnp.exp(-generations * math.log1p(-1 / n))
-    variance = 1 - growth * (1 - shared)
+    families = jax.ops.segment_sum(jax.nn.softmax(log_weights), eve, n)
+    variance = jnp.sum((families - 1 / n) ** 2) * (n / (n - 1))
     # A single family says nothing about the others, which could have survived.
-    known = jnp.max(families) < 1
-    return jnp.where(known, jnp.sqrt(jnp.maximum(variance, 0)), jnp.inf)
+    return jnp.where(jnp.max(families) < 1, jnp.sqrt(variance), jnp.inf)

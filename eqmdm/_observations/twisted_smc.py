@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._core.checks import check_count, check_precision, check_shape
 from .._core.gaussian import matmul
 from .._core.random import draw_normal
-from .._core.types import Data, IntScalar, PRNGKey, Scalar
+from .._core.types import Data, PRNGKey, Scalar
 from .._model.base import AbstractModel, check_model
 from .._model.ends import kernel_at_ends
 from .base import (
@@ -76,7 +76,7 @@ class TwistedSMC(AbstractObservationMethod):
     an observation of numbers without noise.
 
     **Source:** Wu et al. (2023), algorithm 1, with the variance of moment matching;
-    Lee & Whiteley (2018), equation 9, for the standard error.
+    Chan & Lai (2013) for the standard error.
     """
 
     n_particles: int = 1024
@@ -137,30 +137,45 @@ class TwistedSMC(AbstractObservationMethod):
 
 
 @final
+class _Estimates(eqx.Module):
+    r"""$D$, the approximate $D_o$, and $\log \psi$ of each particle."""
+
+    mean: Float[Array, "particles *data"]
+    proposed: Float[Array, "particles *data"]
+    log_twist: Float[Array, " particles"]
+
+
+@final
 class _Particles(eqx.Module):
-    """Particles at one noise level, with what the next step needs.
+    """Particles at one noise level.
 
     `eve` is the index of each particle's first ancestor, and `log_evidence` that of the
     weights before the last resampling.
     """
 
     z: Float[Array, "particles *data"]
-    mean: Float[Array, "particles *data"]
-    proposed: Float[Array, "particles *data"]
-    log_twist: Float[Array, " particles"]
+    estimates: _Estimates
     log_weights: Float[Array, " particles"]
     eve: Int[Array, " particles"]
     log_evidence: Scalar
-    n_resampled: IntScalar
+
+    def resampled(self, *, key: PRNGKey) -> "_Particles":
+        places = systematic(self.log_weights, len(self.log_weights), key=key)
+        z, estimates, eve = jax.tree.map(
+            lambda leaf: leaf[places], (self.z, self.estimates, self.eve)
+        )
+        log_evidence = self.log_evidence + log_mean(self.log_weights)
+        log_weights = jnp.zeros_like(self.log_weights)
+        return _Particles(z, estimates, log_weights, eve, log_evidence)
 
 
 @final
 class _Twist(eqx.Module):
-    r"""The denoiser $D$, the approximate $D_o$ and $\log \psi$, for many particles."""
+    """The estimates of particles, with what they share."""
 
     model: AbstractModel
     observation: AbstractLinearObservation
-    # The rows of A and R.
+    # The rows of A, and R.
     rows: Float[Array, "size *data"]
     noise: Float[Array, "size size"]
 
@@ -182,12 +197,8 @@ class _Twist(eqx.Module):
         log_snr: Scalar,
         z: Float[Array, "particles *data"],
         is_last: Bool[Array, ""],
-    ) -> tuple[
-        Float[Array, "particles *data"],
-        Float[Array, "particles *data"],
-        Float[Array, " particles"],
-    ]:
-        return jax.vmap(lambda z: self._one(log_snr, z, is_last))(z)
+    ) -> _Estimates:
+        return _Estimates(*jax.vmap(lambda z: self._one(log_snr, z, is_last))(z))
 
     def _one(
         self, log_snr: Scalar, z: Data, is_last: Bool[Array, ""]
@@ -204,24 +215,33 @@ class _Twist(eqx.Module):
         value = observation.value.astype(z.dtype)
         gap = (value - observation.project(moments.mean)).reshape(-1)
         solved = jnp.linalg.solve(covariance, gap)
-        proposed = moments.mean + jnp.tensordot(solved, spread, 1)
+        shift = matmul(solved, spread.reshape(size, -1)).reshape(z.shape)
         twist = jnp.where(is_last, self.noise, covariance)
-        return moments.mean, proposed, normal_log_density(gap, twist)
+        return moments.mean, moments.mean + shift, normal_log_density(gap, twist)
 
 
-def _resampled(particles: _Particles, key: PRNGKey) -> _Particles:
-    log_weights = particles.log_weights
-    places = systematic(log_weights, len(log_weights), key=key)
-    return _Particles(
-        particles.z[places],
-        particles.mean[places],
-        particles.proposed[places],
-        particles.log_twist[places],
-        jnp.zeros_like(log_weights),
-        particles.eve[places],
-        particles.log_evidence + log_mean(log_weights),
-        particles.n_resampled + 1,
-    )
+def _moved(
+    particles: _Particles,
+    twist: _Twist,
+    levels: tuple[Scalar, Scalar],
+    is_last: Bool[Array, ""],
+    *,
+    key: PRNGKey,
+) -> _Particles:
+    """The particles after a step from one log-SNR to the next."""
+    before, after = levels
+    now = particles.estimates
+    kept, new = jnp.exp(before - after), -jnp.expm1(before - after)
+    std = jnp.exp(-0.5 * after) * jnp.sqrt(new)
+    noise = draw_normal(key, particles.z.shape, particles.z.dtype)
+    z = now.proposed + kept * (particles.z - now.proposed) + std * noise
+    # The density of the process over that of the proposal, from the shift of the mean
+    # in units of the noise.
+    shift = (new / std) * (now.proposed - now.mean)
+    log_ratio = -jnp.sum(shift * (noise + 0.5 * shift), axis=tuple(range(1, z.ndim)))
+    then = twist(after, z, is_last)
+    log_weights = particles.log_weights + log_ratio + then.log_twist - now.log_twist
+    return _Particles(z, then, log_weights, particles.eve, particles.log_evidence)
 
 
 @eqx.filter_jit
@@ -240,65 +260,33 @@ def _run(
     key_start, key_steps = jr.split(key)
     # The law of the statistic under the prior at the lowest log-SNR.
     weights = matmul(last.data_weights[None], model.diffusion.prior.root)
-    z = jnp.linalg.norm(weights).astype(dtype) * draw_normal(
-        key_start, (n, *shape), dtype
-    )
+    std = jnp.linalg.norm(weights).astype(dtype)
+    z = std * draw_normal(key_start, (n, *shape), dtype)
     centre = model.prior_estimate(shape, dtype)
     z = z if centre is None else z + centre[None]
-    mean, proposed, log_twist = twist(log_snrs[0], z, jnp.asarray(False))
-    start = _Particles(
-        z,
-        mean,
-        proposed,
-        log_twist,
-        log_twist,
-        jnp.arange(n),
-        zero,
-        jnp.zeros((), jnp.int32),
-    )
+    estimates = twist(log_snrs[0], z, jnp.asarray(False))
+    start = _Particles(z, estimates, estimates.log_twist, jnp.arange(n), zero)
 
-    def step(particles: _Particles, inputs):
+    def step(particles: _Particles, inputs) -> tuple[_Particles, Scalar]:
         before, after, is_last, key = inputs
-        key_resample, key_noise = jr.split(key)
+        key_resample, key_move = jr.split(key)
         effective = effective_size(particles.log_weights)
         particles = jax.lax.cond(
             effective < _LEAST_EFFECTIVE * n,
-            lambda: _resampled(particles, key_resample),
+            lambda: particles.resampled(key=key_resample),
             lambda: particles,
         )
-        noise = draw_normal(key_noise, (n, *shape), dtype)
-        kept, new = jnp.exp(before - after), -jnp.expm1(before - after)
-        std = jnp.exp(-0.5 * after) * jnp.sqrt(new)
-        z = particles.proposed + kept * (particles.z - particles.proposed) + std * noise
-        # The density of the process over that of the proposal, from the shift of the
-        # mean in units of the noise.
-        shift = (new / std) * (particles.proposed - particles.mean)
-        axes = tuple(range(1, noise.ndim))
-        log_ratio = -jnp.sum(shift * (noise + 0.5 * shift), axis=axes)
-        mean, proposed, log_twist = twist(after, z, is_last)
-        log_weights = (
-            particles.log_weights + log_ratio + log_twist - particles.log_twist
-        )
-        moved = _Particles(
-            z,
-            mean,
-            proposed,
-            log_twist,
-            log_weights,
-            particles.eve,
-            particles.log_evidence,
-            particles.n_resampled,
-        )
+        moved = _moved(particles, twist, (before, after), is_last, key=key_move)
         return moved, effective
 
     is_last = jnp.arange(smc.n_steps) == smc.n_steps - 1
     inputs = log_snrs[:-1], log_snrs[1:], is_last, jr.split(key_steps, smc.n_steps)
     end, effective = jax.lax.scan(step, start, inputs)
-    total = log_mean(end.log_weights)
+    log_weights = jax.nn.log_softmax(end.log_weights)
     return ParticleResult(
-        end.mean,
-        end.log_weights - total - jnp.log(jnp.asarray(n, dtype)),
-        end.log_evidence + total,
-        standard_error(end.log_weights, end.eve, end.n_resampled),
+        end.estimates.mean,
+        log_weights,
+        end.log_evidence + log_mean(end.log_weights),
+        standard_error(end.log_weights, end.eve),
         jnp.concatenate([effective, effective_size(end.log_weights)[None]]),
     )
