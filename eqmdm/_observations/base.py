@@ -37,20 +37,21 @@ class AbstractLinearObservation(AbstractObservation):
 
     def project(self, x: Data) -> Float[Array, "*out"]:
         r"""$A x$, in the dtype of `x`."""
-        return _apply(self.operator, x)
+        return apply_operator(self.operator, x)
 
     def adjoint(self, u: Float[Array, "*out"]) -> Data:
         r"""$A^\top u$, in the dtype of `u`."""
-        return _apply(self.operator.transpose(), u)
+        return apply_operator(self.operator.transpose(), u)
 
     def check_data_shape(self, shape: tuple[int, ...]) -> None:
         """**Raises:** `ValueError` unless the operator takes data of this shape."""
         check_data_shape(self.data_shape, shape)
 
 
-def _apply(
+def apply_operator(
     operator: lx.AbstractLinearOperator, vector: Float[Array, "..."]
 ) -> Float[Array, "..."]:
+    """The product of an operator with a vector of any precision."""
     # An operator is built for one dtype.
     result = operator.mv(vector.astype(operator.in_structure().dtype))
     return result.astype(vector.dtype)

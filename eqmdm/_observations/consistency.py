@@ -1,5 +1,7 @@
 """Checks of observations without noise: their range, and the rank of their operator."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float
 
 from .._core.checks import is_known, now_if_known
-from .base import AbstractLinearObservation
+from .._core.random import draw_normal
+from .base import AbstractLinearObservation, apply_operator
+from .noise import AbstractNoise
 
 
 # The part of an observation that data cannot give, relative to the observation, is
@@ -23,8 +27,8 @@ def is_in_range(observation: AbstractLinearObservation) -> bool:
     if not (is_known(observation) and observation.noise.has_exact):
         return True
     with now_if_known(observation):
-        value = observation.value
-        return bool(_is_in_range(observation, value))
+        operator, noise = observation.operator, observation.noise
+        return bool(_is_in_range(operator, noise, observation.value))
 
 
 def has_independent_rows(observation: AbstractLinearObservation) -> bool:
@@ -35,18 +39,20 @@ def has_independent_rows(observation: AbstractLinearObservation) -> bool:
         return True
     with now_if_known(operator, noise):
         # Random values are in the range only if all are.
-        size = (observation.size,)
-        values = jr.normal(jr.key(0), size, operator.out_structure().dtype)
-        values = values.reshape(observation.value.shape)
-        return bool(_is_in_range(observation, values))
+        structure = operator.out_structure()
+        values = draw_normal(jr.key(0), structure.shape, structure.dtype)
+        return bool(_is_in_range(operator, noise, values))
 
 
 @eqx.filter_jit
 def _is_in_range(
-    observation: AbstractLinearObservation, value: Float[Array, "*out"]
+    operator: lx.AbstractLinearOperator,
+    noise: AbstractNoise,
+    value: Float[Array, "*out"],
 ) -> Bool[Array, ""]:
-    structure = observation.operator.in_structure()
-    value = observation.noise.exact(value.astype(structure.dtype))
+    structure = operator.in_structure()
+    exact_rows = lambda x: noise.exact(apply_operator(operator, x))
+    value = noise.exact(value.astype(structure.dtype))
     size = jnp.linalg.norm(value)
     value = value / jnp.where(size > 0, size, 1)
     eps = float(jnp.finfo(structure.dtype).eps)
@@ -54,12 +60,11 @@ def _is_in_range(
     tolerance = eps ** (0.5 * (1 + _POWER))
     solution = lx.linear_solve(
         lx.FunctionLinearOperator(
-            lambda x: observation.noise.exact(observation.project(x)),
-            jax.ShapeDtypeStruct(structure.shape, structure.dtype),
+            exact_rows, jax.ShapeDtypeStruct(structure.shape, structure.dtype)
         ),
         value,
-        lx.LSMR(rtol=tolerance, atol=tolerance, conlim=0.0),
+        lx.LSMR(rtol=tolerance, atol=tolerance, conlim=math.inf),
         throw=False,
     )
-    missed = value - observation.noise.exact(observation.project(solution.value))
+    missed = value - exact_rows(solution.value)
     return jnp.linalg.norm(missed) <= eps**_POWER

@@ -8,19 +8,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 from jaxtyping import Array, Bool, Float
 
 from .._core.checks import is_known, now_if_known, raise_or_error_if
-from .._core.types import Data, LogSNR
+from .._core.types import Data, LogSNR, Scalar
 from .._model.base import AbstractModel
 from .base import (
     AbstractConditioning,
     AbstractLinearObservation,
     AbstractObservationMethod,
+    apply_operator,
     check_data_shape,
     check_has_denoiser,
 )
 from .levels import normal_shares
+from .noise import AbstractNoise
 from .posterior import ObservedModel
 
 
@@ -60,8 +63,9 @@ class Exact(AbstractObservationMethod):
     ) -> ObservedModel:
         check_has_denoiser(model)
         found = precisions(observation)
+        log_precision, target = found.log_precision, target_of(observation, found)
         target = raise_or_error_if(
-            target_of(observation, found),
+            target,
             ~found.is_diagonal,
             "`observation` must be diagonal in the space of the model's data for "
             "`eqmdm.Exact()`; its A^T R^-1 A has entries off the diagonal. Use a model "
@@ -70,7 +74,7 @@ class Exact(AbstractObservationMethod):
             "operator, or `eqmdm.MomentMatching()`, which is approximate.",
         )
         if model.takes_snr_vector:
-            return ObservedModel(model, ExactConditioning(found.log_precision, target))
+            return ObservedModel(model, ExactConditioning(log_precision, target))
         target = raise_or_error_if(
             target,
             ~found.is_uniform,
@@ -79,7 +83,7 @@ class Exact(AbstractObservationMethod):
             f"{type(model).__name__} takes one number. Train one with `--snr vector`, "
             "or use `eqmdm.MomentMatching()`, which is approximate.",
         )
-        level = found.log_precision.reshape(-1)[0]
+        level = log_precision.reshape(-1)[0]
         return ObservedModel(model, ExactConditioning(level, target))
 
 
@@ -135,41 +139,52 @@ class Precisions(eqx.Module):
     r"""The diagonal of $A^\top R^{-1} A$, and whether it is all of it.
 
     - `exact`, `noisy`: the parts of the exact numbers, with precision 1, and of those
-        with noise.
+        with noise, in units of `std`.
+    - `std`: the standard deviation that all numbers share.
     - `is_uniform`: whether it is a multiple of the identity.
     """
 
     exact: Float[Array, "*data"]
     noisy: Float[Array, "*data"]
+    std: Scalar
     is_diagonal: Bool[Array, ""]
     is_uniform: Bool[Array, ""]
 
     @property
     def log_precision(self) -> Float[Array, "*data"]:
-        return jnp.where(self.exact > 0, jnp.inf, jnp.log(self.noisy))
+        """The logarithm of the diagonal, which may be infinite."""
+        shared = -2 * jnp.log(self.std.astype(self.noisy.dtype))
+        # Not observed, whatever the noise.
+        noisy = jnp.where(self.noisy > 0, jnp.log(self.noisy) + shared, -jnp.inf)
+        return jnp.where(self.exact > 0, jnp.inf, noisy)
 
 
 def precisions(observation: AbstractLinearObservation) -> Precisions:
-    """The precisions of the coordinates, known if the operator and the noise are."""
-    with now_if_known(observation.operator, observation.noise):
-        return _precisions(observation)
+    """The precisions of the coordinates, whose pattern is known if the operator is, and
+    the noise but for a standard deviation that all numbers share."""
+    std, noise = observation.noise.factored()
+    with now_if_known(observation.operator, noise):
+        parts = _precisions(observation.operator, noise)
+    return Precisions(*parts[:2], std, *parts[2:])
 
 
 @eqx.filter_jit
-def _precisions(observation: AbstractLinearObservation) -> Precisions:
-    structure, noise = observation.operator.in_structure(), observation.noise
+def _precisions(
+    operator: lx.AbstractLinearOperator, noise: AbstractNoise
+) -> tuple[Data, Data, Bool[Array, ""], Bool[Array, ""]]:
+    structure = operator.in_structure()
     size, eps = math.prod(structure.shape), jnp.finfo(structure.dtype).eps
     ones = jnp.ones(structure.shape, structure.dtype)
     # A matrix M is diagonal if M v = (M 1) v for every v. For any other matrix a random
     # v gives equality with probability 0. No entry of it is small.
     key_size, key_sign = jr.split(jr.key(0))
     probe = jr.uniform(key_size, (size,), structure.dtype, 0.5, 1.5)
-    probe = (probe * jr.rademacher(key_sign, (size,), structure.dtype)).reshape(
-        structure.shape
-    )
+    probe = probe * jr.rademacher(key_sign, (size,), structure.dtype)
+    probe = probe.reshape(structure.shape)
 
     def normal(v: Data, weigh: Callable[[Array], Array]) -> Data:
-        return observation.adjoint(weigh(observation.project(v)))
+        products = weigh(apply_operator(operator, v))
+        return apply_operator(operator.transpose(), products)
 
     def diagonal(
         weigh: Callable[[Array], Array], unit_weights: Callable[[Array], Array]
@@ -192,29 +207,34 @@ def _precisions(observation: AbstractLinearObservation) -> Precisions:
         jnp.all(exact > 0),
         spread <= _N_OFF_DIAGONAL * eps * jnp.max(noisy),
     )
-    return Precisions(exact, noisy, exact_is_diagonal & noisy_is_diagonal, is_uniform)
+    return exact, noisy, exact_is_diagonal & noisy_is_diagonal, is_uniform
 
 
 def target_of(
     observation: AbstractLinearObservation, found: Precisions
 ) -> Float[Array, "*data"]:
-    """The observed values of the coordinates, known if the observation is."""
-    with now_if_known(observation):
-        return _target(observation, found)
+    """The observed values of the coordinates."""
+    _, noise = observation.noise.factored()
+    with now_if_known(observation.operator, noise, observation.value):
+        return _target(
+            observation.operator, noise, observation.value, found.exact, found.noisy
+        )
 
 
 @eqx.filter_jit
 def _target(
-    observation: AbstractLinearObservation, found: Precisions
+    operator: lx.AbstractLinearOperator,
+    noise: AbstractNoise,
+    value: Float[Array, "*out"],
+    exact: Data,
+    noisy: Data,
 ) -> Float[Array, "*data"]:
-    noise = observation.noise
-    value = observation.value.astype(found.noisy.dtype)
-    exact = observation.adjoint(noise.exact(value))
-    noisy = observation.adjoint(noise.precision(value))
-    exact = exact / jnp.where(found.exact > 0, found.exact, 1)
-    noisy = noisy / jnp.where(found.noisy > 0, found.noisy, 1)
-    unobserved = (found.exact == 0) & (found.noisy == 0)
-    return jnp.where(unobserved, 0, jnp.where(found.exact > 0, exact, noisy))
+    value = value.astype(operator.out_structure().dtype)
+    back = lambda u: apply_operator(operator.transpose(), u)
+    of_exact = back(noise.exact(value)) / jnp.where(exact > 0, exact, 1)
+    of_noisy = back(noise.precision(value)) / jnp.where(noisy > 0, noisy, 1)
+    unobserved = (exact == 0) & (noisy == 0)
+    return jnp.where(unobserved, 0, jnp.where(exact > 0, of_exact, of_noisy))
 
 
 def exact_applies(model: AbstractModel, observation: AbstractLinearObservation) -> bool:
@@ -222,13 +242,13 @@ def exact_applies(model: AbstractModel, observation: AbstractLinearObservation) 
 
     **Raises:** `ValueError` if that depends on traced numbers.
     """
-    if not is_known(observation.operator, observation.noise):
+    found = precisions(observation)
+    if not is_known(found.is_diagonal, found.is_uniform):
         raise ValueError(
-            "`method` must be given where the operator or the noise of the observation "
-            "is traced, because the choice depends on their values: `eqmdm.Exact()` or "
+            "`method` must be given where the operator or the noise of single numbers "
+            "is traced, because the choice depends on them: `eqmdm.Exact()` or "
             "`eqmdm.MomentMatching()`. Or build the observation with a known operator, "
             "and batch over values only."
         )
-    found = precisions(observation)
-    suits = found.is_diagonal
-    return bool(suits) and (model.takes_snr_vector or bool(found.is_uniform))
+    suits = model.takes_snr_vector or bool(found.is_uniform)
+    return bool(found.is_diagonal) and suits

@@ -165,7 +165,7 @@ def _solve(
 class Moments(eqx.Module):
     r"""The mean and the covariance $V$ of the data given a state, for a denoiser.
 
-    $V = \sigma^2 \, \partial \hat x / \partial z$ is kept as the part for normal data
+    $V = \partial \hat x / \partial z \, \sigma^2$ is kept as the part for normal data
     and the rest, because at high SNR the derivative is the identity to all digits.
     """
 
@@ -193,9 +193,10 @@ class Moments(eqx.Module):
 
     def covariance(self, v: Data) -> Data:
         r"""$V v$, by one derivative in forward mode."""
-        return self.normal_variance * v + self.noise * self._push(v)
+        return self.normal_variance * v + self._push(self.noise * v)
 
     def symmetric_covariance(self, v: Data) -> Data:
         r"""$(V + V^\top) v / 2$, by a derivative in each mode."""
-        (pulled,) = jax.linear_transpose(self._push, v)(self.noise * v)
-        return self.normal_variance * v + 0.5 * (self.noise * self._push(v) + pulled)
+        (pulled,) = jax.linear_transpose(self._push, v)(v)
+        both = self._push(self.noise * v) + self.noise * pulled
+        return self.normal_variance * v + 0.5 * both

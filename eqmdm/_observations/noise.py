@@ -10,8 +10,9 @@ import jax.scipy as jsp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from .._core.checks import is_known, now_if_known
+from .._core.checks import as_scalar, is_known, now_if_known
 from .._core.gaussian import matmul
+from .._core.types import Scalar
 
 
 class AbstractNoise(eqx.Module):
@@ -24,6 +25,10 @@ class AbstractNoise(eqx.Module):
     @abc.abstractmethod
     def has_exact(self) -> bool | None:
         """Whether any number is exact; `None` if that is traced."""
+
+    @abc.abstractmethod
+    def factored(self) -> tuple[Scalar, "AbstractNoise"]:
+        """The standard deviation that all numbers share, and the noise in its units."""
 
     @abc.abstractmethod
     def covariance(self, u: Float[Array, "*out"]) -> Float[Array, "*out"]:
@@ -55,6 +60,10 @@ class IndependentNoise(AbstractNoise):
         with now_if_known(self.std):
             return bool(jnp.any(self.std == 0))
 
+    def factored(self) -> tuple[Scalar, AbstractNoise]:
+        one = as_scalar(1.0, self.std.dtype)
+        return (self.std, IndependentNoise(one)) if self.std.ndim == 0 else (one, self)
+
     def covariance(self, u: Float[Array, "*out"]) -> Float[Array, "*out"]:
         return self.std.astype(u.dtype) ** 2 * u
 
@@ -82,6 +91,9 @@ class CorrelatedNoise(AbstractNoise):
     @property
     def has_exact(self) -> bool:
         return False
+
+    def factored(self) -> tuple[Scalar, AbstractNoise]:
+        return as_scalar(1.0, self.root.dtype), self
 
     def covariance(self, u: Float[Array, "*out"]) -> Float[Array, "*out"]:
         root = self.root.astype(u.dtype)

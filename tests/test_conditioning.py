@@ -1,0 +1,353 @@
+"""Models of the data given an observation, against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import pytest
+from mixtures import OPERATOR, PLANE, TURN, VALUE, VARIANCE, Turned
+from references import named_diffusions
+from small_networks import perturbed
+
+import eqmdm
+from eqmdm import observe
+from helpers import counted, tree_allclose, within_standard_errors
+
+
+ENDS = eqmdm.LogSNRInterval(-10.0, 13.0)
+LOG_SNRS = -10.0, -3.0, 0.5, 4.0, 14.0
+MATRIX = np.asarray([[1.0, 0.5, -0.3], [0.2, -1.0, 0.7]])
+MEAN = np.asarray([0.5, -1.0, 2.0])
+ROOT = np.asarray([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.5, 0.3, 0.4]])
+COVARIANCE = ROOT @ ROOT.T
+CORRELATED = np.asarray([[0.5, 0.2], [0.2, 0.3]])
+
+
+def normal_denoiser(log_snr, z):
+    """The posterior mean of N(MEAN, COVARIANCE), for one log-SNR or one for each."""
+    noise = jnp.broadcast_to(jnp.exp(-log_snr), z.shape)
+    C, gap = jnp.asarray(COVARIANCE, z.dtype), z - MEAN.astype(z.dtype)
+    return MEAN.astype(z.dtype) + C @ jnp.linalg.solve(C + jnp.diag(noise), gap)
+
+
+def kalman(log_snr, z, A, R, o):
+    """The mean and covariance of x given z = x + noise, and A x + N(0, R) = o.
+
+    First given z by precisions, then given o by the gain. The gain for both at once
+    would lose seven digits where z has little noise and o none.
+    """
+    snr = np.diag(np.broadcast_to(np.exp(np.asarray(log_snr)), z.shape))
+    prior = np.linalg.inv(COVARIANCE)
+    covariance = np.linalg.inv(prior + snr)
+    mean = covariance @ (prior @ MEAN + snr @ z)
+    gain = np.linalg.solve(A @ covariance @ A.T + R, A @ covariance).T
+    return mean + gain @ (o - A @ mean), covariance - gain @ A @ covariance
+
+
+NOISES = {
+    "one-std": ({"noise_std": 0.3}, 0.09 * np.eye(2)),
+    "two-stds": ({"noise_std": [0.3, 1.1]}, np.diag([0.09, 1.21])),
+    "one-exact": ({"noise_std": [0.0, 1.1]}, np.diag([0.0, 1.21])),
+    "exact": ({"noise_std": 0.0}, np.zeros((2, 2))),
+    "correlated": ({"covariance": CORRELATED}, CORRELATED),
+}
+SOLVERS = {
+    "default": eqmdm.MomentMatching(),
+    "GMRES": eqmdm.MomentMatching(lx.GMRES(rtol=0.0, atol=1e-13)),
+    "CG": eqmdm.MomentMatching(lx.CG(rtol=0.0, atol=1e-13)),
+}
+
+
+def _normal_model(diffusion, *, vector=False):
+    network = eqmdm.VectorDenoiser(normal_denoiser) if vector else normal_denoiser
+    return eqmdm.DenoiserModel(network, diffusion)
+
+
+def _observed(noise):
+    return eqmdm.LinearObservation(observe.dense(MATRIX, (3,)), [0.7, -0.2], **noise)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("noise", NOISES)
+def test_moment_matching_of_normal_data_is_the_kalman_formula(noise, solver, key):
+    options, R = NOISES[noise]
+    model = _normal_model(eqmdm.VPSDE(interval=ENDS))
+    given = model.given(_observed(options), SOLVERS[solver])
+    z = 2 * jr.normal(key, (3,))
+    log_snrs = jnp.asarray(LOG_SNRS)
+    actual = jax.vmap(lambda log_snr: given.denoise(log_snr, z))(log_snrs)
+    expected = [
+        kalman(log_snr, np.asarray(z), MATRIX, R, np.asarray([0.7, -0.2]))[0]
+        for log_snr in LOG_SNRS
+    ]
+    # Rounding of numbers of order 1: the condition of the system is below 1e3, and the
+    # derivative at a log-SNR of -10 is multiplied by a noise of variance e^10.
+    assert tree_allclose(actual, jnp.asarray(expected), rtol=0.0, atol=1e-10)
+
+
+def test_moment_matching_takes_a_log_snr_of_each_coordinate(key):
+    model = _normal_model(eqmdm.VPSDE(interval=ENDS), vector=True)
+    given = model.given(_observed({"noise_std": 0.3}), eqmdm.MomentMatching())
+    z, log_snr = jr.normal(key, (3,)), jnp.asarray([-2.0, 0.5, 6.0])
+    expected, _ = kalman(log_snr, np.asarray(z), MATRIX, 0.09 * np.eye(2), [0.7, -0.2])
+    actual = given.denoise(log_snr, z)
+    assert given.takes_snr_vector
+    assert tree_allclose(actual, jnp.asarray(expected), rtol=0.0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", named_diffusions())
+def test_every_diffusion_has_the_same_conditional_denoiser(name, key):
+    diffusion = named_diffusions()[name]
+    given = _normal_model(eqmdm.VESDE()).given(_observed({"noise_std": 0.3}))
+    other = given.under(diffusion)
+    y, t = jr.normal(key, (diffusion.n_vars, 3)), jnp.asarray(0.4)
+    kernel = diffusion.compute_kernel(t)
+    estimate = given.denoise(kernel.log_snr, kernel.project(y))
+    score = kernel.unwhiten_score(kernel.whiten(kernel.mean(estimate) - y))
+    # Rounding: the same formulas.
+    assert tree_allclose(other.data_estimate(kernel, y), estimate, rtol=0.0, atol=1e-13)
+    assert tree_allclose(other.score(t, y), score, rtol=1e-9, atol=1e-9)
+    x, noise = 0.3 * jnp.ones(3), 0.5 * y
+    at = kernel.perturb(x, noise)
+    expected = noise + kernel.root.T @ other.score(t, at)
+    error = other.whitened_error(kernel, x, noise, at)
+    assert tree_allclose(error, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["VPSDE", "CLD"])
+def test_samples_of_normal_data_have_the_moments_of_kalman(name, key):
+    diffusion = {"VPSDE": eqmdm.VPSDE, "CLD": eqmdm.CLD}[name](interval=ENDS)
+    given = _normal_model(diffusion).given(_observed({"noise_std": 0.3}))
+    x = eqmdm.sample(given, (3,), key=key, n_samples=2000, n_steps=100)
+    # At a log-SNR of -40 the state says nothing.
+    mean, covariance = kalman(-40.0, np.zeros(3), MATRIX, 0.09 * np.eye(2), [0.7, -0.2])
+    assert within_standard_errors(x, mean)
+    gaps = np.asarray(x) - mean
+    assert within_standard_errors(gaps[:, :, None] * gaps[:, None], covariance)
+
+
+def _network(key):
+    mlp = eqmdm.nn.MLP((8, 8, 1), 1, width=16, depth=2, key=key)
+    return perturbed(mlp, key)
+
+
+def _mask_model(vector=True):
+    return PLANE.model(eqmdm.CLD(interval=ENDS), vector=vector)
+
+
+IDENTITY = lx.IdentityLinearOperator(jax.ShapeDtypeStruct((2,), jnp.float64))
+# Operators and noise in the plane, with what they are as a matrix and a covariance.
+EXACT_CASES = {
+    "first": (observe.mask([True, False]), [1.2], 0.3, [[1.0, 0.0]], [[0.09]]),
+    "second-exact": (observe.mask([False, True]), [1.2], 0.0, [[0.0, 1.0]], [[0.0]]),
+    "both": (
+        observe.mask([True, True]),
+        [1.2, 0.1],
+        [0.3, 2.0],
+        np.eye(2),
+        np.diag([0.09, 4.0]),
+    ),
+    "one-exact": (
+        observe.mask([True, True]),
+        [1.2, 0.1],
+        [0.3, 0.0],
+        np.eye(2),
+        np.diag([0.09, 0.0]),
+    ),
+    "scaled": (
+        lx.DiagonalLinearOperator(jnp.asarray([2.0, -0.5])),
+        [1.2, 0.1],
+        0.4,
+        np.diag([2.0, -0.5]),
+        0.16 * np.eye(2),
+    ),
+    "identity": (IDENTITY, [1.2, 0.1], 0.5, np.eye(2), 0.25 * np.eye(2)),
+}
+
+
+@pytest.mark.parametrize("log_snr", [-10.0, 0.5, 6.0])
+@pytest.mark.parametrize("case", EXACT_CASES)
+def test_exact_conditioning_is_the_closed_form(case, log_snr, key):
+    operator, value, std, A, R = EXACT_CASES[case]
+    observation = eqmdm.LinearObservation(operator, value, std)
+    # Only a multiple of the identity serves a denoiser that is told one log-SNR.
+    given = _mask_model(vector=case != "identity").given(observation, eqmdm.Exact())
+    assert given.method_name == "exact"
+    z = np.asarray(jr.normal(key, (2,)) * 2)
+    noise = np.exp(-log_snr)
+    rows = np.concatenate([np.eye(2), np.asarray(A)])
+    joint = np.zeros((len(rows), len(rows)))
+    joint[:2, :2], joint[2:, 2:] = noise * np.eye(2), R
+    posterior, _ = PLANE.given(rows, joint, np.concatenate([z, value]))
+    actual = given.denoise(jnp.asarray(log_snr), jnp.asarray(z))
+    assert tree_allclose(actual, jnp.asarray(posterior.mean), rtol=0.0, atol=1e-12)
+
+
+def test_exact_conditioning_in_a_basis_is_the_closed_form(key):
+    operator = observe.dense(OPERATOR, (2,), basis=Turned())
+    observation = eqmdm.LinearObservation(operator, [VALUE], VARIANCE**0.5)
+    given = PLANE.rotated(TURN).model(eqmdm.CLD(interval=ENDS)).given(observation)
+    assert given.method_name == "exact"
+    z, noise = np.asarray(jr.normal(key, (2,))), np.exp(-0.5)
+    rows = np.concatenate([np.eye(2), OPERATOR])
+    joint = np.diag([noise, noise, VARIANCE])
+    posterior, _ = PLANE.given(rows, joint, np.concatenate([TURN.T @ z, [VALUE]]))
+    actual = given.denoise(jnp.asarray(0.5), jnp.asarray(z))
+    expected = jnp.asarray(TURN @ posterior.mean)
+    assert tree_allclose(actual, expected, rtol=0.0, atol=1e-12)
+
+
+def test_two_observations_one_after_the_other_are_both(key):
+    diffusion = eqmdm.VPSDE(interval=ENDS)
+    model = PLANE.model(diffusion)
+    first = eqmdm.LinearObservation(observe.mask([True, False]), [1.2], 0.3)
+    second = eqmdm.LinearObservation(observe.mask([False, True]), [0.1], 2.0)
+    both = eqmdm.LinearObservation(observe.mask([True, True]), [1.2, 0.1], [0.3, 2.0])
+    z, log_snr = jr.normal(key, (2,)), jnp.asarray(-1.0)
+    actual = model.given(first).given(second).denoise(log_snr, z)
+    expected = model.given(both).denoise(log_snr, z)
+    assert tree_allclose(actual, expected, rtol=0.0, atol=1e-13)
+
+
+@pytest.mark.parametrize("method", [eqmdm.Exact(), eqmdm.MomentMatching()])
+def test_an_observation_of_great_noise_changes_nothing(method, key):
+    model = _mask_model()
+    observation = eqmdm.LinearObservation(observe.mask([True, False]), [3.0], 1e9)
+    given = model.given(observation, method)
+    z = jr.normal(key, (2,))
+    for log_snr in (-8.0, 0.0, 8.0):
+        actual = given.denoise(jnp.asarray(log_snr), z)
+        expected = model.denoise(jnp.asarray(log_snr), z)
+        # The precision of the observation is 1e-18 and that of the data above 0.1.
+        assert tree_allclose(actual, expected, rtol=0.0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_noisy_data_are_one_more_noise_level_of_a_network(dtype, key):
+    denoiser = eqmdm.PreconditionedDenoiser(_network(key), 0.5, (-10.1, 13.0))
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=ENDS))
+    shape = (8, 8, 1)
+    key_z, key_o = jr.split(key)
+    z, value = jr.normal(key_z, shape, dtype), jr.normal(key_o, shape, dtype)
+    structure = jax.ShapeDtypeStruct(shape, jnp.float64)
+    observation = eqmdm.LinearObservation(
+        lx.IdentityLinearOperator(structure), value, 0.4
+    )
+    given = model.given(observation)
+    assert given.method_name == "exact" and not given.takes_snr_vector
+    for log_snr in (-6.0, 1.0, 9.0):
+        log_snr = jnp.asarray(log_snr, dtype)
+        snr, precision = jnp.exp(log_snr), jnp.asarray(1 / 0.16, dtype)
+        total = snr + precision
+        mean = (snr * z + precision * value) / total
+        expected = model.denoise(jnp.log(total), mean)
+        actual = given.denoise(log_snr, z)
+        # Ten roundings of numbers of order 1 through the network.
+        atol = 10 * float(jnp.finfo(dtype).eps) * 5
+        assert tree_allclose(actual, expected, rtol=0.0, atol=atol)
+
+
+def test_likelihood_given_an_observation_is_the_posterior_density(key):
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-13.5, 13.5))
+    operator = observe.dense(OPERATOR, (2,), basis=Turned())
+    observation = eqmdm.LinearObservation(operator, [VALUE], VARIANCE**0.5)
+    given = PLANE.rotated(TURN).model(diffusion).given(observation)
+    posterior, _ = PLANE.given(OPERATOR, VARIANCE, VALUE)
+    x = posterior.draw(6, seed=0)
+    one = lambda x: eqmdm.log_likelihood(given, x, key=key).log_likelihood
+    actual = jax.vmap(one)(jnp.asarray(x @ TURN.T))
+    expected = [posterior.given(np.eye(2), 1e-12 * np.eye(2), point)[1] for point in x]
+    # The error of DESIGN's likelihood of mixtures at these ends, 5e-4 rms, twice.
+    assert tree_allclose(actual, jnp.asarray(expected), rtol=0.0, atol=1e-3)
+
+
+def test_bound_given_an_observation_has_a_prior_about_the_estimate(key):
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-3.0, 13.0))
+    model = _normal_model(diffusion)
+    given = model.given(_observed({"noise_std": 0.3}))
+    x, centre = jr.normal(key, (3,)), given.prior_estimate((3,), jnp.float64)
+    forms = eqmdm.LowVariance(), eqmdm.HybridScoreMatching()
+    for form in forms:
+        bound = lambda m, x, form=form: eqmdm.elbo(m, x, key=key, form=form)
+        # The prior about 0 of data moved by the estimate, with the same draws.
+        expected = bound(model, x - centre).prior
+        # Rounding of sums of order 1.
+        prior = bound(given, x).prior
+        assert tree_allclose(prior, expected, rtol=1e-11, atol=1e-11)
+        assert abs(float(prior - bound(model, x).prior)) > 1e-3
+
+
+def test_a_guided_conditional_model_takes_an_observation(key):
+    shifted = lambda log_snr, z, condition: (
+        normal_denoiser(log_snr, z) + jnp.where(jnp.isnan(condition), 0.0, condition)
+    )
+    model = eqmdm.DenoiserModel(
+        eqmdm.VectorDenoiser(shifted), eqmdm.VPSDE(interval=ENDS)
+    )
+    guided = eqmdm.GuidedModel(model, 2.0, eqmdm.LogSNRInterval(-20.0, 20.0))
+    observation = eqmdm.LinearObservation(
+        observe.mask([True, False, False]), [0.4], 0.5
+    )
+    z, log_snr = jr.normal(key, (3,)), jnp.asarray(0.3)
+    given = guided.given(observation).with_condition(0.7).denoise(log_snr, z)
+    # Guidance between N(m, C) and N(m + 0.7, C) at a scale of 2.
+    plain = model.with_condition(1.4).given(observation).denoise(log_snr, z)
+    assert tree_allclose(given, plain, rtol=0.0, atol=1e-12)
+    x = eqmdm.sample(
+        guided.given(observation), (3,), condition=0.7, key=key, n_samples=2, n_steps=3
+    )
+    assert np.isfinite(x).all()
+    outside = eqmdm.GuidedModel(model.given(observation), 2.0)
+    both = outside.with_condition(0.7).denoise(log_snr, z)
+    assert tree_allclose(both, plain, rtol=0.0, atol=1e-12)
+    start = outside.with_condition(0.7).prior_estimate((3,), jnp.float64)
+    assert start is not None
+
+
+def test_another_value_compiles_nothing_and_a_batch_is_its_members(key):
+    model = _mask_model()
+    operator = observe.mask([True, False])
+
+    def draw(value, std, key):
+        observation = eqmdm.LinearObservation(operator, value, std)
+        given = model.given(observation)
+        return eqmdm.sample(given, (2,), key=key, n_samples=2, n_steps=4)
+
+    first = draw([1.2], 0.3, key)
+    with counted() as compiled:
+        second = draw([-0.5], 0.7, key)
+    assert not any(compiled.values())
+    values, stds = jnp.asarray([[1.2], [-0.5]]), jnp.asarray([0.3, 0.7])
+    batch = jax.vmap(draw, in_axes=(0, 0, None))(values, stds, key)
+    expected = jnp.stack([first, second])
+    # Batched operations round differently, and 4 steps amplify that little.
+    assert tree_allclose(batch, expected, rtol=0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("std", [0.3, 0.0])
+def test_gmres_and_the_matrix_give_the_same_estimate_of_a_network(std, key):
+    denoiser = eqmdm.PreconditionedDenoiser(_network(key), 0.5, (-10.1, 13.0))
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=ENDS))
+    operator = observe.downsample((8, 8, 1), 2)
+    key_x, key_z = jr.split(key)
+    value = operator.mv(jr.normal(key_x, (8, 8, 1)))
+    observation = eqmdm.LinearObservation(operator, value, std)
+    z = jr.normal(key_z, (8, 8, 1))
+    direct = model.given(observation)
+    iterated = model.given(
+        observation, eqmdm.MomentMatching(lx.GMRES(rtol=0.0, atol=1e-10))
+    )
+    assert "approximate" in direct.method_name
+    assert "approximate" in repr(eqmdm.MomentMatching())
+    for log_snr in (-4.0, 2.0):
+        a, b = (m.denoise(jnp.asarray(log_snr), z) for m in (direct, iterated))
+        # The tolerance of the iteration, times the condition of the matrix.
+        assert tree_allclose(a, b, rtol=0.0, atol=1e-7)
+
+
+def test_a_solver_that_fails_gives_nan(key):
+    model = _normal_model(eqmdm.VPSDE(interval=ENDS))
+    lazy = eqmdm.MomentMatching(lx.GMRES(rtol=0.0, atol=1e-12, max_steps=1))
+    given = model.given(_observed({"noise_std": 0.3}), lazy)
+    assert np.isnan(given.denoise(jnp.asarray(0.0), jnp.zeros(3))).all()
