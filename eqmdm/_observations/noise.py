@@ -113,10 +113,9 @@ class CorrelatedNoise(AbstractNoise):
 
 
 def normal_log_density(
-    residual: Float[Array, " size"], covariance: Float[Array, "size size"]
-) -> Float[Array, ""]:
-    """The log-density of a residual with a positive definite covariance, in nats."""
-    root = jnp.linalg.cholesky(covariance)
+    residual: Float[Array, " size"], root: Float[Array, "size size"]
+) -> Scalar:
+    r"""The log-density of a residual of covariance $L L^\top$, in nats."""
     white = jsp.linalg.solve_triangular(root, residual, lower=True)
     log_det = jnp.sum(jnp.log(jnp.diag(root)))
     constant = 0.5 * residual.size * math.log(2 * math.pi)

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jax.scipy as jsp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -175,9 +176,10 @@ class _Twist(eqx.Module):
 
     model: AbstractModel
     observation: AbstractLinearObservation
-    # The rows of A, and R.
+    # The rows of A, and R with its root.
     rows: Float[Array, "size *data"]
     noise: Float[Array, "size size"]
+    noise_root: Float[Array, "size size"]
 
     @classmethod
     def of(
@@ -190,7 +192,7 @@ class _Twist(eqx.Module):
         units = jnp.eye(size, dtype=dtype).reshape(size, *shape)
         rows = jax.vmap(observation.adjoint)(units)
         noise = observation.noise.as_matrix(size, dtype)
-        return cls(model, observation, rows, noise)
+        return cls(model, observation, rows, noise, jnp.linalg.cholesky(noise))
 
     def __call__(
         self,
@@ -211,13 +213,13 @@ class _Twist(eqx.Module):
         # is not symmetric, and its symmetric part may have negative eigenvalues.
         values, vectors = jnp.linalg.eigh(0.5 * (covariance + covariance.T))
         covariance = matmul(vectors * jnp.maximum(values, 0)[None], vectors.T)
-        covariance = covariance + self.noise
+        root = jnp.linalg.cholesky(covariance + self.noise)
         value = observation.value.astype(z.dtype)
         gap = (value - observation.project(moments.mean)).reshape(-1)
-        solved = jnp.linalg.solve(covariance, gap)
+        solved = jsp.linalg.cho_solve((root, True), gap)
         shift = matmul(solved, spread.reshape(size, -1)).reshape(z.shape)
-        twist = jnp.where(is_last, self.noise, covariance)
-        return moments.mean, moments.mean + shift, normal_log_density(gap, twist)
+        root = jnp.where(is_last, self.noise_root, root)
+        return moments.mean, moments.mean + shift, normal_log_density(gap, root)
 
 
 def _moved(
