@@ -16,6 +16,7 @@ from .._core.estimate import Estimate
 from .._core.random import draw_normal, draw_uniform
 from .._core.types import Data, PRNGKey, Scalar
 from .._model.base import AbstractModel, check_model, conditioned
+from .._model.ends import log_snr_range as log_snr_ends
 from .times import stratified
 
 
@@ -128,7 +129,11 @@ def path_dependence(
     }.items():
         check_count(name, count)
     n, shape = len(examples), tuple(examples.shape[1:])
-    low, high = _ends(model) if log_snr_range is None else map(float, log_snr_range)
+    low, high = (
+        log_snr_ends(model.diffusion)
+        if log_snr_range is None
+        else map(float, log_snr_range)
+    )
     if not low < high:
         raise ValueError(
             f"`log_snr_range` must be (low, high), increasing; got {(low, high)}."
@@ -161,12 +166,6 @@ def path_dependence(
         found.append(np.concatenate(rows)[:n])
     values = np.stack(found).astype(np.float64) / math.prod(shape)
     return PathDependence(order=values[..., 0], staggering=values[..., 1])
-
-
-def _ends(model: AbstractModel) -> tuple[float, float]:
-    diffusion = model.diffusion
-    low, high = (float(diffusion.log_snr(t)) for t in (diffusion.t1, diffusion.t0))
-    return low, high
 
 
 def _random_masks(

@@ -6,7 +6,6 @@ from typing import Any, final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
@@ -22,6 +21,7 @@ from .base import (
     check_diffusion,
 )
 from .data_scale import data_scale
+from .ends import log_snr_range
 from .preconditioned import (
     AbstractDenoiser as AbstractDenoiser,
     PreconditionedDenoiser as PreconditionedDenoiser,
@@ -185,10 +185,9 @@ class DenoiserModel(AbstractModel):
         their levels.
         """
         check_diffusion(diffusion)
-        low = np.asarray(diffusion.log_snr(diffusion.t1)).min()
-        high = np.asarray(diffusion.log_snr(diffusion.t0)).max()
-        log_snr_range = float(low) - _MARGIN, min(float(high) + _MARGIN, TOP_LOG_SNR)
-        denoiser = PreconditionedDenoiser(network, data_scale(data), log_snr_range)
+        low, high = log_snr_range(diffusion)
+        trained = low - _MARGIN, min(high + _MARGIN, TOP_LOG_SNR)
+        denoiser = PreconditionedDenoiser(network, data_scale(data), trained)
         return cls(denoiser, diffusion)
 
     def __init__(self, network: DenoiserFunction, diffusion: AbstractLinearDiffusion):

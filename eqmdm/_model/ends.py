@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import eval_context
 
 from .._core.checks import as_scalar, now_if_known
@@ -23,6 +24,13 @@ def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
         log_snr = last.log_snr
         lowest = log_snr if log_snr.ndim == 0 else jnp.min(log_snr)
     return jax.lax.stop_gradient(lowest)
+
+
+def log_snr_range(diffusion: AbstractLinearDiffusion) -> tuple[float, float]:
+    """The lowest and the highest log-SNR of any coordinate on the interval of a known
+    diffusion."""
+    low, high = (diffusion.log_snr(t) for t in (diffusion.t1, diffusion.t0))
+    return float(np.asarray(low).min()), float(np.asarray(high).max())
 
 
 def kernel_at_ends(

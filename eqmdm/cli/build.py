@@ -17,6 +17,7 @@ import numpy as np
 import eqmdm
 from eqmdm._model.data_scale import data_scale
 from eqmdm._model.denoiser import TOP_LOG_SNR
+from eqmdm._model.ends import log_snr_range
 
 from .._core.own import is_own
 from . import conditions, own_code
@@ -151,8 +152,7 @@ def build_model(
     network = build_network(options, data.shape, n_vars, key=key, **told)
     if options.score == "free":
         return eqmdm.NoiseModel(network, diffusion)
-    low = float(diffusion.log_snr(diffusion.t1))
-    high = float(diffusion.log_snr(diffusion.t0))
+    low, high = log_snr_range(diffusion)
     is_learned = bool(jax.tree.leaves(eqx.filter(diffusion, eqx.is_inexact_array)))
     margin = _LEARNED_MARGIN if is_learned else 0.01
     denoiser = eqmdm.PreconditionedDenoiser(

@@ -17,6 +17,7 @@ import numpy as np
 
 import eqmdm
 
+from .._model import ends
 from . import build, conditions
 from .names import Range
 from .own_code import own_names
@@ -78,8 +79,7 @@ class TrainedRun:
             )
         present = self.model.diffusion
         if log_snr_range is None and t_range is None:
-            low, high = (float(present.log_snr(t)) for t in (present.t1, present.t0))
-            log_snr_range = low, high
+            log_snr_range = ends.log_snr_range(present)
         options = TrainOptions(
             dataset=self.options.dataset,
             diffusion=cast(Any, diffusion),

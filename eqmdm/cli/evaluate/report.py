@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..._core.estimate import Estimate
+from ..._model.ends import log_snr_range
 from .. import build
 from ..files import LOSS_UNITS, error_as_text, from_plain
 from ..tables import Column, Table, mean_of
@@ -44,9 +45,7 @@ def make_report(
         "dataset": trained.options.dataset,
         "data_fingerprint": trained.dataset.fingerprint,
         "diffusion": options.diffusion or trained.options.diffusion,
-        "log_snr_range": [
-            float(diffusion.log_snr(t)) for t in (diffusion.t1, diffusion.t0)
-        ],
+        "log_snr_range": list(log_snr_range(diffusion)),
         "score": trained.options.score,
         "settings": options.identity()
         | {

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._model.ends import log_snr_range
 from ..files import LOSS_UNITS, error_as_text, plain, write_text
 
 
@@ -50,8 +51,7 @@ def learned(diffusion: Any) -> dict[str, list]:
     named = {"skew_matrix": diffusion.skew_matrix}
     named |= {"dissipation_matrix": diffusion.dissipation_matrix}
     record = {name: np.asarray(value).tolist() for name, value in named.items()}
-    times = diffusion.t1, diffusion.t0
-    return record | {"log_snr_range": [float(diffusion.log_snr(t)) for t in times]}
+    return record | {"log_snr_range": list(log_snr_range(diffusion))}
 
 
 def report(
