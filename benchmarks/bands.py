@@ -40,6 +40,8 @@ class Settings(common.Settings):
     """Timed steps of each, after one that compiles."""
     seed: int = 0
     """The seed of data, parameters and draws."""
+    quick: bool = False
+    """Use a tiny network on 8x8 images, and two repeats."""
 
 
 _NAMED = {"vpsde": eqmdm.VPSDE, "cld": eqmdm.CLD}
@@ -117,6 +119,10 @@ def run(settings: Settings, name: str) -> dict[str, dict[str, float]]:
 
 
 def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = dataclasses.replace(
+            settings, data_shape=(8, 8, 1), width=8, multipliers=(1, 2), repeats=2
+        )
     facts = common.facts(settings.seed)
     common.show(facts)
     ratios = {name: run(settings, name) for name in settings.diffusions}
