@@ -303,6 +303,27 @@ def test_the_likelihood_of_observed_coordinates_is_that_of_their_marginal(key):
     assert abs(float(result.log_likelihood) - expected) < 10 * math.exp(-6.5)
 
 
+def test_the_density_at_other_log_snrs_is_that_of_noisy_data(key):
+    diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-13.0, 11.0))
+    log_snr = jnp.asarray([1.5, 4.0, -0.5])
+    x = jnp.asarray([0.7, -0.4, 0.9])
+    result = eqmdm.log_likelihood(
+        model_of(diffusion),
+        x,
+        key=key,
+        route=eqmdm.CollapsedRoute(log_snr=log_snr),
+        stepsize_controller=diffrax.PIDController(rtol=1e-8, atol=1e-8),
+    )
+    total = COVARIANCE + np.diag(np.exp(-np.asarray(log_snr)))
+    expected = -0.5 * (
+        x @ np.linalg.solve(total, x)
+        + np.linalg.slogdet(total)[1]
+        + 3 * math.log(2 * math.pi)
+    )
+    # The prior in place of the law at the final time, of the order of the lowest SNR.
+    assert abs(float(result.log_likelihood) - float(expected)) < 1e-4
+
+
 def test_all_coordinates_observed_is_the_likelihood(key):
     diffusion = eqmdm.BandedDiffusion(two_speeds(eqmdm.CLD), [0, 1, 1])
     x = jnp.asarray([0.7, -0.4, 0.5])
@@ -336,5 +357,5 @@ def test_bad_masks_are_refused_by_name(key):
             route=eqmdm.AugmentedRoute(),
         )
     scalar = eqmdm.DenoiserModel(lambda log_snr, z: z, eqmdm.VPSDE())
-    with pytest.raises(TypeError, match="`observed` must be left out"):
+    with pytest.raises(TypeError, match="`log_snr` must be left out"):
         eqmdm.log_likelihood(scalar, x, key=key, observed=np.ones(3, bool))

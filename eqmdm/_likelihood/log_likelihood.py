@@ -164,7 +164,8 @@ def _observed(
         )
     # Entries that are unknown may be NaN.
     x = jnp.where(observed, x, jnp.zeros((), jnp.asarray(x).dtype))
-    return x, CollapsedRoute(route.clock, observed)
+    infinite = jnp.full(shape, jnp.inf, jnp.result_type(float))
+    return x, CollapsedRoute(route.clock, jnp.where(observed, infinite, -infinite))
 
 
 def _check_tolerance(

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._core.checks import check_count
 from .._core.gaussian import (
@@ -96,18 +96,19 @@ class CollapsedRoute(AbstractRoute):
     - `clock`: [`eqmdm.AngleClock`][] by default. For a mixture in one dimension, with
         log-SNR from 13.3 to -13.3, Tsit5 at 1e-5 takes half as many evaluations on this
         clock as in log-SNR, and fewer than in the time of a VPSDE, at the same error.
-    - `observed`: a mask in the shape of the data, for the density of the coordinates
-        where it is true alone; all of them by default. The others stay at the lowest
-        log-SNR, as draws from the prior, while the ODE runs for those observed. That is
-        the density given observations of the others as noisy as the prior, which differ
-        from none by at most their information, below half the lowest SNR times the
-        variance of the data. The denoiser must be told the log-SNR of every coordinate.
+    - `log_snr`: the log-SNR at which the density of each coordinate's statistic is
+        returned, in place of that at $t_0$, which is the highest possible. It is
+        $-\infty$ for coordinates that are left out, and leaves a density of the others
+        alone. All coordinates follow the same path, each from its own log-SNR on. The
+        denoiser must be told the log-SNR of every coordinate. Those left out are draws
+        from the prior at the lowest log-SNR, whose information changes the density by
+        less than half that SNR times the variance of the data.
 
     **Source:** Song et al. (2021), appendix D.2, for this variance-exploding process.
     """
 
     clock: AbstractNoiseClock = AngleClock()
-    observed: Bool[Array, "*data"] | None = None
+    log_snr: Float[Array, "*data"] | None = None
 
     def check(self, model: AbstractModel, dtype: jnp.dtype) -> None:
         del dtype
@@ -117,9 +118,9 @@ class CollapsedRoute(AbstractRoute):
                 f"`DenoiserModel`; got CollapsedRoute with {type(model).__name__}. "
                 "The collapsed ODE needs a denoiser of the data."
             )
-        if self.observed is not None and not model.takes_snr_vector:
+        if self.log_snr is not None and not model.takes_snr_vector:
             raise TypeError(
-                "`observed` must be left out for a model whose denoiser is not told "
+                "`log_snr` must be left out for a model whose denoiser is not told "
                 f"the log-SNR of every coordinate; that of this {type(model).__name__} "
                 "takes one number. Train one with `--snr vector`, or wrap a callable "
                 "`(log_snr, z)` that takes an array in an `eqmdm.VectorDenoiser`."
@@ -137,14 +138,16 @@ class CollapsedRoute(AbstractRoute):
         data_std = model.data_std
         scale = lambda log_snr: jnp.sqrt(data_std**2 + jnp.exp(-log_snr))
         start, end, read = self._path(model, log_snrs)
-        key_rest, key = jr.split(key) if self.observed is not None else (key, key)
-        moves = self.observed
+        top, key_rest = self.log_snr, key
+        if top is not None:
+            key_rest, key = jr.split(key)
+            top = jnp.clip(top.astype(x.dtype), log_snrs[1], log_snrs[0])
 
         def flow(s: Scalar):
             log_snr, rate = read(s)
-            if moves is not None:
-                log_snr = jnp.where(moves, log_snr, log_snrs[1])
-                rate = jnp.where(moves, rate, 0)
+            if top is not None:
+                rate = jnp.where(log_snr < top, rate, 0)
+                log_snr = jnp.minimum(log_snr, top)
             r = scale(log_snr)
 
             def function(u: State) -> State:
@@ -156,24 +159,23 @@ class CollapsedRoute(AbstractRoute):
 
             return jnp.zeros((1, 1), x.dtype), jnp.ones((1, 1), x.dtype), function
 
-        scales = scale(log_snrs[0]), scale(log_snrs[1])
+        scales = scale(log_snrs[0] if top is None else top), scale(log_snrs[1])
         centre = model.prior_estimate(x.shape, x.dtype)
-        first = x / scales[0]
-        if moves is not None:
+        if top is not None:
             rest = prior_std * draw_normal(key_rest, x.shape, x.dtype)
             rest = rest if centre is None else rest + centre
-            first = jnp.where(moves, first, rest / scales[1])
-        solution = solver(flow, start, end, first[None], key=key)
+            x = jnp.where(top > log_snrs[1], x, rest)
+        solution = solver(flow, start, end, (x / scales[0])[None], key=key)
         # A standard normal under the prior.
         noise = solution.y[0] * (scales[1] / prior_std)
         if centre is not None:
             noise = noise - centre / prior_std
         volume = jnp.log(scales[1] / prior_std / scales[0])
-        if moves is None:
+        if top is None:
             density = standard_log_density(noise) + over_coordinates(volume, x[None])
         else:
             each = volume - 0.5 * noise**2 - 0.5 * math.log(2 * math.pi)
-            density = jnp.sum(jnp.where(moves, each, 0))
+            density = jnp.sum(jnp.where(top > log_snrs[1], each, 0))
         estimates = density + solution.divergences
         return _mean_of_probes(estimates, solution, solver)
 
