@@ -87,6 +87,7 @@ from ._levels import (
     bits_per_dim as bits_per_dim,
 )
 from ._likelihood.classes import class_log_probabilities as class_log_probabilities
+from ._likelihood.evidence import log_evidence as log_evidence
 from ._likelihood.flow import (
     FlowSolution as FlowSolution,
     FlowSolver as FlowSolver,
