@@ -65,11 +65,13 @@ def test_a_network_can_be_exact_for_correlated_normal_data(basis, key):
 
     def network(c, inputs, *, noise_levels, filtered):
         """The exact denoiser, from what a network is given."""
-        assert tree_allclose(c, jnp.mean(noise_levels), rtol=1e-15, atol=0.0)
         log_snr = high - (high - low) * noise_levels
-        noise = jnp.exp(-log_snr)
-        total = jnp.sqrt(noise + data_std**2)
-        z = basis.forward(inputs[0]) * total
+        noise, mean_noise = jnp.exp(-log_snr), jnp.exp((high - low) * c - high)
+        total, mean_total = (
+            jnp.sqrt(part + data_std**2) for part in (noise, mean_noise)
+        )
+        smaller = jnp.minimum(1, (mean_total / total) ** 2)
+        z = basis.forward(inputs[0]) * mean_total / smaller
         skipped = data_std**2 / total**2 * z
         assert tree_allclose(basis.forward(filtered) * data_std, skipped, **ROUNDING)
         output = (exact(log_snr, z) - skipped) * total / (data_std * jnp.sqrt(noise))
@@ -109,14 +111,43 @@ def test_infinite_log_snrs_give_finite_estimates_and_derivatives(basis, key):
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
 
+def test_the_mean_noise_level_is_that_of_what_is_neither_known_nor_missing():
+    shown = []
+
+    def network(c, inputs, *, noise_levels, filtered):
+        shown.append((float(c), noise_levels))
+        return inputs
+
+    denoiser = denoiser_with(eqmdm.PixelBasis((4,)), network)
+    level = lambda log_snr: (RANGE[1] - log_snr) / (RANGE[1] - RANGE[0])
+    z = jnp.ones(4)
+    denoiser(jnp.asarray([math.inf, 2.0, -math.inf, 2.0]), z)
+    mean, levels = shown[-1]
+    assert mean == pytest.approx(level(2.0), abs=1e-9)
+    expected = jnp.asarray([0.0, level(2.0), 1.0, level(2.0)])
+    assert tree_allclose(levels, expected, rtol=1e-12, atol=0.0)
+    # By Gaussian data of this scale, p is SNR / (SNR + 1 / 0.6^2).
+    log_snr = np.array([-3.0, 0.0, 1.0, 5.0])
+    share = 1 / (1 + np.exp(-log_snr) / 0.6**2)
+    weight = np.sqrt(share * (1 - share))
+    denoiser(jnp.asarray(log_snr), z)
+    assert shown[-1][0] == pytest.approx(weight @ level(log_snr) / weight.sum())
+    denoiser(jnp.full(4, math.inf), z)
+    assert shown[-1][0] == 0.0
+
+
 def test_infinite_log_snrs_are_the_limits_of_large_ones(key):
     basis = eqmdm.HaarBasis((4, 4, 1))
     denoiser = denoiser_with(basis, attending)
     sign = jnp.sign(jr.normal(key, basis.shape))
     z = jr.normal(jr.fold_in(key, 1), basis.shape)
-    limit = denoiser(sign * math.inf, z)
-    # The share of the data, or of the noise, at a log-SNR of 60 is exp(-30) or less.
-    assert tree_allclose(denoiser(60 * sign, z), limit, rtol=0.0, atol=1e-12)
+    # One that is neither, which the mean noise level is of.
+    vector = lambda large: (large * sign).at[0, 0].set(0.5)
+    limit = denoiser(vector(jnp.asarray(math.inf)), z)
+    # The share of the data, or of the noise, at a log-SNR of 80 is exp(-80), and its
+    # root is what coefficients are scaled by.
+    found = denoiser(vector(jnp.asarray(80.0)), z)
+    assert tree_allclose(found, limit, rtol=0.0, atol=1e-12)
 
 
 def test_permuting_pixels_permutes_the_estimate(key):

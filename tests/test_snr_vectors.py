@@ -192,6 +192,26 @@ def test_training_reports_the_loss_of_vectors_and_resumes_exactly(trained_parts)
     assert tree_allclose(arrays(resumed), arrays(state), rtol=0.0, atol=0.0)
 
 
+def test_fit_trains_in_the_basis_of_the_model(trained_parts):
+    model, x = trained_parts
+    # In the other order, so that the first coefficient is the last coordinate.
+    basis = eqmdm.PrincipalComponents(np.eye(3, dtype=np.float32)[::-1])
+    denoiser = model.network
+    turned = eqmdm.PreconditionedDenoiser(
+        denoiser.network, denoiser.data_std, denoiser.log_snr_range, basis
+    )
+    turned = eqmdm.DenoiserModel(turned, model.diffusion)
+    options = {"steps": 3, "batch_size": 16, "log_every": 3}
+    seen = []
+    log = lambda event: seen.append(event.metrics) if event.metrics else None
+    fitted = eqmdm.fit(turned, x, key=jr.key(1), callbacks=[log], **options)
+    assert "vectors" in seen[0]
+    objective = eqmdm.Objective(basis=basis, snr_vectors=eqmdm.SNRVectors())
+    expected = eqmdm.fit(turned, x, key=jr.key(1), objective=objective, **options)
+    arrays = lambda model: eqx.filter(model, eqx.is_inexact_array)
+    assert tree_allclose(arrays(fitted), arrays(expected), rtol=0.0, atol=0.0)
+
+
 def test_a_model_of_one_log_snr_is_refused(key):
     scalar = eqmdm.DenoiserModel(exact, eqmdm.CLD())
     objective = eqmdm.Objective(snr_vectors=eqmdm.SNRVectors())

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from .._basis import AbstractBasis
 from .._core.types import Data, LogSNR, Scalar
-from .base import NoiseNetwork, bind_condition, call_network
+from .base import AbstractModel, NoiseNetwork, bind_condition, call_network
 
 
 class AbstractDenoiser(eqx.Module):
@@ -74,18 +74,24 @@ class PreconditionedDenoiser(AbstractDenoiser):
     coefficient with its own $\sigma_i$, and the network, which sees and returns pixels,
     is told all $c_i$, clipped to $[0, 1]$:
 
-    $$\hat x = c_\text{skip} z + c_\text{out} \, U \text{net}(\bar c, U^\top
-    c_\text{in} z; c, U^\top c_\text{skip} z / s)$$
+    $$\hat x = c_\text{skip} z + c_\text{out} \, U \text{net}(\bar c, U^\top a z; c,
+    U^\top c_\text{skip} z / s), \quad
+    a_i = \bar c_\text{in} \min(1, c_{\text{skip}, i} / \bar c_\text{skip})$$
 
-    Its last argument is the example without the noise of the noisier coefficients,
-    which local convolutions could not remove in a basis of waves. The data have the
-    same scale $s$ in every coefficient, since a scale for each makes the network worse.
+    Here $\bar c$ is the mean of $c$ weighted by $\sqrt{c_\text{skip} (1 -
+    c_\text{skip})}$, and bars mark the factors at that level. Coefficients that are
+    known or missing have no weight, and $a$ shows the network what it sees at one
+    level, with less noise where a coefficient is known better, and nothing where it is
+    missing. It therefore acts much as it does at one level, and at one level $a$ is
+    $c_\text{in}$. Its last argument is the example without the noise of the noisier
+    coefficients. The data have the same scale $s$ in every coefficient, since a scale
+    for each makes the network worse.
 
     **Arguments:**
 
     - `network`: a callable `(c, z[None]) -> output[None]`, that is, a network with one
         variable. If the model has a condition, it is the keyword `condition`. With a
-        basis, it is called with the mean of the noise levels and with the keywords
+        basis, it is called with the weighted mean of the noise levels and the keywords
         `noise_levels`, in the order of the coefficients, and `filtered`, in pixels.
     - `data_std`: $s$, the standard deviation of the training data, in their units.
     - `log_snr_range`: the range `(low, high)` that the network is trained on.
@@ -165,12 +171,13 @@ class PreconditionedDenoiser(AbstractDenoiser):
         low, high = self.log_snr_range
         levels = _Levels.of(log_snr, basis.check(z), self.data_std)
         noise_levels = jnp.clip((high - levels.log_snr) / (high - low), 0, 1)
-        inputs = levels.root_share * levels.z / self.data_std
+        mean = levels.mean(noise_levels)
+        inputs = levels.matched(high - (high - low) * mean) / self.data_std
         filtered = levels.share * levels.z / self.data_std
         [output] = call_network(
             "network",
             self.network,
-            jnp.mean(noise_levels),
+            mean,
             basis.inverse(inputs)[None],
             noise_levels=noise_levels,
             filtered=basis.inverse(filtered),
@@ -217,9 +224,30 @@ class _Levels(eqx.Module):
     def root_rest(self) -> Data:
         return jnp.exp(0.5 * self._log_share(-1))
 
+    def mean(self, noise_levels: Data) -> Scalar:
+        r"""The mean noise level, weighted by $\sqrt{c_\text{skip} (1 -
+        c_\text{skip})}$."""
+        # The last number is for coefficients that are all known or missing.
+        weight = self.root_share * self.root_rest + 1e-12
+        return jnp.sum(weight * noise_levels) / jnp.sum(weight)
+
+    def matched(self, log_snr: Scalar) -> Data:
+        r"""$z$ with the data as large as at one level `log_snr` after $c_\text{in}$,
+        and smaller where there is more noise."""
+        log_share = jax.nn.log_sigmoid(log_snr + 2 * math.log(self.data_std))
+        excess = jnp.minimum(self._log_share(1) - log_share, 0)
+        return jnp.exp(0.5 * log_share + excess) * self.z
+
     def _log_share(self, sign: int) -> Data:
         relative = self.log_snr + 2 * math.log(self.data_std)
         return jax.nn.log_sigmoid(sign * relative)
+
+
+def basis_of(model: AbstractModel) -> AbstractBasis | None:
+    """The basis whose coefficients are the data of a model; `None` for one that has the
+    data themselves, or a denoiser of its own."""
+    network = getattr(model, "network", None)
+    return network.basis if isinstance(network, PreconditionedDenoiser) else None
 
 
 def checked_std(data_std: float) -> float:

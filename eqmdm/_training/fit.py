@@ -18,6 +18,7 @@ from .._core.sharding import device_mesh, distribute
 from .._core.types import PRNGKey
 from .._levels import GreyLevels
 from .._model.base import AbstractModel, check_model
+from .._model.preconditioned import basis_of
 from ..data._dataset import Dataset
 from .evaluate import Evaluation, evaluate
 from .examples import TrainingSet
@@ -25,6 +26,7 @@ from .loop import Callback, train
 from .objective import Objective
 from .optimiser import make_optimiser
 from .run import Run
+from .snr_vectors import SNRVectors
 from .state import TrainState
 from .stream import ExampleSource
 
@@ -83,7 +85,8 @@ def fit(
     - `steps`: the total number of steps, including those of a resumed run.
     - `objective`: by default the bound in its low-variance form. For a `Dataset` of
         images it has uniform dequantisation, and random reflections if the data set
-        uses them.
+        uses them. For a model in a basis it also has that basis, so that `data` are not
+        coefficients, and [`eqmdm.SNRVectors`][].
     - `optimiser`: any Optax optimiser; by default [`eqmdm.make_optimiser`][]`()`.
     - `ema_profiles`: whether to store two more averages with each checkpoint, from
         which [`eqmdm.posthoc_ema`][] makes one of any length after the training.
@@ -106,7 +109,7 @@ def fit(
     """
     check_model(model)
     data = _checked(data)
-    objective = _objective(data, drop_condition, objective)
+    objective = _objective(model, data, drop_condition, objective)
     optimiser = make_optimiser() if optimiser is None else optimiser
     if isinstance(data, Dataset):
         conditions = data.conditions
@@ -152,7 +155,9 @@ def _checked(data: Any) -> Any:
     return as_examples("data", data)
 
 
-def _objective(data: Any, drop_condition: float, given: Objective | None) -> Objective:
+def _objective(
+    model: AbstractModel, data: Any, drop_condition: float, given: Objective | None
+) -> Objective:
     if given is not None:
         if drop_condition:
             raise ValueError(
@@ -160,8 +165,12 @@ def _objective(data: Any, drop_condition: float, given: Objective | None) -> Obj
                 f"has its own; got {drop_condition}."
             )
         return given
+    basis = basis_of(model)
+    in_basis: dict[str, Any] = {}
+    if basis is not None:
+        in_basis = {"basis": basis, "snr_vectors": SNRVectors()}
     if not isinstance(data, Dataset):
-        return Objective(drop_condition=drop_condition)
+        return Objective(drop_condition=drop_condition, **in_basis)
     grey_levels = None if data.n_levels is None else GreyLevels(data.n_levels)
     scale = data.standardisation
     return Objective(
@@ -169,6 +178,7 @@ def _objective(data: Any, drop_condition: float, given: Objective | None) -> Obj
         flip=data.flip,
         drop_condition=drop_condition,
         log_jacobian=0.0 if scale is None else scale.log_jacobian,
+        **in_basis,
     )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eqmdm
+from eqmdm._model.preconditioned import basis_of as basis_of
 
 from .train.options import TrainOptions
 
@@ -53,14 +54,6 @@ def fit_basis(
         p = jnp.asarray(p.astype(np.float32))
         points = np.asarray(transform_of(options).forward(p))
     return eqmdm.PrincipalComponents.fit(points.astype(np.float32))
-
-
-def basis_of(model: eqmdm.AbstractModel) -> eqmdm.AbstractBasis | None:
-    """The basis whose coefficients are the data of a model; `None` for pixels."""
-    network = getattr(model, "network", None)
-    if isinstance(network, eqmdm.PreconditionedDenoiser):
-        return network.basis
-    return None
 
 
 def to_pixels(basis: eqmdm.AbstractBasis | None, x: Any) -> np.ndarray:
