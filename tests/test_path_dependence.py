@@ -125,6 +125,16 @@ def test_is_the_closed_form_for_a_wrong_denoiser(key):
     )
 
 
+def test_random_masks_have_coordinates_on_both_sides(key):
+    x = np.asarray(jr.normal(key, (3, 2)))
+    found = eqmdm.path_dependence(model_of(wrong), x, key=key, n_masks=12)
+    # Of two coordinates every mask has one, and its order is that of one of the two.
+    values = found.order[:, 0]
+    assert (values != 0).all()
+    assert len(np.unique(np.abs(values).round(10))) == 1
+    assert set(np.sign(values)) == {-1.0, 1.0}
+
+
 def test_does_not_depend_on_the_batch_size(key):
     x = np.asarray(jr.normal(key, (7, 2)))
     found = [
@@ -146,5 +156,7 @@ def test_wrong_arguments_are_refused(key):
         eqmdm.path_dependence(model, x, key=key, log_snr_range=(1.0, 1.0))
     with pytest.raises(ValueError, match=r"`masks` must have the shape .*\(2,\)"):
         eqmdm.path_dependence(model, x, key=key, masks=np.zeros((1, 3), bool))
+    with pytest.raises(ValueError, match="`x` must have at least two coordinates"):
+        eqmdm.path_dependence(model, np.zeros((3, 1)), key=key)
     with pytest.raises(ValueError, match="`n_draws` must be at least 1"):
         eqmdm.path_dependence(model, x, key=key, n_draws=0)

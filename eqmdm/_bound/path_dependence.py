@@ -107,7 +107,7 @@ def path_dependence(
     - `log_snr_range`: the log-SNRs `(low, high)` at the ends of the paths; by default
         those of the model's diffusion.
     - `masks`: truth values of the shape of an example, along the first axis; by default
-        `n_masks` random ones, each with a random share of the coordinates.
+        `n_masks` random ones, each with a random number of coordinates.
     - `n_draws`: the number of levels and noises for each example and mask, with five
         evaluations of the denoiser each.
     - `batch_size`: the number of examples evaluated at once.
@@ -171,11 +171,18 @@ def path_dependence(
 def _random_masks(
     n: int, shape: tuple[int, ...], *, key: PRNGKey
 ) -> Bool[np.ndarray, "masks ..."]:
-    key_share, key_mask = jr.split(key)
-    dtype = jnp.result_type(float)
-    share = np.asarray(draw_uniform(key_share, (n,), dtype))
-    places = np.asarray(draw_uniform(key_mask, (n, *shape), dtype))
-    return places < share.reshape(n, *[1] * len(shape))
+    n_dims = math.prod(shape)
+    if n_dims < 2:
+        raise ValueError(
+            "`x` must have at least two coordinates, since the log-SNR of a single one "
+            "has only one path; got one."
+        )
+    key_size, key_mask = jr.split(key)
+    # At least one coordinate in the mask, and one in the rest.
+    sizes = np.asarray(jr.randint(key_size, (n, 1), 1, n_dims))
+    places = np.asarray(draw_uniform(key_mask, (n, n_dims), jnp.result_type(float)))
+    ranks = places.argsort(axis=1).argsort(axis=1)
+    return (ranks < sizes).reshape(n, *shape)
 
 
 class Leg(NamedTuple):
