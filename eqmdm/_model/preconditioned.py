@@ -76,16 +76,16 @@ class PreconditionedDenoiser(AbstractDenoiser):
 
     $$\hat x = c_\text{skip} z + c_\text{out} \, U \text{net}(\bar c, U^\top a z; c,
     U^\top c_\text{skip} z / s), \quad
-    a_i = \bar c_\text{in} \min(1, c_{\text{skip}, i} / \bar c_\text{skip})$$
+    a_i = c_{\text{in}, i} \min(1, c_{\text{in}, i} / \bar c_\text{in})$$
 
     Here $\bar c$ is the mean of $c$ weighted by $\sqrt{c_\text{skip} (1 -
-    c_\text{skip})}$, and bars mark the factors at that level. Coefficients that are
-    known or missing have no weight, and $a$ shows the network what it sees at one
+    c_\text{skip})}$, and $\bar c_\text{in}$ the factor at that level. Coefficients that
+    are known or missing have no weight, and $a$ shows the network what it sees at one
     level, with less noise where a coefficient is known better, and nothing where it is
-    missing. It therefore acts much as it does at one level, and at one level $a$ is
-    $c_\text{in}$. Its last argument is the example without the noise of the noisier
-    coefficients. The data have the same scale $s$ in every coefficient, since a scale
-    for each makes the network worse.
+    missing. It therefore acts much as it does at one level, where $a$ is $c_\text{in}$.
+    Its last argument is the example without the noise of the noisier coefficients. The
+    data have the same scale $s$ in every coefficient, since a scale for each makes the
+    network worse.
 
     **Arguments:**
 
@@ -172,7 +172,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
         levels = _Levels.of(log_snr, basis.check(z), self.data_std)
         noise_levels = jnp.clip((high - levels.log_snr) / (high - low), 0, 1)
         mean = levels.mean(noise_levels)
-        inputs = levels.matched(high - (high - low) * mean) / self.data_std
+        inputs = levels.inputs(high - (high - low) * mean) / self.data_std
         filtered = levels.share * levels.z / self.data_std
         [output] = call_network(
             "network",
@@ -231,12 +231,12 @@ class _Levels(eqx.Module):
         weight = self.root_share * self.root_rest + 1e-12
         return jnp.sum(weight * noise_levels) / jnp.sum(weight)
 
-    def matched(self, log_snr: Scalar) -> Data:
-        r"""$z$ with the data as large as at one level `log_snr` after $c_\text{in}$,
-        and smaller where there is more noise."""
-        log_share = jax.nn.log_sigmoid(log_snr + 2 * math.log(self.data_std))
-        excess = jnp.minimum(self._log_share(1) - log_share, 0)
-        return jnp.exp(0.5 * log_share + excess) * self.z
+    def inputs(self, log_snr: Scalar) -> Data:
+        r"""$a z$ times $s$, where `log_snr` is that of the mean noise level."""
+        mean = jax.nn.log_sigmoid(log_snr + 2 * math.log(self.data_std))
+        log_share = self._log_share(1)
+        smaller = jnp.minimum(log_share - mean, 0)
+        return jnp.exp(0.5 * (log_share + smaller)) * self.z
 
     def _log_share(self, sign: int) -> Data:
         relative = self.log_snr + 2 * math.log(self.data_std)
