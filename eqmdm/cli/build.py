@@ -58,6 +58,7 @@ class Purpose(enum.IntEnum):
     LIKELIHOOD = 6
     DIRECTIONS = 7
     HELD_OUT = 8
+    OBSERVATIONS = 9
 
 
 def build_diffusion(options: ResolvedTrainOptions, key: jax.Array) -> Any:

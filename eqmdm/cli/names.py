@@ -20,3 +20,4 @@ NETWORKS = ("unet", "mlp")
 ClockName = Literal["time", "log_snr", "angle"]
 GridName = Literal["default", "uniform", "quadratic", "log_snr", "rho"]
 PictureFormat = Literal["png", "pdf", "svg"]
+ObserveMethod = Literal["auto", "exact", "moment-matching"]

@@ -30,6 +30,8 @@ _INK = 8000
 _PER_INCH = 19
 # In a grid of images: the smallest width of one, the gap, and the grey of the gap.
 _DOTS, _GAP, _LIGHT = 64, 4, 0.85
+# The colour of pixels that are not seen, as RGB.
+_UNSEEN = (0.55, 0.75, 0.9)
 
 
 def samples(
@@ -64,6 +66,31 @@ def samples(
         axes.set_axis_off()
     add_caption(figure, caption)
     return save(figure, path)
+
+
+def posteriors(path: Path, rows: list[dict[str, np.ndarray]], caption: str) -> None:
+    """Draw named images from 0 to 1 in rows, the same names in each; pixels that are
+    NaN in a colour of their own."""
+    names = list(rows[0])
+    height, width = next(iter(rows[0].values())).shape[:2]
+    side = max(0.75, 8 / len(names))
+    figure, axes = plt.subplots(
+        len(rows),
+        len(names),
+        figsize=(side * len(names), side * len(rows) * height / width + 0.7),
+        layout="constrained",
+        squeeze=False,
+    )
+    for i, row in enumerate(rows):
+        for axis, name in zip(axes[i], names, strict=True):
+            image = np.broadcast_to(row[name], (height, width, 3)).clip(0, 1)
+            axis.imshow(np.where(np.isnan(image), _UNSEEN, image))
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if i == 0:
+                axis.set_title(name, fontsize="small")
+    add_caption(figure, caption)
+    save(figure, path)
 
 
 def training_curve(

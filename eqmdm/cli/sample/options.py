@@ -1,11 +1,12 @@
 """The options of `eqmdm sample`."""
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..fields import check_at_least, chosen, positional
-from ..names import ClockName, GridName, Range
+from ..fields import CommaSeparated, check_at_least, chosen, positional
+from ..names import ClockName, GridName, ObserveMethod, Range
 from ..outputs import PictureOptions
 
 
@@ -49,6 +50,48 @@ class ConditionOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ObservationOptions:
+    """An observation of test images, which the samples are given."""
+
+    observe: str | None = chosen("nothing", metavar="WHAT")
+    """What is seen of an image: mask:left-half, mask:top-half, mask:center:N (all but a
+    square of N pixels), mask:random:FRACTION (of the pixels), downsample:F (means of
+    blocks of F pixels), blur:STD (of STD pixels, around the edges), or a file .npz with
+    a matrix A, the numbers o = A x and, if they have noise, its noise_std, for pixels x
+    from -1 to 1."""
+    observe_noise: float = 0.1
+    """The standard deviation of the noise of the observation, for pixels from -1 to 1;
+    0 for none."""
+    observe_image: Annotated[
+        tuple[int, ...], CommaSeparated(int, "INDEX,INDEX,...")
+    ] = (0,)
+    """The numbers of the test images that are observed. --n-samples are drawn for each
+    of them."""
+    observe_method: ObserveMethod = "auto"
+    """How samples are given the observation: exact, which takes an observation of
+    single pixels and a model trained with --snr vector; moment-matching, which is
+    approximate and takes all; or auto, the exact one where it applies."""
+
+    def check_observation(self) -> None:
+        """**Raises:** `ValueError` for options that are invalid for any run."""
+        if self.observe is None:
+            for name in ("observe_noise", "observe_image", "observe_method"):
+                default = ObservationOptions.__dataclass_fields__[name].default
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"`{name}` must come with an `observe`; got "
+                        f"{getattr(self, name)}."
+                    )
+        if not 0 <= self.observe_noise < math.inf:
+            raise ValueError(
+                "`observe_noise` must be at least 0 and finite; got "
+                f"{self.observe_noise}."
+            )
+        if not self.observe_image:
+            raise ValueError("`observe_image` must name one test image or more.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """The samples and their output directory."""
 
@@ -73,11 +116,14 @@ class OutputOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleOptions(SamplerOptions, ConditionOptions, OutputOptions, PictureOptions):
+class SampleOptions(
+    SamplerOptions, ConditionOptions, ObservationOptions, OutputOptions, PictureOptions
+):
     """Draw samples from a trained model, with any solver.
 
     RUN is a directory that `eqmdm train` wrote. The result is a picture (samples.png)
-    and the samples with the settings that drew them (samples.npz).
+    and the samples with the settings that drew them (samples.npz). With --observe they
+    are samples of the images that an observation leaves possible.
     """
 
     run: Path = positional("RUN")
@@ -91,11 +137,22 @@ class SampleOptions(SamplerOptions, ConditionOptions, OutputOptions, PictureOpti
             names.append(self.condition.replace("/", "-").replace(":", "-"))
         if self.guidance != 1:
             names.append(f"guided{self.guidance:g}")
+        if self.observe is not None:
+            what = Path(self.observe).stem if self.is_file else self.observe
+            names.append(what.replace(":", "-"))
+            images = map(str, self.observe_image)
+            names += [] if self.is_file else [f"of-{'-'.join(images)}"]
         return self.output_dir or self.run / "-".join(names)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the observation is read from a file."""
+        return self.observe is not None and self.observe.endswith(".npz")
 
     def check(self) -> None:
         """**Raises:** `ValueError` for options that are invalid for any run."""
         check_at_least(self, {"steps": 1, "n_samples": 1, "batch_size": 1, "seed": 0})
+        self.check_observation()
         if (self.directory / "samples.npz").exists() and not self.overwrite:
             raise ValueError(
                 "`output_dir` must not hold samples already; "
@@ -110,4 +167,6 @@ class SampleOptions(SamplerOptions, ConditionOptions, OutputOptions, PictureOpti
         names += [] if self.condition is None else ["condition"]
         if self.guidance != 1:
             names += ["guidance", "guidance_interval"]
+        if self.observe is not None:
+            names += ["observe", "observe_noise", "observe_image", "observe_method"]
         return {name: getattr(self, name) for name in names}

@@ -1,9 +1,7 @@
 """The program `eqmdm sample`: draw samples from a trained model."""
 
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,8 @@ from ..errors import clean_errors
 from ..outputs import PICTURE_FORMATS
 from ..solvers import find_method
 from ..trained import TrainedRun, load_trained
+from .files import write
+from .observed import run_observed
 from .options import SampleOptions
 from .settings import (
     check_names,
@@ -49,6 +49,8 @@ def run(options: SampleOptions) -> None:
         check_run(options, trained)
         directory = options.directory
         directory.mkdir(parents=True, exist_ok=True)
+    if options.observe is not None:
+        return run_observed(options, trained, directory)
 
     # ----- The samples, in batches of equal size, so that only one program is compiled.
     size = min(options.batch_size, options.n_samples)
@@ -162,16 +164,3 @@ def decode(trained: Any, x: np.ndarray) -> np.ndarray:
     """Samples decoded to the form in which examples are stored."""
     basis = basis_of(trained.model)
     return build.decode(trained.options, trained.dataset, x, basis)
-
-
-def write(
-    path: Path, values: np.ndarray, numbers: np.ndarray, settings: dict[str, Any]
-) -> None:
-    """Write the samples, their numbers and, as JSON, the settings. The write is atomic,
-    so that a reader never sees half of a file."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file, samples=values, numbers=numbers, settings=json.dumps(settings)
-        )
-    partial.replace(path)
