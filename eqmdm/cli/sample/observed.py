@@ -45,7 +45,7 @@ def run_observed(options: SampleOptions, trained: TrainedRun, directory: Path) -
         bar.close()
     seconds = (time.perf_counter() - clock) / (len(found) * options.n_samples)
     x = np.stack(parts)
-    kept: np.ndarray = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+    kept = np.atleast_1d(np.isfinite(x.reshape(len(x), -1)).all(axis=1))
     if not kept.all():
         print(
             f"samples of {(~kept).sum()} of {len(x)} images are not finite and left "
