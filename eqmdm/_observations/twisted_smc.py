@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jax.scipy as jsp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -22,7 +21,7 @@ from .base import (
     AbstractObservationMethod,
     check_has_denoiser,
 )
-from .moment_matching import Moments
+from .moment_matching import Matrices, Moments
 from .noise import normal_log_density
 from .particles import (
     ParticleResult,
@@ -175,10 +174,7 @@ class _Twist(eqx.Module):
     """The estimates of particles, with what they share."""
 
     model: AbstractModel
-    observation: AbstractLinearObservation
-    # The rows of A, and R with its root.
-    rows: Float[Array, "size *data"]
-    noise: Float[Array, "size size"]
+    matrices: Matrices
     noise_root: Float[Array, "size size"]
 
     @classmethod
@@ -188,11 +184,8 @@ class _Twist(eqx.Module):
         observation: AbstractLinearObservation,
         dtype: jnp.dtype,
     ) -> "_Twist":
-        size, shape = observation.size, observation.value.shape
-        units = jnp.eye(size, dtype=dtype).reshape(size, *shape)
-        rows = jax.vmap(observation.adjoint)(units)
-        noise = observation.noise.as_matrix(size, dtype)
-        return cls(model, observation, rows, noise, jnp.linalg.cholesky(noise))
+        matrices = Matrices.of(observation, dtype)
+        return cls(model, matrices, jnp.linalg.cholesky(matrices.noise))
 
     def __call__(
         self,
@@ -205,19 +198,10 @@ class _Twist(eqx.Module):
     def _one(
         self, log_snr: Scalar, z: Data, is_last: Bool[Array, ""]
     ) -> tuple[Data, Data, Scalar]:
-        observation, size = self.observation, len(self.rows)
-        moments = Moments.of(self.model, log_snr, z, observation)
-        spread = jax.vmap(moments.covariance)(self.rows)
-        covariance = jax.vmap(observation.project)(spread).reshape(size, size)
-        # Any positive function will do as a twist. The derivative of a trained network
-        # is not symmetric, and its symmetric part may have negative eigenvalues.
-        values, vectors = jnp.linalg.eigh(0.5 * (covariance + covariance.T))
-        covariance = matmul(vectors * jnp.maximum(values, 0)[None], vectors.T)
-        root = jnp.linalg.cholesky(covariance + self.noise)
-        value = observation.value.astype(z.dtype)
-        gap = (value - observation.project(moments.mean)).reshape(-1)
-        solved = jsp.linalg.cho_solve((root, True), gap)
-        shift = matmul(solved, spread.reshape(size, -1)).reshape(z.shape)
+        moments = Moments.of(self.model, log_snr, z, self.matrices.observation)
+        # Any positive function will do as a twist, so that changes of the matrix of a
+        # trained network leave the weights right.
+        shift, gap, root = self.matrices.update(moments)
         root = jnp.where(is_last, self.noise_root, root)
         return moments.mean, moments.mean + shift, normal_log_density(gap, root)
 
