@@ -59,6 +59,12 @@ def observations(options: SampleOptions, trained: TrainedRun) -> list[Observed]:
             "`observe` must be left out for this run, whose data are not images; got "
             f"{options.observe}. In Python, `model.given(observation)` takes any data."
         )
+    if trained.options.transform != "scale":
+        raise ValueError(
+            "`observe` must be left out for this run, whose model sees pixels by the "
+            f"{trained.options.transform} transform, of which linear observations are "
+            f"not those of pixels; got {options.observe}. Train with --transform scale."
+        )
     if options.is_file:
         return [_from_file(options, shape)]
     n = len(dataset.test)
