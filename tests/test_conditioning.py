@@ -199,6 +199,83 @@ def test_exact_conditioning_in_a_basis_is_the_closed_form(key):
     assert tree_allclose(actual, expected, rtol=0.0, atol=1e-12)
 
 
+class Orthonormal:
+    """The basis of the rows of an orthogonal matrix."""
+
+    def __init__(self, U):
+        self.U = U
+
+    def forward(self, pixels):
+        flat = jnp.asarray(self.U, pixels.dtype) @ pixels.reshape(-1)
+        return flat.reshape(pixels.shape)
+
+    def inverse(self, coefficients):
+        flat = jnp.asarray(self.U.T, coefficients.dtype) @ coefficients.reshape(-1)
+        return flat.reshape(coefficients.shape)
+
+
+def _fourier_basis(n):
+    """Cosines plus sines of both axes."""
+    angles = 2 * np.pi * np.outer(np.arange(n), np.arange(n)) / n
+    waves = np.exp(-1j * angles) / np.sqrt(n)
+    both = np.kron(waves, waves)
+    return both.real - both.imag
+
+
+def _haar_basis(n):
+    """Sums and differences of pairs, of both axes."""
+    pairs = np.asarray([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
+    once = np.kron(np.eye(n // 2), pairs)
+    return np.kron(once, once)
+
+
+IN_BASES = {
+    "blur": (lambda **kw: observe.blur((4, 4, 1), 0.5, **kw), _fourier_basis(4)),
+    "fourier": (
+        lambda **kw: observe.fourier(
+            np.isin(np.arange(4), [0, 1, 3])[:, None, None] & np.ones((4, 4, 1), bool),
+            **kw,
+        ),
+        _fourier_basis(4),
+    ),
+    "downsample": (lambda **kw: observe.downsample((4, 4, 1), 2, **kw), _haar_basis(4)),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("std", [0.2, 0.0])
+@pytest.mark.parametrize("name", IN_BASES)
+def test_images_are_conditioned_exactly_in_the_basis_of_the_operator(
+    name, std, dtype, key
+):
+    make, U = IN_BASES[name]
+    assert np.allclose(U @ U.T, np.eye(16))
+    # Coefficients of their own variances, which the model is told the levels of.
+    variances = np.exp(np.random.default_rng(0).standard_normal(16)).reshape(4, 4, 1)
+    prior = jnp.log(jnp.asarray(variances, dtype))
+    denoiser = eqmdm.VectorDenoiser(lambda s, z: z * jax.nn.sigmoid(s + prior))
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD(interval=ENDS))
+    A = np.asarray(make().as_matrix()) @ U.T
+    key_o, key_z = jr.split(key)
+    value = A @ np.asarray(jr.normal(key_o, (16,)))
+    operator = make(basis=Orthonormal(U))
+    shape = operator.out_structure().shape
+    observation = eqmdm.LinearObservation(operator, value.reshape(shape), std)
+    given = model.given(observation)
+    assert given.method_name == "exact"
+    z = jr.normal(key_z, (4, 4, 1), dtype)
+    actual = given.denoise(jnp.asarray(0.5, dtype), z)
+    # The normal posterior in all coefficients together.
+    C = np.diag(1 / (1 / variances.reshape(-1) + np.exp(0.5)))
+    mean = C @ (np.exp(0.5) * np.asarray(z, float).reshape(-1))
+    gain = np.linalg.lstsq(A @ C @ A.T + std**2 * np.eye(len(A)), A @ C, rcond=None)
+    expected = mean + gain[0].T @ (value - A @ mean)
+    # Rounding of numbers of order 1; a blur without noise divides by 0.085 twice.
+    atol = 5e-5 if dtype == jnp.float32 else 1e-12
+    expected = jnp.asarray(expected.reshape(4, 4, 1), dtype)
+    assert tree_allclose(actual, expected, rtol=0.0, atol=atol)
+
+
 def test_two_observations_one_after_the_other_are_both(key):
     diffusion = eqmdm.VPSDE(interval=ENDS)
     model = PLANE.model(diffusion)
