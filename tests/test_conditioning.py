@@ -340,6 +340,33 @@ def test_likelihood_given_an_observation_is_the_posterior_density(key):
     assert tree_allclose(actual, jnp.asarray(expected), rtol=0.0, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "route", [eqmdm.CollapsedRoute(), eqmdm.AugmentedRoute()], ids=["z", "y"]
+)
+def test_likelihood_ends_in_a_prior_about_the_estimate(route, key):
+    # An end at which the prior is far from the law of the state, so that its mean
+    # matters.
+    low, high, std, value = -3.5, 12.0, 0.5, 3.0
+    diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(low, high))
+    model = eqmdm.DenoiserModel(lambda s, z: z * jax.nn.sigmoid(s), diffusion)
+    operator = lx.IdentityLinearOperator(jax.ShapeDtypeStruct((1,), jnp.float64))
+    given = model.given(eqmdm.LinearObservation(operator, [value], std))
+    # The posterior of N(0, 1), and the map of its flow, which is linear.
+    variance = 1 / (1 + std**-2)
+    mean = variance * value / std**2
+    first, last = variance + np.exp(-high), variance + np.exp(-low)
+    x = np.asarray([1.9])
+    end = mean + (x - mean) * np.sqrt(last / first)
+    centre = (value / std**2) / (1 + std**-2 + np.exp(low))
+    assert given.prior_estimate((1,), jnp.float64) == pytest.approx(centre, abs=1e-6)
+    total = 1 + np.exp(-low)
+    expected = -0.5 * ((end - centre) ** 2 / total + np.log(2 * np.pi * total))
+    expected = expected[0] + 0.5 * np.log(last / first)
+    actual = eqmdm.log_likelihood(given, jnp.asarray(x), key=key, route=route)
+    # Ten times the tolerance of the solve.
+    assert abs(float(actual.log_likelihood) - expected) < 1e-4
+
+
 def test_bound_given_an_observation_has_a_prior_about_the_estimate(key):
     diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-3.0, 13.0))
     model = _normal_model(diffusion)
