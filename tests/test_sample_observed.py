@@ -97,6 +97,33 @@ def test_a_vector_of_snrs_conditions_exactly(digits, tmp_path, monkeypatch, caps
     )
 
 
+def test_block_means_are_exact_in_a_haar_basis(digits, tmp_path, monkeypatch, capsys):
+    trained = load_once(digits, data_dir=None)
+    basis = eqmdm.HaarBasis((8, 8, 1))
+    network = lambda level, z, *, noise_levels, filtered: jnp.zeros_like(z)
+    denoiser = eqmdm.PreconditionedDenoiser(network, 1.0, (-12.0, 14.0), basis)
+    model = eqmdm.DenoiserModel(denoiser, trained.model.diffusion)
+    replaced = type(trained)(**(vars(trained) | {"model": model}))
+    monkeypatch.setattr(program, "load_trained", lambda *_, **__: replaced)
+    monkeypatch.setattr(plots, "posteriors", lambda path, *_: path.touch())
+    how = "--observe=downsample:2", "--steps=2", "--n-samples=2"
+    how += "--observe-method=exact", "--observe-noise=0", "--observe-image=1"
+    program.run(_options(digits, *how, f"--output-dir={tmp_path}"))
+    assert "by exact, dpm" in capsys.readouterr().out
+    with np.load(tmp_path / "samples.npz") as file:
+        images = file["samples"].astype(float)
+    means = lambda image: image.reshape(-1, 4, 2, 4, 2).mean((2, 4))
+    test = eqmdm.data.load("digits").test[1].astype(float)
+    # Decoding rounds each of four pixels to one of 17 levels, and clips those outside:
+    # within half a level of the mean if none of the block is clipped.
+    inside = (images > 0) & (images < 16)
+    whole = inside.reshape(-1, 4, 2, 4, 2).all((2, 4))
+    assert whole.any()
+    error = np.abs(means(images) - means(test))[whole]
+    # The truth is dequantised, by up to a level.
+    assert error.max() <= 1.0
+
+
 def _image(observed):
     return observed.truth[..., 0]
 

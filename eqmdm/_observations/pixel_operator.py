@@ -19,11 +19,11 @@ from .._core.types import Data
 class Basis(Protocol):
     """An orthonormal basis of the pixels, such as Haar's."""
 
-    def forward(self, pixels: Data) -> Data:
+    def forward(self, pixels: Data, /) -> Data:
         """The coefficients of pixels."""
         ...
 
-    def inverse(self, coefficients: Data) -> Data:
+    def inverse(self, coefficients: Data, /) -> Data:
         """The pixels of coefficients."""
         ...
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 import eqmdm
 
 from .. import build, plots
+from ..bases import basis_of, to_pixels
 from ..build import Purpose
 from ..errors import clean_errors
 from ..outputs import PICTURE_FORMATS
@@ -74,7 +75,7 @@ def _draw(
     observed: Observed,
     model: eqmdm.AbstractModel,
 ) -> np.ndarray:
-    """The samples of one image, in the units of the model."""
+    """The samples of one image, as pixels in the units of the model."""
     condition = given_condition(options, trained)
     if condition is None and trained.condition is not None:
         # That of the image, whose number is known unless it is from a file.
@@ -100,7 +101,7 @@ def _draw(
             condition=condition,
             **sampling_arguments(options),
         )
-        parts.append(np.asarray(x))
+        parts.append(to_pixels(basis_of(trained.model), x))
     return np.concatenate(parts)[: options.n_samples]
 
 

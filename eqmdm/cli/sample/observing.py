@@ -15,6 +15,7 @@ import eqmdm
 from eqmdm import observe
 
 from .. import build
+from ..bases import basis_of
 from ..build import Purpose
 from ..trained import TrainedRun
 from .options import SampleOptions
@@ -65,8 +66,9 @@ def observations(options: SampleOptions, trained: TrainedRun) -> list[Observed]:
             f"{trained.options.transform} transform, of which linear observations are "
             f"not those of pixels; got {options.observe}. Train with --transform scale."
         )
+    basis = basis_of(trained.model)
     if options.is_file:
-        return [_from_file(options, shape)]
+        return [_from_file(options, shape, basis)]
     n = len(dataset.test)
     for number in options.observe_image:
         if not 0 <= number < n:
@@ -74,7 +76,7 @@ def observations(options: SampleOptions, trained: TrainedRun) -> list[Observed]:
                 f"`observe_image` must be from 0 to {n - 1}, the test images of "
                 f"{dataset.name}; got {number}."
             )
-    operator, show = _operator(options, shape)
+    operator, show = _operator(options, shape, basis)
     found = []
     for number in options.observe_image:
         # The same numbers whatever other images are observed.
@@ -82,7 +84,7 @@ def observations(options: SampleOptions, trained: TrainedRun) -> list[Observed]:
         key_x, key_noise = jr.split(jr.fold_in(key, number))
         image = jnp.asarray(dataset.test[number])
         x, _ = levels.encode(image, key=key_x, dtype=trained.dtype)
-        clean = operator.mv(x)
+        clean = operator.mv(x if basis is None else basis.forward(x))
         noise = jr.normal(key_noise, clean.shape, clean.dtype)
         value = clean + options.observe_noise * noise
         observation = _observation(operator, value, options.observe_noise)
@@ -122,9 +124,10 @@ def _observation(
 
 
 def _operator(
-    options: SampleOptions, shape: tuple[int, ...]
+    options: SampleOptions, shape: tuple[int, ...], basis: eqmdm.AbstractBasis | None
 ) -> tuple[Any, Callable[[Any], np.ndarray]]:
-    """The operator, and a function that makes an image of what it gives."""
+    """The operator on the data of the model, and a function that makes an image of what
+    it gives."""
     assert options.observe is not None
     kind, _, setting = options.observe.partition(":")
     if kind == "mask":
@@ -135,15 +138,15 @@ def _operator(
             image[seen] = np.asarray(value)
             return image
 
-        return observe.mask(seen), show
+        return observe.mask(seen, basis=basis), show
     try:
         if kind == "downsample":
             factor = int(setting)
-            operator = observe.downsample(shape, factor)
+            operator = observe.downsample(shape, factor, basis=basis)
             repeat = lambda value, axis: np.repeat(value, factor, axis)
             return operator, lambda value: repeat(repeat(np.asarray(value), 0), 1)
         if kind == "blur":
-            return observe.blur(shape, float(setting)), np.asarray
+            return observe.blur(shape, float(setting), basis=basis), np.asarray
     except ValueError as error:
         raise ValueError(
             f"`observe` must be {_KINDS}; got {options.observe}, which is wrong: "
@@ -182,7 +185,9 @@ def _mask(options: SampleOptions, setting: str, shape: tuple[int, ...]) -> np.nd
     return seen
 
 
-def _from_file(options: SampleOptions, shape: tuple[int, ...]) -> Observed:
+def _from_file(
+    options: SampleOptions, shape: tuple[int, ...], basis: eqmdm.AbstractBasis | None
+) -> Observed:
     try:
         with np.load(str(options.observe), allow_pickle=False) as file:
             parts = {name: file[name] for name in file.files}
@@ -198,7 +203,7 @@ def _from_file(options: SampleOptions, shape: tuple[int, ...]) -> Observed:
             f"{', '.join(sorted(parts)) or 'nothing'}."
         )
     try:
-        operator = observe.dense(parts["A"], shape)
+        operator = observe.dense(parts["A"], shape, basis=basis)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`observe` must hold a matrix A: {error}") from error
     value = np.asarray(parts["o"]).astype(jax.dtypes.canonicalize_dtype(float))
