@@ -32,8 +32,8 @@ from .._core.types import (
     VarsMatrix,
     VarsVector,
 )
-from .._diffusion import AbstractLinearDiffusion
-from .._model.base import AbstractModel, kernel_at_ends
+from .._model.base import AbstractModel
+from .._model.ends import kernel_at_ends, statistic_at_ends
 from .._model.time_change import AbstractNoiseClock, AngleClock, make_timing
 from .flow import FlowSolution, FlowSolver, standard_error
 from .result import Likelihood
@@ -134,7 +134,7 @@ class CollapsedRoute(AbstractRoute):
         *,
         key: PRNGKey,
     ) -> Likelihood:
-        log_snrs, prior_std = _statistic_at_ends(model.diffusion, x.dtype)
+        log_snrs, prior_std = statistic_at_ends(model.diffusion, x.dtype)
         data_std = model.data_std
         scale = lambda log_snr: jnp.sqrt(data_std**2 + jnp.exp(-log_snr))
         start, end, read = self._path(model, log_snrs)
@@ -198,18 +198,6 @@ class CollapsedRoute(AbstractRoute):
             return kernel.log_snr, rate * diffusion.log_snr_rate(kernel.t, kernel)
 
         return timing.start, timing.end, read
-
-
-def _statistic_at_ends(
-    diffusion: AbstractLinearDiffusion, dtype: jnp.dtype
-) -> tuple[Float[Array, "2 *coordinates"], Float[Array, "*coordinates"]]:
-    """The log-SNRs at t0 and t1, and the standard deviation of the sufficient statistic
-    at t1 under the prior."""
-
-    first, last = kernel_at_ends(diffusion)
-    log_snrs = jnp.stack([first.log_snr, last.log_snr])
-    weights = matmul(last.data_weights[None], diffusion.prior.root)
-    return log_snrs.astype(dtype), jnp.linalg.norm(weights, axis=(0, 1)).astype(dtype)
 
 
 def _mean_of_probes(

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_context
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from .._core.checks import as_scalar, now_if_known
-from .._core.gaussian import PerturbationKernel
+from .._core.gaussian import PerturbationKernel, matmul
 from .._core.types import Scalar
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.stationary import known_kernels, known_log_snrs
@@ -58,3 +60,14 @@ def _first_and_last(
     kernels = jax.vmap(diffusion.compute_kernel)(jnp.stack([t0, t1]))
     first, last = (jax.tree.map(lambda leaf, i=i: leaf[i], kernels) for i in (0, 1))
     return first, last
+
+
+def statistic_at_ends(
+    diffusion: AbstractLinearDiffusion, dtype: DTypeLike
+) -> tuple[Float[Array, "2 *coordinates"], Float[Array, "*coordinates"]]:
+    """The log-SNRs at t0 and t1, and the standard deviation of the sufficient statistic
+    at t1 under the prior."""
+    first, last = kernel_at_ends(diffusion)
+    log_snrs = jnp.stack([first.log_snr, last.log_snr])
+    weights = matmul(last.data_weights[None], diffusion.prior.root)
+    return log_snrs.astype(dtype), jnp.linalg.norm(weights, axis=(0, 1)).astype(dtype)

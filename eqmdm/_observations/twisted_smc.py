@@ -11,11 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from .._core.checks import check_count, check_precision, check_shape
-from .._core.gaussian import matmul
 from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, Scalar
 from .._model.base import AbstractModel, check_model
-from .._model.ends import kernel_at_ends
+from .._model.ends import statistic_at_ends
 from .base import (
     AbstractLinearObservation,
     AbstractObservationMethod,
@@ -240,13 +239,10 @@ def _run(
     key: PRNGKey,
 ) -> ParticleResult:
     n, dtype = smc.n_particles, zero.dtype
-    first, last = kernel_at_ends(model.diffusion)
-    log_snrs = jnp.linspace(last.log_snr, first.log_snr, smc.n_steps + 1, dtype=dtype)
+    (high, low), std = statistic_at_ends(model.diffusion, dtype)
+    log_snrs = jnp.linspace(low, high, smc.n_steps + 1, dtype=dtype)
     twist = _Twist.of(model, observation, dtype)
     key_start, key_steps = jr.split(key)
-    # The law of the statistic under the prior at the lowest log-SNR.
-    weights = matmul(last.data_weights[None], model.diffusion.prior.root)
-    std = jnp.linalg.norm(weights).astype(dtype)
     z = std * draw_normal(key_start, (n, *shape), dtype)
     centre = model.prior_estimate(shape, dtype)
     z = z if centre is None else z + centre[None]
