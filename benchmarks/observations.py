@@ -404,11 +404,14 @@ def write_table(
     if settings.output_dir is None:
         return
     rows = list(rows)
+    used = common.record(settings, facts)["settings"]
+    used.pop("output_dir")
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     shared = {
         "seed": settings.seed,
         "device": facts["device"]["kind"],
         "versions": json.dumps(facts["versions"]),
+        "settings": json.dumps(used),
     }
     columns = dict.fromkeys(column for row in rows for column in (*row, *shared))
     with (settings.output_dir / f"{name}.csv").open("w", newline="") as file:
