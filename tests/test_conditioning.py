@@ -472,6 +472,21 @@ def _blocks_of_a_network(std, key):
     return eqmdm.LinearObservation(operator, value, std), model, z
 
 
+@pytest.mark.parametrize("max_steps", [1, 4])
+def test_many_numbers_are_solved_for_by_iteration(max_steps, key):
+    key_A, key_o, key_z = jr.split(key, 3)
+    A, value = jr.normal(key_A, (300, 3)), jr.normal(key_o, (300,))
+    observation = eqmdm.LinearObservation(observe.dense(A, (3,)), value, 2.0)
+    model = _normal_model(eqmdm.VPSDE(interval=ENDS))
+    given = model.given(observation, eqmdm.MomentMatching(max_steps=max_steps))
+    assert isinstance(given.conditioning.solver, lx.GMRES)
+    z = jr.normal(key_z, (3,))
+    mean, _ = kalman(0.5, *(np.asarray(a) for a in (z, A)), 4 * np.eye(300), value)
+    actual = given.denoise(jnp.asarray(0.5), z)
+    # A V A^T has rank 3, so that one cycle of 16 products is exact.
+    assert tree_allclose(actual, jnp.asarray(mean), rtol=0.0, atol=1e-8)
+
+
 def test_a_solver_that_fails_gives_nan(key):
     model = _normal_model(eqmdm.VPSDE(interval=ENDS))
     lazy = eqmdm.MomentMatching(lx.GMRES(rtol=0.0, atol=1e-12, max_steps=1))

@@ -106,8 +106,10 @@ class MomentMatching(AbstractObservationMethod):
             )
         solver, must_converge = self.solver, self.solver is not None
         if solver is None and observation.size > _MOST_DIRECT:
+            # Lineax counts a first step that only computes the residual.
+            n_steps = self.max_steps + 1
             solver = lx.GMRES(
-                rtol=0.0, atol=self.rtol, max_steps=self.max_steps, restart=_CYCLE
+                rtol=0.0, atol=self.rtol, max_steps=n_steps, restart=_CYCLE
             )
         conditioning = ApproximateConditioning(observation, solver, must_converge)
         return ObservedModel(model, conditioning)
