@@ -8,7 +8,8 @@ from references import DIGITS
 from scipy import stats
 
 import eqmdm
-from eqmdm._core.gaussian import apply_to_vars, contract, lq_root
+from eqmdm._core.blocks import lq_root
+from eqmdm._core.gaussian import apply_to_vars, contract
 from helpers import tree_allclose, within_standard_errors
 
 

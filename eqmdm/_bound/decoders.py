@@ -9,12 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._core.gaussian import (
-    by_coordinate,
-    log_det,
-    over_coordinates,
-    standard_log_density,
-)
+from .._core.blocks import by_coordinate
+from .._core.gaussian import log_det, over_coordinates, standard_log_density
 from .._core.types import Data, Scalar, State
 from .._levels import GreyLevels
 from .._model.base import AbstractModel

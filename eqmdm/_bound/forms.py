@@ -8,14 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._core.gaussian import (
-    PerturbationKernel,
-    apply_to_vars,
-    matmul,
-    over_coordinates,
-    solve_lower,
-    transpose,
-)
+from .._core.blocks import matmul, solve_lower, transpose
+from .._core.gaussian import PerturbationKernel, apply_to_vars, over_coordinates
 from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._model.base import AbstractModel

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from .gaussian import apply_to_vars, transpose
+from .blocks import transpose
+from .gaussian import apply_to_vars
 
 
 # Diffrax would also take a dense array over all coordinates, of 19 million entries for

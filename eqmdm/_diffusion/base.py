@@ -9,14 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._core.blocks import matmul
 from .._core.checks import as_scalar, concrete
-from .._core.gaussian import (
-    Gaussian,
-    PerturbationKernel,
-    Transition,
-    apply_to_vars,
-    matmul,
-)
+from .._core.gaussian import Gaussian, PerturbationKernel, Transition, apply_to_vars
 from .._core.operator import VarsOperator
 from .._core.random import draw_normal
 from .._core.types import (

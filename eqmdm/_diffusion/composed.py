@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from wadler_lindig import AbstractDoc
 
+from .._core.blocks import matmul
 from .._core.checks import as_scalar
-from .._core.gaussian import Gaussian, Transition, matmul
+from .._core.gaussian import Gaussian, Transition
 from .._core.types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from .base import AbstractLinearDiffusion
 from .composed_checks import as_limit, settled_composed

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._core.gaussian import Transition, lq_root, matmul
+from .._core.blocks import lq_root, matmul
+from .._core.gaussian import Transition
 from .._core.types import RankMatrix, Scalar, VarsMatrix
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._core.blocks import lq_root, matmul
 from .._core.checks import concrete
-from .._core.gaussian import Transition, lq_root, matmul
+from .._core.gaussian import Transition
 from .._core.types import Scalar, VarsMatrix
 from .kernel import exponential_deviation, quadrature
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from .._core.gaussian import matmul, solve_lower
+from .._core.blocks import matmul, solve_lower
 from .._core.types import MatrixLike, RankMatrix, VarsMatrix
 from . import host
 from .interval import Interval, as_interval

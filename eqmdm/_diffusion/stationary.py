@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from wadler_lindig import AbstractDoc
 
+from .._core.blocks import matmul
 from .._core.checks import as_scalar, concrete, constant
-from .._core.gaussian import Gaussian, PerturbationKernel, Transition, matmul
+from .._core.gaussian import Gaussian, PerturbationKernel, Transition
 from .._core.types import MatrixLike, RankMatrix, Scalar, VarsMatrix
 from . import host
 from .base import AbstractLinearDiffusion

@@ -10,12 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._core.gaussian import (
-    apply_to_vars,
-    n_coordinates,
-    over_coordinates,
-    transpose,
-)
+from .._core.blocks import transpose
+from .._core.gaussian import apply_to_vars, n_coordinates, over_coordinates
 from .._core.types import (
     IntScalar,
     PRNGKey,

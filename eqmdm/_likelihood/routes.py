@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
+from .._core.blocks import by_coordinate, matmul
 from .._core.checks import check_count
 from .._core.gaussian import (
     PerturbationKernel,
     apply_to_vars,
-    by_coordinate,
     log_det,
-    matmul,
     over_coordinates,
     standard_log_density,
 )

@@ -12,16 +12,10 @@ from jaxtyping import PyTree
 from .._core.gaussian import PerturbationKernel, outer_with_data
 from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
-from .base import (
-    AbstractModel,
-    DenoiserFunction,
-    NoiseNetwork,
-    bind_condition,
-    call_network,
-    check_diffusion,
-)
+from .base import AbstractModel, DenoiserFunction, NoiseNetwork, check_diffusion
 from .data_scale import data_scale
 from .ends import log_snr_range
+from .networks import bind_condition, call_network
 from .preconditioned import (
     AbstractDenoiser as AbstractDenoiser,
     PreconditionedDenoiser as PreconditionedDenoiser,

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from .._core.blocks import transpose
 from .._core.checks import check_count
-from .._core.gaussian import apply_to_vars, transpose
+from .._core.gaussian import apply_to_vars
 from .._core.types import PRNGKey, RankMatrix, Scalar, State
 
 

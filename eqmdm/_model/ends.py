@@ -8,8 +8,9 @@ from jax.core import eval_context
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from .._core.blocks import matmul
 from .._core.checks import as_scalar, now_if_known
-from .._core.gaussian import PerturbationKernel, matmul
+from .._core.gaussian import PerturbationKernel
 from .._core.types import Scalar
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.stationary import known_kernels, known_log_snrs

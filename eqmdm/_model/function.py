@@ -5,16 +5,12 @@ from typing import final
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from .._core.gaussian import PerturbationKernel, apply_to_vars, transpose
+from .._core.blocks import transpose
+from .._core.gaussian import PerturbationKernel, apply_to_vars
 from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
-from .base import (
-    AbstractModel,
-    ScoreFunction,
-    bind_condition,
-    call_network,
-    check_diffusion,
-)
+from .base import AbstractModel, ScoreFunction, check_diffusion
+from .networks import bind_condition, call_network
 from .noise import no_denoiser
 
 

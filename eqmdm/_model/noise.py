@@ -8,13 +8,8 @@ from jaxtyping import PyTree
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
-from .base import (
-    AbstractModel,
-    NoiseNetwork,
-    bind_condition,
-    call_network,
-    check_diffusion,
-)
+from .base import AbstractModel, NoiseNetwork, check_diffusion
+from .networks import bind_condition, call_network
 
 
 @final

@@ -5,7 +5,8 @@ from typing import final
 import equinox as eqx
 import jax.numpy as jnp
 
-from .._core.gaussian import PerturbationKernel, apply_to_vars, matmul, transpose
+from .._core.blocks import matmul, transpose
+from .._core.gaussian import PerturbationKernel, apply_to_vars
 from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, State, VarsMatrix
 from .base import AbstractModel

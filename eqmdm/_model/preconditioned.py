@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 
 from .._basis import AbstractBasis
 from .._core.types import Data, LogSNR, Scalar
-from .base import AbstractModel, NoiseNetwork, bind_condition, call_network
+from .base import AbstractModel, NoiseNetwork
+from .networks import bind_condition, call_network
 
 
 class AbstractDenoiser(eqx.Module):

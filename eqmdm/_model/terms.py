@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from .._core.blocks import transpose
 from .._core.checks import (
     check_finite,
     check_precision,
@@ -17,7 +18,7 @@ from .._core.checks import (
     concrete,
     now_if_known,
 )
-from .._core.gaussian import apply_to_vars, transpose
+from .._core.gaussian import apply_to_vars
 from .._core.operator import VarsOperator
 from .._core.types import PRNGKey, Scalar, State, Time
 from .._diffusion import AbstractLinearDiffusion

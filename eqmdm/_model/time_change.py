@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._core.blocks import matmul
 from .._core.checks import concrete, now_if_known, raise_or_error_if
-from .._core.gaussian import PerturbationKernel, matmul
+from .._core.gaussian import PerturbationKernel
 from .._core.types import Scalar
 from .._diffusion import AbstractLinearDiffusion
 

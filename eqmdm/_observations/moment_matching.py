@@ -11,8 +11,8 @@ import lineax as lx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from .._core.blocks import matmul
 from .._core.checks import check_count
-from .._core.gaussian import matmul
 from .._core.types import Data, LogSNR
 from .._model.base import AbstractModel
 from .base import (

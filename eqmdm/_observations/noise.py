@@ -10,8 +10,8 @@ import jax.scipy as jsp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from .._core.blocks import matmul
 from .._core.checks import as_scalar, is_known, now_if_known
-from .._core.gaussian import matmul
 from .._core.types import Scalar
 
 

@@ -11,7 +11,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._core.gaussian import matmul
+from .._core.blocks import matmul
 from .._core.types import Data
 
 

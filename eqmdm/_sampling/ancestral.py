@@ -7,14 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._core.gaussian import (
-    PerturbationKernel,
-    Transition,
-    lq_root,
-    matmul,
-    solve_lower,
-    transpose,
-)
+from .._core.blocks import lq_root, matmul, solve_lower, transpose
+from .._core.gaussian import PerturbationKernel, Transition
 from .._core.types import PRNGKey, Scalar, State, VarsMatrix
 from .._diffusion import AbstractLinearDiffusion
 from .._model.base import AbstractModel

@@ -8,12 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._core.gaussian import (
-    PerturbationKernel,
-    apply_to_vars,
-    by_coordinate,
-    matmul,
-)
+from .._core.blocks import by_coordinate, matmul
+from .._core.gaussian import PerturbationKernel, apply_to_vars
 from .._core.types import PRNGKey, State, VarsMatrix, VarsVector
 from .._model.base import AbstractModel
 from .grids import AbstractGrid, LogSNRGrid, Times

@@ -8,12 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from .._core.gaussian import (
-    PerturbationKernel,
-    Transition,
-    apply_to_vars,
-    matmul,
-)
+from .._core.blocks import matmul
+from .._core.gaussian import PerturbationKernel, Transition, apply_to_vars
 from .._core.types import PRNGKey, Scalar, State, VarsMatrix
 from .._diffusion import (
     AbstractLinearDiffusion,
