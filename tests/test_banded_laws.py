@@ -357,5 +357,5 @@ def test_bad_masks_are_refused_by_name(key):
             route=eqmdm.AugmentedRoute(),
         )
     scalar = eqmdm.DenoiserModel(lambda log_snr, z: z, eqmdm.VPSDE())
-    with pytest.raises(TypeError, match="`log_snr` must be left out"):
+    with pytest.raises(TypeError, match="`model` must have a denoiser that is told"):
         eqmdm.log_likelihood(scalar, x, key=key, observed=np.ones(3, bool))

@@ -117,9 +117,7 @@ def path_dependence(
     `TypeError` unless `model` is told vectors, and for integers; `ValueError` for
     counts below 1, a range that is not increasing, or masks of another shape.
     """
-    check_model(model)
-    if not model.takes_snr_vector:
-        model.check_log_snr(jnp.zeros(1), jnp.zeros(1))
+    check_model(model).check_takes_snr_vector()
     examples = as_examples("x", x)
     check_points("x", examples, "levels")
     for name, count in {

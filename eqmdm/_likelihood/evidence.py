@@ -67,12 +67,7 @@ def log_evidence(
             "`observation` must be an `eqmdm.LinearObservation`; got "
             f"{type(observation).__name__}."
         )
-    if not model.takes_snr_vector:
-        raise TypeError(
-            "`model` must have a denoiser that is told the log-SNR of every "
-            f"coordinate; that of this {type(model).__name__} takes one number. "
-            f"{remedy}"
-        )
+    model.check_takes_snr_vector()
     if not isinstance(observation.noise, IndependentNoise):
         raise TypeError(
             "`observation` must have independent noise, a `noise_std`; got a "

@@ -117,13 +117,8 @@ class CollapsedRoute(AbstractRoute):
                 f"`DenoiserModel`; got CollapsedRoute with {type(model).__name__}. "
                 "The collapsed ODE needs a denoiser of the data."
             )
-        if self.log_snr is not None and not model.takes_snr_vector:
-            raise TypeError(
-                "`log_snr` must be left out for a model whose denoiser is not told "
-                f"the log-SNR of every coordinate; that of this {type(model).__name__} "
-                "takes one number. Train one with `--snr vector`, or wrap a callable "
-                "`(log_snr, z)` that takes an array in an `eqmdm.VectorDenoiser`."
-            )
+        if self.log_snr is not None:
+            model.check_takes_snr_vector()
 
     def __call__(
         self,

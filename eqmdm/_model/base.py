@@ -220,12 +220,8 @@ class AbstractModel(eqx.Module):
             )
         return y
 
-    def check_log_snr(self, log_snr: LogSNR, z: Data) -> None:
-        """**Raises:** `TypeError` for a log-SNR by coordinate unless
-        `takes_snr_vector`; `ValueError` unless it has the shape of `z`."""
-        shape = jnp.shape(log_snr)
-        if shape == ():
-            return
+    def check_takes_snr_vector(self) -> None:
+        """**Raises:** `TypeError` unless `takes_snr_vector`."""
         if not self.takes_snr_vector:
             raise TypeError(
                 "`model` must have a denoiser that is told the log-SNR of every "
@@ -233,6 +229,14 @@ class AbstractModel(eqx.Module):
                 "Train one with `--snr vector`, or wrap a callable `(log_snr, z)` that "
                 "takes an array in an `eqmdm.VectorDenoiser`."
             )
+
+    def check_log_snr(self, log_snr: LogSNR, z: Data) -> None:
+        """**Raises:** `TypeError` for a log-SNR by coordinate unless
+        `takes_snr_vector`; `ValueError` unless it has the shape of `z`."""
+        shape = jnp.shape(log_snr)
+        if shape == ():
+            return
+        self.check_takes_snr_vector()
         if shape != z.shape:
             raise ValueError(
                 "`log_snr` must be a number or have the shape of `z`, "
