@@ -56,3 +56,9 @@ NETWORKS = [
         id="mlp_series",
     ),
 ]
+
+
+def perturbed_mlp(key):
+    """A network of 8x8 images whose derivative is not symmetric."""
+    mlp = nn.MLP((8, 8, 1), 1, width=16, depth=2, key=key)
+    return perturbed(mlp, key)

@@ -1,6 +1,5 @@
 """Models of the data given an observation, against closed forms."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -8,44 +7,24 @@ import lineax as lx
 import numpy as np
 import pytest
 from mixtures import OPERATOR, PLANE, TURN, VALUE, VARIANCE, Turned
+from normal_posterior import (
+    ENDS,
+    MATRIX,
+    kalman,
+    normal_denoiser,
+    normal_model,
+    observed,
+)
 from references import named_diffusions
-from small_networks import perturbed
+from small_networks import perturbed_mlp
 
 import eqmdm
 from eqmdm import observe
 from helpers import counted, tree_allclose, within_standard_errors
 
 
-ENDS = eqmdm.LogSNRInterval(-10.0, 13.0)
 LOG_SNRS = -10.0, -3.0, 0.5, 4.0, 14.0
-MATRIX = np.asarray([[1.0, 0.5, -0.3], [0.2, -1.0, 0.7]])
-MEAN = np.asarray([0.5, -1.0, 2.0])
-ROOT = np.asarray([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.5, 0.3, 0.4]])
-COVARIANCE = ROOT @ ROOT.T
 CORRELATED = np.asarray([[0.5, 0.2], [0.2, 0.3]])
-
-
-def normal_denoiser(log_snr, z):
-    """The posterior mean of N(MEAN, COVARIANCE), for one log-SNR or one for each."""
-    noise = jnp.broadcast_to(jnp.exp(-log_snr), z.shape)
-    C, gap = jnp.asarray(COVARIANCE, z.dtype), z - MEAN.astype(z.dtype)
-    return MEAN.astype(z.dtype) + C @ jnp.linalg.solve(C + jnp.diag(noise), gap)
-
-
-def kalman(log_snr, z, A, R, o):
-    """The mean and covariance of x given z = x + noise, and A x + N(0, R) = o.
-
-    First given z by precisions, then given o by the gain. The gain for both at once
-    would lose seven digits where z has little noise and o none.
-    """
-    snr = np.diag(np.broadcast_to(np.exp(np.asarray(log_snr)), z.shape))
-    prior = np.linalg.inv(COVARIANCE)
-    covariance = np.linalg.inv(prior + snr)
-    mean = covariance @ (prior @ MEAN + snr @ z)
-    gain = np.linalg.solve(A @ covariance @ A.T + R, A @ covariance).T
-    return mean + gain @ (o - A @ mean), covariance - gain @ A @ covariance
-
-
 NOISES = {
     "one-std": ({"noise_std": 0.3}, 0.09 * np.eye(2)),
     "two-stds": ({"noise_std": [0.3, 1.1]}, np.diag([0.09, 1.21])),
@@ -60,21 +39,12 @@ SOLVERS = {
 }
 
 
-def _normal_model(diffusion, *, vector=False):
-    network = eqmdm.VectorDenoiser(normal_denoiser) if vector else normal_denoiser
-    return eqmdm.DenoiserModel(network, diffusion)
-
-
-def _observed(noise):
-    return eqmdm.LinearObservation(observe.dense(MATRIX, (3,)), [0.7, -0.2], **noise)
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("noise", NOISES)
 def test_moment_matching_of_normal_data_is_the_kalman_formula(noise, solver, key):
     options, R = NOISES[noise]
-    model = _normal_model(eqmdm.VPSDE(interval=ENDS))
-    given = model.given(_observed(options), SOLVERS[solver])
+    model = normal_model(eqmdm.VPSDE(interval=ENDS))
+    given = model.given(observed(options), SOLVERS[solver])
     z = 2 * jr.normal(key, (3,))
     log_snrs = jnp.asarray(LOG_SNRS)
     actual = jax.vmap(lambda log_snr: given.denoise(log_snr, z))(log_snrs)
@@ -88,8 +58,8 @@ def test_moment_matching_of_normal_data_is_the_kalman_formula(noise, solver, key
 
 
 def test_moment_matching_takes_a_log_snr_of_each_coordinate(key):
-    model = _normal_model(eqmdm.VPSDE(interval=ENDS), vector=True)
-    given = model.given(_observed({"noise_std": 0.3}), eqmdm.MomentMatching())
+    model = normal_model(eqmdm.VPSDE(interval=ENDS), vector=True)
+    given = model.given(observed({"noise_std": 0.3}), eqmdm.MomentMatching())
     z, log_snr = jr.normal(key, (3,)), jnp.asarray([-2.0, 0.5, 6.0])
     expected, _ = kalman(log_snr, np.asarray(z), MATRIX, 0.09 * np.eye(2), [0.7, -0.2])
     actual = given.denoise(log_snr, z)
@@ -100,7 +70,7 @@ def test_moment_matching_takes_a_log_snr_of_each_coordinate(key):
 @pytest.mark.parametrize("name", named_diffusions())
 def test_every_diffusion_has_the_same_conditional_denoiser(name, key):
     diffusion = named_diffusions()[name]
-    given = _normal_model(eqmdm.VESDE()).given(_observed({"noise_std": 0.3}))
+    given = normal_model(eqmdm.VESDE()).given(observed({"noise_std": 0.3}))
     other = given.under(diffusion)
     y, t = jr.normal(key, (diffusion.n_vars, 3)), jnp.asarray(0.4)
     kernel = diffusion.compute_kernel(t)
@@ -119,18 +89,13 @@ def test_every_diffusion_has_the_same_conditional_denoiser(name, key):
 @pytest.mark.parametrize("name", ["VPSDE", "CLD"])
 def test_samples_of_normal_data_have_the_moments_of_kalman(name, key):
     diffusion = {"VPSDE": eqmdm.VPSDE, "CLD": eqmdm.CLD}[name](interval=ENDS)
-    given = _normal_model(diffusion).given(_observed({"noise_std": 0.3}))
+    given = normal_model(diffusion).given(observed({"noise_std": 0.3}))
     x = eqmdm.sample(given, (3,), key=key, n_samples=2000, n_steps=100)
     # At a log-SNR of -40 the state says nothing.
     mean, covariance = kalman(-40.0, np.zeros(3), MATRIX, 0.09 * np.eye(2), [0.7, -0.2])
     assert within_standard_errors(x, mean)
     gaps = np.asarray(x) - mean
     assert within_standard_errors(gaps[:, :, None] * gaps[:, None], covariance)
-
-
-def _network(key):
-    mlp = eqmdm.nn.MLP((8, 8, 1), 1, width=16, depth=2, key=key)
-    return perturbed(mlp, key)
 
 
 def _mask_model(vector=True):
@@ -303,7 +268,7 @@ def test_an_observation_of_great_noise_changes_nothing(method, key):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_noisy_data_are_one_more_noise_level_of_a_network(dtype, key):
-    denoiser = eqmdm.PreconditionedDenoiser(_network(key), 0.5, (-10.1, 13.0))
+    denoiser = eqmdm.PreconditionedDenoiser(perturbed_mlp(key), 0.5, (-10.1, 13.0))
     model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=ENDS))
     shape = (8, 8, 1)
     key_z, key_o = jr.split(key)
@@ -369,8 +334,8 @@ def test_likelihood_ends_in_a_prior_about_the_estimate(route, key):
 
 def test_bound_given_an_observation_has_a_prior_about_the_estimate(key):
     diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-3.0, 13.0))
-    model = _normal_model(diffusion)
-    given = model.given(_observed({"noise_std": 0.3}))
+    model = normal_model(diffusion)
+    given = model.given(observed({"noise_std": 0.3}))
     x, centre = jr.normal(key, (3,)), given.prior_estimate((3,), jnp.float64)
     forms = eqmdm.LowVariance(), eqmdm.HybridScoreMatching()
     for form in forms:
@@ -428,67 +393,3 @@ def test_another_value_compiles_nothing_and_a_batch_is_its_members(key):
     expected = jnp.stack([first, second])
     # Batched operations round differently, and 4 steps amplify that little.
     assert tree_allclose(batch, expected, rtol=0.0, atol=1e-10)
-
-
-def test_solvers_of_any_matrix_give_the_same_estimate_of_a_network(key):
-    observation, model, z = _blocks_of_a_network(0.3, key)
-    estimates = [
-        model.given(observation, eqmdm.MomentMatching(solver))
-        for solver in (lx.LU(), lx.GMRES(rtol=0.0, atol=1e-10))
-    ]
-    assert all("approximate" in given.method_name for given in estimates)
-    assert "approximate" in repr(eqmdm.MomentMatching())
-    a, b = (given.denoise(jnp.asarray(2.0), z) for given in estimates)
-    # The tolerance of the iteration, times the condition of the matrix, below 1e4.
-    assert tree_allclose(a, b, rtol=0.0, atol=1e-6 * float(jnp.max(jnp.abs(a))))
-
-
-def test_the_default_is_stable_for_any_network():
-    log_snrs = jnp.linspace(-10.0, 2.0, 25)
-
-    @eqx.filter_jit
-    def largest(model, z):
-        estimates = jax.vmap(lambda log_snr: model.denoise(log_snr, z))(log_snrs)
-        return jnp.max(jnp.abs(estimates))
-
-    sizes = {"default": [], "as it is": []}
-    for seed in range(3):
-        observation, model, z = _blocks_of_a_network(0.3, jr.key(seed))
-        methods = eqmdm.MomentMatching(), eqmdm.MomentMatching(lx.LU())
-        for name, method in zip(sizes, methods, strict=True):
-            sizes[name].append(float(largest(model.given(observation, method), z)))
-    # Random parameters have a derivative with negative eigenvalues, and some of them
-    # nearly cancel the noise. The data and the estimates of the network are of order 1.
-    assert max(sizes["default"]) < 20 < 200 < max(sizes["as it is"])
-
-
-def _blocks_of_a_network(std, key):
-    denoiser = eqmdm.PreconditionedDenoiser(_network(key), 0.5, (-10.1, 13.0))
-    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=ENDS))
-    operator = observe.downsample((8, 8, 1), 2)
-    key_x, key_z = jr.split(key)
-    value = operator.mv(jr.normal(key_x, (8, 8, 1)))
-    z = jr.normal(key_z, (8, 8, 1))
-    return eqmdm.LinearObservation(operator, value, std), model, z
-
-
-@pytest.mark.parametrize("max_steps", [1, 4])
-def test_many_numbers_are_solved_for_by_iteration(max_steps, key):
-    key_A, key_o, key_z = jr.split(key, 3)
-    A, value = jr.normal(key_A, (300, 3)), jr.normal(key_o, (300,))
-    observation = eqmdm.LinearObservation(observe.dense(A, (3,)), value, 2.0)
-    model = _normal_model(eqmdm.VPSDE(interval=ENDS))
-    given = model.given(observation, eqmdm.MomentMatching(max_steps=max_steps))
-    assert isinstance(given.conditioning.solver, lx.GMRES)
-    z = jr.normal(key_z, (3,))
-    mean, _ = kalman(0.5, *(np.asarray(a) for a in (z, A)), 4 * np.eye(300), value)
-    actual = given.denoise(jnp.asarray(0.5), z)
-    # A V A^T has rank 3, so that one cycle of 16 products is exact.
-    assert tree_allclose(actual, jnp.asarray(mean), rtol=0.0, atol=1e-8)
-
-
-def test_a_solver_that_fails_gives_nan(key):
-    model = _normal_model(eqmdm.VPSDE(interval=ENDS))
-    lazy = eqmdm.MomentMatching(lx.GMRES(rtol=0.0, atol=1e-12, max_steps=1))
-    given = model.given(_observed({"noise_std": 0.3}), lazy)
-    assert np.isnan(given.denoise(jnp.asarray(0.0), jnp.zeros(3))).all()
