@@ -1,5 +1,6 @@
 """Tests of the networks."""
 
+import itertools
 import math
 
 import equinox as eqx
@@ -288,6 +289,41 @@ def test_unet_pads_what_it_cannot_halve_and_crops_its_output(key):
     assert not jnp.array_equal(large(t, padded)[:, 0], jnp.zeros((2, 8, 3)))
 
 
+@pytest.mark.parametrize("sides", [(8, 12), (12,)])
+def test_unet_of_patches_is_that_of_the_folded_image(sides, key):
+    options = {"width": 4, "multipliers": (1, 2), "n_blocks": 1, "key": key}
+    patched = nn.UNet((*sides, 3), 2, patch=2, **options)
+    small = tuple(side // 2 for side in sides)
+    plain = nn.UNet((*small, 2 ** len(sides) * 2 * 3), 1, **options)
+    # Their parameters have the same shapes and keys.
+    patched, plain = perturbed(patched, key), perturbed(plain, key)
+    y = jr.normal(key, (2, *sides, 3))
+    # Channels are ordered by place in the patch, variable and colour.
+    places = list(itertools.product(*[range(2)] * len(sides)))
+    starts = [tuple(slice(k, None, 2) for k in place) for place in places]
+    folded = jnp.concatenate([y[:, *start] for start in starts], axis=0)
+    folded = jnp.moveaxis(folded, 0, -2).reshape(1, *small, -1)
+    t = jnp.asarray(0.3)
+    parts = plain(t, folded)[0].reshape(*small, len(places), 2, 3)
+    out = patched(t, y)
+    for index, start in enumerate(starts):
+        part = jnp.moveaxis(parts[..., index, :, :], -2, 0)
+        # The same operations, which the compiler may order otherwise.
+        assert tree_allclose(out[:, *start], part, rtol=1e-10, atol=1e-10)
+
+
+def test_unet_of_patches_is_told_the_noise_levels_of_its_patches(key):
+    levels = eqmdm.PixelBasis((8, 8, 1)).noise_levels
+    options = {"width": 4, "multipliers": (1,), "n_blocks": 1, "patch": 4}
+    network = nn.UNet((8, 8, 1), 1, noise_levels=levels, **options, key=key)
+    network = perturbed(network, key)
+    y, filtered = jr.normal(key, (1, 8, 8, 1)), jnp.zeros((8, 8, 1))
+    run = lambda at: network(jnp.asarray(0.3), y, noise_levels=at, filtered=filtered)[0]
+    change = jax.jacfwd(run)(jnp.full((8, 8, 1), 0.5))
+    # Every pixel depends on the level of every pixel of its patch.
+    assert jnp.all(change[:4, :4, 0, :4, :4, 0] != 0)
+
+
 def test_bound_of_a_padded_size_is_that_of_its_pixels(key):
     # An untrained U-Net returns zero, and its denoiser is then the exact one of normal
     # data: the bound is the closed form, to the Monte Carlo error that it says.
@@ -335,6 +371,8 @@ def test_unet_refuses_shapes_that_are_no_images_or_series(
     [
         ({"n_vars": 0}, "`n_vars` must be at least 1; got 0"),
         ({"n_blocks": 0}, "`n_blocks` must be at least 1; got 0"),
+        ({"patch": 0}, "`patch` must be at least 1; got 0"),
+        ({"patch": 3}, r"`patch` must divide the sides of `shape`, \(8, 8\); got 3"),
         ({"width": 2}, "`width` must be an even number of at least 4.*got 2"),
         ({"width": 31}, "`width` must be an even number of at least 4.*got 31"),
     ],

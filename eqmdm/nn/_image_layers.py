@@ -193,3 +193,27 @@ def upsample(x: Inexact[Array, "*sides channels"]) -> Inexact[Array, "..."]:
     split = x.reshape(*(size for side in sides for size in (side, 1)), channels)
     shape = *(size for side in sides for size in (side, 2)), channels
     return jnp.broadcast_to(split, shape).reshape(*(2 * s for s in sides), channels)
+
+
+def fold(x: Inexact[Array, "*sides channels"], patch: int) -> Inexact[Array, "..."]:
+    """The image or series with the positions of each patch as channels."""
+    if patch == 1:
+        return x
+    *sides, channels = x.shape
+    n_axes = len(sides)
+    split = x.reshape(*(n for side in sides for n in (side // patch, patch)), channels)
+    outer, inner = range(0, 2 * n_axes, 2), range(1, 2 * n_axes, 2)
+    split = split.transpose(*outer, *inner, 2 * n_axes)
+    return split.reshape(*split.shape[:n_axes], -1)
+
+
+def unfold(x: Inexact[Array, "*sides channels"], patch: int) -> Inexact[Array, "..."]:
+    """The inverse of `fold`."""
+    if patch == 1:
+        return x
+    *sides, _ = x.shape
+    n_axes = len(sides)
+    split = x.reshape(*sides, *[patch] * n_axes, -1)
+    pairs = (axis for k in range(n_axes) for axis in (k, n_axes + k))
+    split = split.transpose(*pairs, 2 * n_axes)
+    return split.reshape(*(patch * side for side in sides), -1)
