@@ -121,6 +121,10 @@ from ._model.guided import GuidedModel as GuidedModel
 from ._model.noise import NoiseModel as NoiseModel
 from ._model.observation import AbstractObservation as AbstractObservation
 from ._model.point import Point as Point
+from ._model.spike_and_slab import (
+    SpikeAndSlab as SpikeAndSlab,
+    SpikeAndSlabDenoiser as SpikeAndSlabDenoiser,
+)
 from ._model.terms import (
     Problem as Problem,
     forward_sde as forward_sde,

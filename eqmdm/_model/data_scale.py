@@ -32,14 +32,20 @@ def data_scale(data: Any, transform: AbstractTransform | None = None) -> float:
         points = as_examples("data", getattr(data, "train", data))
         check_points("data", points, "n_levels")
         return float(np.sqrt(np.mean(np.square(np.asarray(points, np.float64)))))
-    train, n_levels = data.train, data.n_levels
-    if isinstance(train, ImageFiles):
-        order = np.random.RandomState(0).permutation(len(train))
-        train = train[order[:_MOST_DECODED]]
-    counts = np.bincount(np.ravel(train), minlength=n_levels)
+    n_levels = data.n_levels
+    counts = np.bincount(np.ravel(known_levels(data)), minlength=n_levels)
     centres = (np.arange(n_levels, dtype=np.float32) + np.float32(0.5)) / n_levels
     transform = ScaleTransform() if transform is None else transform
     values = transform.forward(jax.device_put(centres.astype(np.float32)))
     return float(
         np.sqrt(np.average(np.asarray(values, np.float64) ** 2, weights=counts))
     )
+
+
+def known_levels(data: Dataset) -> np.ndarray:
+    """The grey levels of the training split, or of many of its files."""
+    train = data.train
+    if isinstance(train, ImageFiles):
+        order = np.random.RandomState(0).permutation(len(train))
+        train = train[order[:_MOST_DECODED]]
+    return np.asarray(train)

@@ -1,0 +1,327 @@
+"""Denoisers of dequantised grey levels, some of which are frequent."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
+from jaxtyping import Array, Float, PyTree
+
+from .._core.checks import as_array, check_levels
+from .._core.types import Data, LogSNR, Scalar
+from .._levels import GreyLevels
+from .base import NoiseNetwork
+from .networks import bind_condition, call_network
+from .preconditioned import AbstractDenoiser, checked_range
+
+
+_LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
+# The width of an interval, in units of the noise, below which the difference of the
+# distribution function at its ends loses digits, and a series in the width does not.
+_NARROW = 0.1
+
+
+@final
+class SpikeAndSlab(eqx.Module):
+    r"""The distribution of a single pixel: uniform on the intervals of the frequent
+    levels (the spikes), and normal otherwise (the slab).
+
+    $$p(x) = \sum_k \pi_k \, \mathrm{U}(x; c_k \pm \tfrac{1}{2} w_k)
+    + \pi_0 \, \mathrm{N}(x; \mu, s^2)$$
+
+    **Arguments:**
+
+    - `centres`, `widths`, `shares`: $c_k$, $w_k$ and $\pi_k$ of every spike, in the
+        units of the data. Widths may be 0. The shares are positive and add up to less
+        than 1; the rest is $\pi_0$.
+    - `mean`, `std`: $\mu$ and $s$.
+
+    **Raises:** `ValueError` for values outside these limits.
+    """
+
+    centres: tuple[float, ...] = eqx.field(static=True)
+    widths: tuple[float, ...] = eqx.field(static=True)
+    shares: tuple[float, ...] = eqx.field(static=True)
+    mean: float = eqx.field(static=True)
+    std: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        centres: Sequence[float],
+        widths: Sequence[float],
+        shares: Sequence[float],
+        mean: float,
+        std: float,
+    ):
+        as_floats = lambda values: tuple(float(value) for value in values)
+        self.centres, self.widths = as_floats(centres), as_floats(widths)
+        self.shares = as_floats(shares)
+        self.mean, self.std = float(mean), float(std)
+        lengths = {len(self.centres), len(self.widths), len(self.shares)}
+        if len(lengths) > 1:
+            raise ValueError(
+                "`centres`, `widths` and `shares` must have one entry for each spike; "
+                f"got {len(self.centres)}, {len(self.widths)} and {len(self.shares)}."
+            )
+        if not (all(s > 0 for s in self.shares) and sum(self.shares) < 1):
+            raise ValueError(
+                "`shares` must be positive and add up to less than 1, because the rest "
+                f"is the share of the slab; got {self.shares}."
+            )
+        if not all(0 <= width < math.inf for width in self.widths):
+            raise ValueError(
+                f"`widths` must be finite and not negative; got {self.widths}."
+            )
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ValueError(
+                "`mean` must be finite, and `std` positive and finite; got "
+                f"{self.mean} and {self.std}."
+            )
+
+    @classmethod
+    def of(
+        cls, examples: Any, levels: GreyLevels, *, least_share: float = 0.005
+    ) -> "SpikeAndSlab":
+        """The distribution of the pixels of examples.
+
+        **Arguments:**
+
+        - `examples`: integers from 0 to `levels.n_levels - 1`, of any shape.
+        - `levels`: the encoding of the levels as data. With a dequantiser that has no
+            density, the spikes have no width.
+        - `least_share`: the share of all pixels from which on a level is a spike. At
+            most half of the levels are.
+
+        **Raises:** `TypeError` unless `examples` are integers; `ValueError` for levels
+        that are out of range, or examples of a single level.
+        """
+        examples = check_levels(
+            "examples", as_array("examples", examples), levels.n_levels
+        )
+        counts = np.bincount(
+            np.asarray(examples).reshape(-1), minlength=levels.n_levels
+        )
+        shares = counts / counts.sum()
+        frequent = np.argsort(-shares, kind="stable")[: levels.n_levels // 2]
+        spikes = np.sort(frequent[shares[frequent] >= least_share])
+        edges = np.arange(levels.n_levels + 1) / levels.n_levels
+        edges = np.asarray(levels.transform.forward(jnp.asarray(edges)), np.float64)
+        centres, widths = 0.5 * (edges[1:] + edges[:-1]), np.diff(edges)
+        rest = np.delete(shares, spikes)
+        if rest.sum() == 0:
+            raise ValueError(
+                "`examples` must have other levels than the spikes, which are those of "
+                f"at least `least_share`, {least_share}, of all pixels; they have only "
+                f"the levels {spikes.tolist()}. Raise `least_share`."
+            )
+        others, weights = np.delete(centres, spikes), rest / rest.sum()
+        mean = float(weights @ others)
+        variance = float(
+            weights @ ((others - mean) ** 2 + np.delete(widths, spikes) ** 2 / 12)
+        )
+        return cls(
+            centres[spikes].tolist(),
+            (widths[spikes] * levels.gives_density).tolist(),
+            shares[spikes].tolist(),
+            mean,
+            math.sqrt(variance),
+        )
+
+    @property
+    def n_spikes(self) -> int:
+        return len(self.shares)
+
+    @property
+    def slab_share(self) -> float:
+        return 1 - sum(self.shares)
+
+    @property
+    def root_mean_square(self) -> float:
+        """The root mean square of a pixel, about zero."""
+        spikes = zip(self.centres, self.widths, self.shares, strict=True)
+        squares = [share * (c**2 + w**2 / 12) for c, w, share in spikes]
+        slab = self.slab_share * (self.mean**2 + self.std**2)
+        return math.sqrt(sum(squares) + slab)
+
+
+@final
+class SpikeAndSlabDenoiser(AbstractDenoiser):
+    r"""A denoiser of dequantised grey levels, some of which are frequent.
+
+    The preconditioning of [`eqmdm.PreconditionedDenoiser`][] is the posterior mean of
+    normal data, to which the network adds a correction. Where most pixels have one
+    level, such as the background of drawings, that network has to reproduce the noise
+    of its input in order to remove it, to within a small part of the width of a level.
+    Here the posterior mean is that of a [`eqmdm.SpikeAndSlab`][] distribution, and the
+    network corrects the odds of its components as well as the mean of the slab:
+
+    $$\hat x = \sum_k r_k \, \mathrm{E}[x \mid z, k] + r_0 \left(\mu + \frac{s^2 (z -
+    \mu)}{s^2 + \sigma^2} + \frac{\sigma s}{\sqrt{s^2 + \sigma^2}} o_0\right), \qquad
+    r = \operatorname{softmax}_k(\log \pi_k p(z \mid k) + o_k)$$
+
+    Here $o$ is the output of the network, with $o_k$ added to the logit of spike $k$.
+    The network sees $z$ scaled to the variance of the slab, and the $r_k$ without its
+    correction. If it returns zero, the denoiser is exact for independent pixels.
+
+    The density within a spike is uniform, so that the denoiser knows the shape of a
+    dequantised level. With a normal posterior mean, a pixel of known level that is
+    dequantised uniformly costs $\frac12 \log_2 \frac{2 \pi e}{12} = 0.25$ bits more.
+
+    **Arguments:**
+
+    - `network`: a callable `(c, y) -> output` on states of `1 + n_spikes` variables,
+        the slab first, that is, a network with that many variables. $c$ is as in
+        [`eqmdm.PreconditionedDenoiser`][]. If the model has a condition, it is the
+        keyword `condition`.
+    - `pixel`: the distribution of a single pixel.
+    - `log_snr_range`: the range `(low, high)` that the network is trained on. Above it
+        the output of the network is taken to be zero.
+
+    !!! Example
+
+        ```python
+        pixel = eqmdm.SpikeAndSlab.of(images, eqmdm.GreyLevels(256))
+        network = eqmdm.nn.UNet((28, 28, 1), 1 + pixel.n_spikes, key=key)
+        denoiser = eqmdm.SpikeAndSlabDenoiser(network, pixel, (-9.0, 13.3))
+        model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD())
+        ```
+    """
+
+    network: NoiseNetwork
+    pixel: SpikeAndSlab
+    data_std: float
+    log_snr_range: tuple[float, float] | None
+
+    def __init__(
+        self,
+        network: NoiseNetwork,
+        pixel: SpikeAndSlab,
+        log_snr_range: Sequence[float],
+    ):
+        self.network = network
+        self.pixel = pixel
+        self.data_std = pixel.root_mean_square
+        self.log_snr_range = checked_range(log_snr_range)
+
+    @property
+    def takes_snr_vector(self) -> bool:
+        return False
+
+    def with_condition(self, condition: PyTree) -> "SpikeAndSlabDenoiser":
+        assert self.log_snr_range is not None
+        network = bind_condition(self.network, condition)
+        return SpikeAndSlabDenoiser(network, self.pixel, self.log_snr_range)
+
+    def __call__(self, log_snr: LogSNR, z: Data) -> Data:
+        # Not the mean of the components: at high log-SNR they nearly agree, and the
+        # derivatives of their shares are large.
+        share, _ = self._normal_shares(log_snr, z)
+        return share * z + self.residual(log_snr, z)
+
+    def correction(self, log_snr: LogSNR, z: Data) -> Data:
+        shares, components = self._posterior(log_snr, z)
+        return jnp.sum(shares * components.corrections, axis=0)
+
+    def residual(self, log_snr: LogSNR, z: Data) -> Data:
+        shares, components = self._posterior(log_snr, z)
+        # At high log-SNR the estimate is close to z, and at low log-SNR the correction
+        # is close to -z: take the difference that does not cancel.
+        share, rest = self._normal_shares(log_snr, z)
+        near = jnp.sum(shares * components.corrections, axis=0)
+        far = jnp.sum(shares * components.means, axis=0)
+        return jnp.where(share > 0.5, near + rest * z, far - share * z)
+
+    def _normal_shares(self, log_snr: LogSNR, z: Data) -> tuple[Scalar, Scalar]:
+        r"""$c^2 / (c^2 + \sigma^2)$, where $c$ is `data_std`, and the rest to 1."""
+        relative = jnp.asarray(log_snr, z.dtype) + 2 * math.log(self.data_std)
+        return jax.nn.sigmoid(relative), jax.nn.sigmoid(-relative)
+
+    def _posterior(
+        self, log_snr: Scalar, z: Data
+    ) -> tuple[Float[Array, "components *data"], "_Components"]:
+        """The posterior shares of the components, and their posterior means."""
+        assert self.log_snr_range is not None
+        low, high = self.log_snr_range
+        log_snr = jnp.asarray(log_snr, z.dtype)
+        sigma = jnp.exp(-0.5 * log_snr)
+        components = _Components.of(self.pixel, sigma, z)
+        logits = components.logits
+        total = jnp.sqrt(sigma**2 + self.pixel.std**2)
+        inputs = jnp.concatenate(
+            [((z - self.pixel.mean) / total)[None], jax.nn.softmax(logits, axis=0)[1:]]
+        )
+        level = (high - log_snr) / (high - low)
+        output = call_network("network", self.network, level, inputs)
+        output = jnp.where(log_snr <= high, output, jnp.zeros_like(output))
+        shares = jax.nn.softmax(logits.at[1:].add(output[1:]), axis=0)
+        move = (sigma * self.pixel.std / total) * output[0]
+        return shares, components.with_slab_moved_by(move)
+
+
+@final
+class _Components(eqx.Module):
+    """The components of a pixel given z, the slab first: their unnormalised log-odds,
+    posterior means, and these less z."""
+
+    logits: Float[Array, "components *data"]
+    means: Float[Array, "components *data"]
+    corrections: Float[Array, "components *data"]
+
+    @classmethod
+    def of(cls, pixel: SpikeAndSlab, sigma: Scalar, z: Data) -> "_Components":
+        total = jnp.sqrt(sigma**2 + pixel.std**2)
+        from_mean = z - pixel.mean
+        slab = (
+            math.log(pixel.slab_share)
+            - _LOG_ROOT_TWO_PI
+            - jnp.log(total)
+            - 0.5 * (from_mean / total) ** 2,
+            pixel.mean + (pixel.std / total) ** 2 * from_mean,
+            -((sigma / total) ** 2) * from_mean,
+        )
+        found = [slab]
+        spikes = zip(pixel.centres, pixel.widths, pixel.shares, strict=True)
+        for centre, width, share in spikes:
+            from_z = centre - z
+            log_density, shift = _uniform_posterior(from_z / sigma, width / sigma)
+            logit = math.log(share) - jnp.log(sigma) + log_density
+            found.append((logit, centre + sigma * shift, from_z + sigma * shift))
+        return cls(*(jnp.stack(parts) for parts in zip(*found, strict=True)))
+
+    def with_slab_moved_by(self, move: Data) -> "_Components":
+        means, corrections = (
+            parts.at[0].add(move) for parts in (self.means, self.corrections)
+        )
+        return _Components(self.logits, means, corrections)
+
+
+def _uniform_posterior(middle: Data, width: Scalar) -> tuple[Data, Data]:
+    """For a number that is uniform on an interval, and the sum of it and a standard
+    normal one, which is 0: the log-density of that sum, and the posterior mean of the
+    number less the middle of the interval."""
+    log_normal = lambda e: -0.5 * e**2 - _LOG_ROOT_TWO_PI
+    # The mass of the interval in the tail of smaller numbers, which does not cancel.
+    distance = jnp.abs(middle)
+    resolved = jnp.maximum(width, _NARROW)
+    near, far = distance - 0.5 * resolved, distance + 0.5 * resolved
+    log_tail, log_beyond = log_ndtr(-near), log_ndtr(-far)
+    log_mass = log_tail + jnp.log(-jnp.expm1(log_beyond - log_tail))
+    at_near, at_far = (jnp.exp(log_normal(e) - log_mass) for e in (near, far))
+    inside = jnp.clip(at_near - at_far - distance, -0.5 * resolved, 0.5 * resolved)
+    # The series of log E exp(-middle u - u^2 / 2) in the moments of u, and its
+    # derivative.
+    square, fourth = width**2 / 12, width**4 / 80
+    first = 0.5 * (middle**2 - 1) * square
+    second = (middle**4 / 24 - middle**2 / 4 + 1 / 8) * fourth
+    series = first + second - 0.5 * first**2
+    series_shift = middle * (square * (first - 1) - (middle**2 / 6 - 0.5) * fourth)
+    narrow = width < _NARROW
+    log_density = jnp.where(
+        narrow, log_normal(middle) + series, log_mass - jnp.log(resolved)
+    )
+    shift = jnp.where(narrow, series_shift, jnp.sign(middle) * inside)
+    return log_density, shift

@@ -1,0 +1,256 @@
+"""Tests of denoisers of grey levels, some of which are frequent."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import mpmath
+import numpy as np
+import pytest
+
+import eqmdm
+from eqmdm._model.spike_and_slab import _uniform_posterior
+from helpers import tree_allclose
+
+
+RANGE = (-9.0, 14.0)
+PIXEL = eqmdm.SpikeAndSlab(
+    centres=[-0.9, 0.8], widths=[0.2, 0.0], shares=[0.5, 0.2], mean=0.1, std=0.6
+)
+# Operation by operation, every width would compile its own programs.
+uniform_posterior = jax.jit(_uniform_posterior)
+no_network = lambda level, y: jnp.zeros_like(y)
+
+
+def wavy(level, y):
+    """A network that depends on all its inputs."""
+    return jnp.sin(y + level) + 0.3 * jnp.cos(2 * jnp.roll(y, 1, axis=-1))
+
+
+def quadrature_posterior_mean(log_snr, z, pixel, logits, move):
+    """E[x | z] of one pixel with the odds of spikes and the slab's mean corrected, by
+    quadrature over x."""
+    sigma = np.exp(-0.5 * log_snr)
+    # 100 panels of 20 nodes resolve noise of a hundredth of a spike.
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    starts = np.linspace(-1, 1, 101)[:-1, None]
+    nodes, weights = (starts + (nodes + 1) / 100).ravel(), np.tile(weights / 100, 100)
+    normal = lambda e: np.exp(-0.5 * e**2) / np.sqrt(2 * np.pi)
+    mass, first = 0.0, 0.0
+    spikes = zip(pixel.centres, pixel.widths, pixel.shares, logits, strict=True)
+    for centre, width, share, logit in spikes:
+        x = centre + 0.5 * width * nodes
+        density = 0.5 * weights * normal((z - x) / sigma) / sigma
+        odds = share * np.exp(logit)
+        mass += odds * density.sum()
+        first += odds * (density * x).sum()
+    total = np.hypot(sigma, pixel.std)
+    slab = pixel.slab_share * normal((z - pixel.mean) / total) / total
+    mean = pixel.mean + (pixel.std / total) ** 2 * (z - pixel.mean)
+    mean += sigma * pixel.std / total * move
+    return (first + slab * mean) / (mass + slab)
+
+
+@pytest.mark.parametrize("log_snr", [-9.0, -2.0, 0.0, 3.0, 6.0, 13.0])
+def test_denoiser_is_the_posterior_mean_of_its_components(log_snr):
+    logits, move = [0.7, -1.1], 0.4
+    network = lambda level, y: jnp.broadcast_to(
+        jnp.array([move, *logits])[:, None], y.shape
+    )
+    denoiser = eqmdm.SpikeAndSlabDenoiser(network, PIXEL, RANGE)
+    sigma = np.exp(-0.5 * log_snr)
+    z = np.concatenate(
+        [centre + sigma * np.linspace(-3, 3, 5) for centre in (-0.9, -0.8, 0.1, 0.8)]
+    )
+    expected = [quadrature_posterior_mean(log_snr, x, PIXEL, logits, move) for x in z]
+    found = eqx.filter_jit(denoiser)(jnp.asarray(log_snr), jnp.asarray(z))
+    # The quadrature is exact to rounding. Below a tenth of the noise, the series in the
+    # width of a spike is truncated at the sixth power: a few 1e-9.
+    assert tree_allclose(found, jnp.asarray(expected), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-9), (np.float32, 2e-3)])
+def test_uniform_posterior_agrees_with_mpmath(dtype, tolerance):
+    # Within 12 standard deviations, for widths on both sides of the series' end. In
+    # float32 the difference of two tails loses up to the four digits of a narrow width.
+    with mpmath.workdps(120):
+        for width in (0.0, 1e-4, 0.02, 0.099, 0.101, 0.5, 2.0, 6.0, 30.0):
+            for middle in (-12.0, -3.0, -0.5, 0.0, 0.2, 2.9, 5.0, 12.0):
+                found = uniform_posterior(dtype(middle), dtype(width))
+                exact = exact_uniform_posterior(
+                    float(dtype(middle)), float(dtype(width))
+                )
+                scale = 1 + abs(exact[0])
+                # The series, used for narrow widths, is truncated at the sixth power of
+                # width / 2, with the coefficient middle^6 / 2835 and smaller ones.
+                half, reach = min(width, 0.1) / 2, max(abs(middle), 1.0)
+                rest = 2 * half**6 * reach**5 / 2835
+                assert abs(found[0] - exact[0]) < (tolerance + rest * reach) * scale
+                assert abs(found[1] - exact[1]) < tolerance * scale + 6 * rest
+
+
+def exact_uniform_posterior(middle, width):
+    m, w = mpmath.mpf(middle), mpmath.mpf(width)
+    if w == 0:
+        return float(mpmath.log(mpmath.npdf(m))), 0.0
+    a, b = m - w / 2, m + w / 2
+    mass = (mpmath.erfc(a / mpmath.sqrt(2)) - mpmath.erfc(b / mpmath.sqrt(2))) / 2
+    mean = (mpmath.npdf(a) - mpmath.npdf(b)) / mass
+    return float(mpmath.log(mass / w)), float(mean - m)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("log_snr", [-9.0, 0.0, 13.3, 20.0])
+def test_forms_of_the_denoiser_agree_and_are_finite(log_snr, dtype, key):
+    denoiser = eqmdm.SpikeAndSlabDenoiser(wavy, PIXEL, RANGE)
+    denoise = eqx.filter_jit(denoiser)
+    log_snr = jnp.asarray(log_snr, dtype)
+    sigma = jnp.exp(-0.5 * log_snr)
+    x = jnp.asarray([-0.9, 0.8, 0.1, 1.5], dtype)
+    z = x + sigma * jr.normal(key, (4,), dtype)
+    x_hat, change = denoise(log_snr, z), eqx.filter_jit(denoiser.correction)(log_snr, z)
+    share = PIXEL.root_mean_square**2 / (PIXEL.root_mean_square**2 + sigma**2)
+    rounding = 200 * jnp.finfo(dtype).eps * (1 + jnp.abs(z))
+    assert jnp.all(jnp.abs(z + change - x_hat) <= rounding)
+    residual = eqx.filter_jit(denoiser.residual)(log_snr, z)
+    assert jnp.all(jnp.abs(share * z + residual - x_hat) <= rounding)
+    slope, backward = (
+        jax.jit(jacobian(lambda z: denoiser(log_snr, z)))(z)
+        for jacobian in (jax.jacfwd, jax.jacrev)
+    )
+    assert jnp.all(jnp.isfinite(slope)) and jnp.all(jnp.isfinite(backward))
+    assert tree_allclose(slope, backward, rtol=1e-3, atol=1e-3)
+
+
+def test_correction_keeps_its_digits_at_high_log_snr():
+    # The noise is 1e-3 of the data, and float32 has 1e-7: as a difference, the
+    # correction would be right to 1e-4 of itself at best, times the noise in z.
+    log_snr, x = 13.3, np.float32(0.3)
+    noise = np.float32(np.exp(-0.5 * log_snr))
+    single = eqmdm.SpikeAndSlabDenoiser(no_network, PIXEL, RANGE)
+    z = jnp.asarray([x + noise], jnp.float32)
+    correction = eqx.filter_jit(single.correction)
+    found = correction(jnp.asarray(log_snr, jnp.float32), z)
+    exact = correction(jnp.asarray(log_snr), z.astype(jnp.float64))
+    assert tree_allclose(found.astype(float), exact, rtol=1e-5, atol=1e-12)
+
+
+def test_bound_without_a_network_is_the_log_density_of_independent_pixels(key):
+    denoiser = eqmdm.SpikeAndSlabDenoiser(no_network, PIXEL_OF_BOXES, (-12.01, 17.01))
+    interval = eqmdm.LogSNRInterval(-12.0, 17.0)
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=interval))
+    key_x, key = jr.split(key)
+    x = draw_pixels(key_x, PIXEL_OF_BOXES, 400)
+    bound = eqmdm.elbo(model, x, key=key, n_draws=4000)
+    expected = log_density(PIXEL_OF_BOXES, x)
+    # With an exact denoiser the gap is that of the ends: the KL divergence to the prior
+    # is less than half the signal's variance, and the decoder's is the chance that the
+    # noise crosses an edge of a box, sigma / width.
+    ends = 400 * (0.5 * np.exp(-12.0) + np.exp(-8.5) / 0.2)
+    assert abs(bound.total - expected) < 5 * bound.standard_error + ends
+    # Normal preconditioning alone is 100 nats away.
+    assert 5 * bound.standard_error + ends < 12
+
+
+PIXEL_OF_BOXES = eqmdm.SpikeAndSlab([-0.9, 0.8], [0.2, 0.4], [0.5, 0.2], 0.1, 0.6)
+
+
+def draw_pixels(key, pixel, n):
+    rng = np.random.default_rng(np.asarray(jr.key_data(key)))
+    shares = [*pixel.shares, pixel.slab_share]
+    which = rng.choice(len(shares), n, p=shares)
+    slab = pixel.mean + pixel.std * rng.standard_normal(n)
+    centres, widths = (np.append(v, 0) for v in (pixel.centres, pixel.widths))
+    box = centres[which] + widths[which] * (rng.random(n) - 0.5)
+    return jnp.asarray(np.where(which == len(shares) - 1, slab, box))
+
+
+def log_density(pixel, x):
+    spikes = zip(pixel.centres, pixel.widths, pixel.shares, strict=True)
+    density = pixel.slab_share * jax.scipy.stats.norm.pdf(x, pixel.mean, pixel.std)
+    for centre, width, share in spikes:
+        inside = jnp.abs(x - centre) < width / 2
+        density = density + jnp.where(inside, share / width, 0)
+    return jnp.sum(jnp.log(density))
+
+
+def test_exact_likelihood_without_a_network_is_that_of_independent_pixels(key):
+    # A wide box, and a mean of zero, which is that of the prior.
+    pixel = eqmdm.SpikeAndSlab([-0.9], [0.6], [0.5], 0.9, 0.6)
+    denoiser = eqmdm.SpikeAndSlabDenoiser(no_network, pixel, (-12.01, 9.01))
+    interval = eqmdm.LogSNRInterval(-12.0, 9.0)
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD(interval=interval))
+    x = jnp.asarray([-0.9, -0.8, 0.5, 1.3])
+    controller = dfx.PIDController(rtol=1e-6, atol=1e-6)
+    found = eqmdm.log_likelihood(model, x, key=key, stepsize_controller=controller)
+    # The density at the start, with its noise, which is 9 standard deviations or more
+    # from the edges of the box.
+    slab = jax.scipy.stats.norm.pdf(x, 0.9, jnp.sqrt(0.6**2 + jnp.exp(-9.0)))
+    box = jnp.where(x < -0.6, 0.5 / 0.6, 0)
+    expected = jnp.sum(jnp.log(0.5 * slab + box))
+    # The normal prior is wrong by less than E x^2 / sigma^2, 4e-6 a pixel.
+    assert abs(found.log_likelihood - expected) < 4 * 4e-6 + 4e-4
+
+
+def test_distribution_of_examples_has_their_frequent_levels():
+    levels = np.array([[0] * 60 + [1] * 10 + list(range(2, 17)) + [17] * 15])
+    pixel = eqmdm.SpikeAndSlab.of(levels, eqmdm.GreyLevels(20), least_share=0.1)
+    assert pixel.n_spikes == 3
+    assert np.allclose(pixel.centres, [-0.95, -0.85, 0.75])
+    assert np.allclose(pixel.widths, 0.1)
+    assert np.allclose(pixel.shares, [0.6, 0.1, 0.15])
+    # The 15 levels from 2 to 16, each with its width.
+    centres = (np.arange(2, 17) + 0.5) / 10 - 1
+    assert np.isclose(pixel.mean, centres.mean())
+    assert np.isclose(pixel.std**2, centres.var() + 0.1**2 / 12)
+    x = (np.asarray(levels) + 0.5) / 10 - 1
+    moment = np.mean(x**2) + 0.1**2 / 12
+    assert np.isclose(pixel.root_mean_square**2, moment)
+    at_centres = eqmdm.GreyLevels(20, dequantiser=eqmdm.CentreDequantiser())
+    assert eqmdm.SpikeAndSlab.of(levels, at_centres).widths == (0.0,) * 10
+
+
+def test_denoiser_takes_conditions_and_trains(key):
+    def network(level, y, *, condition):
+        return y * condition
+
+    denoiser = eqmdm.SpikeAndSlabDenoiser(network, PIXEL, RANGE)
+    z = jnp.array([0.2, -0.9])
+    run = eqx.filter_jit(lambda denoiser: denoiser(jnp.asarray(1.0), z))
+    told = run(denoiser.with_condition(2.0))
+    untold = run(eqmdm.SpikeAndSlabDenoiser(lambda level, y: 2.0 * y, PIXEL, RANGE))
+    assert tree_allclose(told, untold, rtol=1e-14, atol=0)
+    scale = eqx.nn.Linear(2, 2, key=key)
+    trained = eqmdm.SpikeAndSlabDenoiser(
+        lambda level, y: jax.vmap(scale)(y), PIXEL, RANGE
+    )
+    # The distribution of a pixel is not trained.
+    assert not jax.tree.leaves(eqx.filter(trained.pixel, eqx.is_array))
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"shares": [0.5]}, "`centres`, `widths` and `shares` must have one entry.*1"),
+        ({"shares": [0.5, 0.5]}, r"`shares` must be positive.*\(0.5, 0.5\)"),
+        ({"shares": [0.5, 0.0]}, r"`shares` must be positive.*\(0.5, 0.0\)"),
+        ({"widths": [0.5, -1.0]}, r"`widths` must be finite.*-1.0"),
+        ({"std": 0.0}, "`mean` must be finite, and `std` positive.*0.0"),
+        ({"mean": np.nan}, "`mean` must be finite, and `std` positive.*nan"),
+    ],
+)
+def test_distribution_refuses_what_is_none(changes, match):
+    given = {"centres": [-0.9, 0.8], "widths": [0.2, 0.1], "shares": [0.5, 0.2]}
+    with pytest.raises(ValueError, match=match):
+        eqmdm.SpikeAndSlab(**(given | {"mean": 0.0, "std": 1.0} | changes))
+
+
+def test_distribution_of_examples_refuses_those_that_have_none():
+    levels = eqmdm.GreyLevels(4)
+    with pytest.raises(TypeError, match="`examples` must be integers"):
+        eqmdm.SpikeAndSlab.of(np.zeros(3), levels)
+    with pytest.raises(ValueError, match="`examples`"):
+        eqmdm.SpikeAndSlab.of(np.array([0, 4]), levels)
+    with pytest.raises(ValueError, match=r"other levels than the spikes.*\[0\]"):
+        eqmdm.SpikeAndSlab.of(np.zeros(3, int), levels)
