@@ -46,6 +46,21 @@ def test_gradients_are_clipped_by_the_norm_of_all():
 
 
 @_OPTAX
+def test_learning_rate_decays_along_a_cosine_after_the_warmup():
+    values = jnp.zeros(1)
+    optimiser = make_optimiser(1e-3, warmup=4, decay_steps=24)
+    state, rates = optimiser.init(values), []
+    for _ in range(30):
+        update, state = optimiser.update(jnp.ones(1), state, values)
+        rates.append(-float(update[0]))
+    # A constant gradient makes Adam's updates the learning rate.
+    assert np.allclose(rates[:4], [0.25e-3, 0.5e-3, 0.75e-3, 1e-3], rtol=1e-4)
+    share = np.arange(30 - 3) / (24 - 3)
+    decayed = 0.5 * (1 + np.cos(np.pi * np.minimum(share, 1)))
+    assert np.allclose(rates[3:], 1e-3 * (0.01 + 0.99 * decayed), rtol=1e-4)
+
+
+@_OPTAX
 def test_accumulated_gradients_make_one_update_of_their_mean():
     values = {"network": jnp.zeros(2), "other": jnp.zeros(2)}
     gradients = [jax.tree.map(lambda v, s=s: v + s, values) for s in (1.0, 3.0)]
@@ -83,6 +98,7 @@ def test_warmup_raises_the_learning_rate_to_its_full_value():
         ({"clip": float("nan")}, "`clip` must be positive"),
         ({"accumulate": 0}, "`accumulate` must be at least 1"),
         ({"warmup": -1}, "`warmup` must be at least 0"),
+        ({"warmup": 4, "decay_steps": 4}, "`decay_steps` must be at least 5; got 4"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

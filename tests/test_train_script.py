@@ -72,6 +72,7 @@ def _records(run_dir):
     records = [json.loads(line) for line in lines]
     for record in records:
         record.pop("steps_per_second", None)
+        record.pop("processor_seconds", None)
     return records
 
 

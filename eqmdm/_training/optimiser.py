@@ -9,12 +9,17 @@ from jaxtyping import PyTree
 from .._core.checks import check_count
 
 
+# The learning rate after its decay, as a fraction of the largest.
+_LEAST_RATE = 0.01
+
+
 def make_optimiser(
     learning_rate: float = 2e-4,
     *,
     diffusion_learning_rate: float | None = None,
     clip: float = 1.0,
     warmup: int = 0,
+    decay_steps: int | None = None,
     accumulate: int = 1,
 ) -> optax.GradientTransformation:
     """Adam with clipped gradients and a separate learning rate for the diffusion.
@@ -29,6 +34,8 @@ def make_optimiser(
     - `clip`: the largest norm of the gradient of all parameters together. Larger
         gradients are scaled down to it.
     - `warmup`: the number of updates over which both learning rates rise linearly.
+    - `decay_steps`: the number of updates over which both learning rates, after the
+        warm-up, fall to 0.01 of themselves along half a cosine; by default they stay.
     - `accumulate`: the number of steps whose gradients are averaged into one update.
 
     **Raises:**
@@ -46,7 +53,16 @@ def make_optimiser(
     check_count("accumulate", accumulate)
     check_count("warmup", warmup, least=0)
     rate = learning_rate
-    if warmup:
+    if decay_steps is not None:
+        check_count("decay_steps", decay_steps, least=warmup + 1)
+        rate = optax.warmup_cosine_decay_schedule(
+            learning_rate / max(warmup, 1),
+            learning_rate,
+            warmup_steps=max(warmup - 1, 0),
+            decay_steps=decay_steps,
+            end_value=_LEAST_RATE * learning_rate,
+        )
+    elif warmup:
         # Count from 1, so that the first update is not zero.
         rate = optax.linear_schedule(
             learning_rate / warmup, learning_rate, warmup - 1 or 1

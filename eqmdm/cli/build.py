@@ -23,6 +23,7 @@ from .._core.own import is_own
 from . import conditions, own_code
 from .bases import build_basis, fit_basis, to_pixels, transform_of
 from .networks import build_network
+from .pixels import describe_pixel, pixel_of
 from .train.options import NOT_RECORDED, ResolvedTrainOptions, TrainOptions
 
 
@@ -44,6 +45,10 @@ _SCHEDULES = {
 }
 # How far, in log-SNR, the limits of a learned diffusion's interval may move.
 _LEARNED_MARGIN = 20.0
+
+
+# The values, in runs that lack them, of options that depend on the data set.
+_FORMER = {"patch": 1, "preconditioning": "normal", "decay": "none"}
 
 
 class Purpose(enum.IntEnum):
@@ -127,12 +132,17 @@ class DataFacts:
     network."""
     condition: dict[str, Any] | None = None
     """The kind of condition, from `conditions.describe`."""
+    pixel: dict[str, Any] | None = None
+    """The distribution of a pixel, for spike-and-slab preconditioning."""
 
     @classmethod
-    def of(cls, options: TrainOptions, dataset: Any) -> "DataFacts":
+    def of(cls, options: ResolvedTrainOptions, dataset: Any) -> "DataFacts":
         std = data_scale(dataset, transform_of(options))
         condition = conditions.describe(dataset)
-        return cls(tuple(dataset.shape), dataset.n_levels, std, condition)
+        pixel = None
+        if options.preconditioning == "spike-and-slab":
+            pixel = describe_pixel(dataset, build_grey_levels(options, dataset))
+        return cls(tuple(dataset.shape), dataset.n_levels, std, condition, pixel)
 
 
 def build_model(
@@ -144,7 +154,10 @@ def build_model(
 ) -> eqmdm.AbstractModel:
     """The model to train: a noise prediction, or a denoiser, in the fitted `basis` if
     it is fitted."""
-    n_vars = 1 if options.score == "denoiser" else diffusion.n_vars
+    pixel = pixel_of(data.pixel)
+    n_vars = diffusion.n_vars
+    if options.score == "denoiser":
+        n_vars = 1 if pixel is None else 1 + pixel.n_spikes
     told: dict[str, Any] = {"condition": conditions.kind_of(data.condition)}
     if basis is None:
         basis = build_basis(options, data.shape)
@@ -156,11 +169,12 @@ def build_model(
     low, high = log_snr_range(diffusion)
     is_learned = bool(jax.tree.leaves(eqx.filter(diffusion, eqx.is_inexact_array)))
     margin = _LEARNED_MARGIN if is_learned else 0.01
+    trained = (low - margin, min(high + margin, TOP_LOG_SNR))
+    if pixel is not None:
+        denoiser = eqmdm.SpikeAndSlabDenoiser(network, pixel, trained)
+        return eqmdm.DenoiserModel(denoiser, diffusion)
     denoiser = eqmdm.PreconditionedDenoiser(
-        network,
-        data_std=data.std,
-        log_snr_range=(low - margin, min(high + margin, TOP_LOG_SNR)),
-        basis=basis,
+        network, data_std=data.std, log_snr_range=trained, basis=basis
     )
     return eqmdm.DenoiserModel(denoiser, diffusion)
 
@@ -324,7 +338,7 @@ def from_json(record: Mapping[str, Any]) -> tuple[ResolvedTrainOptions, DataFact
     known = {field.name for field in fields} | {"data_fingerprint", "data"}
     # Older runs lack the options that were added since.
     optional = {f.name for f in fields if f.default is not dataclasses.MISSING}
-    optional.add("network")
+    optional |= {"network", *_FORMER}
     missing = known - optional - stored.keys()
     differ = missing | (stored.keys() - known)
     try:
@@ -332,6 +346,7 @@ def from_json(record: Mapping[str, Any]) -> tuple[ResolvedTrainOptions, DataFact
             raise KeyError(min(differ))
         fingerprint, data = stored.pop("data_fingerprint"), stored.pop("data")
         stored.setdefault("network", "mlp" if data["n_levels"] is None else "unet")
+        stored = _FORMER | stored
         # JSON has no tuples.
         options = ResolvedTrainOptions(**{k: _tupled(v) for k, v in stored.items()})
         return (

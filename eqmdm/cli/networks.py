@@ -42,6 +42,7 @@ def build_network(
         width=options.width,
         multipliers=options.multipliers,
         n_blocks=options.n_blocks,
+        patch=options.patch,
         compute_dtype=None if options.compute_dtype == "float32" else jnp.bfloat16,
         remat=options.remat,
         key=key,

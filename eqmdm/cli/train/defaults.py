@@ -14,6 +14,9 @@ _MNIST: dict[str, Any] = {
     "width": 32,
     "multipliers": (1, 2, 2),
     "n_blocks": 2,
+    "patch": 1,
+    "preconditioning": "normal",
+    "decay": "none",
     "log_every": 50,
     "validate_every": 1000,
     "checkpoint_every": 1000,
@@ -63,6 +66,33 @@ DEFAULTS = {
     "rings": _POINTS,
     "checkerboard": _POINTS,
 }
+_LAPTOP_GREY: dict[str, Any] = {
+    "steps": 22_000,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "warmup": 200,
+    "decay": "cosine",
+    "ema_decay": 0.9995,
+    "width": 32,
+    "multipliers": (1, 2),
+    "n_blocks": 1,
+    "patch": 2,
+    "preconditioning": "spike-and-slab",
+    "validate_every": 1000,
+    "checkpoint_every": 500,
+}
+_LAPTOP_COLOUR = _LAPTOP_GREY | {
+    "width": 48,
+    "steps": 6000,
+    "preconditioning": "normal",
+}
+_LAPTOP = {
+    "mnist": _LAPTOP_GREY,
+    "fashion_mnist": _LAPTOP_GREY,
+    "cifar10": _LAPTOP_COLOUR,
+    "imagenet32": _LAPTOP_COLOUR,
+}
+PRESETS = {"laptop": _LAPTOP}
 # The smallest image side that the U-Net halves.
 _LEAST_HALVED = 8
 
@@ -95,3 +125,22 @@ def defaults_by_size(
         "multipliers": multipliers,
         "batch_size": batch_size,
     }
+
+
+def preset_defaults(
+    preset: str, dataset: str, shape: tuple[int, ...] | None
+) -> dict[str, Any]:
+    """The defaults of a preset for a known data set, or for examples of a shape.
+
+    **Raises:** `ValueError` for data that are no images of at least 16x16.
+    """
+    known = PRESETS[preset].get(dataset)
+    if known is not None:
+        return known
+    if shape is None or len(shape) != 3 or min(shape[:2]) < 16:
+        of_shape = dataset if shape is None else f"examples of shape {shape}"
+        raise ValueError(
+            "`preset` must be left out for data that are no images of at least 16x16 "
+            f"pixels; got {preset} for {of_shape}."
+        )
+    return _LAPTOP_GREY if shape[-1] == 1 else _LAPTOP_COLOUR

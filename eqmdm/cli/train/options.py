@@ -9,7 +9,8 @@ from ..._core.own import is_own
 from ..fields import CommaSeparated, check_at_least, chosen, named
 from ..names import DIFFUSIONS, NETWORKS, Range
 from ..outputs import PictureOptions
-from .defaults import DEFAULTS, defaults_by_size
+from .defaults import DEFAULTS, defaults_by_size, preset_defaults
+from .network_options import NetworkOptions, TrainingOptions, check_network
 from .snr_options import SNROptions, check_snr
 
 
@@ -139,59 +140,6 @@ class BoundOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
-    """The network that is trained."""
-
-    network: str | None = chosen("unet for images in grey levels")
-    """The network: unet, for images and series; mlp, which flattens examples of any
-    shape; or your own as module:name, called as make(shape, n_vars, key=key)."""
-    score: Literal["denoiser", "free"] = "denoiser"
-    """What the network predicts: denoiser, the data from one channel, so that one
-    network suits every diffusion; free, the noise in all channels, as in MDM."""
-    width: int | None = _by_data_set()
-    """Channels of the U-Net's first level; hidden units of the MLP."""
-    multipliers: tuple[int, ...] | None = _by_data_set()
-    """The width of each level of the U-Net, in multiples of the first."""
-    n_blocks: int | None = _by_data_set()
-    """Residual blocks per level of the U-Net; layers of the MLP."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """The dtype that the U-Net computes in; its parameters are float32."""
-    remat: bool = False
-    """Recompute the blocks of the U-Net for gradients instead of storing their
-    activations: less memory for about a third more work."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """Optimisation."""
-
-    steps: int | None = _by_data_set()
-    """The total number of training steps; a resumed run may be given more."""
-    batch_size: int | None = _by_data_set()
-    """Examples per step."""
-    accumulate: int = 1
-    """Steps whose gradients are averaged into one update."""
-    learning_rate: float | None = _by_data_set()
-    """The learning rate of Adam for the network."""
-    diffusion_learning_rate: float | None = chosen("that of the network")
-    """The learning rate of Adam for a learned diffusion."""
-    warmup: int | None = _by_data_set()
-    """Updates over which the learning rates warm up."""
-    clip: float = 1.0
-    """The gradient norm above which gradients are clipped."""
-    ema_decay: float | None = _by_data_set()
-    """The decay of the moving average of parameters, which evaluation and samples
-    use."""
-    drop_condition: float = 0.1
-    """With --condition: the probability of leaving out the condition of an example, so
-    that the network also learns the unconditional data, which guidance needs."""
-    ema_profiles: bool = False
-    """Keep two more averages and store them with each checkpoint, in RUN/averages, so
-    that `eqmdm evaluate --ema-length` can use an average of any length: two copies of
-    the parameters in memory, and two on disk for each checkpoint."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
     """What is logged during training and evaluated after it."""
 
@@ -284,6 +232,8 @@ class TrainOptions(
             assert shape is not None
             by_data = defaults_by_size(shape, n_levels, self.network)
             title = title_of(self.dataset)
+        if self.preset is not None:
+            by_data = by_data | preset_defaults(self.preset, self.dataset, shape)
         # Not every file system allows the colon of module:name in a file name.
         diffusion = self.diffusion.replace(":", "-")
         defaults = by_data | {
@@ -321,9 +271,12 @@ class ResolvedTrainOptions(TrainOptions):
     learning_rate: float = dataclasses.field()
     warmup: int = dataclasses.field()
     ema_decay: float = dataclasses.field()
+    decay: Literal["none", "cosine"] = dataclasses.field()
     width: int = dataclasses.field()
     multipliers: tuple[int, ...] = dataclasses.field()
     n_blocks: int = dataclasses.field()
+    patch: int = dataclasses.field()
+    preconditioning: Literal["normal", "spike-and-slab"] = dataclasses.field()
     log_every: int = dataclasses.field()
     validate_every: int = dataclasses.field()
     checkpoint_every: int = dataclasses.field()
@@ -352,6 +305,7 @@ class ResolvedTrainOptions(TrainOptions):
                 f"{self.dequantisation} and {self.decoder}."
             )
         check_snr(self)
+        check_network(self)
         check_at_least(self, dict.fromkeys(_POSITIVE, 1))
         if self.profile and self.steps < 2 * self.log_every:
             raise ValueError(

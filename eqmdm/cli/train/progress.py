@@ -1,5 +1,6 @@
 """The progress of a run: logging, validation and checkpoints between steps."""
 
+import time
 from typing import Any
 
 from tqdm import tqdm
@@ -35,6 +36,8 @@ class Progress:
             self._bar.set_description("compiling the first step")
         traced = options.profile and is_first()
         self._profile = Profile(setup.run.run_dir / "profile" if traced else None)
+        self._earlier_seconds = records.processor_seconds()
+        self._n_logs = 0
         self.stopped_by = ""
         """The signal that stopped training; empty if there was none."""
 
@@ -76,7 +79,7 @@ class Progress:
         )
 
     def _log(self, event: eqmdm.FitEvent) -> None:
-        assert event.metrics is not None
+        assert event.metrics is not None and event.steps_per_second is not None
         record: dict[str, Any] = {"step": event.step}
         means = {name: float(v.mean()) for name, v in event.metrics.items()}
         record |= self._named(means)
@@ -84,11 +87,22 @@ class Progress:
         if self._setup.options.diffusion == "learned":
             record |= learned(event.state.model.diffusion)
         rate = event.steps_per_second
-        self._records.add(record | {"steps_per_second": rate})
+        record |= {"steps_per_second": rate}
+        # Of all sittings of the run, with their compilation and validations.
+        seconds = self._earlier_seconds + time.process_time()
+        self._records.add(record | {"processor_seconds": seconds})
         loss = f"{record[self._setup.loss_name]:.3f} {self._setup.loss_unit}"
         self._bar.set_description("training")
         self._bar.set_postfix_str(f"{loss}, {rate:.1f} steps/s")
         self._bar.update(event.step - self._bar.n)
+        self._n_logs += 1
+        # The first interval includes compilation.
+        if self._n_logs == 2 and event.step < event.steps:
+            left = event.steps - event.step
+            self._bar.write(
+                f"{left} more steps at {rate:.1f} steps/s take "
+                f"{_duration(left / rate)}, besides validations"
+            )
 
     def _record_validation(self, event: eqmdm.FitEvent) -> None:
         assert event.evaluation is not None
@@ -105,3 +119,11 @@ class Progress:
         """Metrics under the names that they have in files."""
         names = {"loss": self._setup.loss_name}
         return {names.get(name, name): value for name, value in values.items()}
+
+
+def _duration(seconds: float) -> str:
+    """A duration to two digits, in the largest unit of which there is one or more."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} s"

@@ -38,6 +38,10 @@ class Records:
         except OSError as error:
             raise OSError(f"{self._path} cannot be written to ({error}).") from error
 
+    def processor_seconds(self) -> float:
+        """The processor time of the run so far, in all its sittings."""
+        return max((r.get("processor_seconds", 0.0) for r in self.read()), default=0.0)
+
     def read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []

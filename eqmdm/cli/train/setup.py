@@ -85,17 +85,23 @@ def set_up(given: TrainOptions, on_exit: contextlib.ExitStack) -> Setup:
     data = build.DataFacts.of(options, dataset)
     identity = build.as_json(options, dataset, data)
     if options.resume:
-        run.check_options(identity, may_differ=MAY_DIFFER)
+        may_differ = set(MAY_DIFFER)
+        if options.decay == "cosine":
+            # The learning rates of all steps depend on their number.
+            may_differ.remove("steps")
+        run.check_options(identity, may_differ=tuple(may_differ))
     key = lambda purpose: build.purpose_key(options.seed, purpose)
     diffusion = build.build_diffusion(options, key(Purpose.DIFFUSION))
     basis = fit_basis(options, dataset)
     model = build.build_model(options, data, diffusion, key(Purpose.NETWORK), basis)
     objective = build.build_objective(options, dataset, basis)
+    n_updates = options.steps // options.accumulate
     optimiser = eqmdm.make_optimiser(
         options.learning_rate,
         diffusion_learning_rate=options.diffusion_learning_rate,
         clip=options.clip,
         warmup=options.warmup,
+        decay_steps=n_updates if options.decay == "cosine" else None,
         accumulate=options.accumulate,
     )
     state = eqmdm.TrainState.create(
@@ -144,7 +150,7 @@ def _resolved(
     options = given.resolved(dataset.shape, dataset.n_levels)
     names = ["network", "width", "n_blocks", "batch_size", "steps"]
     if options.network == "unet":
-        names.insert(2, "multipliers")
+        names[2:2] = ["multipliers", "patch"]
     chosen = {name: getattr(options, name) for name in names}
     by_size = {k: v for k, v in chosen.items() if getattr(given, k) is None}
     if by_size:

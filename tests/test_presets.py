@@ -1,0 +1,108 @@
+"""Tests of the presets of `eqmdm train`, and of the options that they set."""
+
+import json
+import re
+
+import jax.random as jr
+import numpy as np
+import pytest
+from evaluations import error_of
+from script_runs import single_precision, working_in
+
+import eqmdm
+from eqmdm.cli import build
+from eqmdm.cli.parsing import parse
+from eqmdm.cli.train import program as train
+from eqmdm.cli.train.options import TrainOptions
+from eqmdm.cli.trained import load_trained
+
+
+LAPTOP = "--data=images.npy --preset=laptop --steps=6 --warmup=2 --width=4 --diffusion="
+LAPTOP += "vpsde --log-every=2 --validate-every=6 --checkpoint-every=2 --batch-size=4"
+LAPTOP += " --validation-examples=4 --test-examples=4 --n-samples=2 --sample-steps=2"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("preset")
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 256, (60, 16, 16, 1))
+    levels[rng.random(levels.shape) < 0.7] = 0
+    np.save(directory / "images.npy", levels.astype(np.uint8))
+    with single_precision(), working_in(directory):
+        train.run(parse(TrainOptions, [*LAPTOP.split(), "--run-dir=run"]))
+        yield directory
+
+
+def test_laptop_trains_a_spike_and_slab_denoiser_of_patches(finished, capsys):
+    trained = load_trained(finished / "run", data_dir=None)
+    network = trained.model.network
+    assert isinstance(network, eqmdm.SpikeAndSlabDenoiser)
+    assert network.network.patch == 2 and trained.options.decay == "cosine"
+    # The distribution is that of the training images, recorded with the run.
+    assert network.pixel.centres == (1 / 256 - 1,)
+    share = np.mean(trained.dataset.train == 0)
+    assert network.pixel.shares == pytest.approx((share,), rel=1e-12)
+    samples = eqmdm.sample(trained.model, (16, 16, 1), key=jr.key(0), n_steps=2)
+    assert np.all(np.isfinite(samples))
+
+
+def test_metrics_have_the_processor_time_of_all_sittings(finished):
+    lines = (finished / "run" / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line).get("processor_seconds") for line in lines]
+    known = [value for value in seconds if value is not None]
+    assert len(known) == 3 and 0 < known[0] < known[1] < known[2]
+
+
+def test_run_with_a_decay_is_not_resumed_with_other_steps(finished):
+    arguments = [*LAPTOP.split(), "--run-dir=run", "--resume", "--steps=8"]
+    options = parse(TrainOptions, arguments)
+    assert re.search("--steps.* 6.* 8", error_of(train.run, options))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data=digits"], "--preset must be left out for data that .*digits"),
+        (["--data=mixture"], "--preset must be left out for data that .*mixture"),
+        (["--steps=2"], "--steps must make more updates than --warmup, 2, .*2 steps"),
+        (["--network=mlp"], "--patch must be 1 for the MLP"),
+        (["--score=free"], "--preconditioning must be normal for the free score"),
+        (["--snr=vector"], "--preconditioning must be normal .* told a vector"),
+        (["--patch=3"], r"--patch must divide the sides .*\(16, 16\); got 3"),
+    ],
+    ids=lambda value: "".join(value[0]) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_one_line_that_names_the_option(arguments, message, finished):
+    options = parse(TrainOptions, [*LAPTOP.split(), "--run-dir=wrong", *arguments])
+    assert re.search(message, error_of(train.run, options))
+
+
+@pytest.mark.parametrize(
+    "levels, n_levels, message",
+    [
+        (np.arange(768).reshape(3, 16, 16, 1), 768, "no level has half a percent"),
+        (None, None, "data that are not in grey levels"),
+    ],
+)
+def test_preconditioning_refuses_data_without_frequent_levels(
+    levels, n_levels, message, key
+):
+    if levels is None:
+        dataset = eqmdm.data.Dataset.from_arrays(
+            np.ones((9, 2)) * np.arange(9)[:, None]
+        )
+    else:
+        dataset = eqmdm.data.Dataset.from_arrays(levels, n_levels=n_levels)
+    options = TrainOptions(dataset="mnist", preset="laptop").resolved()
+    with pytest.raises(ValueError, match=message):
+        build.DataFacts.of(options, dataset)
+
+
+def test_preset_yields_to_the_options_that_are_given():
+    options = TrainOptions(dataset="mnist", preset="laptop", width=8).resolved()
+    assert options.width == 8 and options.patch == 2
+    colour = TrainOptions(dataset="cifar10", preset="laptop").resolved()
+    assert colour.preconditioning == "normal"
+    plain = TrainOptions(dataset="mnist").resolved()
+    assert plain.patch == 1 and plain.decay == "none"
