@@ -68,7 +68,7 @@ def test_run_with_a_decay_is_not_resumed_with_other_steps(finished):
         (["--steps=2"], "--steps must make more updates than --warmup, 2, .*2 steps"),
         (["--network=mlp"], "--patch must be 1 for the MLP"),
         (["--score=free"], "--preconditioning must be normal for the free score"),
-        (["--snr=vector"], "--preconditioning must be normal .* told a vector"),
+        (["--snr=vector", "--basis=haar"], "--basis must be pixels .* got haar"),
         (["--patch=3"], r"--patch must divide the sides .*\(16, 16\); got 3"),
     ],
     ids=lambda value: "".join(value[0]) if isinstance(value, list) else "",
@@ -97,6 +97,21 @@ def test_preconditioning_refuses_data_without_frequent_levels(
     options = TrainOptions(dataset="mnist", preset="laptop").resolved()
     with pytest.raises(ValueError, match=message):
         build.DataFacts.of(options, dataset)
+
+
+def test_laptop_trains_a_denoiser_that_is_told_the_level_of_each_pixel(finished):
+    arguments = [*LAPTOP.split(), "--run-dir=vector", "--snr=vector", "--n-samples=0"]
+    train.run(parse(TrainOptions, [*arguments, "--test-examples=0"]))
+    model = load_trained(finished / "vector", data_dir=None).model
+    assert model.takes_snr_vector
+    seen = eqmdm.observe.mask(np.arange(256).reshape(16, 16, 1) < 128)
+    observation = eqmdm.LinearObservation(
+        seen, np.full(128, 1 / 256 - 1), noise_std=0.0
+    )
+    posterior = model.given(observation, eqmdm.Exact())
+    x = eqmdm.sample(posterior, (16, 16, 1), key=jr.key(0), n_steps=2)
+    # Without noise, the pixels that are seen are known.
+    assert np.allclose(x.reshape(-1)[:128], 1 / 256 - 1, atol=2e-3)
 
 
 def test_preset_yields_to_the_options_that_are_given():

@@ -182,7 +182,7 @@ def test_exact_likelihood_without_a_network_is_that_of_independent_pixels(key):
     interval = eqmdm.LogSNRInterval(-12.0, 9.0)
     model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD(interval=interval))
     x = jnp.asarray([-0.9, -0.8, 0.5, 1.3])
-    controller = dfx.PIDController(rtol=1e-6, atol=1e-6)
+    controller = dfx.PIDController(rtol=1e-8, atol=1e-8)
     found = eqmdm.log_likelihood(model, x, key=key, stepsize_controller=controller)
     # The density at the start, with its noise, which is 9 standard deviations or more
     # from the edges of the box.
@@ -191,6 +191,50 @@ def test_exact_likelihood_without_a_network_is_that_of_independent_pixels(key):
     expected = jnp.sum(jnp.log(0.5 * slab + box))
     # The normal prior is wrong by less than E x^2 / sigma^2, 4e-6 a pixel.
     assert abs(found.log_likelihood - expected) < 4 * 4e-6 + 4e-4
+
+
+def told(level, y, *, noise_levels, filtered):
+    """A network that depends on all that it is told."""
+    return wavy(level, y) + 0.3 * jnp.sin(noise_levels - filtered)[None]
+
+
+@pytest.mark.parametrize("log_snr", [-9.0, 0.0, 4.0, 13.3, 16.0])
+def test_equal_log_snrs_are_those_of_a_scalar_denoiser(log_snr, key):
+    network = lambda level, y, **told: wavy(level, y)
+    vector = eqmdm.SpikeAndSlabDenoiser(network, PIXEL, RANGE, eqmdm.PixelBasis((4,)))
+    scalar = eqmdm.SpikeAndSlabDenoiser(network, PIXEL, RANGE)
+    x = jnp.asarray([-0.9, 0.8, 0.1, 1.5])
+    z = x + jnp.exp(-0.5 * log_snr) * jr.normal(key, (4,))
+    run = eqx.filter_jit(lambda denoiser, log_snr: denoiser(log_snr, z))
+    # The same operations on an array of equal numbers and on the number.
+    expected = run(scalar, jnp.asarray(log_snr))
+    found = run(vector, jnp.full(4, log_snr))
+    assert tree_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_infinite_log_snrs_are_the_limits_of_large_ones(dtype, key):
+    denoiser = eqmdm.SpikeAndSlabDenoiser(told, PIXEL, RANGE, eqmdm.PixelBasis((4,)))
+    z = jnp.asarray([-0.85, 0.3, 0.8, 0.2], dtype)
+    run = jax.jit(lambda log_snr, z: denoiser(log_snr, z))
+    log_snr = jnp.asarray([jnp.inf, -jnp.inf, jnp.inf, 1.0], dtype)
+    found = run(log_snr, z)
+    assert jnp.all(found[jnp.array([0, 2])] == z[jnp.array([0, 2])])
+    far = run(jnp.asarray([36.0, -36.0, 36.0, 1.0], dtype), z)
+    # The noise is e^-18 of the data, or the data are of the noise.
+    assert tree_allclose(found, far, rtol=0, atol=1e-6)
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        slope = jax.jit(jacobian(denoiser, argnums=1))(log_snr, z)
+        assert jnp.all(jnp.isfinite(slope))
+        # What is missing has no effect, and what is known is not changed.
+        assert jnp.all(slope[:, 1] == 0)
+        assert tree_allclose(slope[0], jnp.eye(4, dtype=dtype)[0], rtol=0, atol=1e-6)
+
+
+def test_only_pixels_have_levels():
+    with pytest.raises(ValueError, match="`basis` must be an .*got CosineBasis"):
+        basis = eqmdm.CosineBasis((4, 1))
+        eqmdm.SpikeAndSlabDenoiser(no_network, PIXEL, RANGE, basis)
 
 
 def test_distribution_of_examples_has_their_frequent_levels():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from .._basis import AbstractBasis
 from .._core.gaussian import PerturbationKernel, outer_with_data
 from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
@@ -22,6 +23,7 @@ from .preconditioned import (
     checked_range,
     checked_std,
 )
+from .spike_and_slab import SpikeAndSlabDenoiser
 
 
 # Above this log-SNR a network cannot improve on a Gaussian posterior: the noise is a
@@ -259,3 +261,11 @@ class DenoiserModel(AbstractModel):
 
     def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
         return self.denoise(kernel.log_snr.astype(y.dtype), kernel.project(y))
+
+
+def basis_of(model: AbstractModel) -> AbstractBasis | None:
+    """The basis whose coefficients are the data of a model; `None` for one that has the
+    data themselves, or a denoiser of its own."""
+    network = getattr(model, "network", None)
+    known = (PreconditionedDenoiser, SpikeAndSlabDenoiser)
+    return network.basis if isinstance(network, known) else None

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import final
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._basis import AbstractBasis
 from .._core.types import Data, LogSNR, Scalar
-from .base import AbstractModel, NoiseNetwork
+from .base import NoiseNetwork
+from .coefficient_levels import CoefficientLevels
 from .networks import bind_condition, call_network
 
 
@@ -135,7 +135,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
     def __call__(self, log_snr: LogSNR, z: Data) -> Data:
         if self.basis is None:
             return z + self.correction(log_snr, z)
-        levels = _Levels.of(log_snr, z, self.data_std)
+        levels = CoefficientLevels.of(log_snr, z, self.data_std)
         return levels.share * levels.z + self.residual(log_snr, z)
 
     def with_condition(self, condition: PyTree) -> "PreconditionedDenoiser":
@@ -147,7 +147,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
 
     def correction(self, log_snr: LogSNR, z: Data) -> Data:
         if self.basis is not None:
-            levels = _Levels.of(log_snr, z, self.data_std)
+            levels = CoefficientLevels.of(log_snr, z, self.data_std)
             return self.residual(log_snr, z) - levels.rest * z
         sigma, total = self._scales(log_snr, z)
         return self.residual(log_snr, z) - (sigma / total) ** 2 * z
@@ -169,11 +169,10 @@ class PreconditionedDenoiser(AbstractDenoiser):
         self, basis: AbstractBasis, log_snr: LogSNR, z: Data
     ) -> Data:
         assert self.log_snr_range is not None
-        low, high = self.log_snr_range
-        levels = _Levels.of(log_snr, basis.check(z), self.data_std)
-        noise_levels = jnp.clip((high - levels.log_snr) / (high - low), 0, 1)
-        mean = levels.mean(noise_levels)
-        inputs = levels.inputs(high - (high - low) * mean) / self.data_std
+        _, high = self.log_snr_range
+        levels = CoefficientLevels.of(log_snr, basis.check(z), self.data_std)
+        noise_levels, mean = levels.noise_levels(self.log_snr_range)
+        inputs = levels.inputs(mean, self.log_snr_range) / self.data_std
         filtered = levels.share * levels.z / self.data_std
         [output] = call_network(
             "network",
@@ -189,66 +188,6 @@ class PreconditionedDenoiser(AbstractDenoiser):
     def _scales(self, log_snr: Scalar, z: Data) -> tuple[Scalar, Scalar]:
         sigma = jnp.exp(-0.5 * jnp.asarray(log_snr, z.dtype))
         return sigma, jnp.sqrt(sigma**2 + self.data_std**2)
-
-
-@final
-class _Levels(eqx.Module):
-    r"""The log-SNR of every coefficient, and the coefficients where it is not
-    $-\infty$, for data of standard deviation $s$."""
-
-    log_snr: Data
-    z: Data
-    data_std: float
-
-    @classmethod
-    def of(cls, log_snr: LogSNR, z: Data, data_std: float) -> "_Levels":
-        log_snr = jnp.broadcast_to(jnp.asarray(log_snr, z.dtype), z.shape)
-        # Zero times an infinite coefficient would be NaN, and so would derivatives.
-        z = jnp.where(log_snr == -math.inf, 0, z)
-        return cls(log_snr, z, data_std)
-
-    @property
-    def share(self) -> Data:
-        r"""$s^2 / (\sigma^2 + s^2)$, the share of the data in the variance of $z$."""
-        return jnp.exp(self._log_share(1))
-
-    @property
-    def rest(self) -> Data:
-        return jnp.exp(self._log_share(-1))
-
-    @property
-    def root_share(self) -> Data:
-        # The derivative of a square root would be infinite at 0.
-        return jnp.exp(0.5 * self._log_share(1))
-
-    @property
-    def root_rest(self) -> Data:
-        return jnp.exp(0.5 * self._log_share(-1))
-
-    def mean(self, noise_levels: Data) -> Scalar:
-        r"""The mean noise level, weighted by $\sqrt{c_\text{skip} (1 -
-        c_\text{skip})}$."""
-        # The last number is for coefficients that are all known or missing.
-        weight = self.root_share * self.root_rest + 1e-12
-        return jnp.sum(weight * noise_levels) / jnp.sum(weight)
-
-    def inputs(self, log_snr: Scalar) -> Data:
-        r"""$a z$ times $s$, where `log_snr` is that of the mean noise level."""
-        mean = jax.nn.log_sigmoid(log_snr + 2 * math.log(self.data_std))
-        log_share = self._log_share(1)
-        smaller = jnp.minimum(log_share - mean, 0)
-        return jnp.exp(0.5 * (log_share + smaller)) * self.z
-
-    def _log_share(self, sign: int) -> Data:
-        relative = self.log_snr + 2 * math.log(self.data_std)
-        return jax.nn.log_sigmoid(sign * relative)
-
-
-def basis_of(model: AbstractModel) -> AbstractBasis | None:
-    """The basis whose coefficients are the data of a model; `None` for one that has the
-    data themselves, or a denoiser of its own."""
-    network = getattr(model, "network", None)
-    return network.basis if isinstance(network, PreconditionedDenoiser) else None
 
 
 def checked_std(data_std: float) -> float:

@@ -11,14 +11,21 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, PyTree
 
+from .._basis import AbstractBasis, PixelBasis
 from .._core.checks import as_array, check_levels
-from .._core.types import Data, LogSNR, Scalar
+from .._core.types import Data, LogSNR
 from .._levels import GreyLevels
 from .base import NoiseNetwork
+from .coefficient_levels import CoefficientLevels
 from .networks import bind_condition, call_network
 from .preconditioned import AbstractDenoiser, checked_range
 
 
+# The largest log-SNR, of either sign, at which numbers are computed.
+_FARTHEST = 40.0
+# Standard deviations beyond which tails of the normal distribution do not matter, and
+# their derivatives might overflow.
+_REACH = 1e3
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 # The width of an interval, in units of the noise, below which the difference of the
 # distribution function at its ends loses digits, and a series in the width does not.
@@ -180,6 +187,11 @@ class SpikeAndSlabDenoiser(AbstractDenoiser):
     - `pixel`: the distribution of a single pixel.
     - `log_snr_range`: the range `(low, high)` that the network is trained on. Above it
         the output of the network is taken to be zero.
+    - `basis`: an [`eqmdm.PixelBasis`][] for a denoiser that is told the log-SNR of
+        every pixel, as in [`eqmdm.PreconditionedDenoiser`][]; `None` for one log-SNR.
+
+    **Raises:** `ValueError` for a range that is not increasing, or another basis, whose
+    coefficients have no levels.
 
     !!! Example
 
@@ -195,71 +207,92 @@ class SpikeAndSlabDenoiser(AbstractDenoiser):
     pixel: SpikeAndSlab
     data_std: float
     log_snr_range: tuple[float, float] | None
+    basis: AbstractBasis | None
 
     def __init__(
         self,
         network: NoiseNetwork,
         pixel: SpikeAndSlab,
         log_snr_range: Sequence[float],
+        basis: AbstractBasis | None = None,
     ):
         self.network = network
         self.pixel = pixel
         self.data_std = pixel.root_mean_square
         self.log_snr_range = checked_range(log_snr_range)
+        if not isinstance(basis, PixelBasis | None):
+            raise ValueError(
+                "`basis` must be an `eqmdm.PixelBasis`, because only pixels have "
+                f"levels; got {type(basis).__name__}. Use a `PreconditionedDenoiser`."
+            )
+        self.basis = basis
 
     @property
     def takes_snr_vector(self) -> bool:
-        return False
+        return self.basis is not None
 
     def with_condition(self, condition: PyTree) -> "SpikeAndSlabDenoiser":
         assert self.log_snr_range is not None
         network = bind_condition(self.network, condition)
-        return SpikeAndSlabDenoiser(network, self.pixel, self.log_snr_range)
+        return SpikeAndSlabDenoiser(network, self.pixel, self.log_snr_range, self.basis)
 
     def __call__(self, log_snr: LogSNR, z: Data) -> Data:
         # Not the mean of the components: at high log-SNR they nearly agree, and the
         # derivatives of their shares are large.
-        share, _ = self._normal_shares(log_snr, z)
-        return share * z + self.residual(log_snr, z)
+        levels = self._levels(log_snr, z)
+        return levels.share * levels.z + self._residual(levels)
 
     def correction(self, log_snr: LogSNR, z: Data) -> Data:
-        shares, components = self._posterior(log_snr, z)
-        return jnp.sum(shares * components.corrections, axis=0)
+        levels = self._levels(log_snr, z)
+        return self._residual(levels) - levels.rest * levels.z
 
     def residual(self, log_snr: LogSNR, z: Data) -> Data:
-        shares, components = self._posterior(log_snr, z)
+        return self._residual(self._levels(log_snr, z))
+
+    def _levels(self, log_snr: LogSNR, z: Data) -> CoefficientLevels:
+        if self.basis is not None:
+            z = self.basis.check(z)
+        return CoefficientLevels.of(log_snr, z, self.data_std)
+
+    def _residual(self, levels: CoefficientLevels) -> Data:
+        assert self.log_snr_range is not None
+        z, pixel = levels.z, self.pixel
+        # A pixel that is known has no residual, and one that is missing has that of its
+        # limit.
+        known = levels.log_snr == math.inf
+        sigma = jnp.exp(-0.5 * jnp.clip(levels.log_snr, -_FARTHEST, _FARTHEST))
+        components = _Components.of(pixel, sigma, z)
+        output = self._output(levels, components)
+        _, high = self.log_snr_range
+        output = jnp.where(levels.log_snr <= high, output, jnp.zeros_like(output))
+        shares = jax.nn.softmax(components.logits.at[1:].add(output[1:]), axis=0)
+        total = jnp.sqrt(sigma**2 + pixel.std**2)
+        components = components.with_slab_moved_by(
+            sigma * pixel.std / total * output[0]
+        )
         # At high log-SNR the estimate is close to z, and at low log-SNR the correction
         # is close to -z: take the difference that does not cancel.
-        share, rest = self._normal_shares(log_snr, z)
-        near = jnp.sum(shares * components.corrections, axis=0)
-        far = jnp.sum(shares * components.means, axis=0)
-        return jnp.where(share > 0.5, near + rest * z, far - share * z)
+        near = jnp.sum(shares * components.corrections, axis=0) + levels.rest * z
+        far = jnp.sum(shares * components.means, axis=0) - levels.share * z
+        residual = jnp.where(levels.share > 0.5, near, far)
+        return jnp.where(known, jnp.zeros_like(residual), residual)
 
-    def _normal_shares(self, log_snr: LogSNR, z: Data) -> tuple[Scalar, Scalar]:
-        r"""$c^2 / (c^2 + \sigma^2)$, where $c$ is `data_std`, and the rest to 1."""
-        relative = jnp.asarray(log_snr, z.dtype) + 2 * math.log(self.data_std)
-        return jax.nn.sigmoid(relative), jax.nn.sigmoid(-relative)
-
-    def _posterior(
-        self, log_snr: Scalar, z: Data
-    ) -> tuple[Float[Array, "components *data"], "_Components"]:
-        """The posterior shares of the components, and their posterior means."""
+    def _output(
+        self, levels: CoefficientLevels, components: "_Components"
+    ) -> Float[Array, "components *data"]:
+        """The output of the network, told the noise level of all pixels or of each."""
         assert self.log_snr_range is not None
-        low, high = self.log_snr_range
-        log_snr = jnp.asarray(log_snr, z.dtype)
-        sigma = jnp.exp(-0.5 * log_snr)
-        components = _Components.of(self.pixel, sigma, z)
-        logits = components.logits
-        total = jnp.sqrt(sigma**2 + self.pixel.std**2)
-        inputs = jnp.concatenate(
-            [((z - self.pixel.mean) / total)[None], jax.nn.softmax(logits, axis=0)[1:]]
-        )
-        level = (high - log_snr) / (high - low)
-        output = call_network("network", self.network, level, inputs)
-        output = jnp.where(log_snr <= high, output, jnp.zeros_like(output))
-        shares = jax.nn.softmax(logits.at[1:].add(output[1:]), axis=0)
-        move = (sigma * self.pixel.std / total) * output[0]
-        return shares, components.with_slab_moved_by(move)
+        shares = jax.nn.softmax(components.logits, axis=0)
+        from_mean = levels.z - self.pixel.mean
+        of_slab = CoefficientLevels.of(levels.log_snr, from_mean, self.pixel.std)
+        noise_levels, mean = levels.noise_levels(self.log_snr_range)
+        told = {}
+        if self.basis is not None:
+            filtered = jnp.sum(shares * components.means, axis=0) / self.data_std
+            told = {"noise_levels": noise_levels, "filtered": filtered}
+        scaled = of_slab.inputs(mean, self.log_snr_range) / self.pixel.std
+        inputs = jnp.concatenate([scaled[None], shares[1:]])
+        return call_network("network", self.network, mean, inputs, **told)
 
 
 @final
@@ -272,7 +305,7 @@ class _Components(eqx.Module):
     corrections: Float[Array, "components *data"]
 
     @classmethod
-    def of(cls, pixel: SpikeAndSlab, sigma: Scalar, z: Data) -> "_Components":
+    def of(cls, pixel: SpikeAndSlab, sigma: Data, z: Data) -> "_Components":
         total = jnp.sqrt(sigma**2 + pixel.std**2)
         from_mean = z - pixel.mean
         slab = (
@@ -299,7 +332,7 @@ class _Components(eqx.Module):
         return _Components(self.logits, means, corrections)
 
 
-def _uniform_posterior(middle: Data, width: Scalar) -> tuple[Data, Data]:
+def _uniform_posterior(middle: Data, width: Data) -> tuple[Data, Data]:
     """For a number that is uniform on an interval, and the sum of it and a standard
     normal one, which is 0: the log-density of that sum, and the posterior mean of the
     number less the middle of the interval."""
@@ -307,19 +340,22 @@ def _uniform_posterior(middle: Data, width: Scalar) -> tuple[Data, Data]:
     # The mass of the interval in the tail of smaller numbers, which does not cancel.
     distance = jnp.abs(middle)
     resolved = jnp.maximum(width, _NARROW)
-    near, far = distance - 0.5 * resolved, distance + 0.5 * resolved
+    near = jnp.clip(distance - 0.5 * resolved, -_REACH, _REACH)
+    far = near + jnp.minimum(resolved, 2 * _REACH)
     log_tail, log_beyond = log_ndtr(-near), log_ndtr(-far)
     log_mass = log_tail + jnp.log(-jnp.expm1(log_beyond - log_tail))
     at_near, at_far = (jnp.exp(log_normal(e) - log_mass) for e in (near, far))
     inside = jnp.clip(at_near - at_far - distance, -0.5 * resolved, 0.5 * resolved)
     # The series of log E exp(-middle u - u^2 / 2) in the moments of u, and its
-    # derivative.
-    square, fourth = width**2 / 12, width**4 / 80
-    first = 0.5 * (middle**2 - 1) * square
-    second = (middle**4 / 24 - middle**2 / 4 + 1 / 8) * fourth
-    series = first + second - 0.5 * first**2
-    series_shift = middle * (square * (first - 1) - (middle**2 / 6 - 0.5) * fourth)
+    # derivative. Elsewhere its powers would overflow, and their derivatives be NaN.
     narrow = width < _NARROW
+    width, middle_or_zero = jnp.where(narrow, width, 0), jnp.where(narrow, middle, 0)
+    square, fourth = width**2 / 12, width**4 / 80
+    powers = middle_or_zero**2
+    first = 0.5 * (powers - 1) * square
+    second = (powers**2 / 24 - powers / 4 + 1 / 8) * fourth
+    series = first + second - 0.5 * first**2
+    series_shift = middle_or_zero * (square * (first - 1) - (powers / 6 - 0.5) * fourth)
     log_density = jnp.where(
         narrow, log_normal(middle) + series, log_mass - jnp.log(resolved)
     )

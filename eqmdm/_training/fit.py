@@ -18,7 +18,7 @@ from .._core.sharding import device_mesh, distribute
 from .._core.types import PRNGKey
 from .._levels import GreyLevels
 from .._model.base import AbstractModel, check_model
-from .._model.preconditioned import basis_of
+from .._model.denoiser import basis_of
 from ..data._dataset import Dataset
 from .evaluate import Evaluation, evaluate
 from .examples import TrainingSet

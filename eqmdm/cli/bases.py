@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eqmdm
-from eqmdm._model.preconditioned import basis_of as basis_of
+from eqmdm._model.denoiser import basis_of as basis_of
 
 from .train.options import TrainOptions
 

@@ -171,7 +171,7 @@ def build_model(
     margin = _LEARNED_MARGIN if is_learned else 0.01
     trained = (low - margin, min(high + margin, TOP_LOG_SNR))
     if pixel is not None:
-        denoiser = eqmdm.SpikeAndSlabDenoiser(network, pixel, trained)
+        denoiser = eqmdm.SpikeAndSlabDenoiser(network, pixel, trained, basis)
         return eqmdm.DenoiserModel(denoiser, diffusion)
     denoiser = eqmdm.PreconditionedDenoiser(
         network, data_std=data.std, log_snr_range=trained, basis=basis

@@ -90,8 +90,13 @@ def check_network(options: Any) -> None:
         )
     if options.preconditioning == "normal":
         return
-    if options.score != "denoiser" or options.snr != "scalar":
+    if options.score != "denoiser":
         raise ValueError(
-            "`preconditioning` must be normal for the free score and for a denoiser "
-            f"that is told a vector; got {options.preconditioning}."
+            "`preconditioning` must be normal for the free score; got "
+            f"{options.preconditioning}."
+        )
+    if options.snr == "vector" and options.basis != "pixels":
+        raise ValueError(
+            "`basis` must be pixels for --preconditioning spike-and-slab, since only "
+            f"pixels have frequent levels; got {options.basis}."
         )
