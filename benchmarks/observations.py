@@ -1,7 +1,7 @@
 """How good are posteriors given a linear observation, by each method?
 
     python benchmarks/observations.py --output-dir benchmarks/results/observations
-    python benchmarks/observations.py --parts digits --run runs/digits-vector
+    python benchmarks/observations.py --parts images --run runs/digits-vector
 
 Three parts, each a CSV file with a row for each method:
 
@@ -9,13 +9,14 @@ Three parts, each a CSV file with a row for each method:
   posterior is known: the weights of the modes, mean, trace of the covariance, sliced
   Wasserstein distance to draws of the posterior, and the log-evidence. Twisted
   sequential Monte Carlo is one of the methods.
-- `digits`: a trained network, and observations of test images: their left half, or the
+- `images`: a trained network, and observations of test images: their left half, or the
   means of 2x2 blocks, with noise. Against the image: the peak signal-to-noise ratio of
   the posterior mean, the continuous ranked probability score of a pixel, and how often
   the interval from the smallest to the largest of 19 samples covers a pixel, 90 % if
   the posterior is right. All methods take the same steps and noise. Differences from
-  moment matching are paired by image. Trains a network, unless `--run` names a run;
-  with a network trained by `--snr vector` the exact method takes part.
+  moment matching are paired by image. Trains a network on digits, unless `--run` names
+  a run; with a network trained by `--snr vector` the exact method takes part. The table
+  is named after the data set.
 - `cost`: the processor time of sampling given an observation, relative to sampling
   without one, the two alternating.
 
@@ -68,10 +69,16 @@ ENDS = eqmdm.LogSNRInterval(-2 * math.log(80), -2 * math.log(0.005))
 class Settings(common.Settings):
     """Compares methods of conditioning on linear observations."""
 
-    parts: tuple[str, ...] = ("mixture", "digits", "cost")
+    parts: tuple[str, ...] = ("mixture", "images", "cost")
     """The parts to run."""
+    tasks: tuple[str, ...] = ("left half", "2x2 means")
+    """The observations of images."""
+    methods: tuple[str, ...] = ("none", "moment matching", "PiGDM", "exact")
+    """The methods for images, where they apply."""
     run: Path | None = None
-    """A run of `eqmdm train` on digits, in place of training one."""
+    """A run of `eqmdm train` on images, in place of training one."""
+    data_dir: str | None = None
+    """A directory with the image files of that run."""
     steps: int = 2000
     """Training steps of the network."""
     mixture_samples: int = 20_000
@@ -81,9 +88,9 @@ class Settings(common.Settings):
     n_images: int = 100
     """Test images."""
     sampling_steps: int = 25
-    """Steps of the sampler of digits."""
+    """Steps of the sampler of images."""
     noise_std: float = 0.1
-    """The noise of the observations of digits, whose pixels are from -1 to 1."""
+    """The noise of the observations of images, whose pixels are from -1 to 1."""
     batch_size: int = 10
     """Images conditioned on at once."""
     repeats: int = 7
@@ -204,12 +211,12 @@ def _mixture_row(
     return row
 
 
-# ----- The digits
+# ----- Images
 
 
 def trained_run(settings: Settings) -> TrainedRun:
     if settings.run is not None:
-        return load_trained(settings.run, data_dir=None)
+        return load_trained(settings.run, data_dir=settings.data_dir)
     with tempfile.TemporaryDirectory() as directory:
         every = settings.steps
         arguments = f"--dataset digits --seed {settings.seed} --steps {every} "
@@ -221,22 +228,25 @@ def trained_run(settings: Settings) -> TrainedRun:
         return load_trained(run_dir, data_dir=None)
 
 
-def digits(settings: Settings, trained: TrainedRun) -> list[dict[str, Any]]:
+def images(settings: Settings, trained: TrainedRun) -> list[dict[str, Any]]:
     shape, n = trained.dataset.shape, settings.n_images
     key_x, key_noise, key_samples = jr.split(jr.key(settings.seed), 3)
-    images = trained.dataset.test[:n]
+    examples = trained.dataset.test[:n]
     levels = build.build_grey_levels(trained.options, trained.dataset)
     # Dequantised, as the network was trained.
     encode = lambda image, key: levels.encode(image, key=key, check=False)[0]
-    x = jax.vmap(encode)(jnp.asarray(images), jr.split(key_x, n))
+    x = jax.vmap(encode)(jnp.asarray(examples), jr.split(key_x, n))
     x = x.astype(trained.dtype)
     rows, by_image = [], {}
-    for task, operator in operators(shape).items():
+    for task in settings.tasks:
+        operator = operators(shape)[task]
         key = jr.fold_in(key_noise, len(rows))
         clean = jax.vmap(operator.mv)(x)
         noise = jr.normal(key, clean.shape, clean.dtype)
         values = clean + settings.noise_std * noise
-        for name, method in methods(trained.model, operator, settings).items():
+        suitable = methods(trained.model, operator, settings)
+        for name in filter(suitable.__contains__, settings.methods):
+            method = suitable[name]
             clock = time.process_time()
             samples = posterior_samples(
                 settings, trained.model, operator, values, method, key_samples
@@ -248,7 +258,9 @@ def digits(settings: Settings, trained: TrainedRun) -> list[dict[str, Any]]:
             rows[-1]["processor_seconds"] = seconds
             print(rows[-1], flush=True)
     for row in rows:
-        reference = by_image[row["task"], "moment matching"]
+        reference = by_image.get((row["task"], "moment matching"))
+        if reference is None:
+            continue
         for name, values in by_image[row["task"], row["method"]].items():
             estimate = eqmdm.Estimate.from_mean(values - reference[name])
             row[f"{name}_less_moment_matching"] = estimate.value
@@ -437,12 +449,13 @@ def main(settings: Settings) -> None:
         with jax.enable_x64(True):
             results["mixture"] = mixture(settings)
         write_table(settings, "mixture", results["mixture"], facts)
-    if {"digits", "cost"} & set(settings.parts):
+    if {"images", "cost"} & set(settings.parts):
         trained = trained_run(settings)
-        for name, part in (("digits", digits), ("cost", cost)):
+        tables = {"images": trained.dataset.name, "cost": "cost"}
+        for name, part in (("images", images), ("cost", cost)):
             if name in settings.parts:
                 results[name] = part(settings, trained)
-                write_table(settings, name, results[name], facts)
+                write_table(settings, tables[name], results[name], facts)
     common.write(settings, facts, results=results)
 
 
