@@ -37,15 +37,7 @@ def parse(
     - `prog`: the program's name in its help.
     - `quiet`: whether to suppress the error text that precedes `SystemExit`.
     """
-    groups = _groups(options)
-    described = [
-        # The program's own group needs no text: the program's description says it.
-        (name, _described(group, "" if group is options else _paragraphs(group)))
-        for name, group in groups.items()
-    ]
-    # `tyro` does not parse the class itself, since it would keep the line breaks of the
-    # source, show defaults that are chosen later as `None`, and prefix grouped options.
-    parsed = dataclasses.make_dataclass(options.__name__, described)
+    parsed = parser_class(options)
     try:
         given = tyro.cli(
             parsed,
@@ -61,8 +53,22 @@ def parse(
         if not stopped.code and epilog is not None:
             print(epilog())
         raise
-    values = {k: v for name in groups for k, v in vars(getattr(given, name)).items()}
-    return options(**values)
+    groups = (getattr(given, field.name) for field in dataclasses.fields(parsed))
+    return options(**{k: v for group in groups for k, v in vars(group).items()})
+
+
+def parser_class(options: type) -> type:
+    """The class that `tyro` parses for a class of options, with a field for each group.
+
+    It does not parse `options` itself, since it would keep the line breaks of the
+    source, show defaults that are chosen later as `None`, and prefix grouped options.
+    """
+    described = [
+        # The program's own group needs no text: the program's description says it.
+        (name, _described(group, "" if group is options else _paragraphs(group)))
+        for name, group in _groups(options).items()
+    ]
+    return dataclasses.make_dataclass(options.__name__, described)
 
 
 def _groups(options: type) -> dict[str, type]:
