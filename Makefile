@@ -2,6 +2,8 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 # All tests of a file run on one worker, so that they share compiled functions.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
+# `--jobs 1` runs one page at a time.
+DOCS_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +11,7 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made-by-$(subst /,_,$(PYTHON))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all both-ends lint bench study clean
+.PHONY: help demo test test-all both-ends lint bench study docs docs-serve clean
 # Targets must not run in parallel, since each may install into the same environment.
 .NOTPARALLEL:
 
@@ -21,6 +23,8 @@ help:
 	@echo 'make lint   check formatting, style and types'
 	@echo 'make bench  run every benchmark with --quick'
 	@echo 'make study  run the short form of the studies, in runs/studies'
+	@echo 'make docs   build the documentation in build/site, running all of its code'
+	@echo 'make docs-serve  build it and serve it on port 8000 of this machine'
 	@echo 'make clean  remove the environment'
 	@echo 'PYTHON= chooses the interpreter (now $(PYTHON)).'
 
@@ -51,6 +55,12 @@ study: $(VENV)/.runtime
 	$(BIN)/python scripts/study.py benchmarks/studies/densities.toml --short
 	$(BIN)/python scripts/study.py benchmarks/studies/digits.toml --short
 
+docs: $(VENV)/.docs
+	PYTHONPATH=docs $(BIN)/python -m toolchain build $(DOCS_FLAGS)
+
+docs-serve: $(VENV)/.docs
+	PYTHONPATH=docs $(BIN)/python -m toolchain serve $(DOCS_FLAGS)
+
 clean:
 	rm -rf $(VENV)
 
@@ -66,4 +76,8 @@ $(VENV)/.runtime: $(MADE) pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(MADE) pyproject.toml constraints.txt
 	$(INSTALL) --constraint constraints.txt --editable '.[programs]' --group dev
+	@touch $@
+
+$(VENV)/.docs: $(MADE) pyproject.toml constraints.txt
+	$(INSTALL) --constraint constraints.txt --editable '.[programs]' --group docs
 	@touch $@
