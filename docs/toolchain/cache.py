@@ -1,5 +1,6 @@
 """Results of executed pages, kept until the page or the package changes."""
 
+import ast
 import functools
 import hashlib
 import os
@@ -25,8 +26,8 @@ def executed(source: Path) -> Path:
     """A directory with the executed page of `source` and its figures.
 
     It is one of an earlier build if nothing has changed that the page depends on: its
-    text, the package, the versions of the dependencies and, if its text names them, the
-    committed results.
+    text, the code of the library without its docstrings, the versions of the
+    dependencies and, if the text names them, the programs and the committed results.
 
     **Raises:** `ExecutionError` if its code fails.
     """
@@ -62,7 +63,9 @@ def remove_unused(sources: Iterable[Path]) -> None:
 
 def _key(source: Path) -> str:
     text = source.read_bytes()
-    digest = hashlib.sha256(_package_digest())
+    digest = hashlib.sha256(_library_digest())
+    if b"eqmdm.cli" in text or b"scripts/" in text:
+        digest.update(_digest((ROOT / "eqmdm" / "cli").rglob("*.py")))
     if b"benchmarks/results" in text:
         digest.update(_digest((ROOT / "benchmarks" / "results").rglob("*.*")))
     digest.update(text)
@@ -70,9 +73,9 @@ def _key(source: Path) -> str:
 
 
 @functools.cache
-def _package_digest() -> bytes:
-    files = [*(ROOT / "eqmdm").rglob("*.py")]
-    files += [ROOT / "docs" / "toolchain" / name for name in _TOOLS]
+def _library_digest() -> bytes:
+    files = {*(ROOT / "eqmdm").rglob("*.py")} - {*(ROOT / "eqmdm" / "cli").rglob("*")}
+    files |= {ROOT / "docs" / "toolchain" / name for name in _TOOLS}
     versions = [sys.version, *(f"{name}=={version(name)}" for name in _VERSIONS)]
     return _digest(files) + "\n".join(versions).encode()
 
@@ -80,6 +83,17 @@ def _package_digest() -> bytes:
 def _digest(files: Iterable[Path]) -> bytes:
     digest = hashlib.sha256()
     for file in sorted(files):
+        content = file.read_bytes()
         digest.update(str(file.relative_to(ROOT)).encode())
-        digest.update(file.read_bytes())
+        digest.update(_code(content) if file.suffix == ".py" else content)
     return digest.digest()
+
+
+def _code(source: bytes) -> bytes:
+    """Python's code without comments and docstrings, which change no result."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    return ast.dump(tree).encode()
