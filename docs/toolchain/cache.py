@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from .execution import code_of
+
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
@@ -23,11 +25,11 @@ class ExecutionError(Exception):
 
 
 def executed(source: Path) -> Path:
-    """A directory with the executed page of `source` and its figures.
+    """A directory with the results of the code in a page, and its figures.
 
-    It is one of an earlier build if nothing has changed that the page depends on: its
-    text, the code of the library without its docstrings, the versions of the
-    dependencies and, if the text names them, the programs and the committed results.
+    It is one of an earlier build if nothing has changed that they depend on: the code,
+    that of the library without its docstrings, the versions of the dependencies and, if
+    the code names them, the programs and the committed results.
 
     **Raises:** `ExecutionError` if its code fails.
     """
@@ -62,13 +64,13 @@ def remove_unused(sources: Iterable[Path]) -> None:
 
 
 def _key(source: Path) -> str:
-    text = source.read_bytes()
+    code = code_of(source)
     digest = hashlib.sha256(_library_digest())
-    if b"eqmdm.cli" in text or b"scripts/" in text:
+    if "eqmdm.cli" in code or "scripts/" in code:
         digest.update(_digest((ROOT / "eqmdm" / "cli").rglob("*.py")))
-    if b"benchmarks/results" in text:
+    if "benchmarks/results" in code:
         digest.update(_digest((ROOT / "benchmarks" / "results").rglob("*.*")))
-    digest.update(text)
+    digest.update(code.encode())
     return f"{source.stem}-{digest.hexdigest()[:16]}"
 
 

@@ -1,4 +1,4 @@
-"""The execution of a page: its Markdown, with the results of its code and its figures.
+"""The execution of a page: what its code prints, its figures and its inline values.
 
 python -m toolchain.execution SOURCE DIRECTORY
 """
@@ -6,6 +6,7 @@ python -m toolchain.execution SOURCE DIRECTORY
 import ast
 import contextlib
 import io
+import json
 import re
 import sys
 import warnings
@@ -16,12 +17,15 @@ from .cells import Cell, read_cells
 
 
 # `{{ expression }}` in text is replaced by its value.
-_INLINE = re.compile(r"\{\{ (.+?) \}\}")
+INLINE = re.compile(r"\{\{ (.+?) \}\}")
 
 
 def execute(source: Path, directory: Path) -> None:
-    """Runs the cells of `source` in order, in one namespace, and writes the page and
-    its figures to `directory`.
+    """Runs the cells of `source` in order, in one namespace, and writes the results to
+    `results.json` in `directory`, with the figures beside it.
+
+    The results are a list with an entry for each cell: of code, what it prints and the
+    Markdown of its figures; of text, the values of its inline expressions.
 
     **Raises:** whatever a cell raises, unless its mark `raises` names it; `ValueError`
     if that exception does not come.
@@ -31,22 +35,45 @@ def execute(source: Path, directory: Path) -> None:
     set_style()
     warnings.simplefilter("error")
     names: dict[str, Any] = {"__name__": "__main__"}
-    parts, n_figures = [], 0
+    results, n_figures = [], 0
     for cell in read_cells(source):
         if not cell.is_code:
-            parts.append(_INLINE.sub(lambda m: str(eval(m[1], names)), cell.text))
+            results.append([str(eval(e, names)) for e in INLINE.findall(cell.text)])
             continue
-        printed = _run(cell, names, source)
-        alt = cell.marks.get("alt")
+        printed, alt = _run(cell, names, source), cell.marks.get("alt")
         figures = save_figures(directory, source.stem, alt, n_figures)
         n_figures += len(figures)
+        results.append({"printed": printed, "figures": figures})
+    text = json.dumps(results, indent=1)
+    (directory / "results.json").write_text(text, encoding="utf-8")
+
+
+def page(source: Path, directory: Path) -> str:
+    """The Markdown of a page, with the results of its execution in `directory`."""
+    results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    parts = []
+    for cell, result in zip(read_cells(source), results, strict=True):
+        if not cell.is_code:
+            values = iter(result)
+            parts.append(INLINE.sub(lambda _, values=values: next(values), cell.text))
+            continue
         if "hidden" not in cell.marks:
-            parts.append(f"```python\n{cell.text.rstrip()}\n```\n")
-        if printed:
-            parts.append(f"``` {{ .text .output }}\n{printed}\n```\n")
-        parts += [f"{figure}\n" for figure in figures]
-    text = "\n".join(part.strip("\n") + "\n" for part in parts)
-    (directory / f"{source.stem}.md").write_text(text, encoding="utf-8")
+            parts.append(f"```python\n{cell.text.rstrip()}\n```")
+        if result["printed"]:
+            parts.append(f"``` {{ .text .output }}\n{result['printed']}\n```")
+        parts += result["figures"]
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def code_of(source: Path) -> str:
+    """All that the results of a page depend on in its own text."""
+    cells = read_cells(source)
+    return json.dumps(
+        [
+            [cell.text, cell.marks] if cell.is_code else INLINE.findall(cell.text)
+            for cell in cells
+        ]
+    )
 
 
 def _run(cell: Cell, names: dict[str, Any], source: Path) -> str:

