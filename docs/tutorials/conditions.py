@@ -44,7 +44,7 @@ model = eqmdm.fit(
     condition=labels,
     drop_condition=0.1,
     key=jr.key(2),
-    steps=2500,
+    steps=1500,
     batch_size=256,
     optimiser=eqmdm.make_optimiser(2e-3, warmup=100),
     ema_decay=0.998,
@@ -68,7 +68,7 @@ for label in range(3):
     )
 
 # %% [markdown]
-# The remaining difference is the network's: it has seen 15,000 points for 2,500 steps.
+# The remaining difference is the network's: it has seen 15,000 points for 1,500 steps.
 #
 # ## Guidance
 #
@@ -106,7 +106,7 @@ for panel, scale in zip(axes, scales, strict=True):
 # %% alt="Estimated against true probability of class 2 for 200 points, along the diagonal"
 points = x[-200:]
 keys = jr.split(jr.key(5), len(points))
-one = lambda x, key: eqmdm.class_log_probabilities(model, x, 3, key=key, n_draws=64)
+one = lambda x, key: eqmdm.class_log_probabilities(model, x, 3, key=key, n_draws=32)
 estimated = np.exp(np.asarray(jax.vmap(one)(jnp.asarray(points), keys)))
 true = np.exp(np.asarray(true_log_probabilities(points)))
 figure, axes = plt.subplots(figsize=(3.4, 3.2))
@@ -139,7 +139,7 @@ posterior = eqmdm.fit(
     x,
     condition=c,
     key=jr.key(9),
-    steps=2500,
+    steps=1500,
     batch_size=256,
     optimiser=eqmdm.make_optimiser(2e-3, warmup=100),
     ema_decay=0.998,

@@ -38,7 +38,7 @@ print("D =", np.asarray(learned.dissipation_matrix).round(3).tolist())
 
 # %%
 data = eqmdm.data.load("mixture")
-x, held_out = data.train[:20_000], data.test[:1000]
+x, held_out = data.train[:20_000], data.test[:500]
 optimiser = eqmdm.make_optimiser(2e-3, diffusion_learning_rate=1e-2, warmup=100)
 path = []
 
@@ -51,12 +51,12 @@ def keep_matrices(event):
 
 
 def trained(diffusion):
-    network = eqmdm.nn.MLP((2,), diffusion.n_vars, width=96, depth=3, key=jr.key(1))
+    network = eqmdm.nn.MLP((2,), diffusion.n_vars, width=64, depth=3, key=jr.key(1))
     return eqmdm.fit(
         eqmdm.NoiseModel(network, diffusion),
         x,
         key=jr.key(2),
-        steps=2000,
+        steps=1200,
         batch_size=256,
         optimiser=optimiser,
         ema_decay=0.998,
@@ -128,7 +128,7 @@ fixed_ends = eqmdm.LearnedDiffusion(
 )
 network = eqmdm.nn.MLP((2,), 1, width=32, depth=2, key=jr.key(4))
 model = eqmdm.DenoiserModel.for_data(network, fixed_ends, x)
-points = jnp.asarray(held_out[:512])
+points = jnp.asarray(held_out[:256])
 
 
 @eqx.filter_jit

@@ -178,15 +178,13 @@ right.set(xlabel="log-SNR", ylabel="denoising error")
 #
 # so between the same ends in log-SNR it does not depend on the diffusion. Here are the
 # bounds of 2,000 draws from a normal law with standard deviation 1, whose average
-# log-density is known, under the five processes.
+# log-density is known, under three of the processes.
 
 # %%
 interval = eqmdm.LogSNRInterval(-9.0, 13.3)
 same_ends = {
     "VPSDE": eqmdm.VPSDE(interval=interval),
     "CLD": eqmdm.CLD(interval=interval),
-    "MALDA": eqmdm.MALDA(interval=interval),
-    "PSLD": eqmdm.PSLD(interval=interval),
     "critical": eqmdm.CriticalThirdOrder(interval=interval),
 }
 normal = eqmdm.DenoiserModel(

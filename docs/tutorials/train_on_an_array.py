@@ -50,21 +50,21 @@ def keep_loss(event):
         losses[event.step] = event.metrics["loss"].mean()
 
 
-network = eqmdm.nn.MLP((2,), 1, width=96, depth=3, key=jr.key(0))
+network = eqmdm.nn.MLP((2,), 1, width=64, depth=3, key=jr.key(0))
 diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-9.0, 9.0))
 model = eqmdm.DenoiserModel.for_data(network, diffusion, x)
 model = eqmdm.fit(
     model,
     x,
     key=jr.key(1),
-    steps=3000,
+    steps=2000,
     batch_size=256,
     optimiser=eqmdm.make_optimiser(2e-3, warmup=100),
     ema_decay=0.998,
     run_dir=directory / "run",
     callbacks=[keep_loss],
 )
-shown = [100, 1000, 2000, 3000]
+shown = [100, 500, 1000, 2000]
 print("loss in nats:", {step: round(float(losses[step]), 2) for step in shown})
 
 # %% [markdown]
@@ -122,7 +122,7 @@ assert gap.value < 4 * gap.standard_error
 # the structure of your network, so give it a model of the same structure.
 
 # %%
-fresh = eqmdm.nn.MLP((2,), 1, width=96, depth=3, key=jr.key(5))
+fresh = eqmdm.nn.MLP((2,), 1, width=64, depth=3, key=jr.key(5))
 like = eqmdm.DenoiserModel.for_data(fresh, diffusion, x)
 loaded = eqmdm.load_run(directory / "run", like=like)
 again = eqmdm.sample(loaded, (2,), key=jr.key(2), n_samples=2000)
@@ -146,7 +146,7 @@ print(sorted(path.name for path in (directory / "shared").iterdir()))
 # folder of images.
 #
 # ```console
-# $ eqmdm train --data points.npy --steps 3000
+# $ eqmdm train --data points.npy --steps 2000
 # $ eqmdm train --data table.csv --columns a,b
 # ```
 #
