@@ -89,9 +89,8 @@ def _option(field: dataclasses.Field[Any], settings: Any) -> str:
     if field.default is dataclasses.MISSING and not settings.aliases:
         return settings.metavar
     if settings.metavar is None:
-        no = f"--no-{name.removeprefix('--')}"
-        return f"{name}` `{no}"
-    return f"{name} {settings.metavar}".replace("|", "\\|")
+        return f"{name}` `--no-{name.removeprefix('--')}"
+    return f"{name}` `{settings.metavar}".replace("|", "\\|")
 
 
 def _default(default: Any, hint: str | None) -> str:

@@ -25,7 +25,7 @@ import eqmdm
 
 # %%
 digits = eqmdm.data.load("digits")
-network = eqmdm.nn.MLP(digits.shape, 1, width=128, depth=3, key=jr.key(0))
+network = eqmdm.nn.MLP(digits.shape, 1, width=96, depth=2, key=jr.key(0))
 diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-9.0, 13.3))
 model = eqmdm.DenoiserModel.for_data(network, diffusion, digits)
 model = eqmdm.fit(
@@ -51,7 +51,7 @@ print(f"{len(digits.train)} training images, {digits.n_levels} grey levels")
 
 # %%
 levels = eqmdm.GreyLevels(digits.n_levels)
-images = jnp.asarray(digits.test[:24])
+images = jnp.asarray(digits.test[:12])
 keys = jr.split(jr.key(2), len(images))
 x, correction = jax.vmap(lambda image, key: levels.encode(image, key=key))(images, keys)
 n_dims = x[0].size
@@ -92,12 +92,14 @@ print(
 # %% [markdown]
 # Three errors remain, and each can be measured.
 #
-# **The tolerance of the solver.** Solve again, ten times tighter. A tolerance below the
-# precision of float32 is refused.
+# **The tolerance of the solver.** Solve again with ten times the tolerance; the error at the
+# default should be smaller than the change. A tolerance below the precision of float32 is
+# refused.
 
 # %%
-tighter = jax.vmap(lambda x, key: exact(x, key, 1e-6))(x, keys)
-change = np.abs(bits(tighter.log_likelihood)[0] - exact_bits)
+looser = jax.vmap(lambda x, key: exact(x, key, 1e-4))(x, keys)
+looser_bits, _ = bits(looser.log_likelihood)
+change = np.abs(looser_bits - exact_bits)
 print(f"largest change of an image: {change.max():.1e} bits per dimension")
 assert change.max() < 2e-3
 
@@ -110,15 +112,15 @@ keys_again = jr.split(jr.key(3), len(images))
 x_again, correction_again = jax.vmap(lambda image, key: levels.encode(image, key=key))(
     images, keys_again
 )
-solved_again = jax.vmap(exact)(x_again, keys_again)
+solved_again = jax.vmap(lambda x, key: exact(x, key, 1e-4))(x_again, keys_again)
 again = eqmdm.bits_per_dim(
     solved_again.log_likelihood + correction_again, n_dims=n_dims
 )
-difference = eqmdm.Estimate.from_mean(np.asarray(again, np.float64) - exact_bits)
+difference = eqmdm.Estimate.from_mean(np.asarray(again, np.float64) - looser_bits)
 print(f"another draw of the noise: {difference}")
 
 # %% [markdown]
-# **The examples.** These are 24 images of a larger world: the standard error above. It is
+# **The examples.** These are 12 images of a larger world: the standard error above. It is
 # by far the largest of the three, so spend your time on more images, not on tolerances.
 #
 # ## The bound
@@ -151,7 +153,7 @@ print(f"bound less exact, image by image: {paired}")
 # random probe, and is unbiased in nats. It brings noise, which the result reports if there
 # are several probes.
 
-# %% alt="Hutchinson's bits per dimension against exact ones for 24 images, with error bars"
+# %% alt="Hutchinson's bits per dimension against exact ones for 12 images, with error bars"
 probed = jax.vmap(
     lambda x, key: eqmdm.log_likelihood(
         model, x, key=key, divergence=eqmdm.HutchinsonDivergence(8)
@@ -175,7 +177,7 @@ axes.set(xlabel="exact", ylabel="8 probes", title="bits per dimension")
 #
 # | item | here |
 # | --- | --- |
-# | data, split, number of examples | scikit-learn's digits, test, the first 24 |
+# | data, split, number of examples | scikit-learn's digits, test, the first 12 |
 # | grey levels | 17: not comparable with 256 |
 # | dequantisation | uniform, one draw |
 # | quantity | probability-flow ODE, exact divergence; or the bound of the SDE, 64 draws |
