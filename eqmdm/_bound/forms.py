@@ -58,10 +58,10 @@ class AbstractForm(eqx.Module):
 
 @final
 class LowVariance(AbstractForm):
-    r"""The form whose terms are all divergences: closed-form prior KL and
+    r"""The form whose terms are all divergences, that of the prior in closed form.
 
     $$-\tfrac12 \int \mathrm{E} \| G^\top (s_\theta - \nabla \log q(y \mid x)) \|^2
-    \mathrm{d}t.$$
+    \mathrm{d}t$$
 
     No large terms cancel, so it has the lowest variance of all forms.
 
