@@ -37,6 +37,18 @@ for (const page of pages(site)) {
   const changed = html.replace(formulas, (_, tag, latex) => rendered(page, tag, latex));
   if (changed !== html) writeFileSync(page, changed);
 }
+// Excerpts of the search show text: formulas without what makes LaTeX of them. Both
+// files hold JSON, in which a backslash is two.
+for (const name of ["search.json", "search.js"]) {
+  const text = readFileSync(join(site, name), "utf8");
+  const plain = text.replace(/\\\\[([](.*?)\\\\[)\]]/g, (_, latex) =>
+    latex
+      .replace(/\\\\(mathrm|mathcal|mathbb|text|operatorname|tfrac|frac|[,;!|])/g, " ")
+      .replace(/\\\\(?=[A-Za-z])/g, "")
+      .replace(/[{}]/g, ""),
+  );
+  writeFileSync(join(site, name), plain);
+}
 if (errors.length) {
   console.error(errors.join("\n"));
   process.exit(1);
