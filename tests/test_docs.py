@@ -281,3 +281,9 @@ def test_fault_of_a_site_is_found(fault, site):
     (site / "index.html").write_text(GOOD + fault)
     (found,) = faults(site)
     assert found.startswith("index.html: ") and BAD[fault] in found
+
+
+def test_page_without_code_is_unchanged(tmp_path):
+    source = SOURCES["how-to/resume.md"]
+    text = source.read_text()
+    assert page(source, executed(source)).strip() == text.strip()

@@ -3,6 +3,7 @@
 import ast
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -39,6 +40,11 @@ def executed(source: Path) -> Path:
     unfinished = directory.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
+    if not any(json.loads(code_of(source))):
+        # Pages without code need no process of their own.
+        empty = [[] for _ in json.loads(code_of(source))]
+        (unfinished / "results.json").write_text(json.dumps(empty), encoding="utf-8")
+        return unfinished.rename(directory)
     command = [sys.executable, "-m", "toolchain.execution"]
     command += [str(source.relative_to(ROOT)), str(unfinished)]
     environment = os.environ | {
@@ -51,8 +57,7 @@ def executed(source: Path) -> Path:
     )
     if finished.returncode:
         raise ExecutionError(f"{source.relative_to(ROOT)}:\n{finished.stderr}")
-    unfinished.rename(directory)
-    return directory
+    return unfinished.rename(directory)
 
 
 def remove_unused(sources: Iterable[Path]) -> None:
