@@ -73,12 +73,14 @@ def _commands(text):
     for block in re.findall(r"^```(?:console|bash)\n(.*?)^```$", text, re.M | re.S):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
-            if "eqmdm" in words:
-                yield words[words.index("eqmdm") + 1 :]
+            if words[:1] == ["srun"]:
+                words = words[1:]
+            if words[:1] == ["eqmdm"]:
+                yield words[1:]
 
 
 def test_commands_are_found():
-    text = "```console\n$ eqmdm train --data x  # why\n$ ls\n```\n"
+    text = "```console\n$ eqmdm train --data x  # why\n$ pip install eqmdm\n```\n"
     assert list(_commands(text)) == [["train", "--data", "x"]]
 
 

@@ -5,6 +5,8 @@ import importlib
 import typing
 from typing import Any
 
+import tyro
+
 from eqmdm.cli.entry import PROGRAMS
 from eqmdm.cli.parsing import parser_class
 
@@ -76,8 +78,9 @@ def _table(group: type) -> tuple[list[str], str]:
         marks = typing.get_args(field.type)[1:]
         # The settings of `tyro` have no public type.
         settings = next(mark for mark in marks if hasattr(mark, "help_behavior_hint"))
-        option = _option(field, settings)
-        if not option.startswith("--"):
+        is_positional = any(mark is tyro.conf.Positional for mark in marks)
+        option = settings.metavar if is_positional else _option(field, settings)
+        if is_positional:
             positional.append(option)
         default = _default(field.default, settings.help_behavior_hint)
         rows.append(f"| `{option}` | {_escaped(settings.help)} | {default} |")
@@ -86,8 +89,6 @@ def _table(group: type) -> tuple[list[str], str]:
 
 def _option(field: dataclasses.Field[Any], settings: Any) -> str:
     (name, *_) = settings.aliases or [f"--{field.name.replace('_', '-')}"]
-    if field.default is dataclasses.MISSING and not settings.aliases:
-        return settings.metavar
     if settings.metavar is None:
         return f"{name}` `--no-{name.removeprefix('--')}"
     return f"{name}` `{settings.metavar}".replace("|", "\\|")

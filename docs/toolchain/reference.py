@@ -139,6 +139,9 @@ def public_names() -> set[str]:
     for name in dir(eqmdm):
         value = getattr(eqmdm, name)
         if inspect.ismodule(value):
+            # An import hook, as that of the tests, may add modules of its own.
+            if not value.__name__.startswith(f"{eqmdm.__name__}."):
+                continue
             own = (n for n in vars(value) if not n.startswith("_"))
             names |= {f"{name}.{n}" for n in own if _is_public(value, n)}
         elif name != "__version__":

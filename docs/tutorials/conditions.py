@@ -44,7 +44,7 @@ model = eqmdm.fit(
     condition=labels,
     drop_condition=0.1,
     key=jr.key(2),
-    steps=1500,
+    steps=1000,
     batch_size=256,
     optimiser=eqmdm.make_optimiser(2e-3, warmup=100),
     ema_decay=0.998,
@@ -68,7 +68,7 @@ for label in range(3):
     )
 
 # %% [markdown]
-# The remaining difference is the network's: it has seen 15,000 points for 1,500 steps.
+# The remaining difference is the network's: it has seen 15,000 points for 1,000 steps.
 #
 # ## Guidance
 #
@@ -106,7 +106,7 @@ for panel, scale in zip(axes, scales, strict=True):
 # %% alt="Estimated against true probability of class 2 for 200 points, along the diagonal"
 points = x[-200:]
 keys = jr.split(jr.key(5), len(points))
-one = lambda x, key: eqmdm.class_log_probabilities(model, x, 3, key=key, n_draws=32)
+one = lambda x, key: eqmdm.class_log_probabilities(model, x, 3, key=key, n_draws=16)
 estimated = np.exp(np.asarray(jax.vmap(one)(jnp.asarray(points), keys)))
 true = np.exp(np.asarray(true_log_probabilities(points)))
 figure, axes = plt.subplots(figsize=(3.4, 3.2))
@@ -139,12 +139,12 @@ posterior = eqmdm.fit(
     x,
     condition=c,
     key=jr.key(9),
-    steps=1500,
+    steps=1000,
     batch_size=256,
     optimiser=eqmdm.make_optimiser(2e-3, warmup=100),
     ema_decay=0.998,
 )
-n_samples = 4000
+n_samples = 2000
 gain = 1 / (2 + 0.5**2)
 for value in (-1.5, 0.0, 2.0):
     condition = jnp.asarray([value])

@@ -57,14 +57,14 @@ model = eqmdm.fit(
     model,
     x,
     key=jr.key(1),
-    steps=2000,
+    steps=1500,
     batch_size=256,
     optimiser=eqmdm.make_optimiser(2e-3, warmup=100),
     ema_decay=0.998,
     run_dir=directory / "run",
     callbacks=[keep_loss],
 )
-shown = [100, 500, 1000, 2000]
+shown = [100, 500, 1000, 1500]
 print("loss in nats:", {step: round(float(losses[step]), 2) for step in shown})
 
 # %% [markdown]
@@ -146,7 +146,7 @@ print(sorted(path.name for path in (directory / "shared").iterdir()))
 # folder of images.
 #
 # ```console
-# $ eqmdm train --data points.npy --steps 2000
+# $ eqmdm train --data points.npy --steps 1500
 # $ eqmdm train --data table.csv --columns a,b
 # ```
 #
