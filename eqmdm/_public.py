@@ -63,6 +63,7 @@ from ._diffusion import (
     LinearDiffusion as LinearDiffusion,
     LogSNRInterval as LogSNRInterval,
     Recipe as Recipe,
+    ScaledDiffusion as ScaledDiffusion,
     SubVPSDE as SubVPSDE,
     TimeInterval as TimeInterval,
     TimeVaryingDiffusion as TimeVaryingDiffusion,

@@ -101,6 +101,11 @@ class Transition(eqx.Module):
             lq_root(jnp.concatenate(columns, axis=1)),
         )
 
+    def scaled(self, precision: Scalar) -> "Transition":
+        """The law with its covariance divided by `precision`."""
+        std = jax.lax.rsqrt(precision).astype(self.root.dtype)
+        return Transition(self.mean_map, std * self.root)
+
 
 @final
 class PerturbationKernel(eqx.Module):
@@ -152,6 +157,20 @@ class PerturbationKernel(eqx.Module):
         """The mean log-SNR of the coordinates, of a kernel that is not stacked."""
         log_snr = self.log_snr
         return log_snr if log_snr.ndim == 0 else jnp.mean(log_snr)
+
+    def scaled(self, precision: Scalar) -> "PerturbationKernel":
+        """The kernel with its covariance divided by `precision`."""
+        std = jax.lax.rsqrt(precision).astype(self.root.dtype)
+        return PerturbationKernel(
+            self.t,
+            self.step.scaled(precision),
+            self.mean_map,
+            std * self.root,
+            self.whitening / std,
+            self.direction,
+            std * self.sigma,
+            self.data_weights,
+        )
 
     def mean(self, x: Data) -> State:
         r"""$a x$."""

@@ -22,6 +22,7 @@ from .named import (
 )
 from .recipe import Recipe as Recipe
 from .scalar import VESDE as VESDE, SubVPSDE as SubVPSDE
+from .scaled import ScaledDiffusion as ScaledDiffusion
 from .stationary import (
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
     LinearDiffusion as LinearDiffusion,

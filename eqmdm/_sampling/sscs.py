@@ -15,6 +15,7 @@ from .._diffusion import (
     AbstractLinearDiffusion,
     AbstractStationaryDiffusion,
     BandedDiffusion,
+    ScaledDiffusion,
 )
 from .._diffusion.kernel import constant_transition
 from .._diffusion.recipe import times_inverse
@@ -67,7 +68,9 @@ class SSCS(AbstractStepSampler):
     def prepare(
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
-        diffusion = model.diffusion
+        diffusion = given = model.diffusion
+        if isinstance(diffusion, ScaledDiffusion):
+            diffusion = diffusion.diffusion
         banded = isinstance(diffusion, BandedDiffusion) and diffusion.is_stationary
         if not (banded or isinstance(diffusion, AbstractStationaryDiffusion)):
             raise TypeError(
@@ -77,10 +80,10 @@ class SSCS(AbstractStepSampler):
                 "`DPMSolver`, which take any linear diffusion."
             )
         middles = 0.5 * (times[:-1] + times[1:])
-        kernels = kernels_at(diffusion, jnp.concatenate([times, middles]))
+        kernels = kernels_at(given, jnp.concatenate([times, middles]))
         on_grid = part(kernels, slice(len(times)))
         at_middles = part(kernels, slice(len(times), None))
-        return y, on_grid, _splittings(diffusion, times, at_middles), ()
+        return y, on_grid, _splittings(given, times, at_middles), ()
 
     def step(
         self,
@@ -111,10 +114,19 @@ def _splittings(
     def exact_parts(diffusion: AbstractLinearDiffusion) -> _ExactParts:
         return _exact_parts(diffusion, times, middles.t)
 
-    if isinstance(diffusion, BandedDiffusion):
-        before, after, score, state = diffusion.by_coordinate(exact_parts)
+    unscaled = diffusion
+    if isinstance(diffusion, ScaledDiffusion):
+        unscaled = diffusion.diffusion
+    if isinstance(unscaled, BandedDiffusion):
+        before, after, score, state = unscaled.by_coordinate(exact_parts)
     else:
-        before, after, score, state = exact_parts(diffusion)
+        before, after, score, state = exact_parts(unscaled)
+    if isinstance(diffusion, ScaledDiffusion):
+        # D and S divided by the precision leave the drift unchanged.
+        precision = diffusion.precision
+        scaled = jax.vmap(lambda step: step.scaled(precision))
+        before, after = scaled(before), scaled(after)
+        score = score / precision.astype(score.dtype)
     return jax.vmap(_Splitting)(middles, before, after, score, state)
 
 
