@@ -1,10 +1,8 @@
 """Models whose score is assembled from a denoiser of the data."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, final
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
@@ -22,6 +20,7 @@ from .preconditioned import (
     PreconditionedDenoiser as PreconditionedDenoiser,
     checked_range,
     checked_std,
+    residual_of,
 )
 from .spike_and_slab import SpikeAndSlabDenoiser
 
@@ -90,7 +89,7 @@ class VectorDenoiser(AbstractDenoiser):
         return self(log_snr, z) - z
 
     def residual(self, log_snr: LogSNR, z: Data) -> Data:
-        return _residual_of(self(log_snr, z), log_snr, z, self.data_std)
+        return residual_of(self(log_snr, z), log_snr, z, self.data_std)
 
 
 @final
@@ -115,15 +114,7 @@ class _PlainDenoiser(AbstractDenoiser):
         return self(log_snr, z) - z
 
     def residual(self, log_snr: LogSNR, z: Data) -> Data:
-        return _residual_of(self(log_snr, z), log_snr, z, self.data_std)
-
-
-def _residual_of(x_hat: Data, log_snr: LogSNR, z: Data, data_std: float) -> Data:
-    # At high log-SNR the estimate is close to z, and at low log-SNR the correction is
-    # close to -z: take the difference that does not cancel.
-    relative = jnp.asarray(log_snr, z.dtype) + 2 * math.log(data_std)
-    near = (x_hat - z) + jax.nn.sigmoid(-relative) * z
-    return jnp.where(relative > 0, near, x_hat - jax.nn.sigmoid(relative) * z)
+        return residual_of(self(log_snr, z), log_snr, z, self.data_std)
 
 
 @final
@@ -191,18 +182,19 @@ class DenoiserModel(AbstractModel):
         self.network, self.diffusion = network, diffusion
 
     @property
-    def _denoiser(self) -> AbstractDenoiser:
+    def denoiser(self) -> AbstractDenoiser:
+        """The network, as a denoiser that knows its data if it does."""
         network = self.network
         known = isinstance(network, AbstractDenoiser)
         return network if known else _PlainDenoiser(function=network)
 
     @property
     def data_std(self) -> float:
-        return self._denoiser.data_std
+        return self.denoiser.data_std
 
     @property
     def log_snr_range(self) -> tuple[float, float] | None:
-        return self._denoiser.log_snr_range
+        return self.denoiser.log_snr_range
 
     @property
     def has_denoiser(self) -> bool:
@@ -210,14 +202,14 @@ class DenoiserModel(AbstractModel):
 
     @property
     def takes_snr_vector(self) -> bool:
-        return self._denoiser.takes_snr_vector
+        return self.denoiser.takes_snr_vector
 
     def under(self, diffusion: AbstractLinearDiffusion) -> "DenoiserModel":
         """The same denoiser under another diffusion."""
         return DenoiserModel(self.network, diffusion)
 
     def with_condition(self, condition: PyTree) -> "DenoiserModel":
-        denoiser = self._denoiser.with_condition(condition)
+        denoiser = self.denoiser.with_condition(condition)
         plain = isinstance(denoiser, _PlainDenoiser)
         return DenoiserModel(denoiser.function if plain else denoiser, self.diffusion)
 
@@ -226,11 +218,11 @@ class DenoiserModel(AbstractModel):
 
     def denoise(self, log_snr: LogSNR, z: Data) -> Data:
         self.check_log_snr(log_snr, z)
-        return self._denoiser(log_snr, z)
+        return self.denoiser(log_snr, z)
 
     def denoiser_residual(self, log_snr: LogSNR, z: Data) -> Data:
         self.check_log_snr(log_snr, z)
-        return self._denoiser.residual(log_snr, z)
+        return self.denoiser.residual(log_snr, z)
 
     def score_at(self, kernel: PerturbationKernel, y: State) -> State:
         # One projection gives z with an error of more than one rounding of y, which in
@@ -241,7 +233,7 @@ class DenoiserModel(AbstractModel):
         missed = kernel.project(rest)
         log_snr = kernel.log_snr.astype(y.dtype)
         self.check_log_snr(log_snr, z)
-        correction = self._denoiser.correction(log_snr, z + missed)
+        correction = self.denoiser.correction(log_snr, z + missed)
         residual = kernel.mean(missed + correction) - rest
         return kernel.unwhiten_score(kernel.whiten(residual))
 
@@ -256,7 +248,7 @@ class DenoiserModel(AbstractModel):
         along = kernel.along_data(noise)
         log_snr = kernel.log_snr.astype(x.dtype)
         self.check_log_snr(log_snr, x)
-        correction = self._denoiser.correction(log_snr, x + sigma * along)
+        correction = self.denoiser.correction(log_snr, x + sigma * along)
         return outer_with_data(kernel.direction, along + correction / sigma)
 
     def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
@@ -266,6 +258,8 @@ class DenoiserModel(AbstractModel):
 def basis_of(model: AbstractModel) -> AbstractBasis | None:
     """The basis whose coefficients are the data of a model; `None` for one that has the
     data themselves, or a denoiser of its own."""
+    # A model with Student-t noise, for example, has the basis of the one that it wraps.
+    model = getattr(model, "model", model)
     network = getattr(model, "network", None)
     known = (PreconditionedDenoiser, SpikeAndSlabDenoiser)
     return network.basis if isinstance(network, known) else None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
@@ -188,6 +189,15 @@ class PreconditionedDenoiser(AbstractDenoiser):
     def _scales(self, log_snr: Scalar, z: Data) -> tuple[Scalar, Scalar]:
         sigma = jnp.exp(-0.5 * jnp.asarray(log_snr, z.dtype))
         return sigma, jnp.sqrt(sigma**2 + self.data_std**2)
+
+
+def residual_of(x_hat: Data, log_snr: LogSNR, z: Data, data_std: float) -> Data:
+    """`AbstractDenoiser.residual`, from an estimate of the data."""
+    # At high log-SNR the estimate is close to z, and at low log-SNR the correction is
+    # close to -z: take the difference that does not cancel.
+    relative = jnp.asarray(log_snr, z.dtype) + 2 * math.log(data_std)
+    near = (x_hat - z) + jax.nn.sigmoid(-relative) * z
+    return jnp.where(relative > 0, near, x_hat - jax.nn.sigmoid(relative) * z)
 
 
 def checked_std(data_std: float) -> float:

@@ -1,6 +1,7 @@
 """The default optimiser: Adam with separate rates for network and diffusion."""
 
 import math
+from typing import Any
 
 import jax.tree_util as jtu
 import optax
@@ -80,6 +81,12 @@ def make_optimiser(
 
 
 def _in_diffusion(trainable: PyTree) -> PyTree:
-    """Whether each parameter is in the field `diffusion` of the model."""
-    first = (jtu.GetAttrKey("diffusion"),)
-    return jtu.tree_map_with_path(lambda path, _: path[:1] == first, trainable)
+    """Whether each parameter is in the field `diffusion` of the model, or of the model
+    that it wraps in its field `model`."""
+    diffusion, inner = jtu.GetAttrKey("diffusion"), jtu.GetAttrKey("model")
+
+    def is_inside(path: tuple[Any, ...]) -> bool:
+        outside = (key for key in path if key != inner)
+        return next(outside, None) == diffusion
+
+    return jtu.tree_map_with_path(lambda path, _: is_inside(path), trainable)
