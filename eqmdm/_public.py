@@ -94,6 +94,7 @@ from ._likelihood.flow import (
     FlowSolver as FlowSolver,
 )
 from ._likelihood.log_likelihood import log_likelihood as log_likelihood
+from ._likelihood.precision import PrecisionRoute as PrecisionRoute
 from ._likelihood.result import Likelihood as Likelihood
 from ._likelihood.routes import (
     AbstractRoute as AbstractRoute,
@@ -126,6 +127,7 @@ from ._model.spike_and_slab import (
     SpikeAndSlab as SpikeAndSlab,
     SpikeAndSlabDenoiser as SpikeAndSlabDenoiser,
 )
+from ._model.student_t import StudentTModel as StudentTModel
 from ._model.terms import (
     Problem as Problem,
     forward_sde as forward_sde,

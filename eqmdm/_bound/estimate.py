@@ -21,8 +21,9 @@ from .._core.show import show_array
 from .._core.types import Data, PRNGKey, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.banded import check_data_shape
-from .._model.base import AbstractModel, conditioned
+from .._model.base import AbstractModel
 from .._model.point import Point
+from .._model.student_t import draw_precision, example_model
 from .decoders import AbstractDecoder, DataDecoder, StartDecoder
 from .forms import AbstractForm
 from .times import (
@@ -30,6 +31,10 @@ from .times import (
     ImportanceTimeSampler,
     LogSNRTimeSampler,
 )
+
+
+# The tag of the key of an example's precision. Its other draws are split from the key.
+_PRECISION = 7
 
 
 @final
@@ -132,6 +137,9 @@ def compute_shared_elbo(
     """
     diffusion, n_start, n_path = model.diffusion, n_reconstruction, len(u)
     check_data_shape(diffusion, x.shape[1:])
+    precisions = jax.vmap(lambda key: _precision(model, key, x.dtype))(keys)
+    examples = conditions, precisions
+    given = lambda example: example_model(model, *example)
     keys = jax.vmap(lambda key: jr.split(key, 5))(keys)
     key_aux, key_start, key_path, key_prior, key_probe = (keys[:, i] for i in range(5))
     t, density = jax.vmap(
@@ -147,48 +155,49 @@ def compute_shared_elbo(
         x.shape[1:],
         x.dtype,
     )
-    state = jax.vmap(diffusion.start_of)(x, noise_aux)
+    of_start = jax.tree.map(lambda leaf: leaf[:n_start], examples)
+    of_path = jax.tree.map(lambda leaf: leaf[-n_path:], examples)
+    of_points = jax.tree.map(lambda *c: jnp.concatenate(c), of_start, of_path)
+    state = jax.vmap(lambda e, x, noise: given(e).diffusion.start_of(x, noise))(
+        examples, x, noise_aux
+    )
     start = jax.vmap(
-        lambda state, noise: Point.at(
-            at_start, state, noise, given_start=decoder.of_whole_start
+        lambda e, state, noise: Point.at(
+            _scaled(at_start, e), state, noise, given_start=decoder.of_whole_start
         )
-    )(state[:n_start], noise_start)
+    )(of_start, state[:n_start], noise_start)
     path = jax.vmap(
-        lambda kernel, state, noise: Point.at(
-            kernel, state, noise, given_start=form.conditions_on_start
+        lambda e, kernel, state, noise: Point.at(
+            _scaled(kernel, e), state, noise, given_start=form.conditions_on_start
         )
-    )(at_times, state[-n_path:], noise_path)
+    )(of_path, at_times, state[-n_path:], noise_path)
     arguments = jax.tree.map(
         lambda *parts: jnp.concatenate(parts),
         *(jax.vmap(lambda point: point.arguments)(points) for points in (start, path)),
     )
-    of_start = jax.tree.map(lambda c: c[:n_start], conditions)
-    of_path = jax.tree.map(lambda c: c[-n_path:], conditions)
-    of_points = jax.tree.map(lambda *c: jnp.concatenate(c), of_start, of_path)
 
     @jax.vmap
-    def whitened_error(condition, arguments):
-        return conditioned(model, condition).whitened_error(*arguments)
+    def whitened_error(example, arguments):
+        return given(example).whitened_error(*arguments)
 
     errors = whitened_error(of_points, arguments)
 
     @jax.vmap
-    def reconstruction(condition, point, error):
-        given, error = conditioned(model, condition), point.own_error(error)
-        return _reconstruction(form, decoder, point, error, given)
+    def reconstruction(example, point, error):
+        error = point.own_error(error)
+        return _reconstruction(form, decoder, point, error, given(example))
 
     @jax.vmap
-    def integrand(condition, point, error, key):
-        given, error = conditioned(model, condition), point.own_error(error)
-        return form.integrand(point, error, given, key=key)
+    def integrand(example, point, error, key):
+        return form.integrand(point, point.own_error(error), given(example), key=key)
 
     @jax.vmap
-    def rest(condition, state, key):
-        given = conditioned(model, condition)
-        prior = _prior(form, given, at_end, state, key=key)
-        return prior, _auxiliary(form, decoder, diffusion, at_start, state)
+    def rest(example, state, key):
+        one, first = given(example), _scaled(at_start, example)
+        prior = _prior(form, one, _scaled(at_end, example), state, key=key)
+        return prior, _auxiliary(form, decoder, one.diffusion, first, state)
 
-    prior, auxiliary = rest(conditions, state, key_prior)
+    prior, auxiliary = rest(examples, state, key_prior)
     path_terms = integrand(of_path, path, errors[n_start:], key_probe[-n_path:])
     path_terms = path_terms / density
     return Elbo(
@@ -220,6 +229,16 @@ def _draw_noise(
         parts.append(noise[first : first + len(keys), :n_rows])
         first += len(keys)
     return parts
+
+
+def _precision(model: AbstractModel, key: PRNGKey, dtype: jnp.dtype) -> Scalar | None:
+    return draw_precision(model, key=jr.fold_in(key, _PRECISION), dtype=dtype)
+
+
+def _scaled(kernel: PerturbationKernel, example: PyTree) -> PerturbationKernel:
+    """The kernel of one example, a pair of its condition and its precision."""
+    _, precision = example
+    return kernel if precision is None else kernel.scaled(precision)
 
 
 def _take(kernels: PerturbationKernel, index: int | slice) -> PerturbationKernel:

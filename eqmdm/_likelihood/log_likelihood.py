@@ -15,7 +15,9 @@ from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
 from .._model.diffrax_solvers import check_kind
 from .._model.divergence import AbstractDivergence, ExactDivergence
+from .._model.student_t import normal_model
 from .flow import FlowSolver
+from .precision import PrecisionRoute
 from .result import Likelihood
 from .routes import AbstractRoute, AugmentedRoute, CollapsedRoute
 
@@ -64,7 +66,9 @@ def log_likelihood(
     - `condition`: the condition of the example, for a conditional model; see
         `AbstractModel.with_condition`.
     - `route`: [`eqmdm.CollapsedRoute`][] by default for an [`eqmdm.DenoiserModel`][],
-        and [`eqmdm.AugmentedRoute`][] for other models.
+        and [`eqmdm.AugmentedRoute`][] for other models. For an
+        [`eqmdm.StudentTModel`][] it is the route given the precision, of an
+        [`eqmdm.PrecisionRoute`][] with 16 draws unless you pass one.
     - `divergence`: [`eqmdm.ExactDivergence`][] by default, which takes one forward
         derivative for every data coordinate (and noise, on the augmented route). Or
         [`eqmdm.HutchinsonDivergence`][], whose probes are drawn once per solve, and
@@ -105,6 +109,8 @@ def log_likelihood(
     check_count("max_steps", max_steps)
     if route is None:
         route = CollapsedRoute() if model.has_denoiser else AugmentedRoute()
+    if normal_model(model) is not model and not isinstance(route, PrecisionRoute):
+        route = PrecisionRoute(route)
     if stepsize_controller is None:
         stepsize_controller = dfx.PIDController(rtol=1e-5, atol=1e-5)
     _check_tolerance(stepsize_controller, x.dtype)

@@ -128,6 +128,19 @@ class CollapsedRoute(AbstractRoute):
         *,
         key: PRNGKey,
     ) -> Likelihood:
+        return self.under_prior(model, x, solver, standard_log_density, key=key)
+
+    def under_prior(
+        self,
+        model: AbstractModel,
+        x: Data,
+        solver: FlowSolver,
+        log_density: Callable[[Data], Scalar],
+        *,
+        key: PRNGKey,
+    ) -> Likelihood:
+        """The log-density if that of the statistic at t1, in units of its standard
+        deviation under the prior, is `log_density`, without a `log_snr`."""
         log_snrs, prior_std = statistic_at_ends(model.diffusion, x.dtype)
         data_std = model.data_std
         scale = lambda log_snr: jnp.sqrt(data_std**2 + jnp.exp(-log_snr))
@@ -166,7 +179,7 @@ class CollapsedRoute(AbstractRoute):
             noise = noise - centre / prior_std
         volume = jnp.log(scales[1] / prior_std / scales[0])
         if top is None:
-            density = standard_log_density(noise) + over_coordinates(volume, x[None])
+            density = log_density(noise) + over_coordinates(volume, x[None])
         else:
             each = volume - 0.5 * noise**2 - 0.5 * math.log(2 * math.pi)
             density = jnp.sum(jnp.where(top > log_snrs[1], each, 0))

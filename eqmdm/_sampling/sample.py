@@ -16,10 +16,12 @@ from .._core.sharding import divide_batch, mesh_of
 from .._core.types import IntScalar, PRNGKey
 from .._diffusion.banded import check_data_shape
 from .._model.base import AbstractModel, check_conditions, check_model, conditioned
+from .._model.student_t import draw_precision, example_model, normal_model
 from .base import AbstractSampler
 from .diffrax import DiffraxSampler
 from .dpm_solver import DPMSolver
 from .grids import SavedTimes, Times
+from .stacks import kernels_at
 from .trajectory import SampleResult, SaveAt
 
 
@@ -27,6 +29,8 @@ from .trajectory import SampleResult, SaveAt
 # close to the data as any in benchmarks/RESULTS.md, for every diffusion, and closer
 # than those of SDE solvers at 50.
 DEFAULT_SAMPLER = DPMSolver()
+# The tag of the key of a sample's precision. Its other draws are split from the key.
+_PRECISION = 7
 
 
 @overload
@@ -205,7 +209,9 @@ def _draw(
     sampler: AbstractSampler,
 ) -> SampleResult:
     def one(key: PRNGKey, condition: PyTree) -> SampleResult:
-        given = conditioned(model, condition)
+        key_precision = jr.fold_in(key, _PRECISION)
+        precision = draw_precision(model, key=key_precision, dtype=times.dtype)
+        given = example_model(model, condition, precision)
         key_start, key_noise = jr.split(key)
         y = given.draw_prior(shape, key=key_start, dtype=times.dtype)
         return sampler.solve(given, y, times, key=key_noise, saved=saved)
@@ -213,6 +219,11 @@ def _draw(
     result = jax.vmap(one)(keys, conditions)
     if result.trajectory is None:
         return result
-    # They are the same for all samples.
+    # They are the same for all samples, but for the precision of each.
     where = lambda r: (r.trajectory.times, r.trajectory.log_snrs)
-    return eqx.tree_at(where, result, replace_fn=lambda leaf: leaf[0])
+    result = eqx.tree_at(where, result, replace_fn=lambda leaf: leaf[0])
+    if normal_model(model) is model:
+        return result
+    shared = kernels_at(model.diffusion, result.trajectory.times)
+    log_snrs = jax.vmap(lambda kernel: kernel.mean_log_snr)(shared)
+    return eqx.tree_at(lambda r: r.trajectory.log_snrs, result, log_snrs)

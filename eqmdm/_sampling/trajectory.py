@@ -90,7 +90,8 @@ class Trajectory(eqx.Module):
     r"""The states of a sample on the way from noise to data.
 
     - `times`, `log_snrs`: the times and log-SNRs of the states, decreasing in time. A
-        log-SNR that differs by coordinate is the mean.
+        log-SNR that differs by coordinate is the mean. With Student-t noise they are
+        those of a precision of 1.
     - `states`: the states of the diffusion, or of the data's sufficient statistic $z$,
         with one row, if the sampler only follows that.
     - `estimates`: $E[x \mid y]$ at each of the states, according to the model.

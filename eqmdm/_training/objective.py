@@ -27,6 +27,7 @@ from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, Scalar
 from .._levels import GreyLevels
 from .._model.base import AbstractModel, conditioned
+from .._model.student_t import normal_model
 from .snr_vectors import SNRVectors
 
 
@@ -211,6 +212,8 @@ class Objective(eqx.Module):
         bound. Coefficients of infinite log-SNR are left out: those that are known have
         no error, and those that are missing no weight.
         """
+        # A denoiser that is told every log-SNR is told the precision with them.
+        model = normal_model(model)
         vectors, log_snr_range = self.snr_vectors, model.log_snr_range
         if not model.takes_snr_vector or log_snr_range is None or vectors is None:
             raise TypeError(
