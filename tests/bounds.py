@@ -3,9 +3,11 @@
 import sys
 from typing import final
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from references import VARIANCE
 
 import eqmdm
 from eqmdm._bound.estimate import compute_elbo, default_decoder
@@ -61,3 +63,28 @@ def elbo_at_noise(monkeypatch, start_noise, noise, model, x, u, time_sampler, na
         decoder = default_decoder(form) if decoder is None else decoder
         args = model, x, u, form, decoder, time_sampler
         return compute_elbo(*args, key=jr.key(0))
+
+
+def expected_bounds(monkeypatch, model, names):
+    """Expectations, over normal data too, of every term of several bounds.
+
+    Each term is quadratic in standard normal variables if the model is affine, and
+    the mean over symmetric sigma points is exact for quadratics. Every term has noise
+    of its own, but the terms are summed, so they may share it here.
+    """
+    n_vars = model.diffusion.n_vars
+    points = np.sqrt(2 * n_vars) * np.eye(2 * n_vars)
+    points = jnp.asarray(np.concatenate([points, -points]))
+    # The error of 48 nodes is below 1e-9, as 24 and 96 nodes show.
+    u, weights = gauss_legendre(48)
+
+    def at(u, point):
+        x, start_noise, noise = jnp.split(point, [1, n_vars])
+        x = jnp.sqrt(VARIANCE) * x[0]
+        args = monkeypatch, start_noise, noise, model, x, u, GeometricTime()
+        return {name: elbo_at_noise(*args, name) for name in names}
+
+    over_points = jax.vmap(at, in_axes=(None, 0))
+    run = jax.vmap(lambda u: jax.tree.map(jnp.mean, over_points(u, points)))
+    bounds = jax.jit(run)(u)
+    return jax.tree.map(lambda term: jnp.sum(term * jnp.asarray(weights)), bounds)
