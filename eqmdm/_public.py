@@ -61,6 +61,7 @@ from ._diffusion import (
     LearnedDiffusion as LearnedDiffusion,
     LearnedSchedule as LearnedSchedule,
     LinearDiffusion as LinearDiffusion,
+    LinearStart as LinearStart,
     LogSNRInterval as LogSNRInterval,
     Recipe as Recipe,
     ScaledDiffusion as ScaledDiffusion,
@@ -127,6 +128,7 @@ from ._model.spike_and_slab import (
     SpikeAndSlab as SpikeAndSlab,
     SpikeAndSlabDenoiser as SpikeAndSlabDenoiser,
 )
+from ._model.start import ConditionedStartModel as ConditionedStartModel
 from ._model.student_t import StudentTModel as StudentTModel
 from ._model.terms import (
     Problem as Problem,

@@ -84,7 +84,7 @@ class DataDecoder(AbstractDecoder):
         return False
 
     def log_density(self, point: Point, error: State, model: AbstractModel) -> Scalar:
-        kernel, residual = point.kernel, point.kernel.along_data(error)
+        kernel, residual = point.kernel, point.data_residual(error)
         half_log_snr = 0.5 * kernel.log_snr.astype(residual.dtype)
         control = noise_control(kernel, point.kernel_noise, model.data_std)
         # The terms nearly cancel, so they are subtracted before the sum, as in
@@ -118,7 +118,7 @@ class DiscreteDecoder(AbstractDecoder):
 
     def log_density(self, point: Point, error: State, model: AbstractModel) -> Scalar:
         del model
-        x, residual = point.x, point.kernel.along_data(error)
+        x, residual = point.x, point.data_residual(error)
         std = point.kernel.sigma.astype(x.dtype)
 
         def whitened(edge: Data) -> Data:

@@ -15,6 +15,7 @@ from .._diffusion.banded import check_data_shape
 from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
 from .._model.point import Point
+from .._model.start import check_start_independent
 from .decoders import AbstractDecoder, DataDecoder
 from .estimate import Elbo
 
@@ -76,6 +77,7 @@ def discrete_elbo(
                 "`times` must be positive, finite and strictly decreasing; got "
                 f"{values.tolist()}. Pass those of a grid, such as `LogSNRGrid()`."
             )
+    check_start_independent(model, "discrete_elbo", "`eqmdm.elbo`")
     decoder = DataDecoder() if decoder is None else decoder
     if decoder.of_whole_start:
         raise ValueError(

@@ -23,6 +23,7 @@ from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.banded import check_data_shape
 from .._model.base import AbstractModel
 from .._model.point import Point
+from .._model.start import mean_start
 from .._model.student_t import draw_precision, example_model
 from .decoders import AbstractDecoder, DataDecoder, StartDecoder
 from .forms import AbstractForm
@@ -158,19 +159,28 @@ def compute_shared_elbo(
     of_start = jax.tree.map(lambda leaf: leaf[:n_start], examples)
     of_path = jax.tree.map(lambda leaf: leaf[-n_path:], examples)
     of_points = jax.tree.map(lambda *c: jnp.concatenate(c), of_start, of_path)
-    state = jax.vmap(lambda e, x, noise: given(e).diffusion.start_of(x, noise))(
+    state = jax.vmap(lambda e, x, noise: _start(given(e), x, noise))(
         examples, x, noise_aux
     )
-    start = jax.vmap(
-        lambda e, state, noise: Point.at(
-            _scaled(at_start, e), state, noise, given_start=decoder.of_whole_start
-        )
-    )(of_start, state[:n_start], noise_start)
-    path = jax.vmap(
-        lambda e, kernel, state, noise: Point.at(
-            _scaled(kernel, e), state, noise, given_start=form.conditions_on_start
-        )
-    )(of_path, at_times, state[-n_path:], noise_path)
+
+    @jax.vmap
+    def at_first_time(example, state, noise):
+        kernel, whole = _scaled(at_start, example), decoder.of_whole_start
+        y0, mean = state
+        return Point.at(kernel, y0, noise, given_start=whole, mean_start=mean)
+
+    @jax.vmap
+    def at_time(example, kernel, state, noise):
+        kernel, whole = _scaled(kernel, example), form.conditions_on_start
+        y0, mean = state
+        return Point.at(kernel, y0, noise, given_start=whole, mean_start=mean)
+
+    start = at_first_time(
+        of_start, jax.tree.map(lambda s: s[:n_start], state), noise_start
+    )
+    path = at_time(
+        of_path, at_times, jax.tree.map(lambda s: s[-n_path:], state), noise_path
+    )
     arguments = jax.tree.map(
         lambda *parts: jnp.concatenate(parts),
         *(jax.vmap(lambda point: point.arguments)(points) for points in (start, path)),
@@ -194,8 +204,8 @@ def compute_shared_elbo(
     @jax.vmap
     def rest(example, state, key):
         one, first = given(example), _scaled(at_start, example)
-        prior = _prior(form, one, _scaled(at_end, example), state, key=key)
-        return prior, _auxiliary(form, decoder, one.diffusion, first, state)
+        prior = _prior(form, one, _scaled(at_end, example), *state, key=key)
+        return prior, _auxiliary(form, decoder, one.diffusion, first, state[0])
 
     prior, auxiliary = rest(examples, state, key_prior)
     path_terms = integrand(of_path, path, errors[n_start:], key_probe[-n_path:])
@@ -233,6 +243,17 @@ def _draw_noise(
 
 def _precision(model: AbstractModel, key: PRNGKey, dtype: jnp.dtype) -> Scalar | None:
     return draw_precision(model, key=jr.fold_in(key, _PRECISION), dtype=dtype)
+
+
+def _start(
+    model: AbstractModel, x: Data, noise: Float[Array, "columns *data"]
+) -> tuple[State, State | None]:
+    """The start of an example, and its mean given the data if it is not that of the
+    diffusion."""
+    y0, mean = model.diffusion.start_of(x, noise), mean_start(model, x)
+    if mean is not None:
+        y0 = jnp.concatenate([y0[:1], y0[1:] + mean[1:]])
+    return y0, mean
 
 
 def _scaled(kernel: PerturbationKernel, example: PyTree) -> PerturbationKernel:
@@ -281,11 +302,14 @@ def _prior(
     model: AbstractModel,
     at_end: PerturbationKernel,
     start: State,
+    mean_start: State | None,
     *,
     key: PRNGKey,
 ) -> Scalar:
     if form.conditions_on_start:
         mean, root = at_end.step.mean(start), at_end.step.root
+    elif mean_start is not None:
+        mean, root = at_end.step.mean(mean_start), at_end.root
     else:
         mean, root = at_end.mean(start[0]), at_end.root
     prior, centre = model.diffusion.prior, model.prior_mean(mean.shape[1:], mean.dtype)

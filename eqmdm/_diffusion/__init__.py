@@ -11,6 +11,7 @@ from .composed import (
 from .interval import LogSNRInterval as LogSNRInterval, TimeInterval as TimeInterval
 from .learned import LearnedDiffusion as LearnedDiffusion
 from .learned_schedule import LearnedSchedule as LearnedSchedule
+from .linear_start import LinearStart as LinearStart
 from .magnus import composed_transition as composed_transition
 from .named import (
     ALDA as ALDA,

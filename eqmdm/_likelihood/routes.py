@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from .._core.blocks import by_coordinate, matmul
+from .._core.blocks import by_coordinate, matmul, transpose
 from .._core.checks import check_count
 from .._core.gaussian import (
     PerturbationKernel,
@@ -33,6 +33,7 @@ from .._core.types import (
 )
 from .._model.base import AbstractModel
 from .._model.ends import kernel_at_ends, statistic_at_ends
+from .._model.start import mean_start
 from .._model.time_change import AbstractNoiseClock, AngleClock, make_timing
 from .flow import FlowSolution, FlowSolver, standard_error
 from .result import Likelihood
@@ -245,6 +246,11 @@ class AugmentedRoute(AbstractRoute):
     for an exact score whose diffusion ends in its prior. With one variable nothing is
     drawn, and there is one solve.
 
+    For an [`eqmdm.ConditionedStartModel`][] the draws are centred where the start law
+    puts them given $x$. Its $z$ has a mean other than $x$, by $w \cdot \Psi (0,
+    \mu(x))$, which vanishes with $t_0$: for CLD it is 1e-5 of $\mu$ at $t_0 =
+    10^{-3}$ and a start variance of 0.2.
+
     The standard error of the importance-weighted estimate is valid only if the weights
     have a finite variance, which no number of draws can prove. It is reported as
     infinite if the draws give evidence against that: if they are worth fewer than 10
@@ -296,6 +302,7 @@ class AugmentedRoute(AbstractRoute):
         volume = over_coordinates(volume, x[None])
         timing = make_timing(diffusion, self.clock, x.dtype)
         prior_mean = model.prior_mean(x.shape, x.dtype)
+        centre = _centre(model, kernel, across, x)
 
         def flow(s: Scalar):
             t, rate = timing.time(s)
@@ -308,7 +315,8 @@ class AugmentedRoute(AbstractRoute):
             """The log-weights of one draw, one for each estimate of the divergence."""
             key_aux, key_probe = jr.split(key)
             aux = draw_normal(key_aux, (diffusion.n_vars - 1, *x.shape), x.dtype)
-            y = kernel.mean(x) + apply_to_vars(across, aux)
+            shifted = aux if centre is None else aux + centre
+            y = kernel.mean(x) + apply_to_vars(across, shifted)
             solution = solver(flow, timing.start, timing.end, y, key=key_probe)
             end = solution.y if prior_mean is None else solution.y - prior_mean
             prior = diffusion.prior.log_density(end).astype(x.dtype)
@@ -332,6 +340,21 @@ class AugmentedRoute(AbstractRoute):
         first = jnp.argmax(solutions.result != dfx.RESULTS.successful)
         result = jax.tree.map(lambda leaf: leaf[first], solutions.result)
         return Likelihood(value, error, effective, n_evaluations, result)
+
+
+def _centre(
+    model: AbstractModel,
+    kernel: PerturbationKernel,
+    across: Float[Array, "vars aux *coordinates"],
+    x: Data,
+) -> Float[Array, "aux *data"] | None:
+    r"""The mean of $\eta$ given the data; `None` for 0."""
+    mean = mean_start(model, x)
+    if mean is None:
+        return None
+    offset = kernel.whiten(kernel.step.mean(mean) - kernel.mean(x))
+    directions = transpose(matmul(kernel.whitening, across))
+    return apply_to_vars(directions, offset)
 
 
 def _alone(function: Callable[[Array], PyTree]) -> Callable[[Array], PyTree]:

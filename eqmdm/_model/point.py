@@ -6,10 +6,11 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._core.blocks import matmul, transpose
-from .._core.gaussian import PerturbationKernel, apply_to_vars
+from .._core.gaussian import PerturbationKernel, apply_to_vars, contract
 from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, State, VarsMatrix
 from .base import AbstractModel
+from .start import data_row
 
 
 @final
@@ -24,6 +25,8 @@ class Point(eqx.Module):
     - `noise`: $\epsilon$.
     - `y`: the state.
     - `given_start`: whether `y` is drawn given the whole start.
+    - `mean_start`: the mean of the start given the data; `None` if the auxiliaries have
+        mean 0.
     """
 
     kernel: PerturbationKernel
@@ -31,6 +34,7 @@ class Point(eqx.Module):
     noise: State
     y: State
     given_start: bool = eqx.field(static=True)
+    mean_start: State | None = None
 
     @classmethod
     def at(
@@ -40,13 +44,16 @@ class Point(eqx.Module):
         noise: State,
         *,
         given_start: bool,
+        mean_start: State | None = None,
     ) -> "Point":
         """The point at the kernel's time with a given noise."""
         if given_start:
             y = kernel.step.perturb(start, noise)
+        elif mean_start is not None:
+            y = kernel.step.mean(mean_start) + apply_to_vars(kernel.root, noise)
         else:
             y = kernel.perturb(start[0], noise)
-        return cls(kernel, start, noise, y, given_start)
+        return cls(kernel, start, noise, y, given_start, mean_start)
 
     @classmethod
     def draw(
@@ -76,7 +83,10 @@ class Point(eqx.Module):
         """The noise with which the perturbation kernel takes the data to `y`."""
         if not self.given_start:
             return self.noise
-        aux_only = jnp.concatenate([jnp.zeros_like(self.start[:1]), self.start[1:]])
+        aux = self.start[1:]
+        if self.mean_start is not None:
+            aux = aux - self.mean_start[1:]
+        aux_only = jnp.concatenate([jnp.zeros_like(self.start[:1]), aux])
         return self.kernel.whiten(self.kernel.step.perturb(aux_only, self.noise))
 
     @property
@@ -87,6 +97,21 @@ class Point(eqx.Module):
     def error(self, model: AbstractModel) -> State:
         r"""$L^\top (s_\theta - \nabla \log q)$ for the law $q$ of this point."""
         return self.own_error(model.whitened_error(*self.arguments))
+
+    def data_residual(self, error: State) -> Data:
+        r"""$(\hat x - x) / \sigma$ from the model's error: how far its data estimate is
+        from the data, in units of the noise of the sufficient statistic.
+
+        A function of the state and the data alone: what the data estimate is computed
+        from does not depend on the data.
+        """
+        if self.mean_start is None:
+            return self.kernel.along_data(error)
+        # The first variable of Psi^-1 (y + Sigma s), from the error, since the
+        # estimate and the data agree to all digits at high log-SNR.
+        row = data_row(self.kernel).astype(error.dtype)
+        sigma = self.kernel.sigma.astype(error.dtype)
+        return contract(row, apply_to_vars(self.kernel.root, error)) / sigma
 
     def own_error(self, kernel_error: State) -> State:
         """The error for this point's law, from that for the perturbation kernel."""

@@ -13,7 +13,13 @@ from .._core.types import PRNGKey, Scalar, State, VarsMatrix
 from .._diffusion import AbstractLinearDiffusion
 from .._model.base import AbstractModel
 from .grids import AbstractGrid, LogSNRGrid, Times
-from .stacks import Clip, SamplerState, data_estimate, kernels_at
+from .stacks import (
+    Clip,
+    SamplerState,
+    check_follows_data,
+    data_estimate,
+    kernels_at,
+)
 from .step_sampler import AbstractStepSampler
 
 
@@ -42,6 +48,7 @@ class AncestralSampler(AbstractStepSampler):
     def prepare(
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
+        check_follows_data(model, self)
         kernels = kernels_at(model.diffusion, times)
         return y, kernels, _posteriors(model.diffusion, times, kernels.root), ()
 

@@ -16,6 +16,7 @@ from .grids import AbstractGrid, LogSNRGrid, Times
 from .stacks import (
     Clip,
     SamplerState,
+    check_follows_data,
     collapse,
     data_estimate,
     kernels_at,
@@ -96,6 +97,7 @@ class DPMSolver(AbstractStepSampler):
     def prepare(
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
+        check_follows_data(model, self)
         if self.order == 3:
             times = _with_stages(times)
         if model.has_denoiser:

@@ -14,7 +14,7 @@ from .._core.random import draw_normal
 from .._core.types import PRNGKey, State
 from .._model.base import AbstractModel
 from .grids import AbstractGrid, Times
-from .stacks import Clip, SamplerState, data_estimate
+from .stacks import Clip, SamplerState, check_follows_data, data_estimate
 from .step_sampler import AbstractStepSampler
 
 
@@ -63,6 +63,7 @@ class LangevinCorrector(AbstractStepSampler):
     def prepare(
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
+        check_follows_data(model, self)
         y, kernels, coefficients, memory = self.sampler.prepare(model, times, y)
         # Correct only at times of the grid: steps that end between them are stages.
         on_grid = jnp.any(kernels.t[1:, None] == times[None], axis=1)

@@ -12,6 +12,7 @@ from .._core.gaussian import PerturbationKernel, Transition
 from .._core.types import Data, LogSNR, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._model.base import AbstractModel
+from .._model.start import check_start_independent
 from .grids import Times
 from .trajectory import Trajectory
 
@@ -99,6 +100,13 @@ def collapse(
     kernels = kernels_at(model.diffusion, times)
     z = part(kernels, 0).project(y)
     return z[None], jax.vmap(_statistic_kernel)(kernels.t, kernels.sigma)
+
+
+def check_follows_data(model: AbstractModel, sampler: Any) -> None:
+    """**Raises:** `TypeError` for a model with a conditioned start, whose states a
+    sampler that follows an estimate of the data does not follow."""
+    instead = "`eqmdm.SSCS()` or a Diffrax solver, such as `diffrax.SEA()`"
+    check_start_independent(model, type(sampler).__name__, instead)
 
 
 def _statistic_kernel(t: Scalar, sigma: LogSNR) -> PerturbationKernel:

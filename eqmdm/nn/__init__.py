@@ -14,4 +14,5 @@ from ._conditions import (
     condition_for as condition_for,
 )
 from ._mlp import MLP as MLP
+from ._start_mean import StartMean as StartMean
 from ._unet import UNet as UNet
