@@ -19,30 +19,15 @@ from eqmdm._model.data_scale import data_scale
 from eqmdm._model.denoiser import TOP_LOG_SNR
 from eqmdm._model.ends import log_snr_range
 
-from .._core.own import is_own
 from . import conditions, own_code
 from .bases import build_basis, fit_basis, to_pixels, transform_of
+from .diffusions import build_diffusion as build_diffusion
 from .networks import build_network
 from .pixels import describe_pixel, pixel_of
+from .process_model import lowest_shift, with_process
 from .train.options import NOT_RECORDED, ResolvedTrainOptions, TrainOptions
 
 
-_DIFFUSIONS = {
-    "vpsde": eqmdm.VPSDE,
-    "subvpsde": eqmdm.SubVPSDE,
-    "vesde": eqmdm.VESDE,
-    "cld": eqmdm.CLD,
-    "alda": eqmdm.ALDA,
-    "malda": eqmdm.MALDA,
-    "psld": eqmdm.PSLD,
-    "critical3": eqmdm.CriticalThirdOrder,
-    "learned": eqmdm.LearnedDiffusion,
-}
-_SCHEDULES = {
-    "constant": (eqmdm.ConstantSchedule, 1),
-    "linear": (eqmdm.LinearSchedule, 2),
-    "cosine": (eqmdm.CosineSchedule, 1),
-}
 # How far, in log-SNR, the limits of a learned diffusion's interval may move.
 _LEARNED_MARGIN = 20.0
 
@@ -64,35 +49,6 @@ class Purpose(enum.IntEnum):
     DIRECTIONS = 7
     HELD_OUT = 8
     OBSERVATIONS = 9
-
-
-def build_diffusion(options: ResolvedTrainOptions, key: jax.Array) -> Any:
-    settings: dict[str, Any] = {}
-    if options.t_range is not None:
-        settings["interval"] = eqmdm.TimeInterval(*options.t_range)
-    elif options.log_snr_range is not None:
-        settings["interval"] = eqmdm.LogSNRInterval(*options.log_snr_range)
-    if options.schedule != "default":
-        cls, n_values = _SCHEDULES[options.schedule]
-        if len(options.schedule_values) not in (0, n_values):
-            raise ValueError(
-                f"`schedule_values` must be {n_values} number(s) for the "
-                f"{options.schedule} schedule, or none for its defaults; got "
-                f"{options.schedule_values}."
-            )
-        if options.diffusion == "vesde":
-            raise ValueError("`schedule` must be left out for vesde, which has none.")
-        settings["schedule"] = cls(*options.schedule_values)
-    elif options.schedule_values:
-        raise ValueError(
-            "`schedule_values` must come with the `schedule` that they belong to."
-        )
-    if is_own(options.diffusion):
-        return own_code.make_diffusion(options.diffusion, settings)
-    if options.diffusion == "learned":
-        assert options.n_vars is not None
-        return eqmdm.LearnedDiffusion(options.n_vars, key=key, **settings)
-    return _DIFFUSIONS[options.diffusion](**settings)
 
 
 def load_data(options: TrainOptions, data_dir: str | None = None) -> eqmdm.data.Dataset:
@@ -153,7 +109,18 @@ def build_model(
     basis: eqmdm.AbstractBasis | None = None,
 ) -> eqmdm.AbstractModel:
     """The model to train: a noise prediction, or a denoiser, in the fitted `basis` if
-    it is fitted."""
+    it is fitted, with the noise and the start of its process."""
+    model = _build_normal_model(options, data, diffusion, key, basis)
+    return with_process(options, model, data.shape, key)
+
+
+def _build_normal_model(
+    options: ResolvedTrainOptions,
+    data: DataFacts,
+    diffusion: eqmdm.AbstractLinearDiffusion,
+    key: jax.Array,
+    basis: eqmdm.AbstractBasis | None,
+) -> eqmdm.AbstractModel:
     pixel = pixel_of(data.pixel)
     n_vars = diffusion.n_vars
     if options.score == "denoiser":
@@ -167,6 +134,7 @@ def build_model(
     if options.score == "free":
         return eqmdm.NoiseModel(network, diffusion)
     low, high = log_snr_range(diffusion)
+    low += lowest_shift(options)
     is_learned = bool(jax.tree.leaves(eqx.filter(diffusion, eqx.is_inexact_array)))
     margin = _LEARNED_MARGIN if is_learned else 0.01
     trained = (low - margin, min(high + margin, TOP_LOG_SNR))

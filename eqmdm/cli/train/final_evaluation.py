@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import diffrax
+
 import eqmdm
 
 from .. import build, conditions, plots
@@ -70,6 +72,8 @@ def _draw_samples(setup: Setup, state: eqmdm.TrainState) -> None:
         conditions=conditions.in_turn(kind, setup.dataset, 0, options.n_samples),
         n_samples=options.n_samples,
         n_steps=options.sample_steps,
+        # DPM-Solver, the default, does not follow a conditioned start.
+        sampler=None if options.start is None else diffrax.SEA(),
     )
     basis = basis_of(model)
     x = build.decode(options, setup.dataset, eqmdm.on_host(x), basis)

@@ -11,6 +11,7 @@ from ..names import DIFFUSIONS, NETWORKS, Range
 from ..outputs import PictureOptions
 from .defaults import DEFAULTS, defaults_by_size, preset_defaults
 from .network_options import NetworkOptions, TrainingOptions, check_network
+from .process_options import ProcessOptions, check_process
 from .snr_options import SNROptions, check_snr
 
 
@@ -187,6 +188,7 @@ class TrainOptions(
     DataOptions,
     RunOptions,
     DiffusionOptions,
+    ProcessOptions,
     NetworkOptions,
     SNROptions,
     BoundOptions,
@@ -241,6 +243,7 @@ class TrainOptions(
             "decoder": self._default_decoder(),
             "time": "log_snr" if self.score == "denoiser" else "importance",
             "n_vars": 2 if self.diffusion == "learned" else None,
+            "nu": 4.0 if self.noise else None,
         }
         if self.t_range is None and self.log_snr_range is None:
             in_log_snr = self.score == "denoiser" and self.diffusion != "learned"
@@ -304,6 +307,7 @@ class ResolvedTrainOptions(TrainOptions):
                 "discrete decoder gives the mass of whole levels; got "
                 f"{self.dequantisation} and {self.decoder}."
             )
+        check_process(self)
         check_snr(self)
         check_network(self)
         check_at_least(self, dict.fromkeys(_POSITIVE, 1))
