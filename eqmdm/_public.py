@@ -16,18 +16,20 @@ from ._bound.decoders import (
 )
 from ._bound.discrete_time import discrete_elbo as discrete_elbo
 from ._bound.elbo import elbo as elbo
-from ._bound.estimate import Elbo as Elbo
 from ._bound.forms import (
     AbstractForm as AbstractForm,
+    AbstractSimulatedForm as AbstractSimulatedForm,
     DenoisingScoreMatching as DenoisingScoreMatching,
     HybridScoreMatching as HybridScoreMatching,
     ImplicitScoreMatching as ImplicitScoreMatching,
     LowVariance as LowVariance,
 )
+from ._bound.local_form import LocalScoreMatching as LocalScoreMatching
 from ._bound.path_dependence import (
     PathDependence as PathDependence,
     path_dependence as path_dependence,
 )
+from ._bound.result import Elbo as Elbo
 from ._bound.times import (
     AbstractTimeSampler as AbstractTimeSampler,
     ImportanceTimeSampler as ImportanceTimeSampler,
@@ -41,6 +43,7 @@ from ._core.gaussian import (
     PerturbationKernel as PerturbationKernel,
     Transition as Transition,
 )
+from ._core.law import AbstractLaw as AbstractLaw
 from ._core.sharding import (
     device_mesh as device_mesh,
     distribute as distribute,
@@ -55,17 +58,26 @@ from ._diffusion import (
     VESDE as VESDE,
     VPSDE as VPSDE,
     AbstractLinearDiffusion as AbstractLinearDiffusion,
+    AbstractNonlinearDiffusion as AbstractNonlinearDiffusion,
+    AbstractProcess as AbstractProcess,
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
+    AbstractTarget as AbstractTarget,
     BandedDiffusion as BandedDiffusion,
     CriticalThirdOrder as CriticalThirdOrder,
+    DoubleWellTarget as DoubleWellTarget,
+    GaussianMixtureTarget as GaussianMixtureTarget,
     LearnedDiffusion as LearnedDiffusion,
     LearnedSchedule as LearnedSchedule,
     LinearDiffusion as LinearDiffusion,
     LinearStart as LinearStart,
+    LogisticTarget as LogisticTarget,
     LogSNRInterval as LogSNRInterval,
+    ProductTarget as ProductTarget,
     Recipe as Recipe,
     ScaledDiffusion as ScaledDiffusion,
+    Simulation as Simulation,
     SubVPSDE as SubVPSDE,
+    TargetDiffusion as TargetDiffusion,
     TimeInterval as TimeInterval,
     TimeVaryingDiffusion as TimeVaryingDiffusion,
     TwoScheduleDiffusion as TwoScheduleDiffusion,
@@ -124,6 +136,7 @@ from ._model.guided import GuidedModel as GuidedModel
 from ._model.noise import NoiseModel as NoiseModel
 from ._model.observation import AbstractObservation as AbstractObservation
 from ._model.point import Point as Point
+from ._model.simulated_point import SimulatedPoint as SimulatedPoint
 from ._model.spike_and_slab import (
     SpikeAndSlab as SpikeAndSlab,
     SpikeAndSlabDenoiser as SpikeAndSlabDenoiser,

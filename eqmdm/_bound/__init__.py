@@ -8,14 +8,16 @@ from .decoders import (
 )
 from .discrete_time import discrete_elbo as discrete_elbo
 from .elbo import elbo as elbo
-from .estimate import Elbo as Elbo
 from .forms import (
     AbstractForm as AbstractForm,
+    AbstractSimulatedForm as AbstractSimulatedForm,
     DenoisingScoreMatching as DenoisingScoreMatching,
     HybridScoreMatching as HybridScoreMatching,
     ImplicitScoreMatching as ImplicitScoreMatching,
     LowVariance as LowVariance,
 )
+from .local_form import LocalScoreMatching as LocalScoreMatching
+from .result import Elbo as Elbo
 from .times import (
     AbstractTimeSampler as AbstractTimeSampler,
     ImportanceTimeSampler as ImportanceTimeSampler,

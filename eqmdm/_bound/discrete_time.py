@@ -17,7 +17,7 @@ from .._model.base import AbstractModel, conditioned
 from .._model.point import Point
 from .._model.start import check_start_independent
 from .decoders import AbstractDecoder, DataDecoder
-from .estimate import Elbo
+from .result import Elbo
 
 
 def discrete_elbo(
@@ -97,7 +97,7 @@ def _discrete_elbo(
     decoder: AbstractDecoder,
     key: PRNGKey,
 ) -> Elbo:
-    diffusion = model.diffusion
+    diffusion = model.linear_diffusion
     check_data_shape(diffusion, x.shape)
     key_aux, key_start, key_steps = jr.split(key, 3)
     kernels = jax.vmap(diffusion.compute_kernel)(times.astype(x.dtype))

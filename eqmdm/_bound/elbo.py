@@ -12,13 +12,14 @@ from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
 from .decoders import AbstractDecoder
 from .estimate import (
-    Elbo,
     check_decoder,
     compute_elbo,
     default_decoder,
+    default_form,
     default_time_sampler,
 )
-from .forms import AbstractForm, LowVariance
+from .forms import AbstractForm
+from .result import Elbo
 from .times import (
     AbstractTimeSampler,
     stratified,
@@ -72,7 +73,8 @@ def elbo(
         `AbstractModel.with_condition`.
     - `n_draws`: the number of draws of time and noise to average. For more than one,
         the times are stratified and the result has a `standard_error`.
-    - `form`: [`eqmdm.LowVariance`][] by default.
+    - `form`: by default [`eqmdm.LowVariance`][], and [`eqmdm.LocalScoreMatching`][]
+        for a process whose drift is not linear.
     - `decoder`: [`eqmdm.DataDecoder`][] by default, or [`eqmdm.StartDecoder`][] for a
         form that conditions on the start.
     - `time_sampler`: [`eqmdm.LogSNRTimeSampler`][] by default for a denoiser, whose
@@ -97,7 +99,7 @@ def elbo(
     model = conditioned(model, condition)
     x = as_dequantised(x, "bound")
     check_count("n_draws", n_draws)
-    form = LowVariance() if form is None else form
+    form = default_form(model) if form is None else form
     decoder = default_decoder(form) if decoder is None else decoder
     check_decoder(form, decoder)
     if time_sampler is None:

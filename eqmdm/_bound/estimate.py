@@ -1,10 +1,7 @@
 """Estimates of the evidence lower bound from given draws, term by term."""
 
-import math
 from collections.abc import Sequence
-from typing import final
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -17,7 +14,6 @@ from .._core.gaussian import (
     over_coordinates,
 )
 from .._core.random import draw_normal
-from .._core.show import show_array
 from .._core.types import Data, PRNGKey, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.banded import check_data_shape
@@ -26,7 +22,11 @@ from .._model.point import Point
 from .._model.start import mean_start
 from .._model.student_t import draw_precision, example_model
 from .decoders import AbstractDecoder, DataDecoder, StartDecoder
-from .forms import AbstractForm
+from .entropy import normal_entropy
+from .forms import AbstractForm, LowVariance
+from .local_form import LocalScoreMatching
+from .result import Elbo
+from .simulated import compute_simulated_elbo
 from .times import (
     AbstractTimeSampler,
     ImportanceTimeSampler,
@@ -38,42 +38,11 @@ from .times import (
 _PRECISION = 7
 
 
-@final
-class Elbo(eqx.Module):
-    r"""A lower bound of $\log p(x)$ in nats, term by term; `total` is their sum.
-
-    It is an unbiased estimate of the bound for one example, or for each example of a
-    batch under `jax.vmap`. `standard_error` is that of `total` if the estimate is a
-    mean over several draws, and `None` for a single draw.
-    """
-
-    reconstruction: Float[Array, "*batch"]
-    prior: Float[Array, "*batch"]
-    diffusion: Float[Array, "*batch"]
-    auxiliary: Float[Array, "*batch"]
-    standard_error: Float[Array, "*batch"] | None = None
-
-    @property
-    def total(self) -> Float[Array, "*batch"]:
-        return self.reconstruction + self.prior + self.diffusion + self.auxiliary
-
-    def terms(self) -> dict[str, Float[Array, "*batch"]]:
-        """The four terms by name, in nats."""
-        return {
-            "reconstruction": self.reconstruction,
-            "prior": self.prior,
-            "diffusion": self.diffusion,
-            "auxiliary": self.auxiliary,
-        }
-
-    def __repr__(self) -> str:
-        parts = [
-            f"{name}={show_array(value)}"
-            for name, value in ({"total": self.total} | self.terms()).items()
-        ]
-        if self.standard_error is not None:
-            parts.append(f"standard_error={show_array(self.standard_error)}")
-        return f"Elbo({', '.join(parts)})"
+def default_form(model: AbstractModel) -> AbstractForm:
+    """The form of the lowest variance that the diffusion of the model admits."""
+    if isinstance(model.diffusion, AbstractLinearDiffusion):
+        return LowVariance()
+    return LocalScoreMatching()
 
 
 def default_decoder(form: AbstractForm) -> AbstractDecoder:
@@ -136,7 +105,19 @@ def compute_shared_elbo(
     together, which is one evaluation per example if the parts are disjoint.
     `conditions` are those of a conditional model, one for each example.
     """
-    diffusion, n_start, n_path = model.diffusion, n_reconstruction, len(u)
+    if not isinstance(model.diffusion, AbstractLinearDiffusion):
+        return compute_simulated_elbo(
+            model,
+            x,
+            u,
+            n_reconstruction,
+            form,
+            decoder,
+            time_sampler,
+            keys=keys,
+            conditions=conditions,
+        )
+    diffusion, n_start, n_path = model.linear_diffusion, n_reconstruction, len(u)
     check_data_shape(diffusion, x.shape[1:])
     precisions = jax.vmap(lambda key: _precision(model, key, x.dtype))(keys)
     examples = conditions, precisions
@@ -205,7 +186,7 @@ def compute_shared_elbo(
     def rest(example, state, key):
         one, first = given(example), _scaled(at_start, example)
         prior = _prior(form, one, _scaled(at_end, example), *state, key=key)
-        return prior, _auxiliary(form, decoder, one.diffusion, first, state[0])
+        return prior, _auxiliary(form, decoder, one.linear_diffusion, first, state[0])
 
     prior, auxiliary = rest(examples, state, key_prior)
     path_terms = integrand(of_path, path, errors[n_start:], key_probe[-n_path:])
@@ -250,7 +231,7 @@ def _start(
 ) -> tuple[State, State | None]:
     """The start of an example, and its mean given the data if it is not that of the
     diffusion."""
-    y0, mean = model.diffusion.start_of(x, noise), mean_start(model, x)
+    y0, mean = model.linear_diffusion.start_of(x, noise), mean_start(model, x)
     if mean is not None:
         y0 = jnp.concatenate([y0[:1], y0[1:] + mean[1:]])
     return y0, mean
@@ -293,7 +274,7 @@ def _reconstruction(
     if form.is_direct:
         kernel = point.kernel
         root = kernel.step.root if form.conditions_on_start else kernel.root
-        value = value + _entropy(root, point.start)
+        value = value + normal_entropy(root, point.start)
     return value
 
 
@@ -312,18 +293,13 @@ def _prior(
         mean, root = at_end.step.mean(mean_start), at_end.root
     else:
         mean, root = at_end.mean(start[0]), at_end.root
-    prior, centre = model.diffusion.prior, model.prior_mean(mean.shape[1:], mean.dtype)
+    prior = model.linear_diffusion.prior
+    centre = model.prior_mean(mean.shape[1:], mean.dtype)
     mean = mean if centre is None else mean - centre
     if form.is_direct:
         noise = draw_normal(key, start.shape, start.dtype)
         return prior.log_density(mean + apply_to_vars(root, noise))
     return -prior.kl_from(root, mean)
-
-
-def _entropy(root: Float[Array, "rows rows *coordinates"], like: State) -> Scalar:
-    r"""The entropy of $\mathcal{N}(\cdot, L L^\top \otimes I)$, in nats."""
-    per_dim = 0.5 * len(root) * (1 + math.log(2 * math.pi)) + log_det(root)
-    return over_coordinates(per_dim, like)
 
 
 def _auxiliary(
@@ -336,7 +312,7 @@ def _auxiliary(
     start_root = diffusion.start_root(start.dtype)[1:]
     if not decoder.of_whole_start or start_root.size == 0:
         return jnp.zeros((), start.dtype)
-    entropy = _entropy(start_root, start)
+    entropy = normal_entropy(start_root, start)
     if form.conditions_on_start:
         return entropy
     # H(v | x, y) = H(v | x) + H(y | v, x) - H(y | x).

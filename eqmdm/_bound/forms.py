@@ -12,9 +12,12 @@ from .._core.blocks import matmul, solve_lower, transpose
 from .._core.gaussian import PerturbationKernel, apply_to_vars, over_coordinates
 from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
+from .._diffusion.local import drift_divergence
+from .._diffusion.nonlinear import check_nonlinear
 from .._model.base import AbstractModel
 from .._model.divergence import AbstractDivergence, ExactDivergence
 from .._model.point import Point
+from .._model.simulated_point import SimulatedPoint
 
 
 class AbstractForm(eqx.Module):
@@ -56,6 +59,28 @@ class AbstractForm(eqx.Module):
         """
 
 
+class AbstractSimulatedForm(AbstractForm):
+    """A form that also serves processes without kernels, whose states are simulated."""
+
+    @property
+    @abc.abstractmethod
+    def last_step(self) -> float:
+        """The length in time of the last step to a simulated state, which is a step of
+        the process linearised at the state before it; 0 for none."""
+
+    @abc.abstractmethod
+    def simulated_integrand(
+        self, point: SimulatedPoint, score: State, model: AbstractModel, *, key: PRNGKey
+    ) -> Scalar:
+        """The integrand of the diffusion term at a simulated state.
+
+        **Arguments:**
+
+        - `score`: the model's score at `point`.
+        - `model`, `key`: as for `integrand`.
+        """
+
+
 @final
 class LowVariance(AbstractForm):
     r"""The form whose terms are all divergences, that of the prior in closed form.
@@ -90,7 +115,7 @@ class LowVariance(AbstractForm):
         key: PRNGKey,
     ) -> Scalar:
         del key
-        noise_map = _whitened_noise_map(model.diffusion, point)
+        noise_map = _whitened_noise_map(model.linear_diffusion, point)
         costs = 0.5 * jnp.sum(apply_to_vars(transpose(noise_map), error) ** 2, axis=0)
         if self.given_start:
             return -jnp.sum(costs)
@@ -129,7 +154,7 @@ class DenoisingScoreMatching(AbstractForm):
         key: PRNGKey,
     ) -> Scalar:
         del key
-        return _direct_integrand(model.diffusion, point, error)
+        return _direct_integrand(model.linear_diffusion, point, error)
 
 
 @final
@@ -157,15 +182,17 @@ class HybridScoreMatching(AbstractForm):
         key: PRNGKey,
     ) -> Scalar:
         del key
-        return _direct_integrand(model.diffusion, point, error)
+        return _direct_integrand(model.linear_diffusion, point, error)
 
 
 @final
-class ImplicitScoreMatching(AbstractForm):
+class ImplicitScoreMatching(AbstractSimulatedForm):
     r"""The paper's form without a conditional score.
 
     $$\int \mathrm{E} \big[ -\tfrac12 \| G^\top s_\theta \|^2 - \nabla \cdot (G G^\top
     s_\theta - f) \big] \mathrm{d}t$$
+
+    It needs no kernel, and so also serves processes whose drift is not linear.
 
     **Arguments:**
 
@@ -198,8 +225,26 @@ class ImplicitScoreMatching(AbstractForm):
         score, derivative = jax.linearize(lambda y: model.score_at(kernel, y), y)
         square = jnp.sum(apply_to_vars(transpose(G), score) ** 2)
         estimates = self.divergence(derivative, G, y, key=key)
-        drift = _drift_divergence(model.diffusion, point)
+        drift = _drift_divergence(model.linear_diffusion, point)
         return -0.5 * square - jnp.mean(estimates) + drift
+
+    @property
+    def last_step(self) -> float:
+        return 0.0
+
+    def simulated_integrand(
+        self, point: SimulatedPoint, score: State, model: AbstractModel, *, key: PRNGKey
+    ) -> Scalar:
+        del score
+        process, y = check_nonlinear(model.diffusion), point.y
+        G = process.diffusion_matrix(point.t)
+        kernel = process.network_kernel(point.t)
+        score, derivative = jax.linearize(lambda y: model.score_at(kernel, y), y)
+        square = jnp.sum(apply_to_vars(transpose(G), score) ** 2)
+        estimates = self.divergence(derivative, G, y, key=key)
+        return (
+            -0.5 * square - jnp.mean(estimates) + drift_divergence(process, point.t, y)
+        )
 
 
 def noise_control(kernel: PerturbationKernel, noise: State, data_std: float) -> Data:

@@ -128,7 +128,7 @@ def path_dependence(
         check_count(name, count)
     n, shape = len(examples), tuple(examples.shape[1:])
     low, high = (
-        log_snr_ends(model.diffusion)
+        log_snr_ends(model.linear_diffusion)
         if log_snr_range is None
         else map(float, log_snr_range)
     )

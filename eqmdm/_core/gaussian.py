@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .blocks import by_coordinate, lq_root, matmul, solve_lower, transpose
+from .law import AbstractLaw
 from .random import draw_normal
 from .types import (
     Data,
@@ -228,7 +229,7 @@ def _factors(
 
 
 @final
-class Gaussian(eqx.Module):
+class Gaussian(AbstractLaw):
     r"""$\mathcal{N}(0, L L^\top \otimes I)$ on states, or with a root for every
     coordinate."""
 

@@ -1,4 +1,4 @@
-"""Linear diffusions: the interface, the (Q, D) recipe and the named diffusions."""
+"""Diffusions: the interfaces, the (Q, D) recipe, the named ones, and target laws."""
 
 from .banded import BandedDiffusion as BandedDiffusion
 from .base import (
@@ -21,10 +21,23 @@ from .named import (
     VPSDE as VPSDE,
     CriticalThirdOrder as CriticalThirdOrder,
 )
+from .nonlinear import (
+    AbstractNonlinearDiffusion as AbstractNonlinearDiffusion,
+    Simulation as Simulation,
+)
+from .process import AbstractProcess as AbstractProcess
 from .recipe import Recipe as Recipe
 from .scalar import VESDE as VESDE, SubVPSDE as SubVPSDE
 from .scaled import ScaledDiffusion as ScaledDiffusion
 from .stationary import (
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
     LinearDiffusion as LinearDiffusion,
+)
+from .target import TargetDiffusion as TargetDiffusion
+from .targets import (
+    AbstractTarget as AbstractTarget,
+    DoubleWellTarget as DoubleWellTarget,
+    GaussianMixtureTarget as GaussianMixtureTarget,
+    LogisticTarget as LogisticTarget,
+    ProductTarget as ProductTarget,
 )

@@ -15,6 +15,7 @@ from .._core.gaussian import Gaussian, Transition
 from .._core.types import RankMatrix, Scalar, VarsMatrix
 from .base import AbstractLinearDiffusion
 from .interval import Interval, TimeInterval, known_times
+from .process import AbstractProcess
 from .stationary import AbstractStationaryDiffusion
 from .text import call_text
 
@@ -154,9 +155,7 @@ def _joined(parts: Sequence[Array]) -> Float[Array, "..."]:
     return jnp.moveaxis(jnp.concatenate(parts), 0, -1)
 
 
-def check_data_shape(
-    diffusion: AbstractLinearDiffusion, shape: tuple[int, ...]
-) -> None:
+def check_data_shape(diffusion: AbstractProcess, shape: tuple[int, ...]) -> None:
     """**Raises:** `ValueError` for data of another shape than the bands of a
     diffusion."""
     if isinstance(diffusion, BandedDiffusion) and diffusion.data_shape != shape:

@@ -12,23 +12,22 @@ from jaxtyping import Array, Float
 from .._core.blocks import matmul
 from .._core.checks import as_scalar, concrete
 from .._core.gaussian import Gaussian, PerturbationKernel, Transition, apply_to_vars
-from .._core.operator import VarsOperator
 from .._core.random import draw_normal
 from .._core.types import (
     Data,
     LogSNR,
     PRNGKey,
-    RankMatrix,
     Scalar,
     State,
     Time,
     VarsMatrix,
 )
-from .interval import Interval, LogSNRInterval, known_times
+from .interval import LogSNRInterval, known_times
+from .process import AbstractProcess, no_kernels
 from .search import as_time, check_reached, check_resolved, check_value, find_root
 
 
-class AbstractLinearDiffusion(eqx.Module):
+class AbstractLinearDiffusion(AbstractProcess):
     r"""$\mathrm{d}y = F(t) y \,\mathrm{d}t + G(t) \,\mathrm{d}w$ with Gaussian kernels.
 
     A state has shape `(vars, *data)`: row 0 is the data, and further rows are auxiliary
@@ -50,18 +49,8 @@ class AbstractLinearDiffusion(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def n_vars(self) -> int:
-        """$K$, the number of variables per data coordinate, including the data."""
-
-    @property
-    @abc.abstractmethod
     def prior(self) -> Gaussian:
         """The law that replaces that of $y(t_1)$ in sampling and in bounds."""
-
-    @property
-    @abc.abstractmethod
-    def interval(self) -> Interval:
-        """The interval that the diffusion is used on; it determines `t0` and `t1`."""
 
     @property
     @abc.abstractmethod
@@ -75,10 +64,6 @@ class AbstractLinearDiffusion(eqx.Module):
     @abc.abstractmethod
     def drift_matrix(self, t: Scalar) -> VarsMatrix:
         """$F(t)$."""
-
-    @abc.abstractmethod
-    def diffusion_matrix(self, t: Scalar) -> RankMatrix:
-        """$G(t)$, with one column for each source of noise."""
 
     @abc.abstractmethod
     def compute_transition(self, s: Scalar, t: Scalar) -> Transition:
@@ -111,18 +96,13 @@ class AbstractLinearDiffusion(eqx.Module):
         del args
         return apply_to_vars(self.drift_matrix(jnp.asarray(t, y.dtype)), y)
 
-    def diffusion_coefficient(
-        self, t: Time, y: State, args: Any = None
-    ) -> VarsOperator:
-        """$G(t)$, a Lineax operator from noise `(rank, *data)` to states."""
-        del args
-        matrix = self.diffusion_matrix(jnp.asarray(t, y.dtype))
-        return VarsOperator(matrix, y.shape[1:])
-
     def compute_kernel(self, t: Scalar) -> PerturbationKernel:
         """The law of $y(t)$ given the data, without checks of the time."""
         step = self.compute_transition(jnp.zeros_like(t), t)
         return PerturbationKernel.after(t, step, self.start_root(step.root.dtype))
+
+    def network_kernel(self, t: Scalar) -> PerturbationKernel:
+        return self.compute_kernel(t)
 
     def draw_start(self, x: Data, *, key: PRNGKey) -> State:
         """A draw of $y(0)$ given the data: `x` with random auxiliaries."""
@@ -225,6 +205,21 @@ class AbstractLinearDiffusion(eqx.Module):
 
     def _log_limit(self, dtype: jnp.dtype) -> Scalar:
         return jnp.log(jax.lax.stop_gradient(self.t_limit)).astype(dtype)
+
+
+def check_linear(diffusion: Any) -> AbstractLinearDiffusion:
+    """Returns `diffusion` if it is a linear diffusion.
+
+    **Raises:** `TypeError` for any other process, which has no kernels.
+    """
+    if isinstance(diffusion, AbstractLinearDiffusion):
+        return diffusion
+    if isinstance(diffusion, AbstractProcess):
+        raise no_kernels(diffusion)
+    raise TypeError(
+        "`diffusion` must be a linear diffusion, such as `eqmdm.CLD()`; got "
+        f"{type(diffusion).__name__}."
+    )
 
 
 def without_floats(

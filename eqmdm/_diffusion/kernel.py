@@ -40,7 +40,7 @@ def series_order(dtype) -> int:
     return 19 if jnp.finfo(dtype).bits == 64 else 12
 
 
-def _orders(dtype, *, down_to: int) -> Float[Array, " orders"]:
+def orders(dtype, *, down_to: int) -> Float[Array, " orders"]:
     """The orders of the terms of a series in the order of Horner's scheme, last
     first."""
     return jnp.arange(series_order(dtype), down_to - 1, -1, dtype=dtype)
@@ -59,7 +59,7 @@ def exponential_deviation(F: VarsMatrix, h: Scalar) -> VarsMatrix:
     identity = jnp.eye(len(F), dtype=F.dtype)
     term = lambda factor, k: (matmul(F * (h / k), identity + factor), None)
     # A loop, here and below, because unrolled it takes 1.5 times as long to compile.
-    factor, _ = jax.lax.scan(term, jnp.zeros_like(F), _orders(F.dtype, down_to=2))
+    factor, _ = jax.lax.scan(term, jnp.zeros_like(F), orders(F.dtype, down_to=2))
     return matmul(F * h, identity + factor)
 
 
@@ -76,7 +76,7 @@ def _short_step_root(
     F_nodes = F[None] * fractions[:, None, None]
     factor = jnp.broadcast_to(G, (len(nodes), *G.shape))
     term = lambda factor, k: (G[None] + jax.vmap(matmul)(F_nodes / k, factor), None)
-    factor, _ = jax.lax.scan(term, factor, _orders(F.dtype, down_to=1))
+    factor, _ = jax.lax.scan(term, factor, orders(F.dtype, down_to=1))
     columns = jnp.sqrt(widths)[:, None, None] * factor
     return jnp.moveaxis(columns, 0, 1).reshape(len(F), -1)
 

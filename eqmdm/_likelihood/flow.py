@@ -25,9 +25,12 @@ from .._model.diffrax_solvers import n_evaluations
 from .._model.divergence import AbstractDivergence, ExactDivergence
 
 
-# A(s), G(s) and f(s, .) of dy/ds = A y + G G^T f(y).
+# A drift that acts on every coordinate by itself: its value and its divergence.
+Drift: TypeAlias = Callable[[State], tuple[State, Scalar]]
+# A(s), G(s) and f(s, .) of dy/ds = A y + G G^T f(y). A drift that is not linear takes
+# the place of A y.
 Flow: TypeAlias = Callable[
-    [Scalar], tuple[VarsMatrix, RankMatrix, Callable[[State], State]]
+    [Scalar], tuple[VarsMatrix | Drift, RankMatrix, Callable[[State], State]]
 ]
 
 
@@ -68,7 +71,8 @@ class FlowSolver(eqx.Module):
 
         - `flow`: a function of $s$ that returns $A$ of shape `(vars, vars)`, $G$ of
             shape `(vars, rank)`, and the function $f$ of a state. $A$ and $G$ act on
-            the variables only, not on the data axes.
+            the variables only, not on the data axes. In place of $A$ it may return a
+            function of a state with the value and the divergence of a drift.
         - `start`, `end`: the interval of $s$, with `start < end`.
         - `y`: the state at `start`.
         - `key`: for the probes of the divergence, which are fixed during the solve.
@@ -94,6 +98,9 @@ class FlowSolver(eqx.Module):
             # steps.
             traces = self.divergence(derivative, G, y, key=key)
             push = apply_to_vars(G, apply_to_vars(transpose(G), value))
+            if callable(A):
+                pull, trace = A(y)
+                return pull + push, (traces + trace) / size
             trace = over_coordinates(jnp.trace(A), y) / size
             return apply_to_vars(A, y) + push, traces / size + trace
 

@@ -12,12 +12,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from .._core.blocks import by_coordinate, matmul, transpose
 from .._core.checks import check_count
 from .._core.gaussian import (
-    PerturbationKernel,
-    apply_to_vars,
-    log_det,
     over_coordinates,
     standard_log_density,
 )
@@ -28,16 +24,25 @@ from .._core.types import (
     PRNGKey,
     Scalar,
     State,
-    VarsMatrix,
-    VarsVector,
 )
+from .._diffusion import AbstractLinearDiffusion
+from .._diffusion.nonlinear import check_nonlinear
 from .._model.base import AbstractModel
-from .._model.ends import kernel_at_ends, statistic_at_ends
-from .._model.start import mean_start
-from .._model.time_change import AbstractNoiseClock, AngleClock, make_timing
+from .._model.ends import statistic_at_ends
+from .._model.time_change import (
+    AbstractNoiseClock,
+    AngleClock,
+    make_timing,
+)
 from .flow import FlowSolution, FlowSolver, standard_error
 from .result import Likelihood
 from .weights import log_mean_weight
+from .whole_state import (
+    linear_chart,
+    linear_flow,
+    nonlinear_chart,
+    nonlinear_flow,
+)
 
 
 class AbstractRoute(eqx.Module):
@@ -142,7 +147,7 @@ class CollapsedRoute(AbstractRoute):
     ) -> Likelihood:
         """The log-density if that of the statistic at t1, in units of its standard
         deviation under the prior, is `log_density`, without a `log_snr`."""
-        log_snrs, prior_std = statistic_at_ends(model.diffusion, x.dtype)
+        log_snrs, prior_std = statistic_at_ends(model.linear_diffusion, x.dtype)
         data_std = model.data_std
         scale = lambda log_snr: jnp.sqrt(data_std**2 + jnp.exp(-log_snr))
         start, end, read = self._path(model, log_snrs)
@@ -198,7 +203,7 @@ class CollapsedRoute(AbstractRoute):
             start, end = (self.clock.reading(level, data_std) for level in log_snrs)
             return start, end, lambda s: jax.jvp(to_log_snr, (s,), (jnp.ones_like(s),))
         # Log-SNRs that differ by coordinate are functions of time.
-        diffusion = model.diffusion
+        diffusion = model.linear_diffusion
         timing = make_timing(diffusion, self.clock, log_snrs.dtype)
 
         def read(s: Scalar) -> tuple[LogSNR, LogSNR]:
@@ -296,27 +301,21 @@ class AugmentedRoute(AbstractRoute):
         key: PRNGKey,
     ) -> Likelihood:
         diffusion = model.diffusion
-        kernel, _ = kernel_at_ends(diffusion)
-        across = _across_data(kernel)
-        volume = log_det(kernel.root) - jnp.log(kernel.sigma)
-        volume = over_coordinates(volume, x[None])
         timing = make_timing(diffusion, self.clock, x.dtype)
         prior_mean = model.prior_mean(x.shape, x.dtype)
-        centre = _centre(model, kernel, across, x)
-
-        def flow(s: Scalar):
-            t, rate = timing.time(s)
-            A = rate * diffusion.drift_matrix(t)
-            G = jnp.sqrt(0.5 * rate) * diffusion.diffusion_matrix(t)
-            kernel = diffusion.compute_kernel(t)
-            return A, G, lambda y: -model.score_at(kernel, y)
+        if isinstance(diffusion, AbstractLinearDiffusion):
+            flow = linear_flow(model, diffusion, timing)
+            place = linear_chart(model, diffusion, x)
+        else:
+            process = check_nonlinear(diffusion)
+            flow = nonlinear_flow(model, process)
+            place = lambda aux: nonlinear_chart(process, x, aux)
 
         def solve(key: PRNGKey) -> tuple[Float[Array, " estimates"], FlowSolution]:
             """The log-weights of one draw, one for each estimate of the divergence."""
             key_aux, key_probe = jr.split(key)
             aux = draw_normal(key_aux, (diffusion.n_vars - 1, *x.shape), x.dtype)
-            shifted = aux if centre is None else aux + centre
-            y = kernel.mean(x) + apply_to_vars(across, shifted)
+            y, volume = place(aux)
             solution = solver(flow, timing.start, timing.end, y, key=key_probe)
             end = solution.y if prior_mean is None else solution.y - prior_mean
             prior = diffusion.prior.log_density(end).astype(x.dtype)
@@ -342,36 +341,6 @@ class AugmentedRoute(AbstractRoute):
         return Likelihood(value, error, effective, n_evaluations, result)
 
 
-def _centre(
-    model: AbstractModel,
-    kernel: PerturbationKernel,
-    across: Float[Array, "vars aux *coordinates"],
-    x: Data,
-) -> Float[Array, "aux *data"] | None:
-    r"""The mean of $\eta$ given the data; `None` for 0."""
-    mean = mean_start(model, x)
-    if mean is None:
-        return None
-    offset = kernel.whiten(kernel.step.mean(mean) - kernel.mean(x))
-    directions = transpose(matmul(kernel.whitening, across))
-    return apply_to_vars(directions, offset)
-
-
 def _alone(function: Callable[[Array], PyTree]) -> Callable[[Array], PyTree]:
     """A function of a batch of one, without a batched program."""
     return lambda batch: jax.tree.map(lambda leaf: leaf[None], function(batch[0]))
-
-
-def _across_data(kernel: PerturbationKernel) -> Float[Array, "vars aux *coordinates"]:
-    r"""$L N$, for an orthonormal basis $N$ orthogonal to $L^{-1} a$."""
-    return by_coordinate(_across, kernel.root, kernel.direction)
-
-
-def _across(root: VarsMatrix, b: VarsVector) -> Float[Array, "vars aux"]:
-    # All columns but the first of the reflection that maps b to the first axis. Unlike
-    # I - b b^T this does not cancel.
-    sign = jnp.where(b[0] < 0, -1, 1).astype(b.dtype)
-    normal = jnp.concatenate([b[:1] + sign, b[1:]])
-    outer = normal[:, None] * normal[None]
-    reflection = jnp.eye(len(b), dtype=b.dtype) - 2 * outer / jnp.sum(normal**2)
-    return matmul(root, reflection[:, 1:])

@@ -15,7 +15,8 @@ from jaxtyping import Array, PyTree
 from .._core.checks import concrete, is_deleted, raise_or_error_if
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, LogSNR, PRNGKey, Scalar, State
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractLinearDiffusion, AbstractProcess
+from .._diffusion.base import check_linear
 from .ends import final_log_snr as final_log_snr, kernel_at_ends as kernel_at_ends
 from .observation import AbstractObservation
 
@@ -38,7 +39,7 @@ class AbstractModel(eqx.Module):
     behaves, wrap it in a model of your own.
     """
 
-    diffusion: eqx.AbstractVar[AbstractLinearDiffusion]
+    diffusion: eqx.AbstractVar[AbstractProcess]
 
     @property
     @abc.abstractmethod
@@ -134,6 +135,14 @@ class AbstractModel(eqx.Module):
     def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
         r"""$\hat x = E[x \mid y]$ according to the model."""
 
+    @property
+    def linear_diffusion(self) -> AbstractLinearDiffusion:
+        """The diffusion, for code that needs its kernels.
+
+        **Raises:** `TypeError` for a process that is not linear.
+        """
+        return check_linear(self.diffusion)
+
     def given(
         self, observation: AbstractObservation, method: Any = None
     ) -> "AbstractModel":
@@ -170,7 +179,7 @@ class AbstractModel(eqx.Module):
         estimate = self.prior_estimate(shape, dtype)
         if estimate is None:
             return None
-        _, last = kernel_at_ends(self.diffusion)
+        _, last = kernel_at_ends(self.linear_diffusion)
         return last.mean(estimate)
 
     def draw_prior(
@@ -204,7 +213,7 @@ class AbstractModel(eqx.Module):
                 f"auxiliaries are known exactly, and there is no score. Got {value}. "
                 "Choose a time between the diffusion's `t0` and `t1`."
             )
-        return self.score_at(self.diffusion.compute_kernel(t), y)
+        return self.score_at(self.diffusion.network_kernel(t), y)
 
     def check_state(self, y: State) -> State:
         """Returns `y` if it is one state of the diffusion.
@@ -257,7 +266,7 @@ class AbstractModel(eqx.Module):
             return value
         low, high = self.log_snr_range
         if final is None:
-            final = final_log_snr(self.diffusion)
+            final = final_log_snr(self.linear_diffusion)
         known = concrete(final)
         message = (
             "`model` must have a diffusion that ends within the log-SNR range of its "
@@ -332,9 +341,9 @@ def check_not_donated(model: AbstractModel) -> None:
 
 
 def check_diffusion(diffusion: Any) -> None:
-    """**Raises:** `TypeError` unless `diffusion` is a linear diffusion."""
-    if not isinstance(diffusion, AbstractLinearDiffusion):
+    """**Raises:** `TypeError` unless `diffusion` is a diffusion process."""
+    if not isinstance(diffusion, AbstractProcess):
         raise TypeError(
-            "`diffusion` must be a linear diffusion, such as `eqmdm.CLD()`; got "
-            f"{type(diffusion).__name__}."
+            "`diffusion` must be a linear diffusion, such as `eqmdm.CLD()`, or another "
+            f"diffusion process; got {type(diffusion).__name__}."
         )

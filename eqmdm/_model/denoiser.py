@@ -11,7 +11,8 @@ from .._basis import AbstractBasis
 from .._core.gaussian import PerturbationKernel, outer_with_data
 from .._core.types import Data, LogSNR, State
 from .._diffusion import AbstractLinearDiffusion
-from .base import AbstractModel, DenoiserFunction, NoiseNetwork, check_diffusion
+from .._diffusion.base import check_linear
+from .base import AbstractModel, DenoiserFunction, NoiseNetwork
 from .data_scale import data_scale
 from .ends import log_snr_range
 from .networks import bind_condition, call_network
@@ -171,15 +172,17 @@ class DenoiserModel(AbstractModel):
         **Raises:** `TypeError` for an array of integers, because only a `Dataset` knows
         their levels.
         """
-        check_diffusion(diffusion)
+        check_linear(diffusion)
         low, high = log_snr_range(diffusion)
         trained = low - _MARGIN, min(high + _MARGIN, TOP_LOG_SNR)
         denoiser = PreconditionedDenoiser(network, data_scale(data), trained)
         return cls(denoiser, diffusion)
 
     def __init__(self, network: DenoiserFunction, diffusion: AbstractLinearDiffusion):
-        check_diffusion(diffusion)
-        self.network, self.diffusion = network, diffusion
+        check_linear(diffusion)
+        self.network = network
+        # A narrower type than in the base class, which is safe in a frozen class.
+        self.diffusion = diffusion  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def denoiser(self) -> AbstractDenoiser:

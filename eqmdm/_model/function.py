@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 from .._core.blocks import transpose
 from .._core.gaussian import PerturbationKernel, apply_to_vars
 from .._core.types import Data, LogSNR, State
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractLinearDiffusion, AbstractProcess
 from .base import AbstractModel, ScoreFunction, check_diffusion
 from .networks import bind_condition, call_network
 from .noise import no_denoiser
@@ -26,9 +26,9 @@ class FunctionModel(AbstractModel):
     """
 
     network: ScoreFunction
-    diffusion: AbstractLinearDiffusion
+    diffusion: AbstractProcess
 
-    def __init__(self, score: ScoreFunction, diffusion: AbstractLinearDiffusion):
+    def __init__(self, score: ScoreFunction, diffusion: AbstractProcess):
         check_diffusion(diffusion)
         self.network, self.diffusion = score, diffusion
 

@@ -13,7 +13,11 @@ from .._core.checks import as_array, check_finite, constant
 from .._core.conditions import as_condition, missing_like
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, LogSNR, Scalar, State
-from .._diffusion import AbstractLinearDiffusion, LogSNRInterval
+from .._diffusion import (
+    AbstractLinearDiffusion,
+    AbstractProcess,
+    LogSNRInterval,
+)
 from .base import AbstractModel, check_model, conditioned
 
 
@@ -90,7 +94,7 @@ class GuidedModel(AbstractModel):
         self.condition = jax.tree.map(as_condition, condition)
 
     @property
-    def diffusion(self) -> AbstractLinearDiffusion:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def diffusion(self) -> AbstractProcess:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.model.diffusion
 
     @property

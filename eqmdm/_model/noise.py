@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, LogSNR, State
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractLinearDiffusion, AbstractProcess
 from .base import AbstractModel, NoiseNetwork, check_diffusion
 from .networks import bind_condition, call_network
 
@@ -31,9 +31,9 @@ class NoiseModel(AbstractModel):
     """
 
     network: NoiseNetwork
-    diffusion: AbstractLinearDiffusion
+    diffusion: AbstractProcess
 
-    def __init__(self, network: NoiseNetwork, diffusion: AbstractLinearDiffusion):
+    def __init__(self, network: NoiseNetwork, diffusion: AbstractProcess):
         check_diffusion(diffusion)
         self.network, self.diffusion = network, diffusion
 

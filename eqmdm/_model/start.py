@@ -91,7 +91,7 @@ class ConditionedStartModel(AbstractModel):
 
     @property
     def diffusion(self) -> AbstractLinearDiffusion:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.model.diffusion
+        return self.model.linear_diffusion
 
     @property
     def data_std(self) -> float:

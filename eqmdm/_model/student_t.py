@@ -132,7 +132,7 @@ class StudentTModel(AbstractModel):
     @property
     def diffusion(self) -> AbstractLinearDiffusion:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The process with a precision of 1."""
-        return self.model.diffusion
+        return self.model.linear_diffusion
 
     @property
     def data_std(self) -> float:

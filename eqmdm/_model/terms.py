@@ -21,8 +21,9 @@ from .._core.checks import (
 from .._core.gaussian import apply_to_vars
 from .._core.operator import VarsOperator
 from .._core.types import PRNGKey, Scalar, State, Time
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractProcess
 from .._diffusion.banded import check_data_shape
+from .._diffusion.base import check_linear
 from .base import AbstractModel, conditioned
 from .time_change import AbstractNoiseClock, AbstractTiming, make_timing
 
@@ -79,14 +80,14 @@ def _tree_path(
 
 
 def _noise_structure(
-    diffusion: AbstractLinearDiffusion, shape: tuple[int, ...], dtype: jnp.dtype
+    diffusion: AbstractProcess, shape: tuple[int, ...], dtype: jnp.dtype
 ) -> jax.ShapeDtypeStruct:
     rank = diffusion.diffusion_matrix(diffusion.t1).shape[1]
     return jax.ShapeDtypeStruct((rank, *shape), dtype)
 
 
 def forward_sde(
-    diffusion: AbstractLinearDiffusion,
+    diffusion: AbstractProcess,
     x: Float[Array, "*data"],
     *,
     key: PRNGKey,
@@ -131,7 +132,8 @@ def forward_sde(
     def initial(key: PRNGKey) -> State:
         if clock is None:
             return diffusion.draw_start(x, key=key)
-        return diffusion.compute_kernel(diffusion.t0.astype(x.dtype)).sample(x, key=key)
+        linear = check_linear(diffusion)
+        return linear.compute_kernel(linear.t0.astype(x.dtype)).sample(x, key=key)
 
     noise = dfx.ControlTerm(coefficient, path(timing.start, timing.end, structure, key))
     terms = dfx.MultiTerm(dfx.ODETerm(drift), noise)

@@ -12,7 +12,8 @@ from .._core.blocks import matmul
 from .._core.checks import concrete, now_if_known, raise_or_error_if
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Scalar
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractLinearDiffusion, AbstractProcess
+from .._diffusion.base import check_linear
 
 
 # Times in the table of log-SNR from which the search for a time starts. They are
@@ -99,12 +100,12 @@ class AbstractTiming(eqx.Module):
 class _OwnTiming(AbstractTiming):
     """The diffusion's own time."""
 
-    diffusion: AbstractLinearDiffusion
+    diffusion: AbstractProcess
     start: Scalar
     end: Scalar
 
     def kernel(self, reading: Scalar) -> tuple[PerturbationKernel, Scalar]:
-        return self.diffusion.compute_kernel(reading), jnp.ones_like(reading)
+        return self.diffusion.network_kernel(reading), jnp.ones_like(reading)
 
     def time(self, reading: Scalar) -> tuple[Scalar, Scalar]:
         return reading, jnp.ones_like(reading)
@@ -155,7 +156,7 @@ class _NoiseTiming(AbstractTiming):
 
 
 def make_timing(
-    diffusion: AbstractLinearDiffusion,
+    diffusion: AbstractProcess,
     clock: AbstractNoiseClock | None,
     dtype: jnp.dtype,
     *,
@@ -168,17 +169,19 @@ def make_timing(
     **Raises:**
 
     `ValueError` (`equinox.EquinoxRuntimeError` if the diffusion is traced) if `clock`
-    is a noise clock and log-SNR is not strictly monotone within the interval.
+    is a noise clock and log-SNR is not strictly monotone within the interval;
+    `TypeError` for a noise clock with a process that is not linear.
     """
     with now_if_known(diffusion, clock):
         t0, t1 = diffusion.t0.astype(dtype), diffusion.t1.astype(dtype)
         if clock is None:
             start = jnp.zeros((), dtype) if from_zero else t0
             return _OwnTiming(diffusion=diffusion, start=start, end=t1)
-        log_times, log_snrs = _log_snr_table(diffusion, t0, t1)
+        linear = check_linear(diffusion)
+        log_times, log_snrs = _log_snr_table(linear, t0, t1)
         start, end = (clock.reading(log_snrs[i], 1.0) for i in (0, -1))
         return _NoiseTiming(
-            diffusion=diffusion,
+            diffusion=linear,
             clock=clock,
             log_times=log_times,
             log_snrs=log_snrs,

@@ -41,7 +41,7 @@ class ObservedModel(AbstractModel):
 
     @property
     def diffusion(self) -> AbstractLinearDiffusion:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.model.diffusion
+        return self.model.linear_diffusion
 
     @property
     def data_std(self) -> float:
@@ -68,7 +68,7 @@ class ObservedModel(AbstractModel):
     def prior_estimate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Data:
         r"""$\mathrm{E}[x \mid z, o]$ at t1, where $z$ says next to nothing, for $z$ at
         the centre of the model without the observation."""
-        _, last = kernel_at_ends(self.diffusion)
+        _, last = kernel_at_ends(self.linear_diffusion)
         centre = self.model.prior_estimate(shape, dtype)
         z = jnp.zeros(shape, dtype) if centre is None else centre
         return self.denoise(last.log_snr.astype(dtype), z)

@@ -239,7 +239,7 @@ def _run(
     key: PRNGKey,
 ) -> ParticleResult:
     n, dtype = smc.n_particles, zero.dtype
-    (high, low), std = statistic_at_ends(model.diffusion, dtype)
+    (high, low), std = statistic_at_ends(model.linear_diffusion, dtype)
     log_snrs = jnp.linspace(low, high, smc.n_steps + 1, dtype=dtype)
     twist = _Twist.of(model, observation, dtype)
     key_start, key_steps = jr.split(key)

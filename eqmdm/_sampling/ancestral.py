@@ -49,8 +49,8 @@ class AncestralSampler(AbstractStepSampler):
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
         check_follows_data(model, self)
-        kernels = kernels_at(model.diffusion, times)
-        return y, kernels, _posteriors(model.diffusion, times, kernels.root), ()
+        kernels = kernels_at(model.linear_diffusion, times)
+        return y, kernels, _posteriors(model.linear_diffusion, times, kernels.root), ()
 
     def step(
         self,

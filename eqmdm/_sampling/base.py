@@ -6,7 +6,7 @@ import equinox as eqx
 from jax.typing import DTypeLike
 
 from .._core.types import Data, PRNGKey, State
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractProcess
 from .._model.base import AbstractModel, check_model
 from .grids import SavedTimes, Times
 from .trajectory import SampleResult
@@ -22,7 +22,7 @@ class AbstractSampler(eqx.Module):
     @abc.abstractmethod
     def times(
         self,
-        diffusion: AbstractLinearDiffusion,
+        diffusion: AbstractProcess,
         n_steps: int | None = None,
         dtype: DTypeLike | None = None,
         *,

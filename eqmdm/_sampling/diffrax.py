@@ -11,9 +11,11 @@ from jaxtyping import Array, Float
 
 from .._core.checks import check_count, check_precision, concrete
 from .._core.types import PRNGKey, Scalar, State
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractLinearDiffusion, AbstractProcess
+from .._diffusion.nonlinear import check_nonlinear
 from .._model.base import AbstractModel, kernel_at_ends
 from .._model.diffrax_solvers import check_kind, n_evaluations
+from .._model.local_estimate import local_data_estimate
 from .._model.terms import Problem, check_countdown, probability_flow, reverse_sde
 from .._model.time_change import AbstractNoiseClock, make_timing
 from .base import AbstractSampler
@@ -105,7 +107,7 @@ class DiffraxSampler(AbstractSampler):
 
     def times(
         self,
-        diffusion: AbstractLinearDiffusion,
+        diffusion: AbstractProcess,
         n_steps: int | None = None,
         dtype: DTypeLike | None = None,
         *,
@@ -156,13 +158,17 @@ class DiffraxSampler(AbstractSampler):
         else:
             end = self._control(problem, y, readings)
         y, states, n_steps, result = end
-        kernels_at = jax.vmap(model.diffusion.compute_kernel)
-        at_t0, _ = kernel_at_ends(model.diffusion)
-        x = data_estimate(model, as_dtype(at_t0, y.dtype), y, None)
+        diffusion = model.diffusion
+        if isinstance(diffusion, AbstractLinearDiffusion):
+            at_t0, _ = kernel_at_ends(diffusion)
+            x = data_estimate(model, as_dtype(at_t0, y.dtype), y, None)
+        else:
+            x = local_data_estimate(model, check_nonlinear(diffusion), y)
         count = n_evaluations(self.solver, n_steps)
         count = None if count is None else count + 1
         trajectory = None
         if states is not None and saved is not None:
+            kernels_at = jax.vmap(model.linear_diffusion.compute_kernel)
             trajectory = make_trajectory(model, kernels_at(saved), states)
             count = None if count is None else count + len(saved)
         return finish(x, trajectory, count, result)

@@ -103,7 +103,7 @@ class DPMSolver(AbstractStepSampler):
         if model.has_denoiser:
             y, kernels = collapse(self, model, times, y)
         else:
-            kernels = kernels_at(model.diffusion, times)
+            kernels = kernels_at(model.linear_diffusion, times)
         memory = (jnp.zeros_like(y[0]),) * (self.order - 1)
         return y, kernels, _coefficients(self.order, kernels), memory
 

@@ -25,7 +25,8 @@ from .._core.checks import (
     raise_or_error_if,
 )
 from .._core.types import Scalar
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractLinearDiffusion, AbstractProcess
+from .._diffusion.base import check_linear
 from .._diffusion.stationary import known_log_snrs, known_times_at
 
 
@@ -48,7 +49,7 @@ class AbstractGrid(eqx.Module):
     n_steps: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
+    def compute_times(self, diffusion: AbstractProcess, n_steps: int) -> Times:
         """The `n_steps + 1` times, without checks, in JAX's default dtype.
 
         Subclasses implement this method; users call the grid, which replaces the first
@@ -57,7 +58,7 @@ class AbstractGrid(eqx.Module):
 
     def __call__(
         self,
-        diffusion: AbstractLinearDiffusion,
+        diffusion: AbstractProcess,
         n_steps: int | None = None,
         dtype: DTypeLike | None = None,
         *,
@@ -99,7 +100,7 @@ class UniformGrid(AbstractGrid):
 
     n_steps: int = eqx.field(default=DEFAULT_N_STEPS, kw_only=True)
 
-    def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
+    def compute_times(self, diffusion: AbstractProcess, n_steps: int) -> Times:
         return _between(diffusion.t1, diffusion.t0, _falling(n_steps))
 
 
@@ -113,7 +114,7 @@ class QuadraticGrid(AbstractGrid):
 
     n_steps: int = eqx.field(default=DEFAULT_N_STEPS, kw_only=True)
 
-    def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
+    def compute_times(self, diffusion: AbstractProcess, n_steps: int) -> Times:
         return _between(diffusion.t1, diffusion.t0, _falling(n_steps) ** 2)
 
 
@@ -129,9 +130,10 @@ class LogSNRGrid(AbstractGrid):
 
     n_steps: int = eqx.field(default=DEFAULT_N_STEPS, kw_only=True)
 
-    def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
-        low, high = _log_snr_ends(diffusion)
-        return times_at(diffusion, high + (low - high) * _falling(n_steps))
+    def compute_times(self, diffusion: AbstractProcess, n_steps: int) -> Times:
+        linear = check_linear(diffusion)
+        low, high = _log_snr_ends(linear)
+        return times_at(linear, high + (low - high) * _falling(n_steps))
 
 
 @final
@@ -154,15 +156,16 @@ class RhoGrid(AbstractGrid):
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"`rho` must be positive and finite; got {self.rho}.")
 
-    def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
+    def compute_times(self, diffusion: AbstractProcess, n_steps: int) -> Times:
         # In logarithms, because with a small rho the roots overflow in float32.
-        low, high = (-0.5 * l / self.rho for l in _log_snr_ends(diffusion))
+        linear = check_linear(diffusion)
+        low, high = (-0.5 * l / self.rho for l in _log_snr_ends(linear))
         share = _falling(n_steps)
         with np.errstate(divide="ignore"):
             log_share, log_rest = np.log(share), np.log1p(-share)
         xp = namespace(low, high)
         log_roots = xp.logaddexp(low + log_share, high + log_rest)
-        return times_at(diffusion, -2 * self.rho * log_roots)
+        return times_at(linear, -2 * self.rho * log_roots)
 
 
 @final
@@ -190,7 +193,7 @@ class CustomGrid(AbstractGrid):
         check_finite("times", times)
         self.times, self.n_steps = times, len(times) - 1
 
-    def compute_times(self, diffusion: AbstractLinearDiffusion, n_steps: int) -> Times:
+    def compute_times(self, diffusion: AbstractProcess, n_steps: int) -> Times:
         if n_steps != self.n_steps:
             raise ValueError(
                 f"`n_steps` must be {self.n_steps} or left out, one less than the "

@@ -14,6 +14,7 @@ from .._core.checks import check_count, check_precision, check_shape
 from .._core.conditions import as_conditions
 from .._core.sharding import divide_batch, mesh_of
 from .._core.types import IntScalar, PRNGKey
+from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.banded import check_data_shape
 from .._model.base import AbstractModel, check_conditions, check_model, conditioned
 from .._model.student_t import draw_precision, example_model, normal_model
@@ -100,8 +101,9 @@ def sample(
     - `conditions`: in place of `condition`, one condition for each sample, such as
         `jnp.arange(10)` for ten classes.
     - `n_samples`: the number of samples.
-    - `sampler`: [`eqmdm.DPMSolver`][] by default. A Diffrax solver, such as
-        `diffrax.SEA()`, stands for an [`eqmdm.DiffraxSampler`][] of the reverse SDE.
+    - `sampler`: [`eqmdm.DPMSolver`][] by default, or `diffrax.ShARK()` for a process
+        whose drift is not linear. A Diffrax solver, such as `diffrax.SEA()`, stands for
+        an [`eqmdm.DiffraxSampler`][] of the reverse SDE.
     - `n_steps`: the number of steps; by default that of the sampler's grid, which is 50
         unless set otherwise.
     - `save_at`: the times at which states are saved; requires `full_output`.
@@ -158,7 +160,7 @@ def sample(
     check_data_shape(model.diffusion, shape)
     dtype = jnp.result_type(float) if dtype is None else dtype
     dtype = check_precision("dtype", dtype)
-    sampler = _as_sampler(sampler)
+    sampler = _as_sampler(sampler, model)
     if save_at is not None and not full_output:
         raise ValueError(
             "`full_output` must be True if `save_at` is given: the states are part of "
@@ -177,10 +179,12 @@ def sample(
 
 
 def _as_sampler(
-    sampler: AbstractSampler | dfx.AbstractSolver | None,
+    sampler: AbstractSampler | dfx.AbstractSolver | None, model: AbstractModel
 ) -> AbstractSampler:
-    if sampler is None:
+    if sampler is None and isinstance(model.diffusion, AbstractLinearDiffusion):
         return DEFAULT_SAMPLER
+    if sampler is None:
+        return DiffraxSampler(dfx.ShARK())
     if isinstance(sampler, dfx.AbstractSolver):
         return DiffraxSampler(sampler)
     if not isinstance(sampler, AbstractSampler):
@@ -224,6 +228,6 @@ def _draw(
     result = eqx.tree_at(where, result, replace_fn=lambda leaf: leaf[0])
     if normal_model(model) is model:
         return result
-    shared = kernels_at(model.diffusion, result.trajectory.times)
+    shared = kernels_at(model.linear_diffusion, result.trajectory.times)
     log_snrs = jax.vmap(lambda kernel: kernel.mean_log_snr)(shared)
     return eqx.tree_at(lambda r: r.trajectory.log_snrs, result, log_snrs)

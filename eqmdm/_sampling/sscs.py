@@ -68,7 +68,7 @@ class SSCS(AbstractStepSampler):
     def prepare(
         self, model: AbstractModel, times: Times, y: State
     ) -> tuple[SamplerState, PerturbationKernel, PyTree, PyTree]:
-        diffusion = given = model.diffusion
+        diffusion = given = model.linear_diffusion
         if isinstance(diffusion, ScaledDiffusion):
             diffusion = diffusion.diffusion
         banded = isinstance(diffusion, BandedDiffusion) and diffusion.is_stationary

@@ -97,7 +97,7 @@ def collapse(
             f"`{type(model).__name__}`. Use `DPMSolver`, which follows the whole state "
             "of any other model."
         )
-    kernels = kernels_at(model.diffusion, times)
+    kernels = kernels_at(model.linear_diffusion, times)
     z = part(kernels, 0).project(y)
     return z[None], jax.vmap(_statistic_kernel)(kernels.t, kernels.sigma)
 

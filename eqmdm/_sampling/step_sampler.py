@@ -13,7 +13,8 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from .._core.gaussian import PerturbationKernel
 from .._core.types import PRNGKey, State
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractProcess
+from .._diffusion.base import check_linear
 from .._model.base import AbstractModel
 from .base import AbstractSampler
 from .grids import AbstractGrid, SavedTimes, Times
@@ -103,12 +104,13 @@ class AbstractStepSampler(AbstractSampler):
 
     def times(
         self,
-        diffusion: AbstractLinearDiffusion,
+        diffusion: AbstractProcess,
         n_steps: int | None = None,
         dtype: DTypeLike | None = None,
         *,
         through: SavedTimes | None = None,
     ) -> Times:
+        check_linear(diffusion)
         return self.grid(diffusion, n_steps, dtype, through=through)
 
     def solve(

@@ -11,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._core.checks import concrete, now_if_known, raise_or_error_if
 from .._core.types import Data
-from .._diffusion import AbstractLinearDiffusion
+from .._diffusion import AbstractProcess
+from .._diffusion.base import check_linear
 from .grids import SavedTimes, times_at
 
 
@@ -56,9 +57,7 @@ class SaveAt(eqx.Module):
                 f"times={self.times} and log_snrs={self.log_snrs}."
             )
 
-    def resolve(
-        self, diffusion: AbstractLinearDiffusion, dtype: np.dtype
-    ) -> SavedTimes:
+    def resolve(self, diffusion: AbstractProcess, dtype: np.dtype) -> SavedTimes:
         """The times, decreasing.
 
         **Raises:**
@@ -66,11 +65,12 @@ class SaveAt(eqx.Module):
         `ValueError` (`equinox.EquinoxRuntimeError` for a traced interval) unless the
         times are distinct and within the interval.
         """
+        linear = check_linear(diffusion)
         with now_if_known(self, diffusion):
             times = self.times
             if times is None:
                 assert self.log_snrs is not None
-                times = times_at(diffusion, self.log_snrs)
+                times = times_at(linear, self.log_snrs)
             times = -jnp.sort(-times)
             t0, t1 = diffusion.t0, diffusion.t1
             # The tolerance is for given t0 and t1 that were rounded or found by another

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from .._bound.estimate import default_form
 from .._core.checks import as_examples, check_count
 from .._core.sharding import device_mesh, distribute
 from .._core.types import PRNGKey
@@ -83,10 +84,10 @@ def fit(
     - `drop_condition`: the probability with which the condition of an example is
         dropped, so that the model also learns the unconditional data.
     - `steps`: the total number of steps, including those of a resumed run.
-    - `objective`: by default the bound in its low-variance form. For a `Dataset` of
-        images it has uniform dequantisation, and random reflections if the data set
-        uses them. For a model in a basis it also has that basis, so that `data` are not
-        coefficients, and [`eqmdm.SNRVectors`][].
+    - `objective`: by default the bound in the default form of [`eqmdm.elbo`][]. For a
+        `Dataset` of images it has uniform dequantisation, and random reflections if the
+        data set uses them. For a model in a basis it also has that basis, so that
+        `data` are not coefficients, and [`eqmdm.SNRVectors`][].
     - `optimiser`: any Optax optimiser; by default [`eqmdm.make_optimiser`][]`()`.
     - `ema_profiles`: whether to store two more averages with each checkpoint, from
         which [`eqmdm.posthoc_ema`][] makes one of any length after the training.
@@ -165,15 +166,16 @@ def _objective(
                 f"has its own; got {drop_condition}."
             )
         return given
-    basis = basis_of(model)
+    form, basis = default_form(model), basis_of(model)
     in_basis: dict[str, Any] = {}
     if basis is not None:
         in_basis = {"basis": basis, "snr_vectors": SNRVectors()}
     if not isinstance(data, Dataset):
-        return Objective(drop_condition=drop_condition, **in_basis)
+        return Objective(form=form, drop_condition=drop_condition, **in_basis)
     grey_levels = None if data.n_levels is None else GreyLevels(data.n_levels)
     scale = data.standardisation
     return Objective(
+        form=form,
         levels=grey_levels,
         flip=data.flip,
         drop_condition=drop_condition,

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from .._basis import AbstractBasis, PixelBasis
 from .._bound.decoders import AbstractDecoder, DiscreteDecoder
 from .._bound.estimate import (
-    Elbo,
     check_decoder,
     compute_elbo,
     compute_shared_elbo,
@@ -21,6 +20,7 @@ from .._bound.estimate import (
     default_time_sampler,
 )
 from .._bound.forms import AbstractForm, LowVariance
+from .._bound.result import Elbo
 from .._bound.times import AbstractTimeSampler
 from .._core.checks import check_finite, check_points, check_precision
 from .._core.random import draw_normal

@@ -77,7 +77,7 @@ class TrainedRun:
                 f"learned diffusion must not change; it was trained on {own}. Leave "
                 "both out."
             )
-        present = self.model.diffusion
+        present = self.model.linear_diffusion
         if log_snr_range is None and t_range is None:
             log_snr_range = ends.log_snr_range(present)
         options = TrainOptions(

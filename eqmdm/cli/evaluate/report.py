@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+import eqmdm
+
 from ..._core.estimate import Estimate
 from ..._model.ends import log_snr_range
 from .. import build
@@ -45,7 +47,10 @@ def make_report(
         "dataset": trained.options.dataset,
         "data_fingerprint": trained.dataset.fingerprint,
         "diffusion": options.diffusion or trained.options.diffusion,
-        "log_snr_range": list(log_snr_range(diffusion)),
+        # Other processes have no log-SNR.
+        "log_snr_range": list(log_snr_range(diffusion))
+        if isinstance(diffusion, eqmdm.AbstractLinearDiffusion)
+        else None,
         "score": trained.options.score,
         "settings": options.identity()
         | {
