@@ -12,7 +12,6 @@ from .._core.blocks import matmul, solve_lower, transpose
 from .._core.gaussian import PerturbationKernel, apply_to_vars, over_coordinates
 from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
-from .._diffusion.local import drift_divergence
 from .._diffusion.nonlinear import check_nonlinear
 from .._model.base import AbstractModel
 from .._model.divergence import AbstractDivergence, ExactDivergence
@@ -65,14 +64,21 @@ class AbstractSimulatedForm(AbstractForm):
     @property
     @abc.abstractmethod
     def last_step(self) -> float:
-        """The length in time of the last step to a simulated state, which is a step of
-        the process linearised at the state before it; 0 for none."""
+        """The length of the last step to a simulated state, which is a step of the
+        process linearised at the state before it; 0 for none.
+
+        In units of the noise that the prior of the process's reference takes, relative
+        to its covariance: for a VPSDE, half the integral of its schedule."""
 
     @abc.abstractmethod
     def simulated_integrand(
         self, point: SimulatedPoint, score: State, model: AbstractModel, *, key: PRNGKey
     ) -> Scalar:
-        """The integrand of the diffusion term at a simulated state.
+        r"""The integrand of the diffusion term at a simulated state, but for
+        `prior_defect`: that of $r = s_\theta - \nabla \log \pi$,
+
+        $$-\tfrac12 \| G^\top r \|^2 - \nabla \log \pi \cdot G G^\top r - \nabla \cdot
+        (G G^\top r).$$
 
         **Arguments:**
 
@@ -239,12 +245,14 @@ class ImplicitScoreMatching(AbstractSimulatedForm):
         process, y = check_nonlinear(model.diffusion), point.y
         G = process.diffusion_matrix(point.t)
         kernel = process.network_kernel(point.t)
-        score, derivative = jax.linearize(lambda y: model.score_at(kernel, y), y)
-        square = jnp.sum(apply_to_vars(transpose(G), score) ** 2)
+        at_prior = jax.grad(process.prior.log_density)
+        difference = lambda y: model.score_at(kernel, y) - at_prior(y)
+        r, derivative = jax.linearize(difference, y)
         estimates = self.divergence(derivative, G, y, key=key)
-        return (
-            -0.5 * square - jnp.mean(estimates) + drift_divergence(process, point.t, y)
-        )
+        along_noise = apply_to_vars(transpose(G), r)
+        along_prior = apply_to_vars(transpose(G), at_prior(y))
+        gain = jnp.sum(along_noise * (0.5 * along_noise + along_prior))
+        return -gain - jnp.mean(estimates)
 
 
 def noise_control(kernel: PerturbationKernel, noise: State, data_std: float) -> Data:

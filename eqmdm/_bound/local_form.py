@@ -3,12 +3,12 @@
 import math
 from typing import final
 
+import jax
 import jax.numpy as jnp
 
 from .._core.blocks import transpose
 from .._core.gaussian import apply_to_vars
 from .._core.types import PRNGKey, Scalar, State
-from .._diffusion.local import drift_divergence
 from .._diffusion.nonlinear import check_nonlinear
 from .._model.base import AbstractModel
 from .._model.point import Point
@@ -26,12 +26,14 @@ class LocalScoreMatching(AbstractSimulatedForm):
 
     A state is simulated up to $t - h$. Its last step is one of the process linearised
     there, whose law $q$ is normal. So only the law of $y_t$ is approximate, with an
-    error that falls as $h^2$, while the variance grows as $1 / h$. Before $t_0 + h$ the
+    error that falls as $h^2$, while the variance grows as $1 / h$. Until $t_0 + h$ the
     step is the one from the data at time 0.
 
     **Arguments:**
 
-    - `length`: $h$, in the time of the process.
+    - `length`: $h$ times the rate of noise relative to the covariance of the prior,
+        $\mathrm{tr}(G^\top S^{-1} G) / 2 K$, where $S$ is that of the process's
+        reference. So a schedule shortens the steps where its rate is high.
 
     **Source:** Singhal et al. (2024).
     """
@@ -77,7 +79,7 @@ class LocalScoreMatching(AbstractSimulatedForm):
         del key
         process = check_nonlinear(model.diffusion)
         G = transpose(process.diffusion_matrix(point.t))
-        along_noise = apply_to_vars(G, score)
-        target = apply_to_vars(G, point.conditional_score)
-        gain = jnp.sum(along_noise * (target - 0.5 * along_noise))
-        return gain + drift_divergence(process, point.t, point.y)
+        at_prior = jax.grad(process.prior.log_density)(point.y)
+        along_noise = apply_to_vars(G, score - at_prior)
+        target = apply_to_vars(G, point.conditional_score - at_prior)
+        return jnp.sum(along_noise * (target - 0.5 * along_noise))

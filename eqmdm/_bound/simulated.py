@@ -21,6 +21,18 @@ The first step is that of the process linearised about the data, with the auxili
 of the start integrated out. Any normal step would give a bound; this one differs from
 the process by less than its own size squared, and is exact where the drift is linear.
 
+By Ito's formula for $\log \pi$ along the path, $\mathrm{E} \log \pi(y_{t_1})$ is
+$\mathrm{E} \log \pi(y_{t_0})$ plus the integral of $\mathrm{E}[f \cdot \nabla \log
+\pi + \tfrac12 \mathrm{tr}(G G^\top \nabla^2 \log \pi)]$. With $r = s - \nabla \log
+\pi$ the integrand becomes
+
+$$-\tfrac12 \| G^\top r \|^2 - \nabla \log \pi \cdot G G^\top r - \nabla \cdot (G G^\top
+r)$$
+
+plus a term that is 0 if $\pi$ is stationary, `prior_defect`. It vanishes with $r$,
+while the direct integrand has a large variance at late times, where every path is one
+of the stationary process. And no path is followed beyond the time of its integrand.
+
 With the exact score of the law of $y_t$, the mean of the bound over the data differs
 from that of the log-density by the two ends alone: by $\mathrm{KL}(q(y_{t_1}) \| \pi)$,
 and by the divergence of the decoder from $q(x \mid y_{t_0})$. The decoder is that of
@@ -36,13 +48,19 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key, PyTree
 
 from .._core.blocks import transpose
-from .._core.checks import concrete
+from .._core.checks import concrete, now_if_known
 from .._core.gaussian import apply_to_vars
 from .._core.random import draw_normal
-from .._core.types import Data, PRNGKey, Scalar, State, VarsMatrix
-from .._diffusion.local import data_state, kernel_of, local_step
+from .._core.types import PRNGKey, Scalar, State, VarsMatrix
+from .._diffusion.local import (
+    data_state,
+    kernel_of,
+    local_step,
+    noise_rate,
+    prior_defect,
+)
 from .._diffusion.nonlinear import AbstractNonlinearDiffusion, check_nonlinear
-from .._diffusion.simulate import simulate, step_times
+from .._diffusion.simulate import simulate
 from .._model.base import AbstractModel, conditioned
 from .._model.point import Point
 from .._model.simulated_point import SimulatedPoint
@@ -53,20 +71,16 @@ from .result import Elbo
 from .times import AbstractTimeSampler
 
 
-class _Path(NamedTuple):
-    """The states of one simulated path that a bound needs.
+class _First(NamedTuple):
+    """The first step of a path.
 
     - `change`: the state at t0 less the data.
     - `noise`, `root`: of the first step, which ends at t0.
-    - `point`: the state at the time of the integrand.
-    - `end`: the state at t1.
     """
 
     change: State
     noise: State
     root: VarsMatrix
-    point: SimulatedPoint
-    end: State
 
 
 def compute_simulated_elbo(
@@ -83,22 +97,23 @@ def compute_simulated_elbo(
 ) -> Elbo:
     """The mean bound over a batch, with the arguments of `compute_shared_elbo`.
 
-    Each example has one path, on which all its terms are estimated.
+    Each example has one path, on which all its terms are estimated. Its prior term is
+    that of the state at t0, as derived above.
     """
     process = check_nonlinear(model.diffusion)
     form = check_simulated(form, decoder, process)
     n_start, n_path = n_reconstruction, len(u)
     t0 = process.t0.astype(x.dtype)
     t, density = jax.vmap(lambda u: time_sampler(process.reference, u))(u)
-    # Only the end of the other paths is used.
-    times = jnp.concatenate([jnp.full(len(x) - n_path, t0), t])
-    keys = jax.vmap(lambda key: jr.split(key, 2))(keys)
-    paths = jax.vmap(lambda x, t, key: _path(process, form, x, t, key))(
-        x, times, keys[:, 0]
-    )
+    keys = jax.vmap(lambda key: jr.split(key, 3))(keys)
     starts = jax.vmap(lambda x: data_state(process, x))(x)
-    starts, changes = starts[:n_start], paths.change[:n_start]
-    points = jax.tree.map(lambda leaf: leaf[-n_path:], paths.point)
+    firsts = jax.vmap(lambda start, key: _first(process, start, key))(
+        starts, keys[:, 0]
+    )
+    ends = starts + firsts.change
+    points = jax.vmap(lambda *of_path: _point(process, form, *of_path))(
+        starts[-n_path:], ends[-n_path:], t, keys[-n_path:, 1]
+    )
     of_start = jax.tree.map(lambda c: c[:n_start], conditions)
     of_path = jax.tree.map(lambda c: c[-n_path:], conditions)
     of_points = jax.tree.map(lambda *c: jnp.concatenate(c), of_start, of_path)
@@ -111,27 +126,27 @@ def compute_simulated_elbo(
     scores = score(
         of_points,
         jnp.concatenate([jnp.full(n_start, t0), t]),
-        jnp.concatenate([starts + changes, points.y]),
+        jnp.concatenate([ends[:n_start], points.y]),
     )
 
     @jax.vmap
-    def reconstruction(condition, start, change, noise, root, score):
+    def reconstruction(condition, start, first, score):
         given = conditioned(model, condition)
-        value = _log_decoder(process, decoder, given, start, change, noise, score)
-        return value + normal_entropy(root, start)
+        value = _log_decoder(process, decoder, given, start, first, score)
+        return value + normal_entropy(first.root, start)
 
     @jax.vmap
     def integrand(condition, point, score, key):
         given = conditioned(model, condition)
-        return form.simulated_integrand(point, score, given, key=key)
+        value = form.simulated_integrand(point, score, given, key=key)
+        return value + prior_defect(process, point.t, point.y)
 
-    noises, roots = paths.noise[:n_start], paths.root[:n_start]
-    path_terms = integrand(of_path, points, scores[n_start:], keys[-n_path:, 1])
+    path_terms = integrand(of_path, points, scores[n_start:], keys[-n_path:, 2])
+    firsts = jax.tree.map(lambda leaf: leaf[:n_start], firsts)
+    of_first = reconstruction(of_start, starts[:n_start], firsts, scores[:n_start])
     return Elbo(
-        reconstruction=jnp.mean(
-            reconstruction(of_start, starts, changes, noises, roots, scores[:n_start])
-        ),
-        prior=jnp.mean(jax.vmap(process.prior.log_density)(paths.end)),
+        reconstruction=jnp.mean(of_first),
+        prior=jnp.mean(jax.vmap(process.prior.log_density)(ends)),
         diffusion=jnp.mean(path_terms / density),
         auxiliary=jnp.zeros((), x.dtype),
     )
@@ -154,50 +169,52 @@ def check_simulated(
             "`decoder` must decode the data alone, such as `DataDecoder`, for a "
             f"process that is not linear; got {type(decoder).__name__} for {name}."
         )
-    t0, t1 = concrete(process.t0), concrete(process.t1)
-    if t0 is not None and t1 is not None and form.last_step >= t1 - t0:
+    length, interval = form.last_step, _length_of_interval(process)
+    if interval is not None and length >= interval:
         raise ValueError(
             "`length` must be shorter than the interval of the process, which is "
-            f"{t1 - t0:.6g} long; got {form.last_step}. The error of the last step "
-            "grows with its square: 0.02 of the interval is a good start."
+            f"{interval:.6g} long at the rate of its noise at t1; got {length}. The "
+            "error of the last step grows with its square: try 0.02."
         )
     return form
 
 
-def _path(
+def _length_of_interval(process: AbstractNonlinearDiffusion) -> float | None:
+    with now_if_known(process):
+        return concrete((process.t1 - process.t0) * noise_rate(process, process.t1))
+
+
+def _first(process: AbstractNonlinearDiffusion, start: State, key: PRNGKey) -> _First:
+    t0 = process.t0.astype(start.dtype)
+    step = local_step(process, jnp.zeros_like(t0), t0, start)
+    root = step.root_after(process.start_root(start.dtype))
+    noise = draw_normal(key, start.shape, start.dtype)
+    return _First(step.change(noise, root), noise, root)
+
+
+def _point(
     process: AbstractNonlinearDiffusion,
     form: AbstractSimulatedForm,
-    x: Data,
+    start: State,
+    state: State,
     t: Scalar,
     key: PRNGKey,
-) -> _Path:
-    key_start, key_path, key_last = jr.split(key, 3)
-    about, t0 = data_state(process, x), process.t0.astype(x.dtype)
-    start_root = process.start_root(x.dtype)
-    first = local_step(process, jnp.zeros_like(t0), t0, about)
-    root = first.root_after(start_root)
-    noise = draw_normal(key_start, about.shape, x.dtype)
-    change = first.change(noise, root)
+) -> SimulatedPoint:
+    """The state at `t` of the path from `start` that is at `state` at t0."""
+    key_path, key_last = jr.split(key)
+    if form.last_step == 0:
+        return SimulatedPoint(t, simulate(process, state, t, key=key_path))
+    t0 = process.t0.astype(t.dtype)
+    before = t - form.last_step / noise_rate(process, t)
     # Before t0 there is no simulated state, and the last step is one from the data.
-    before = t - form.last_step
     from_data = before < t0
     before = jnp.where(from_data, t0, before)
-    state, end = simulate(
-        process,
-        about + change,
-        step_times(process, before),
-        save=before,
-        key=key_path,
-    )
-    if form.last_step == 0:
-        point = SimulatedPoint(t, state, root, noise)
-        return _Path(change, noise, root, point, end)
-    about_last = jnp.where(from_data, about, state)
-    last = local_step(process, jnp.where(from_data, 0, before), t, about_last)
-    last_root = last.root_after(jnp.where(from_data, start_root, 0))
-    last_noise = draw_normal(key_last, about.shape, x.dtype)
-    y = about_last + last.change(last_noise, last_root)
-    return _Path(change, noise, root, SimulatedPoint(t, y, last_root, last_noise), end)
+    about = simulate(process, state, before, key=key_path)
+    about = jnp.where(from_data, start, about)
+    step = local_step(process, jnp.where(from_data, 0, before), t, about)
+    root = step.root_after(jnp.where(from_data, process.start_root(t.dtype), 0))
+    noise = draw_normal(key_last, about.shape, t.dtype)
+    return SimulatedPoint(t, about + step.change(noise, root), root, noise)
 
 
 def _log_decoder(
@@ -205,19 +222,18 @@ def _log_decoder(
     decoder: AbstractDecoder,
     model: AbstractModel,
     start: State,
-    change: State,
-    noise: State,
+    first: _First,
     score: State,
 ) -> Scalar:
     """The log-density of the decoder of the process linearised at the state at t0."""
-    t0 = process.t0.astype(change.dtype)
-    y = start + change
+    t0 = process.t0.astype(start.dtype)
+    y = start + first.change
     step = local_step(process, jnp.zeros_like(t0), t0, y)
     kernel = kernel_of(process, step, t0)
     # From the change and not from the state, in which a small step is lost.
-    residual = apply_to_vars(step.transition.mean_map, change) - step.shift
+    residual = apply_to_vars(step.transition.mean_map, first.change) - step.shift
     error = kernel.whiten(residual) + apply_to_vars(transpose(kernel.root), score)
     # The noise is that of the first step, which is exactly normal, because it serves as
     # a control variate of known mean.
-    point = Point(kernel, start, noise, y, False)
+    point = Point(kernel, start, first.noise, y, False)
     return decoder.log_density(point, error, model)

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._core.blocks import lq_root, matmul
+from .._core.blocks import lq_root, matmul, solve_lower, transpose
 from .._core.gaussian import (
     PerturbationKernel,
     Transition,
     apply_to_vars,
-    over_coordinates,
 )
 from .._core.types import Data, Scalar, State, VarsMatrix
 from .kernel import orders as series_orders, quadrature
@@ -73,12 +72,37 @@ def linearise(
     return differentiate(lambda y: process.drift(t, y, None), y)
 
 
-def drift_divergence(
-    process: AbstractNonlinearDiffusion, t: Scalar, y: State
-) -> Scalar:
-    r"""$\nabla \cdot f(t, y)$."""
-    _, jacobian = linearise(process, t, y)
-    return over_coordinates(jnp.trace(jacobian), y)
+def prior_score(
+    process: AbstractNonlinearDiffusion, y: State
+) -> tuple[State, VarsMatrix]:
+    r"""$\nabla \log \pi$ of the prior, and its derivative for each coordinate."""
+    return differentiate(jax.grad(process.prior.log_density), y)
+
+
+def prior_defect(process: AbstractNonlinearDiffusion, t: Scalar, y: State) -> Scalar:
+    r"""$\nabla \cdot f + f \cdot \nabla \log \pi - \tfrac12 \| G^\top \nabla \log \pi
+    \|^2 - \tfrac12 \mathrm{tr}(G G^\top \nabla^2 \log \pi)$.
+
+    It is 0 everywhere if the prior is stationary for the coefficients at `t`.
+    """
+    drift, jacobian = linearise(process, t, y)
+    score, hessian = prior_score(process, y)
+    G = by_data(process.diffusion_matrix(t), y)
+    along_noise = apply_to_vars(transpose(G), score)
+    spread = jnp.sum(G * matmul(hessian, G), axis=(0, 1))
+    # Summed by coordinate first, since the terms cancel there.
+    terms = jnp.sum(drift * score, axis=0) - 0.5 * jnp.sum(along_noise**2, axis=0)
+    return jnp.sum(terms + jnp.trace(jacobian) - 0.5 * spread)
+
+
+def noise_rate(process: AbstractNonlinearDiffusion, t: Scalar) -> Scalar:
+    r"""$\mathrm{tr}(G^\top S^{-1} G) / 2 K$, the rate at which noise arrives relative
+    to the covariance $S$ of the prior of the reference."""
+    G = process.diffusion_matrix(t)
+    root = process.reference.prior.root.astype(t.dtype)
+    if G.ndim > root.ndim:
+        G = jnp.mean(G, axis=tuple(range(2, G.ndim)))
+    return 0.5 * jnp.sum(solve_lower(root, G) ** 2) / len(root)
 
 
 def local_step(

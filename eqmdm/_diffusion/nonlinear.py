@@ -21,8 +21,8 @@ class Simulation(eqx.Module):
 
     **Arguments:**
 
-    - `n_steps`: the number of equal steps from t0 to t1. The error of the law of the
-        states that it leaves is part of every bound.
+    - `n_steps`: the number of equal steps from t0 to the time of a state. The error of
+        the law of the states that it leaves is part of every bound.
     - `solver`: a Diffrax solver for SDEs with additive noise. The default, of strong
         order 1.5, evaluates the drift twice in a step.
     """
@@ -47,7 +47,7 @@ class AbstractNonlinearDiffusion(AbstractProcess):
     on every data coordinate by itself.
 
     There is no transition kernel. In bounds, states are simulated forward from the
-    data, on the grid of `simulation`, after a first step from time 0 to t0 of the
+    data, in the steps of `simulation`, after a first step from time 0 to t0 of the
     process linearised about the data, whose law is normal. So t0 should be small
     beside the time in which the drift changes.
 
@@ -59,7 +59,8 @@ class AbstractNonlinearDiffusion(AbstractProcess):
         of the auxiliaries at the start, the scale of the noise that a
         [`eqmdm.NoiseModel`][] predicts, and the times at which bounds are estimated. No
         bound depends on it in expectation, but its variance and training do.
-    - `prior`: the law at t1, an [`eqmdm.AbstractLaw`][] such as `eqmdm.Gaussian`.
+    - `prior`: the law at t1, an [`eqmdm.AbstractLaw`][] such as `eqmdm.Gaussian`, under
+        which the data coordinates are independent, with a smooth density.
     - `simulation`: an [`eqmdm.Simulation`][].
 
         class Cubic(eqmdm.AbstractNonlinearDiffusion):
