@@ -82,6 +82,7 @@ from ._diffusion import (
     TimeVaryingDiffusion as TimeVaryingDiffusion,
     TwoScheduleDiffusion as TwoScheduleDiffusion,
     composed_transition as composed_transition,
+    simulate_path as simulate_path,
 )
 from ._diffusion.schedule import (
     AbstractSchedule as AbstractSchedule,

@@ -1,5 +1,7 @@
 """Evidence lower bounds, itemised."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from jaxtyping import PyTree
 
 from .._core.checks import check_count, concrete
 from .._core.types import Data, PRNGKey, Scalar
+from .._diffusion import AbstractNonlinearDiffusion, simulate_path
 from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
 from .decoders import AbstractDecoder
@@ -92,7 +95,10 @@ def elbo(
     `TypeError` unless `model` is a model, and for an `x` of integers; `ValueError` for
     an `x` that is not finite, a `u` outside [0, 1), or a decoder that does not match
     the form; `ValueError`, or `equinox.EquinoxRuntimeError` under a JAX transform, if
-    the diffusion ends below the log-SNR range that the model was trained on.
+    the diffusion ends below the log-SNR range that the model was trained on. For a
+    process whose drift is not linear: `TypeError` for a form that needs kernels,
+    `ValueError` for a last step that is no shorter than the interval, and
+    `FloatingPointError` if its simulation diverges.
 
     **Source:** Singhal et al. (2023), theorems 1 and 3.
     """
@@ -112,7 +118,13 @@ def elbo(
                 f"then drawn together; got n_draws={n_draws}."
             )
         u = _as_quantile(u, x.dtype)
-    return _elbo(model, x, u, form, decoder, time_sampler, n_draws, key)
+    bound = _elbo(model, x, u, form, decoder, time_sampler, n_draws, key)
+    total = concrete(bound.total)
+    if isinstance(model.diffusion, AbstractNonlinearDiffusion) and total is not None:
+        if not math.isfinite(total):
+            # Raises an error that says where, if the cause is a path that diverges.
+            simulate_path(model.diffusion, x, key=key)
+    return bound
 
 
 # Jitted here, so that a call outside of `jax.jit` runs one program instead of one for

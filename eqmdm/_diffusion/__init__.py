@@ -29,6 +29,7 @@ from .process import AbstractProcess as AbstractProcess
 from .recipe import Recipe as Recipe
 from .scalar import VESDE as VESDE, SubVPSDE as SubVPSDE
 from .scaled import ScaledDiffusion as ScaledDiffusion
+from .simulate import simulate_path as simulate_path
 from .stationary import (
     AbstractStationaryDiffusion as AbstractStationaryDiffusion,
     LinearDiffusion as LinearDiffusion,

@@ -20,18 +20,16 @@ def own_names(options: Any) -> dict[str, str]:
     return {name: value for name, value in given.items() if value and is_own(value)}
 
 
-def make_diffusion(
-    given: str, settings: dict[str, Any]
-) -> eqmdm.AbstractLinearDiffusion:
+def make_diffusion(given: str, settings: dict[str, Any]) -> eqmdm.AbstractProcess:
     """The diffusion that a class or function of the user's makes from `settings`.
 
     **Raises:** `ValueError` if it cannot be imported, does not accept the settings, or
-    makes no linear diffusion.
+    makes no diffusion.
     """
-    kind = "a class or a function that makes a linear diffusion,"
+    kind = "a class or a function that makes a diffusion,"
     make = find_own(given, argument="diffusion", kind=kind)
     made = _called(make, "diffusion", given, **settings)
-    if not isinstance(made, eqmdm.AbstractLinearDiffusion):
+    if not isinstance(made, eqmdm.AbstractProcess):
         raise ValueError(
             f"`diffusion` must be {kind} as module:name; {given} makes a "
             f"{type(made).__name__}."

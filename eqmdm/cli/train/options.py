@@ -128,8 +128,10 @@ class DiffusionOptions:
 class BoundOptions:
     """The bound that is optimised and reported."""
 
-    form: Literal["low_variance", "dsm", "hsm", "ism", "hutchinson"] = "low_variance"
-    """The form of the bound."""
+    form: Literal["low_variance", "dsm", "hsm", "ism", "hutchinson", "local"] = (
+        "low_variance"
+    )
+    """The form of the bound; local, ism or hutchinson for a drift that is nonlinear."""
     decoder: Literal["data", "theorem3", "discrete"] | None = chosen(
         "discrete with discrete levels, theorem3 with the form dsm, else data"
     )
