@@ -105,11 +105,12 @@ def measure(settings: Settings, name: str, key: jax.Array):
             "standard_error": float(values.std() / np.sqrt(len(values))),
             "standard_deviation": float(values.std()),
         }
-        print(
-            f"{name:12} {row['length'] or 'implicit':>9} {row['bias']:11.2e} "
-            f"{row['difference']:8.4f} ± {row['standard_error']:.4f} {row['standard_deviation']:8.2f}",
-            flush=True,
-        )
+        parts = [
+            f"{name:12} {row['length'] or 'implicit':>9} {row['bias']:11.2e}",
+            f"{row['difference']:8.4f} ± {row['standard_error']:.4f}",
+            f"{row['standard_deviation']:8.2f}",
+        ]
+        print(*parts, flush=True)
         yield row
 
 
