@@ -117,7 +117,7 @@ def build_model(
 def _build_normal_model(
     options: ResolvedTrainOptions,
     data: DataFacts,
-    diffusion: eqmdm.AbstractLinearDiffusion,
+    diffusion: eqmdm.AbstractProcess,
     key: jax.Array,
     basis: eqmdm.AbstractBasis | None,
 ) -> eqmdm.AbstractModel:
