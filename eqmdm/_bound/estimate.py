@@ -34,10 +34,6 @@ from .times import (
 )
 
 
-# The tag of the key of an example's precision. Its other draws are split from the key.
-_PRECISION = 7
-
-
 def default_form(model: AbstractModel) -> AbstractForm:
     """The form of the lowest variance that the diffusion of the model admits."""
     if isinstance(model.diffusion, AbstractLinearDiffusion):
@@ -119,7 +115,9 @@ def compute_shared_elbo(
         )
     diffusion, n_start, n_path = model.linear_diffusion, n_reconstruction, len(u)
     check_data_shape(diffusion, x.shape[1:])
-    precisions = jax.vmap(lambda key: _precision(model, key, x.dtype))(keys)
+    precisions = jax.vmap(lambda key: draw_precision(model, key=key, dtype=x.dtype))(
+        keys
+    )
     examples = conditions, precisions
     given = lambda example: example_model(model, *example)
     keys = jax.vmap(lambda key: jr.split(key, 5))(keys)
@@ -220,10 +218,6 @@ def _draw_noise(
         parts.append(noise[first : first + len(keys), :n_rows])
         first += len(keys)
     return parts
-
-
-def _precision(model: AbstractModel, key: PRNGKey, dtype: jnp.dtype) -> Scalar | None:
-    return draw_precision(model, key=jr.fold_in(key, _PRECISION), dtype=dtype)
 
 
 def _start(

@@ -27,6 +27,9 @@ from .preconditioned import AbstractDenoiser, PreconditionedDenoiser, residual_o
 # The precision of one example in ten thousand is below this quantile. A network that is
 # told the precision is trained down to it, and extrapolates for the others.
 _RARE = 1e-4
+# The tag of the key of a precision; the other draws of an example or sample are split
+# from the same key, and are those of normal noise.
+_PRECISION = 7
 
 
 @final
@@ -48,15 +51,18 @@ class StudentTModel(AbstractModel):
     What the network is told about $\kappa$:
 
     - Shown: a denoiser is told the log-SNR $\log \kappa + \lambda(t)$ of its example.
-        It is an ordinary denoiser of normal noise, and an existing one needs no
-        training. An exact one makes the bound exact for every $\kappa$.
-    - Hidden: the network is told the time alone, and learns $\mathrm{E}[x \mid z]$ over
-        all $\kappa$. A denoiser is told the ratio of the variances, $\lambda(t) + \log
-        ((\nu - 2) / \nu)$; a noise model the time. For a given $\kappa$ such a network
-        is one that ignores it, so every bound stays valid, though it is not tight even
-        for the best network. Deterministic samplers of the sufficient statistic do not
-        depend on $\kappa$ after their start, and have the right law for the best
-        network.
+      It is an ordinary denoiser of normal noise, and an existing one needs no training.
+      An exact one makes the bound exact for every $\kappa$. Each $\kappa$ is a model of
+      normal noise, so the tails of samples are those of such models.
+    - Hidden: the network is told the time alone. A denoiser is told the ratio of the
+      variances, $\lambda(t) + \log ((\nu - 2) / \nu)$; a noise model the time. For a
+      given $\kappa$ such a network is one that ignores it, so every bound stays valid,
+      though it is not tight even for the best network. Deterministic samplers of the
+      sufficient statistic do not depend on $\kappa$ after their start, and have the
+      right law for the denoiser $\mathrm{E}[x \mid z]$ over all $\kappa$. The bound
+      weights the error of an example by its $\kappa$, and is largest for another one,
+      $\mathrm{E}[\kappa x \mid z] / \mathrm{E}[\kappa \mid z]$: samples of a network
+      that is trained on it have tails that are too heavy.
 
     The bound is that of the mean over $\kappa$ of $\log p(x \mid \kappa)$, which is a
     bound on $\log p(x)$, the mixture.
@@ -268,11 +274,11 @@ def told_shift(nu: float, *, hidden: bool) -> float:
 def draw_precision(
     model: AbstractModel, *, key: PRNGKey, dtype: DTypeLike
 ) -> Scalar | None:
-    """A draw of the precision of an example of Student-t noise; `None` for a model of
-    normal noise."""
+    """A draw of the precision of an example of Student-t noise, whose other draws are
+    split from `key`; `None` for a model of normal noise."""
     if not isinstance(model, StudentTModel):
         return None
-    return model.draw_precision(key=key, dtype=dtype)
+    return model.draw_precision(key=jr.fold_in(key, _PRECISION), dtype=dtype)
 
 
 def example_model(

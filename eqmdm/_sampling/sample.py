@@ -30,8 +30,6 @@ from .trajectory import SampleResult, SaveAt
 # close to the data as any in benchmarks/RESULTS.md, for every diffusion, and closer
 # than those of SDE solvers at 50.
 DEFAULT_SAMPLER = DPMSolver()
-# The tag of the key of a sample's precision. Its other draws are split from the key.
-_PRECISION = 7
 
 
 @overload
@@ -213,8 +211,7 @@ def _draw(
     sampler: AbstractSampler,
 ) -> SampleResult:
     def one(key: PRNGKey, condition: PyTree) -> SampleResult:
-        key_precision = jr.fold_in(key, _PRECISION)
-        precision = draw_precision(model, key=key_precision, dtype=times.dtype)
+        precision = draw_precision(model, key=key, dtype=times.dtype)
         given = example_model(model, condition, precision)
         key_start, key_noise = jr.split(key)
         y = given.draw_prior(shape, key=key_start, dtype=times.dtype)
