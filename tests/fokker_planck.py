@@ -65,7 +65,7 @@ class FokkerPlanck:
         def score(t, y):
             place = jnp.clip((jnp.log(t) - first) / step, 0, n_times - 1.001)
             row = place.astype(int)
-            weight = place - row
+            weight = place - row.astype(place.dtype)
             values = (1 - weight) * table[row] + weight * table[row + 1]
             return _cubic(values, (y - self.grid[0]) / self.width)
 
@@ -78,7 +78,7 @@ def _cubic(values, place):
     xp = jnp if isinstance(place, jax.Array) else np
     place = xp.clip(place, 1.0, len(values) - 2.001)
     i = place.astype(int)
-    r = place - i
+    r = place - i.astype(place.dtype)
     a, b, c, d = (values[i + k] for k in (-1, 0, 1, 2))
     slope, rest = 0.5 * (c - a), 0.5 * (d - b)
     return b + r * (

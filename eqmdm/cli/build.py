@@ -121,7 +121,7 @@ def _build_normal_model(
     key: jax.Array,
     basis: eqmdm.AbstractBasis | None,
 ) -> eqmdm.AbstractModel:
-    _check_linear(options, diffusion)
+    own_code.check_linear(options, diffusion)
     pixel = pixel_of(data.pixel)
     n_vars = diffusion.n_vars
     if options.score == "denoiser":
@@ -147,27 +147,6 @@ def _build_normal_model(
         network, data_std=data.std, log_snr_range=trained, basis=basis
     )
     return eqmdm.DenoiserModel(denoiser, diffusion)
-
-
-def _check_linear(
-    options: ResolvedTrainOptions, diffusion: eqmdm.AbstractProcess
-) -> None:
-    """**Raises:** `ValueError` for a score or a form that needs a linear diffusion, if
-    it is not linear, and for the form that needs another one, if it is."""
-    if isinstance(diffusion, eqmdm.AbstractLinearDiffusion):
-        if options.form == "local":
-            raise ValueError(
-                "`form` must not be local for a linear diffusion, whose kernels are "
-                f"exact; got it for {options.diffusion}. Try hsm, or leave it out."
-            )
-        return
-    is_not = f"{options.diffusion}, which is not linear and has no kernels"
-    if options.score != "free":
-        raise ValueError(f"`score` must be free for {is_not}; got {options.score}.")
-    if options.form not in ("local", "ism", "hutchinson"):
-        raise ValueError(
-            f"`form` must be local, ism or hutchinson for {is_not}; got {options.form}."
-        )
 
 
 def build_grey_levels(options: TrainOptions, dataset: Any) -> Any:

@@ -37,6 +37,25 @@ def make_diffusion(given: str, settings: dict[str, Any]) -> eqmdm.AbstractProces
     return made
 
 
+def check_linear(options: Any, diffusion: eqmdm.AbstractProcess) -> None:
+    """**Raises:** `ValueError` for a score or a form that needs a linear diffusion, if
+    it is not linear, and for the form that needs another one, if it is."""
+    if isinstance(diffusion, eqmdm.AbstractLinearDiffusion):
+        if options.form == "local":
+            raise ValueError(
+                "`form` must not be local for a linear diffusion, whose kernels are "
+                f"exact; got it for {options.diffusion}. Try hsm, or leave it out."
+            )
+        return
+    is_not = f"{options.diffusion}, which is not linear and has no kernels"
+    if options.score != "free":
+        raise ValueError(f"`score` must be free for {is_not}; got {options.score}.")
+    if options.form not in ("local", "ism", "hutchinson"):
+        raise ValueError(
+            f"`form` must be local, ism or hutchinson for {is_not}; got {options.form}."
+        )
+
+
 def make_network(
     given: str, shape: tuple[int, ...], n_vars: int, *, key: jax.Array, **told: Any
 ) -> Any:
