@@ -63,7 +63,7 @@ def models(n_vars, **options):
     return tuple(eqmdm.FunctionModel(score, process) for process in processes)
 
 
-@every_n_vars
+@two_vars_quickly
 def test_drift_and_noise_are_those_of_the_linear_diffusion(n_vars, key):
     process, diffusion = nonlinear(n_vars), linear(n_vars)
     y, t = jr.normal(key, (n_vars, 3, 2)), jnp.asarray(0.3)
@@ -81,7 +81,7 @@ def test_drift_and_noise_are_those_of_the_linear_diffusion(n_vars, key):
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 @pytest.mark.parametrize(("s", "t"), [(0.0, 1e-3), (0.2, 0.22), (0.9, 1.0)])
-@every_n_vars
+@two_vars_quickly
 def test_local_step_is_the_transition_of_a_linear_drift(n_vars, s, t, dtype, key):
     # The rate is linear in time, so that its value at the middle gives the integral.
     process, diffusion = nonlinear(n_vars), linear(n_vars)
@@ -120,8 +120,9 @@ def test_terms_are_those_of_the_linear_diffusion(n_vars, key):
         assert_allclose(actual, expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("importance_weighted", [slow(False), True])
-@two_vars_quickly
+@pytest.mark.parametrize("importance_weighted", [False, True])
+@pytest.mark.slow
+@every_n_vars
 def test_likelihood_is_that_of_the_linear_diffusion(n_vars, importance_weighted, key):
     x = jnp.asarray([1.0, -0.3, 2.0])
     route = eqmdm.AugmentedRoute(2, importance_weighted)
@@ -134,8 +135,9 @@ def test_likelihood_is_that_of_the_linear_diffusion(n_vars, importance_weighted,
     assert_allclose(actual, expected.log_likelihood, rtol=1e-9)
 
 
-@pytest.mark.parametrize("process", [eqmdm.reverse_sde, slow(eqmdm.probability_flow)])
-@two_vars_quickly
+@pytest.mark.parametrize("process", [eqmdm.reverse_sde, eqmdm.probability_flow])
+@pytest.mark.slow
+@every_n_vars
 def test_sample_is_that_of_the_linear_diffusion(n_vars, process, key):
     solver = diffrax.ShARK() if process is eqmdm.reverse_sde else diffrax.Heun()
     sampler = eqmdm.DiffraxSampler(solver, process)
@@ -147,22 +149,13 @@ def test_sample_is_that_of_the_linear_diffusion(n_vars, process, key):
     assert_allclose(*samples, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("form", "n_vars"),
-    [
-        (eqmdm.LocalScoreMatching(), 2),
-        (eqmdm.ImplicitScoreMatching(), 1),
-        *[
-            pytest.param(form, n_vars, marks=pytest.mark.slow)
-            for form, n_vars in (
-                (eqmdm.LocalScoreMatching(), 1),
-                (eqmdm.LocalScoreMatching(), 3),
-                (eqmdm.ImplicitScoreMatching(), 2),
-                (eqmdm.ImplicitScoreMatching(), 3),
-            )
-        ],
-    ],
+    "form",
+    [eqmdm.LocalScoreMatching(), eqmdm.ImplicitScoreMatching()],
+    ids=["local", "implicit"],
 )
+@every_n_vars
 def test_bound_is_that_of_the_linear_diffusion(form, n_vars, key):
     x = jnp.asarray([1.0, -0.3])
     model, reference = models(n_vars, interval=eqmdm.TimeInterval(0.3, 1.0))
