@@ -68,7 +68,8 @@ for label in range(3):
     )
 
 # %% [markdown]
-# The remaining difference is the network's: it has seen 15,000 points for 1,000 steps.
+# Differences beyond the standard errors are the network's: it has seen 15,000 points for
+# 1,000 steps.
 #
 # ## Guidance
 #

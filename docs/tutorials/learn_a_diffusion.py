@@ -25,8 +25,8 @@ import eqmdm
 
 # %%
 learned = eqmdm.LearnedDiffusion(2, key=jr.key(0))
-print("Q =", np.asarray(learned.skew_matrix, float).round(3).tolist())
-print("D =", np.asarray(learned.dissipation_matrix, float).round(3).tolist())
+print("Q =", np.asarray(learned.skew_matrix).round(3).tolist())
+print("D =", np.asarray(learned.dissipation_matrix).round(3).tolist())
 
 # %% [markdown]
 # ## Free scores
@@ -56,7 +56,7 @@ def trained(diffusion):
         eqmdm.NoiseModel(network, diffusion),
         x,
         key=jr.key(2),
-        steps=800,
+        steps=1200,
         batch_size=256,
         optimiser=optimiser,
         ema_decay=0.998,
@@ -76,7 +76,7 @@ for name, diffusion in {
         held_out,
         eqmdm.Objective(),
         key=jr.key(3),
-        n_draws=16,
+        n_draws=32,
         batch_size=4000,
     )
     bounds[name] = np.asarray(evaluation.terms["total"], np.float64)
@@ -103,8 +103,8 @@ axes.plot(steps, of_auxiliary, "-.", label="$D$ of the auxiliary")
 axes.set(xlabel="step", ylabel="entry")
 axes.legend()
 final = models["learned"].diffusion
-print("Q =", np.asarray(final.skew_matrix, float).round(3).tolist())
-print("D =", np.asarray(final.dissipation_matrix, float).round(3).tolist())
+print("Q =", np.asarray(final.skew_matrix).round(3).tolist())
+print("D =", np.asarray(final.dissipation_matrix).round(3).tolist())
 for name, model in models.items():
     own = model.diffusion
     ends = own.log_snr(own.t0), own.log_snr(own.t1)

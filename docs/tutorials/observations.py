@@ -148,7 +148,8 @@ axes[0].set_ylabel("$x_2$")
 #
 # ## The evidence, exactly
 #
-# For observations of single coordinates, the probability-flow ODE gives $\log p(o)$ itself.
+# For observations of single coordinates, the probability-flow ODE gives $\log p(o)$ itself,
+# up to what it costs to start from the prior at a finite log-SNR.
 
 # %%
 found = eqmdm.log_evidence(model, observation, key=jr.key(4))
