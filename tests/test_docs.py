@@ -1,6 +1,8 @@
 """Tests of the documentation: its code, its commands, its links and its builder."""
 
 import ast
+import base64
+import io
 import posixpath
 import re
 import shlex
@@ -9,7 +11,9 @@ import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from PIL import Image
 
 import eqmdm
 from eqmdm.cli.entry import PROGRAMS
@@ -240,6 +244,26 @@ def test_figure_is_drawn_for_light_and_dark_pages(executed_page, tmp_path):
     texts = [(tmp_path / "out" / name).read_text() for name in (light, dark)]
     assert "#333333" in texts[0] and "#333333" not in texts[1]
     assert not plt.get_fignums()
+
+
+def _inks(svg):
+    """The colours of the opaque pixels of the rasters of a figure."""
+    (encoded,) = re.findall(r'base64,\s*([^"]+)', svg)
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
+    pixels = np.asarray(image).reshape(-1, 4)
+    return {tuple(pixel[:3].tolist()) for pixel in pixels if pixel[3] == 255}
+
+
+def test_black_dots_are_light_on_dark_pages(executed_page, tmp_path):
+    code = "import matplotlib.pyplot as plt\n"
+    code += "plt.scatter([0, 1], [0, 1], s=90, c='black', rasterized=True)\n"
+    executed_page(f'```python alt="Two black dots"\n{code}```\n')
+    light, dark = (
+        (tmp_path / "out" / f"page-0-{page}.svg").read_text()
+        for page in ("light", "dark")
+    )
+    assert _inks(light) == {(0, 0, 0)} and _inks(dark) == {(242, 242, 242)}
+    assert '<svg fill="#f2f2f2"' in dark
 
 
 def test_figure_without_a_text_is_an_error(executed_page):
