@@ -91,7 +91,11 @@ def _option(field: dataclasses.Field[Any], settings: Any) -> str:
     (name, *_) = settings.aliases or [f"--{field.name.replace('_', '-')}"]
     if settings.metavar is None:
         return f"{name}` `--no-{name.removeprefix('--')}"
-    return f"{name}` `{settings.metavar}".replace("|", "\\|")
+    values = settings.metavar
+    if values.startswith("{"):
+        # With spaces, at which a narrow table can break the line.
+        values = values.replace(",", ", ")
+    return f"{name}` `{values}".replace("|", "\\|")
 
 
 def _default(default: Any, hint: str | None) -> str:
