@@ -1,4 +1,4 @@
-"""The examples of the README that need no training."""
+"""The examples of the README that need little training."""
 
 import math
 import re
@@ -14,6 +14,7 @@ SECTIONS = (
     "A new diffusion",
     "Observations",
     "Matrices by coordinate",
+    "Other processes",
     "Diffrax terms",
     "Samples and likelihoods",
 )

@@ -16,8 +16,16 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "[`eqmdm.AbstractLinearDiffusion`][]s, whose methods are shown once, there.",
         "LinearDiffusion VPSDE SubVPSDE VESDE CLD ALDA MALDA PSLD CriticalThirdOrder "
         "LearnedDiffusion BandedDiffusion TwoScheduleDiffusion TimeVaryingDiffusion "
-        "composed_transition Recipe AbstractStationaryDiffusion "
-        "AbstractLinearDiffusion",
+        "LinearStart ScaledDiffusion composed_transition Recipe "
+        "AbstractStationaryDiffusion AbstractLinearDiffusion",
+    ),
+    "nonlinear": (
+        "Processes with other drifts",
+        "Processes whose drift is not linear, by the law towards which they run or by "
+        "their drift. They are simulated, because they have no kernels.",
+        "TargetDiffusion LogisticTarget DoubleWellTarget GaussianMixtureTarget "
+        "ProductTarget AbstractTarget AbstractNonlinearDiffusion Simulation "
+        "simulate_path SimulatedPoint AbstractProcess AbstractLaw",
     ),
     "schedules": (
         "Schedules and intervals",
@@ -37,20 +45,22 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "A network together with its diffusion. Every function of the library takes a "
         "model.",
         "DenoiserModel NoiseModel FunctionModel GuidedModel PreconditionedDenoiser "
-        "VectorDenoiser AbstractDenoiser AbstractModel",
+        "VectorDenoiser SpikeAndSlabDenoiser SpikeAndSlab StudentTModel "
+        "ConditionedStartModel AbstractDenoiser AbstractModel",
     ),
     "networks": (
         "Networks",
         "Networks on one example. Any other callable of the same arguments serves.",
         "nn.MLP nn.UNet nn.ClassCondition nn.ArrayCondition nn.condition_for "
         "nn.missing_like nn.AbstractConditionalNetwork nn.NoiseLevelMaps "
-        "nn.NoiseLevelFeatures",
+        "nn.NoiseLevelFeatures nn.StartMean",
     ),
     "bounds": (
         "Bounds",
         "The evidence lower bound, term by term; its forms, decoders and times.",
         "elbo Elbo discrete_elbo LowVariance HybridScoreMatching "
-        "DenoisingScoreMatching ImplicitScoreMatching AbstractForm DataDecoder "
+        "DenoisingScoreMatching ImplicitScoreMatching LocalScoreMatching "
+        "AbstractSimulatedForm AbstractForm DataDecoder "
         "StartDecoder DiscreteDecoder AbstractDecoder LogSNRTimeSampler "
         "ImportanceTimeSampler UniformTimeSampler AbstractTimeSampler low_discrepancy "
         "path_dependence PathDependence Estimate",
@@ -58,7 +68,8 @@ PAGES: dict[str, tuple[str, str, str]] = {
     "likelihoods": (
         "Likelihoods",
         "Exact likelihoods by the probability-flow ODE, and what follows from them.",
-        "log_likelihood Likelihood CollapsedRoute AugmentedRoute AbstractRoute "
+        "log_likelihood Likelihood CollapsedRoute AugmentedRoute PrecisionRoute "
+        "AbstractRoute "
         "class_log_probabilities log_evidence ExactDivergence HutchinsonDivergence "
         "AbstractDivergence FlowSolver FlowSolution",
     ),
