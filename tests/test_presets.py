@@ -99,6 +99,7 @@ def test_preconditioning_refuses_data_without_frequent_levels(
         build.DataFacts.of(options, dataset)
 
 
+@pytest.mark.slow
 def test_laptop_trains_a_denoiser_that_is_told_the_level_of_each_pixel(finished):
     arguments = [*LAPTOP.split(), "--run-dir=vector", "--snr=vector", "--n-samples=0"]
     train.run(parse(TrainOptions, [*arguments, "--test-examples=0"]))

@@ -136,6 +136,7 @@ def test_correction_keeps_its_digits_at_high_log_snr():
     assert tree_allclose(found.astype(float), exact, rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_bound_without_a_network_is_the_log_density_of_independent_pixels(key):
     denoiser = eqmdm.SpikeAndSlabDenoiser(no_network, PIXEL_OF_BOXES, (-12.01, 17.01))
     interval = eqmdm.LogSNRInterval(-12.0, 17.0)
