@@ -18,6 +18,7 @@ PAGES = (
     "FAULTS.md",
     *(f"results/{path.name}" for path in sorted(ROOT.glob("benchmarks/results/*.md"))),
     "results/snr_vector/digits.md",
+    "results/snr_vector/mnist.md",
 )
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)]*)?\)")
 
