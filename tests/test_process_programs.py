@@ -7,6 +7,7 @@ from script_runs import POINTS, copy_run, load_once
 
 import eqmdm
 from eqmdm.cli import build
+from eqmdm.cli.diffusions import ends_are_learned
 from eqmdm.cli.evaluate import program as evaluate_program
 from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample import program as sample_program
@@ -88,3 +89,21 @@ def test_options_build_the_model_that_they_name():
 def test_contradicting_options_are_refused_by_name(arguments, match):
     with pytest.raises(ValueError, match=match):
         built(*arguments)
+
+
+@pytest.mark.parametrize("end, learned", [(1.0, False), (0.5, True)])
+def test_denoiser_has_a_margin_where_the_ends_are_learned(end, learned):
+    interval = eqmdm.TimeInterval(1e-3, 1.0)
+    schedule = eqmdm.LearnedSchedule(interval=eqmdm.TimeInterval(1e-3, end))
+    fixed = eqmdm.VPSDE(interval=interval)
+    diffusion = eqmdm.VPSDE(schedule=schedule, interval=interval)
+    assert ends_are_learned(diffusion) == learned
+    banded = eqmdm.BandedDiffusion([fixed, diffusion], [0, 1])
+    assert ends_are_learned(banded) == learned
+    assert not ends_are_learned(fixed)
+    assert ends_are_learned(eqmdm.LearnedDiffusion(2, key=jr.key(0)))
+    options = resolved("--width=8", "--n-blocks=1")
+    data = build.DataFacts((2,), None, 0.7)
+    low, high = build.build_model(options, data, diffusion, jr.key(1)).log_snr_range
+    ends = diffusion.log_snr(diffusion.t1), diffusion.log_snr(diffusion.t0)
+    assert (low < ends[0] - 10) == (high > ends[1] + 1) == learned

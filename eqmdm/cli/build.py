@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -21,14 +20,14 @@ from eqmdm._model.ends import log_snr_range
 
 from . import conditions, own_code
 from .bases import build_basis, fit_basis, to_pixels, transform_of
-from .diffusions import build_diffusion as build_diffusion
+from .diffusions import build_diffusion as build_diffusion, ends_are_learned
 from .networks import build_network
 from .pixels import describe_pixel, pixel_of
 from .process_model import lowest_shift, with_process
 from .train.options import NOT_RECORDED, ResolvedTrainOptions, TrainOptions
 
 
-# How far, in log-SNR, the limits of a learned diffusion's interval may move.
+# How far, in log-SNR, the ends of an interval may move if they are learned.
 _LEARNED_MARGIN = 20.0
 
 
@@ -137,8 +136,7 @@ def _build_normal_model(
     assert isinstance(diffusion, eqmdm.AbstractLinearDiffusion)
     low, high = log_snr_range(diffusion)
     low += lowest_shift(options)
-    is_learned = bool(jax.tree.leaves(eqx.filter(diffusion, eqx.is_inexact_array)))
-    margin = _LEARNED_MARGIN if is_learned else 0.01
+    margin = _LEARNED_MARGIN if ends_are_learned(diffusion) else 0.01
     trained = (low - margin, min(high + margin, TOP_LOG_SNR))
     if pixel is not None:
         denoiser = eqmdm.SpikeAndSlabDenoiser(network, pixel, trained, basis)

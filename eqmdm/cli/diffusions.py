@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
+import numpy as np
 
 import eqmdm
 
@@ -56,3 +58,19 @@ def build_diffusion(options: ResolvedTrainOptions, key: jax.Array) -> Any:
         assert options.n_vars is not None
         return eqmdm.LearnedDiffusion(options.n_vars, key=key, **settings)
     return _DIFFUSIONS[options.diffusion](**settings)
+
+
+def ends_are_learned(diffusion: eqmdm.AbstractLinearDiffusion) -> bool:
+    """Whether training can change the log-SNRs at t0 and t1.
+
+    A learned schedule keeps them if these times are its own.
+    """
+    ends = [float(diffusion.t0), float(diffusion.t1)]
+
+    def keeps_ends(node: Any) -> bool:
+        if not isinstance(node, eqmdm.LearnedSchedule):
+            return False
+        return np.allclose([node.knots[0], node.knots[-1]], ends, rtol=1e-6)
+
+    leaves = jax.tree.leaves(diffusion, is_leaf=keeps_ends)
+    return any(eqx.is_inexact_array(leaf) for leaf in leaves)
