@@ -1,6 +1,6 @@
 """Estimates of the evidence lower bound from given draws, term by term."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -115,9 +115,8 @@ def compute_shared_elbo(
         )
     diffusion, n_start, n_path = model.linear_diffusion, n_reconstruction, len(u)
     check_data_shape(diffusion, x.shape[1:])
-    precisions = jax.vmap(lambda key: draw_precision(model, key=key, dtype=x.dtype))(
-        keys
-    )
+    draw = lambda key: draw_precision(model, key=key, dtype=x.dtype)
+    precisions = jax.vmap(draw)(keys)
     examples = conditions, precisions
     given = lambda example: example_model(model, *example)
     keys = jax.vmap(lambda key: jr.split(key, 5))(keys)
@@ -135,41 +134,19 @@ def compute_shared_elbo(
         x.shape[1:],
         x.dtype,
     )
-    of_start = jax.tree.map(lambda leaf: leaf[:n_start], examples)
-    of_path = jax.tree.map(lambda leaf: leaf[-n_path:], examples)
-    of_points = jax.tree.map(lambda *c: jnp.concatenate(c), of_start, of_path)
     state = jax.vmap(lambda e, x, noise: _start(given(e), x, noise))(
         examples, x, noise_aux
     )
-
-    @jax.vmap
-    def at_first_time(example, state, noise):
-        kernel, whole = _scaled(at_start, example), decoder.of_whole_start
-        y0, mean = state
-        return Point.at(kernel, y0, noise, given_start=whole, mean_start=mean)
-
-    @jax.vmap
-    def at_time(example, kernel, state, noise):
-        kernel, whole = _scaled(kernel, example), form.conditions_on_start
-        y0, mean = state
-        return Point.at(kernel, y0, noise, given_start=whole, mean_start=mean)
-
-    start = at_first_time(
-        of_start, jax.tree.map(lambda s: s[:n_start], state), noise_start
+    of_start, of_path = _ends(examples, n_start, n_path)
+    first, last = _ends(state, n_start, n_path)
+    whole = decoder.of_whole_start, form.conditions_on_start
+    start = jax.vmap(lambda e, s, noise: _point(at_start, e, s, noise, whole[0]))(
+        of_start, first, noise_start
     )
-    path = at_time(
-        of_path, at_times, jax.tree.map(lambda s: s[-n_path:], state), noise_path
+    path = jax.vmap(lambda k, e, s, noise: _point(k, e, s, noise, whole[1]))(
+        at_times, of_path, last, noise_path
     )
-    arguments = jax.tree.map(
-        lambda *parts: jnp.concatenate(parts),
-        *(jax.vmap(lambda point: point.arguments)(points) for points in (start, path)),
-    )
-
-    @jax.vmap
-    def whitened_error(example, arguments):
-        return given(example).whitened_error(*arguments)
-
-    errors = whitened_error(of_points, arguments)
+    errors = _whitened_errors(given, (of_start, start), (of_path, path))
 
     @jax.vmap
     def reconstruction(example, point, error):
@@ -188,11 +165,10 @@ def compute_shared_elbo(
 
     prior, auxiliary = rest(examples, state, key_prior)
     path_terms = integrand(of_path, path, errors[n_start:], key_probe[-n_path:])
-    path_terms = path_terms / density
     return Elbo(
         reconstruction=jnp.mean(reconstruction(of_start, start, errors[:n_start])),
         prior=jnp.mean(prior),
-        diffusion=jnp.mean(path_terms),
+        diffusion=jnp.mean(path_terms / density),
         auxiliary=jnp.mean(auxiliary),
     )
 
@@ -229,6 +205,38 @@ def _start(
     if mean is not None:
         y0 = jnp.concatenate([y0[:1], y0[1:] + mean[1:]])
     return y0, mean
+
+
+def _whitened_errors(
+    given: Callable[[PyTree], AbstractModel], *parts: tuple[PyTree, Point]
+) -> Float[Array, "points vars *data"]:
+    """The errors of the model at the points of examples, in one batch, so that the
+    network is traced and compiled once."""
+    joined = lambda *leaves: jnp.concatenate(leaves)
+    examples = jax.tree.map(joined, *(examples for examples, _ in parts))
+    arguments = (jax.vmap(lambda point: point.arguments)(points) for _, points in parts)
+    return jax.vmap(lambda example, of_point: given(example).whitened_error(*of_point))(
+        examples, jax.tree.map(joined, *arguments)
+    )
+
+
+def _ends(batch: PyTree, n_first: int, n_last: int) -> tuple[PyTree, PyTree]:
+    """The first and the last examples of a batch."""
+    first = jax.tree.map(lambda leaf: leaf[:n_first], batch)
+    return first, jax.tree.map(lambda leaf: leaf[-n_last:], batch)
+
+
+def _point(
+    kernel: PerturbationKernel,
+    example: PyTree,
+    state: tuple[State, State | None],
+    noise: State,
+    given_start: bool,
+) -> Point:
+    """The point at the time of a kernel, of an example with a start and its mean."""
+    y0, mean = state
+    kernel = _scaled(kernel, example)
+    return Point.at(kernel, y0, noise, given_start=given_start, mean_start=mean)
 
 
 def _scaled(kernel: PerturbationKernel, example: PyTree) -> PerturbationKernel:

@@ -3,7 +3,6 @@
 import math
 from typing import final
 
-import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -14,7 +13,7 @@ from .._core.types import Data, PRNGKey, Scalar
 from .._model.base import AbstractModel
 from .._model.student_t import StudentTModel
 from .flow import FlowSolver
-from .result import Likelihood
+from .result import Likelihood, joint_outcome
 from .routes import AbstractRoute, CollapsedRoute
 from .weights import log_mean_weight
 
@@ -85,16 +84,8 @@ class PrecisionRoute(AbstractRoute):
 
         draws = solve(jr.split(key, self.n_draws))
         value, error, effective = log_mean_weight(draws.log_likelihood)
-        known = jnp.all(draws.n_evaluations >= 0)
-        # The result of the first failed solve, if any.
-        first = jnp.argmax(draws.result != dfx.RESULTS.successful)
-        return Likelihood(
-            value,
-            error,
-            effective,
-            jnp.where(known, jnp.sum(draws.n_evaluations), -1),
-            jax.tree.map(lambda leaf: leaf[first], draws.result),
-        )
+        outcome = joint_outcome(draws.n_evaluations, draws.result)
+        return Likelihood(value, error, effective, *outcome)
 
 
 def _log_density(noise: Data, nu: float) -> Scalar:

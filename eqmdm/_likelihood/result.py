@@ -4,10 +4,12 @@ from typing import final
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .._core.show import show_array
+from .._core.types import IntScalar
 
 
 @final
@@ -53,3 +55,14 @@ class Likelihood(eqx.Module):
         n_converged = show_array(jnp.sum(self.converged))
         parts.append(f"converged={n_converged} of {self.converged.size}")
         return f"Likelihood({', '.join(parts)})"
+
+
+def joint_outcome(
+    n_evaluations: Int[Array, " solves"], results: dfx.RESULTS
+) -> tuple[IntScalar, dfx.RESULTS]:
+    """The evaluations of several solves, and the result of the first that failed, if
+    any did."""
+    known = jnp.all(n_evaluations >= 0)
+    first = jnp.argmax(results != dfx.RESULTS.successful)
+    result = jax.tree.map(lambda leaf: leaf[first], results)
+    return jnp.where(known, jnp.sum(n_evaluations), -1), result

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import final
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ from .._model.time_change import (
     make_timing,
 )
 from .flow import FlowSolution, FlowSolver, standard_error
-from .result import Likelihood
+from .result import Likelihood, joint_outcome
 from .weights import log_mean_weight
 from .whole_state import (
     linear_chart,
@@ -333,12 +332,8 @@ class AugmentedRoute(AbstractRoute):
         else:
             value, error = jnp.mean(log_weights), standard_error(log_weights)
             effective = jnp.full((), self.n_draws, x.dtype)
-        known = jnp.all(solutions.n_evaluations >= 0)
-        n_evaluations = jnp.where(known, jnp.sum(solutions.n_evaluations), -1)
-        # The result of the first failed solve, if any.
-        first = jnp.argmax(solutions.result != dfx.RESULTS.successful)
-        result = jax.tree.map(lambda leaf: leaf[first], solutions.result)
-        return Likelihood(value, error, effective, n_evaluations, result)
+        outcome = joint_outcome(solutions.n_evaluations, solutions.result)
+        return Likelihood(value, error, effective, *outcome)
 
 
 def _alone(function: Callable[[Array], PyTree]) -> Callable[[Array], PyTree]:
