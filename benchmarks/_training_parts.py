@@ -1,12 +1,14 @@
 """Training steps, bare and whole, and their parts, as functions to be timed."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
 
 import eqmdm
@@ -214,3 +216,61 @@ def make_optimiser_step(network: Any, options: ResolvedTrainOptions, n_inner: in
         return (*moved, gradient), optax.tree.norm(moved[0])
 
     return stepping(one, state, n_inner)
+
+
+class WholeStep:
+    """Takes the next training step of a model, on normal data, when it is called."""
+
+    def __init__(
+        self,
+        model: eqmdm.AbstractModel,
+        data_shape: tuple[int, ...],
+        batch_size: int,
+        *,
+        form: eqmdm.AbstractForm | None = None,
+        key: jax.Array,
+    ):
+        key_data, key_step = jr.split(key)
+        self.objective = eqmdm.Objective(form=form)
+        x = jr.normal(key_data, (1024, *data_shape))
+        self.data = eqmdm.TrainingSet(x, self.objective)
+        self.optimiser = eqmdm.make_optimiser()
+        self.state = eqmdm.TrainState.create(model, self.optimiser, key=key_step)
+        self.batch_size = batch_size
+
+    def __call__(self) -> None:
+        self.state, metrics = eqmdm.train_step(
+            self.state,
+            self.data,
+            self.objective,
+            self.optimiser,
+            batch_size=self.batch_size,
+        )
+        jax.block_until_ready(metrics)
+
+
+def step_ratios(
+    title: str, steps: Mapping[str, Callable[[], None]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """The processor time of each step relative to that of the first, interleaved:
+    the median and the quartiles of the ratios of neighbours.
+
+    Other programs on the machine disturb processor seconds less than seconds.
+    """
+    seconds: dict[str, list[float]] = {label: [] for label in steps}
+    for repeat in range(repeats + 1):
+        for label, step in steps.items():
+            start = time.process_time()
+            step()
+            # The first step compiles.
+            if repeat > 0:
+                seconds[label].append(time.process_time() - start)
+    reference = np.array(seconds[next(iter(steps))])
+    table = {}
+    for label, values in seconds.items():
+        low, middle, high = np.percentile(np.array(values) / reference, [25, 50, 75])
+        table[label] = {"ratio": middle, "lower": low, "upper": high}
+        print(
+            f"{title:8} {label:26} {middle:.3f} ({low:.3f} to {high:.3f})", flush=True
+        )
+    return table

@@ -11,13 +11,12 @@ programs on the machine disturb less than seconds, with their quartiles.
 
 import dataclasses
 import math
-import time
 
 import _common as common
-import jax
 import jax.random as jr
 import numpy as np
 import tyro
+from _training_parts import WholeStep, step_ratios
 
 import eqmdm
 
@@ -64,11 +63,11 @@ def diffusions(
     return made
 
 
-class Stepper:
-    """Takes the next training step when it is called."""
+def run(settings: Settings, name: str) -> dict[str, dict[str, float]]:
+    """The ratio of each step to the shared one: median and quartiles."""
+    key_network, key_step = jr.split(jr.key(settings.seed))
 
-    def __init__(self, settings: Settings, diffusion: eqmdm.AbstractLinearDiffusion):
-        key_network, key_data, key_step = jr.split(jr.key(settings.seed), 3)
+    def model(diffusion: eqmdm.AbstractLinearDiffusion) -> eqmdm.NoiseModel:
         network = eqmdm.nn.UNet(
             settings.data_shape,
             diffusion.n_vars,
@@ -76,46 +75,15 @@ class Stepper:
             multipliers=settings.multipliers,
             key=key_network,
         )
-        self.objective = eqmdm.Objective()
-        x = jr.normal(key_data, (1024, *settings.data_shape))
-        self.data = eqmdm.TrainingSet(x, self.objective)
-        self.optimiser = eqmdm.make_optimiser()
-        model = eqmdm.NoiseModel(network, diffusion)
-        self.state = eqmdm.TrainState.create(model, self.optimiser, key=key_step)
-        self.batch_size = settings.batch_size
+        return eqmdm.NoiseModel(network, diffusion)
 
-    def __call__(self) -> None:
-        self.state, metrics = eqmdm.train_step(
-            self.state,
-            self.data,
-            self.objective,
-            self.optimiser,
-            batch_size=self.batch_size,
-        )
-        jax.block_until_ready(metrics)
-
-
-def run(settings: Settings, name: str) -> dict[str, dict[str, float]]:
-    """The ratio of each step to the shared one: median and quartiles."""
     steps = {
-        label: Stepper(settings, diffusion)
+        label: WholeStep(
+            model(diffusion), settings.data_shape, settings.batch_size, key=key_step
+        )
         for label, diffusion in diffusions(settings, name).items()
     }
-    seconds: dict[str, list[float]] = {label: [] for label in steps}
-    for repeat in range(settings.repeats + 1):
-        for label, step in steps.items():
-            start = time.process_time()
-            step()
-            # The first step compiles.
-            if repeat > 0:
-                seconds[label].append(time.process_time() - start)
-    shared = np.array(seconds["shared"])
-    table = {}
-    for label, values in seconds.items():
-        low, middle, high = np.percentile(np.array(values) / shared, [25, 50, 75])
-        table[label] = {"ratio": middle, "lower": low, "upper": high}
-        print(f"{name:8} {label:10} {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
-    return table
+    return step_ratios(name, steps, settings.repeats)
 
 
 def main(settings: Settings) -> None:

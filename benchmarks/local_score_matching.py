@@ -8,14 +8,10 @@ differs from the log-density by less than 1e-3 nats on average. Prints, for last
 of several lengths, the bias of the local form by quadrature on the grid, the mean
 difference and its standard error, and the standard deviation of one draw; for the
 implicit form, which has no such step, the last three.
-
-With `--cost`, prints the processor time of a training step for a process towards a
-target, relative to that for VPSDE with the same network.
 """
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 
 import _common as common
@@ -52,14 +48,8 @@ class Settings(common.Settings):
     """Draws of the data, each with one draw of time and noise."""
     lengths: tuple[float, ...] = LENGTHS
     """Lengths of the last step."""
-    cost: bool = False
-    """Measure the cost of a training step instead."""
-    batch_size: int = 32
-    """Examples per training step."""
-    repeats: int = 5
-    """Training steps that are timed."""
     quick: bool = False
-    """Few draws and one length, or one small network."""
+    """Few draws and one length."""
 
 
 def clock(t):
@@ -150,53 +140,15 @@ def _step(process, before, now, about):
     return local_step(process, before, now, about)
 
 
-def cost(settings: Settings):
-    """The processor seconds of a training step, for both processes."""
-    target = eqmdm.TargetDiffusion([[0.0]], [[0.5]], eqmdm.LogisticTarget())
-    processes = {"vpsde": eqmdm.VPSDE(), "target": target}
-    sizes = (8,) if settings.quick else (8, 28)
-    for size in sizes:
-        shape = (size, size, 1)
-        network = eqmdm.nn.UNet(shape, 1, width=32, key=jr.key(0))
-        data = np.asarray(jr.normal(jr.key(1), (64, *shape)), np.float32)
-        optimiser, row = eqmdm.make_optimiser(), {"size": size}
-        for name, process in processes.items():
-            model = eqmdm.NoiseModel(network, process)
-            form = eqmdm.LocalScoreMatching() if name == "target" else None
-            objective = eqmdm.Objective(form=form)
-            state = eqmdm.TrainState.create(model, optimiser, key=jr.key(2))
-            seconds = []
-            for _ in range(settings.repeats + 1):
-                start = time.process_time()
-                state, metrics = eqmdm.train_step(
-                    state, data, objective, optimiser, batch_size=settings.batch_size
-                )
-                jax.block_until_ready(metrics)
-                seconds.append(time.process_time() - start)
-            # The first step compiles.
-            row |= {name: float(np.median(seconds[1:])), f"{name}_first": seconds[0]}
-        row["ratio"] = row["target"] / row["vpsde"]
-        print({k: round(v, 3) for k, v in row.items()}, flush=True)
-        yield row
-
-
 def main(settings: Settings) -> None:
     facts = common.facts()
     common.show(facts)
     if settings.quick:
-        settings = dataclasses.replace(
-            settings, examples=2000, lengths=(0.02,), repeats=1, batch_size=8
-        )
+        settings = dataclasses.replace(settings, examples=2000, lengths=(0.02,))
     rows = []
-    if settings.cost:
-        measured = [cost(settings)]
-    else:
-        keys = jr.split(jr.key(0), len(TARGETS))
-        measured = [
-            measure(settings, *pair) for pair in zip(TARGETS, keys, strict=True)
-        ]
-    for part in measured:
-        for row in part:
+    keys = jr.split(jr.key(0), len(TARGETS))
+    for name, key in zip(TARGETS, keys, strict=True):
+        for row in measure(settings, name, key):
             rows.append(row)
             common.write(settings, facts, rows=rows)
 
