@@ -11,6 +11,7 @@ implicit form, which has no such step, the last three.
 """
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -48,6 +49,10 @@ class Settings(common.Settings):
     """Draws of the data, each with one draw of time and noise."""
     lengths: tuple[float, ...] = LENGTHS
     """Lengths of the last step."""
+    table: Path | None = None
+    """A Markdown file for the table."""
+    from_results: Path | None = None
+    """Only write the table, from the output of an earlier run."""
     quick: bool = False
     """Few draws and one length."""
 
@@ -140,7 +145,43 @@ def _step(process, before, now, about):
     return local_step(process, before, now, about)
 
 
+def render(results: dict) -> str:
+    """The table of a run, in Markdown."""
+    settings, versions = results["settings"], results["versions"]
+    lines = [
+        "# The last step of local score matching",
+        "",
+        "Made by `python benchmarks/local_score_matching.py --output FILE --table "
+        f"FILE` with JAX {versions['jax']} and Diffrax {versions['diffrax']}, on a "
+        f"{results['device']['kind']}, seed {results['seed']}.",
+        "",
+        "Nats, in one dimension. Bias: that of the form, by quadrature over time and "
+        "over the law on a grid. Difference: the bound less the log-density, over "
+        f"{settings['examples']:,} examples with one draw each, on common times. "
+        "Spread: the standard deviation of one draw.",
+        "",
+        "| target | length | bias | difference | spread |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in results["rows"]:
+        bias = f"{row['bias']:.1e}" if row["length"] else "none"
+        difference = f"{row['difference']:.3f} ± {row['standard_error']:.3f}"
+        spread = f"{row['standard_deviation']:.2f}"
+        cells = row["target"], str(row["length"] or "implicit form")
+        lines.append(f"| {' | '.join([*cells, bias, difference, spread])} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(settings: Settings) -> None:
+    if settings.from_results is not None:
+        results = json.loads(settings.from_results.read_text())
+    else:
+        results = run(settings)
+    if settings.table is not None:
+        settings.table.write_text(render(results), encoding="utf-8")
+
+
+def run(settings: Settings) -> dict:
     facts = common.facts()
     common.show(facts)
     if settings.quick:
@@ -151,6 +192,7 @@ def main(settings: Settings) -> None:
         for row in measure(settings, name, key):
             rows.append(row)
             common.write(settings, facts, rows=rows)
+    return common.record(settings, facts, rows=rows)
 
 
 if __name__ == "__main__":

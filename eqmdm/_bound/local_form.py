@@ -29,6 +29,11 @@ class LocalScoreMatching(AbstractSimulatedForm):
     error that falls as $h^2$, while the variance grows as $1 / h$. Until $t_0 + h$ the
     step is the one from the data at time 0.
 
+    At the default length the bound of a mixture is off by 0.0003 nats for a logistic
+    target and by 0.002 for two wells, in one dimension, and by a third of that at half
+    of the length. There, one draw varies by 5 and by 3 nats. In steps ten times as long
+    states can leave the wells, and the bound is meaningless.
+
     **Arguments:**
 
     - `length`: $h$ times the rate of noise relative to the covariance of the prior,
