@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from correlated import model_of, two_speeds
+from heavy_tails import hidden_denoiser
 
 import eqmdm
 from eqmdm import nn
@@ -63,6 +64,29 @@ def test_bound_of_a_learned_diffusion_has_derivatives(key):
         leaves = jax.tree.leaves(part)
         assert all(np.isfinite(leaf).all() for leaf in leaves)
         assert any(np.any(leaf != 0) for leaf in leaves)
+
+
+def test_training_fits_the_mean_over_all_hidden_precisions(key):
+    # The derivative of a loss in a factor of E[x | z] is zero if that is its optimum.
+    nu, diffusion = 8.0, eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-5.0, 5.0))
+    exact, objective = hidden_denoiser(nu, 1.5), eqmdm.Objective()
+
+    def bound(factor, key, training):
+        denoiser = lambda log_snr, z: factor * exact(log_snr, z)
+        model = eqmdm.DenoiserModel(denoiser, diffusion)
+        model = eqmdm.StudentTModel(model, nu, hidden=True)
+        key_x, key_u, key = jr.split(key, 3)
+        x, keys = 1.5**0.5 * jr.normal(key_x, (200, 1)), jr.split(key, 200)
+        u = jr.uniform(key_u, (200,))
+        if training:
+            return objective.shared_bound(model, x, keys, u, 200)[0].total
+        one = lambda x, u, key: objective.bound(model, x, key, u)[0].total
+        return jnp.mean(jax.vmap(one)(x, u, keys))
+
+    slopes = jax.jit(jax.vmap(jax.grad(bound), (None, 0, None)), static_argnums=2)
+    keys, one = jr.split(key, 300), jnp.ones(())
+    assert within_standard_errors(slopes(one, keys, True), 0.0)
+    assert not within_standard_errors(slopes(one, keys, False), 0.0)
 
 
 @pytest.mark.slow

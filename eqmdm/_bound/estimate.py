@@ -92,6 +92,7 @@ def compute_shared_elbo(
     *,
     keys: Key[Array, " examples"],
     conditions: PyTree = None,
+    training: bool = False,
 ) -> Elbo:
     """The mean bound over a batch, with terms estimated on parts of the batch.
 
@@ -99,7 +100,8 @@ def compute_shared_elbo(
     the last `len(u)`, and the other terms all examples. Each term is unbiased for a
     batch in random order. The network is evaluated once, on the states of both parts
     together, which is one evaluation per example if the parts are disjoint.
-    `conditions` are those of a conditional model, one for each example.
+    `conditions` are those of a conditional model, one for each example; `training` is
+    whether the precisions of Student-t noise are those of a training loss.
     """
     if not isinstance(model.diffusion, AbstractLinearDiffusion):
         return compute_simulated_elbo(
@@ -115,7 +117,7 @@ def compute_shared_elbo(
         )
     diffusion, n_start, n_path = model.linear_diffusion, n_reconstruction, len(u)
     check_data_shape(diffusion, x.shape[1:])
-    draw = lambda key: draw_precision(model, key=key, dtype=x.dtype)
+    draw = lambda key: draw_precision(model, key=key, dtype=x.dtype, training=training)
     precisions = jax.vmap(draw)(keys)
     examples = conditions, precisions
     given = lambda example: example_model(model, *example)

@@ -59,10 +59,11 @@ class StudentTModel(AbstractModel):
       given $\kappa$ such a network is one that ignores it, so every bound stays valid,
       though it is not tight even for the best network. Deterministic samplers of the
       sufficient statistic do not depend on $\kappa$ after their start, and have the
-      right law for the denoiser $\mathrm{E}[x \mid z]$ over all $\kappa$. The bound
-      weights the error of an example by its $\kappa$, and is largest for another one,
-      $\mathrm{E}[\kappa x \mid z] / \mathrm{E}[\kappa \mid z]$: samples of a network
-      that is trained on it have tails that are too heavy.
+      right law for the denoiser $\mathrm{E}[x \mid z]$ over all $\kappa$. That is what
+      training fits, with the same weight for every $\kappa$. The bound, which weights
+      the error of an example by its $\kappa$, is largest for another denoiser,
+      $\mathrm{E}[\kappa x \mid z] / \mathrm{E}[\kappa \mid z]$, whose samples have
+      tails that are too heavy.
 
     The bound is that of the mean over $\kappa$ of $\log p(x \mid \kappa)$, which is a
     bound on $\log p(x)$, the mixture.
@@ -169,9 +170,16 @@ class StudentTModel(AbstractModel):
 
     def draw_precision(self, *, key: PRNGKey, dtype: DTypeLike) -> Scalar:
         r"""A draw of $\kappa$."""
-        precision = jr.gamma(key, self.nu / 2, (), dtype) / (self.nu / 2)
-        # For the smallest `nu` it may underflow.
-        return jnp.maximum(precision, jnp.finfo(dtype).tiny ** 0.5)
+        return self._draw_gamma(self.nu / 2, key, dtype)
+
+    def draw_training_precision(self, *, key: PRNGKey, dtype: DTypeLike) -> Scalar:
+        r"""A draw of $\kappa$ for a training loss.
+
+        If it is hidden, its density is proportional to $p(\kappa) / \kappa$, so that
+        the loss, whose weight is $\kappa$, counts all precisions alike.
+        """
+        shape = self.nu / 2 - 1 if self.hidden else self.nu / 2
+        return self._draw_gamma(shape, key, dtype)
 
     def given_precision(self, precision: Any) -> AbstractModel:
         r"""The model of an example whose precision is known, under an
@@ -205,6 +213,11 @@ class StudentTModel(AbstractModel):
 
     def data_estimate(self, kernel: PerturbationKernel, y: State) -> Data:
         raise self._not_given()
+
+    def _draw_gamma(self, shape: float, key: PRNGKey, dtype: DTypeLike) -> Scalar:
+        precision = jr.gamma(key, shape, (), dtype) / (self.nu / 2)
+        # For the smallest shapes it may underflow.
+        return jnp.maximum(precision, jnp.finfo(dtype).tiny ** 0.5)
 
     def _like(self, model: AbstractModel) -> "StudentTModel":
         return StudentTModel(model, self.nu, hidden=self.hidden)
@@ -272,13 +285,14 @@ def told_shift(nu: float, *, hidden: bool) -> float:
 
 
 def draw_precision(
-    model: AbstractModel, *, key: PRNGKey, dtype: DTypeLike
+    model: AbstractModel, *, key: PRNGKey, dtype: DTypeLike, training: bool = False
 ) -> Scalar | None:
     """A draw of the precision of an example of Student-t noise, whose other draws are
     split from `key`; `None` for a model of normal noise."""
     if not isinstance(model, StudentTModel):
         return None
-    return model.draw_precision(key=jr.fold_in(key, _PRECISION), dtype=dtype)
+    draw = model.draw_training_precision if training else model.draw_precision
+    return draw(key=jr.fold_in(key, _PRECISION), dtype=dtype)
 
 
 def example_model(

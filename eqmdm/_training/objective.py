@@ -160,8 +160,12 @@ class Objective(eqx.Module):
         conditions: PyTree = None,
         check: bool = True,
     ) -> tuple[Elbo, Terms]:
-        """The mean bound and encoding terms over a batch, with the terms of the bound
-        estimated on parts of the batch."""
+        """The mean bound and encoding terms over a batch of a training, with the terms
+        of the bound estimated on parts of the batch.
+
+        Hidden precisions are drawn as for a training: see
+        `StudentTModel.draw_training_precision`.
+        """
         key_encode, key_bound = jnp.moveaxis(jax.vmap(jr.split)(keys), 1, 0)
         encode = lambda example, key: self._encode(example, key, u.dtype, check)
         x, added = jax.vmap(encode)(examples, key_encode)
@@ -174,6 +178,7 @@ class Objective(eqx.Module):
             *parts,
             keys=key_bound,
             conditions=conditions,
+            training=True,
         )
         return bound, jax.tree.map(jnp.mean, added)
 
