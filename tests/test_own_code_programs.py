@@ -57,6 +57,14 @@ def diffusion(interval=None, schedule=None):
     )
 
 
+def target(interval=None):
+    target = eqmdm.LogisticTarget()
+    simulation = eqmdm.Simulation(4)
+    return eqmdm.TargetDiffusion(
+        [[0.0]], [[0.5]], target, interval=interval, simulation=simulation
+    )
+
+
 number = 3
 nothing = lambda interval=None: 3
 no_parameters = lambda shape, n_vars, *, key: (lambda t, y: y)
@@ -115,6 +123,22 @@ def test_run_with_own_code_goes_through_the_programs_that_trust_it(run):
     arguments = ["run", "--trust-code", "--n-samples=3", "--steps=3"]
     sample.run(parse(SampleOptions, arguments))
     assert (run / "samples-dpm-3" / "samples.npz").exists()
+
+
+@pytest.mark.slow
+def test_process_that_is_not_linear_goes_through_the_programs(directory):
+    own = [OWN[0], "--diffusion=own_models:target", "--score=free"]
+    _train(*own, "--form=local", "--run-dir=run-target")
+    run = directory / "run-target"
+    assert (run / "test_bound.json").exists() and (run / "samples.png").exists()
+    for route in ("elbo", "augmented"):
+        arguments = ["run-target", "--trust-code", "--examples=3", f"--route={route}"]
+        evaluate.run(parse(EvaluateOptions, arguments))
+    arguments = ["run-target", "--trust-code", "--n-samples=3", "--steps=3"]
+    sample.run(parse(SampleOptions, [*arguments, "--solver=shark"]))
+    assert (run / "samples-shark-3" / "samples.npz").exists()
+    options = parse(SampleOptions, arguments)
+    assert "must be linear" in error_of(sample.run, options)
 
 
 def test_own_network_gets_its_condition(directory):
