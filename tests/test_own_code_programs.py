@@ -137,8 +137,13 @@ def test_process_that_is_not_linear_goes_through_the_programs(directory):
     arguments = ["run-target", "--trust-code", "--n-samples=3", "--steps=3"]
     sample.run(parse(SampleOptions, [*arguments, "--solver=shark"]))
     assert (run / "samples-shark-3" / "samples.npz").exists()
-    options = parse(SampleOptions, arguments)
-    assert "must be linear" in error_of(sample.run, options)
+    for wrong, message in (
+        ([], "--solver must be one of Diffrax's.*got dpm. Try --solver shark"),
+        (["--solver=shark", "--clock=log_snr"], "--clock must be time for this run"),
+        (["--solver=shark", "--grid=rho"], "--grid must be default or uniform or"),
+    ):
+        error = error_of(sample.run, parse(SampleOptions, [*arguments, *wrong]))
+        assert re.search(message, error)
 
 
 def test_own_network_gets_its_condition(directory):

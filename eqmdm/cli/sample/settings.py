@@ -45,6 +45,8 @@ def check_run(options: SampleOptions, trained: TrainedRun) -> None:
             "`solver` must not need a denoiser for this run, whose score is free; "
             f"got {options.solver}. Use dpm, which suits any score."
         )
+    if not isinstance(trained.model.diffusion, eqmdm.AbstractLinearDiffusion):
+        _check_nonlinear(options, trained)
     if options.clock != "time":
         check_clock(options.clock, trained)
     if options.condition is not None:
@@ -63,6 +65,25 @@ def check_run(options: SampleOptions, trained: TrainedRun) -> None:
             "`guidance_interval` must come with a `guidance` other than 1; got "
             f"{options.guidance_interval}."
         )
+
+
+def _check_nonlinear(options: SampleOptions, trained: TrainedRun) -> None:
+    is_not = f"this run, whose {trained.options.diffusion} is not linear"
+    if find_method(options.solver).process is None:
+        raise ValueError(
+            f"`solver` must be one of Diffrax's for {is_not}; got {options.solver}. "
+            "Try --solver shark."
+        )
+    for name, suits in (
+        ("clock", ("time",)),
+        ("grid", ("default", "uniform", "quadratic")),
+    ):
+        value = getattr(options, name)
+        if value not in suits:
+            raise ValueError(
+                f"`{name}` must be {' or '.join(suits)} for {is_not}, so that there is "
+                f"no log-SNR; got {value}."
+            )
 
 
 def given_condition(options: SampleOptions, trained: TrainedRun) -> np.ndarray | None:
