@@ -83,6 +83,15 @@ def model_of(
     )
 
 
+_HEADING = """# Tails of samples with normal and with Student-t noise
+
+Points of a multivariate t law in the plane; the share of sampled coordinates beyond
+quantiles of the true law, with its standard error over samples, the largest absolute
+value, and the bound on held-out points less the true log-density. Made by `python
+benchmarks/heavy_tails.py --output FILE --table FILE`; settings and versions are in
+[heavy_tails.json](heavy_tails.json).
+
+"""
 PROCESSES = "normal", "Student t, shown", "Student t, hidden"
 
 
@@ -128,7 +137,7 @@ def measure(settings: Settings, process: str, seed: int) -> dict[str, Any]:
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """The rows as Markdown, with a heading."""
     heads = [f"beyond {share:.1%}" for share in SHARES]
     head = ["noise", "seed", *heads, "largest", "bound less log-density, nats"]
     lines = [head, ["---"] * len(head)]
@@ -138,7 +147,8 @@ def as_table(rows: list[dict[str, Any]]) -> str:
         cells += [f"{row['largest']:.1f} (data {row['largest_of_data']:.1f})"]
         mean, error = row["gap"]
         lines.append([*cells, f"{mean:.4f} ± {error:.4f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return _HEADING + table
 
 
 def main(settings: Settings) -> None:

@@ -142,7 +142,8 @@ def test_process_that_is_not_linear_goes_through_the_programs(directory):
         (["--solver=shark", "--clock=log_snr"], "--clock must be time for this run"),
         (["--solver=shark", "--grid=rho"], "--grid must be default or uniform or"),
     ):
-        error = error_of(sample.run, parse(SampleOptions, [*arguments, *wrong]))
+        wrong = [*arguments, "--overwrite", *wrong]
+        error = error_of(sample.run, parse(SampleOptions, wrong))
         assert re.search(message, error)
 
 
