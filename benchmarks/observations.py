@@ -13,7 +13,8 @@ Three parts, each a CSV file with a row for each method:
   means of 2x2 blocks, with noise. Against the image: the peak signal-to-noise ratio of
   the posterior mean, the continuous ranked probability score of a pixel, and how often
   the interval from the smallest to the largest of 19 samples covers a pixel, 90 % if
-  the posterior is right. All methods take the same steps and noise. Differences from
+  the posterior is right; also of samples that are rounded to levels and dequantised
+  anew, as the images are. All methods take the same steps and noise. Differences from
   moment matching are paired by image. Trains a network on digits, unless `--run` names
   a run; with a network trained by `--snr vector` the exact method takes part. The table
   is named after the data set.
@@ -253,6 +254,9 @@ def images(settings: Settings, trained: TrainedRun) -> list[dict[str, Any]]:
             )
             seconds = time.process_time() - clock
             scores = score(samples, np.asarray(x))
+            key_levels = jr.fold_in(key_x, n)
+            again = dequantised_anew(levels, samples, key_levels)
+            scores["level_coverage"] = coverage(again, np.asarray(x))
             by_image[task, name] = scores
             rows.append({"task": task, "method": name, **summary(scores, images=n)})
             rows[-1]["processor_seconds"] = seconds
@@ -344,14 +348,31 @@ def score(samples: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
     places = 2 * np.arange(1, m + 1) - m - 1
     spread = np.einsum("j,ijk->ik", places, ordered) / (m * (m - 1) / 2)
     crps = np.abs(flat - truth).mean(axis=1) - 0.5 * spread
-    inside = (flat.min(axis=1) <= truth[:, 0]) & (truth[:, 0] <= flat.max(axis=1))
-    inside = np.where(np.isfinite(flat).all(axis=1), inside, np.nan)
     return {
         # Pixels have a range of 2.
         "psnr": 10 * np.log10(4 / square),
         "crps": crps.mean(axis=1),
-        "coverage": inside.mean(axis=1),
+        "coverage": coverage(samples, x),
     }
+
+
+def coverage(samples: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The share of pixels of each image within the range of its samples."""
+    inside = (samples.min(axis=1) <= x) & (x <= samples.max(axis=1))
+    inside = np.where(np.isfinite(samples).all(axis=1), inside, np.nan)
+    return inside.reshape(len(x), -1).mean(axis=1)
+
+
+def dequantised_anew(levels: eqmdm.GreyLevels, samples: np.ndarray, key) -> np.ndarray:
+    """Samples whose noise within a level is that of the data.
+
+    Sampling ends with a posterior mean, which has less of it. On images that are mostly
+    of one level, that narrows the intervals of most pixels.
+    """
+    found = levels.decode(jnp.asarray(samples))
+    encode = lambda found, key: levels.encode(found, key=key, check=False)[0]
+    again = np.asarray(jax.vmap(encode)(found, jr.split(key, len(found))))
+    return np.where(np.isfinite(samples), again, np.nan)
 
 
 def summary(scores: Mapping[str, np.ndarray], images: int) -> dict[str, Any]:
