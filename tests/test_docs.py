@@ -109,6 +109,18 @@ def test_links_of_the_page_lead_to_files(name):
             assert path in pages or (ROOT / path).is_file(), target
 
 
+def test_links_and_commands_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)\)", text)
+    assert len(targets) > 20
+    assert [target for target in targets if not (ROOT / target).is_file()] == []
+    commands = re.findall(r"^ +python scripts/(\w+)\.py +(.*)$", text, re.M)
+    assert len(commands) > 4
+    for script, arguments in commands:
+        options = options_of(script.replace("_", "-"))
+        parse(options, shlex.split(arguments, comments=True))
+
+
 def test_navigation_has_every_page():
     check_navigation(all_pages())
     with pytest.raises(BuildError, match="differ in other.md"):

@@ -119,7 +119,8 @@ assert gap.value < 4 * gap.standard_error
 # ## Keep it, share it
 #
 # The run holds checkpoints, and [`eqmdm.load_run`][] reads the newest. It needs to know
-# the structure of your network, so give it a model of the same structure.
+# the structure of your network, so give it a model of the same structure. Runs of the
+# command line record theirs, and need no `like`.
 
 # %%
 fresh = eqmdm.nn.MLP((2,), 1, width=64, depth=3, key=jr.key(5))
@@ -129,8 +130,10 @@ again = eqmdm.sample(loaded, (2,), key=jr.key(2), n_samples=2000)
 print("the same samples:", bool(jnp.all(again == samples)))
 
 # %% [markdown]
-# To send it to somebody, write it as safetensors and JSON. Nothing in these files is
-# executed when they are loaded.
+# To send it to somebody, write it as safetensors and JSON, with a model card. The card has
+# the bound that was measured, if there is one in `run_dir`. Nothing in these files is
+# executed when they are loaded. [`eqmdm.load_pretrained`][] also takes `"org/name"`, of the
+# Hugging Face Hub.
 
 # %%
 eqmdm.save_pretrained(
