@@ -3,9 +3,11 @@
 import ast
 import base64
 import io
+import os
 import posixpath
 import re
 import shlex
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -47,8 +49,38 @@ every_source = pytest.mark.parametrize("name", SOURCES)
 # --- The pages -----------------------------------------------------------------------
 
 
+# Whose code takes about a minute of processor time together, in one process.
+QUICK = (
+    "contributing/add_a_data_kind.md",
+    "contributing/add_a_form.md",
+    "contributing/index.md",
+    "explanation/design.md",
+    "explanation/limits.md",
+    "explanation/process.md",
+    "explanation/score.md",
+    "how-to/installation.md",
+    "how-to/own_network.md",
+    "how-to/own_sampler.md",
+    "how-to/profile.md",
+    "index.md",
+)
+
+
+def test_code_of_the_quick_pages_runs():
+    # In a process of its own, because pages have neither the settings of JAX nor the
+    # type checks of these tests.
+    finished = subprocess.run(
+        [sys.executable, "-m", "toolchain.quick", *QUICK],
+        env=os.environ | {"PYTHONPATH": str(DOCS), "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert not finished.returncode, finished.stderr
+    assert finished.stdout.count("\n") == len(QUICK)
+
+
 @pytest.mark.slow
-@every_source
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in QUICK])
 def test_code_of_the_page_runs(name):
     assert (executed(SOURCES[name]) / "results.json").exists()
 
