@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from .execution import code_of
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 _TOOLS = ("cells.py", "execution.py", "pictures.py")
+_LOCK = threading.Lock()
 _VERSIONS = ("diffrax", "equinox", "jax", "lineax", "matplotlib", "numpy", "optax")
 
 
@@ -70,13 +72,21 @@ def remove_unused(sources: Iterable[Path]) -> None:
 
 def _key(source: Path) -> str:
     code = code_of(source)
-    digest = hashlib.sha256(_library_digest())
-    if "eqmdm.cli" in code or "scripts/" in code:
-        digest.update(_digest((ROOT / "eqmdm" / "cli").rglob("*.py")))
-    if "benchmarks/results" in code:
-        digest.update(_digest((ROOT / "benchmarks" / "results").rglob("*.*")))
+    # Pages are executed from several threads, in which Python 3.11 cannot use `ast` at
+    # the same time (CPython's issue 106905); and each digest is made once.
+    with _LOCK:
+        digest = hashlib.sha256(_library_digest())
+        if "eqmdm.cli" in code or "scripts/" in code:
+            digest.update(_tree_digest("eqmdm/cli", "*.py"))
+        if "benchmarks/results" in code:
+            digest.update(_tree_digest("benchmarks/results", "*.*"))
     digest.update(code.encode())
     return f"{source.stem}-{digest.hexdigest()[:16]}"
+
+
+@functools.cache
+def _tree_digest(folder: str, pattern: str) -> bytes:
+    return _digest((ROOT / folder).rglob(pattern))
 
 
 @functools.cache

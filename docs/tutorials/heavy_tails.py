@@ -374,10 +374,10 @@ for name, (process, form) in noise_models.items():
     print(f"         bound less log p(x): {gap} nats")
 
 # %% [markdown]
-# The process is not all that decides about tails. VPSDE is the normal process of the first table, with
-# a network that predicts noise instead of data and a solver of the SDE, and its samples reach
-# further. One seed cannot rank processes; it shows that all of them train, and at which
-# standard errors differences could be seen.
+# The process is not all that decides about tails. VPSDE is the normal process of the first table,
+# with a network that predicts noise instead of data and a solver of the SDE, and its samples reach
+# further. After the same steps those of the logistic process are further from the data. One seed
+# ranks nothing, but this is how to compare processes: the same points, and standard errors.
 #
 # ## A drift of your own
 #
