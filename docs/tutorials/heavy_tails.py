@@ -183,7 +183,7 @@ axes[0].set(ylabel="share beyond it", ylim=(1e-4, 1))
 #
 # has $\pi$ as its stationary law, whatever $\pi$ is. [`eqmdm.TargetDiffusion`][] takes $Q$, $D$
 # and a product law over the data coordinates, and uses it as the prior too.
-# [`eqmdm.simulate_path`][] runs it forward from data, here eight coordinates at -1 and at 1.
+# [`eqmdm.simulate_path`][] runs it forward from data, here from 5,000 coordinates at -1 and as many at 1.
 
 # %% alt="Paths from -1 and 1, which mix under a logistic law and cross the barrier of a double well"
 logistic = eqmdm.TargetDiffusion([[0.0]], [[1.0]], eqmdm.LogisticTarget())
@@ -193,8 +193,6 @@ double_well = eqmdm.TargetDiffusion(
     eqmdm.DoubleWellTarget(mode=1.0, barrier=2.0),
     simulation=eqmdm.Simulation(256),
 )
-
-
 starts = jnp.repeat(jnp.array([-1.0, 1.0]), 5000)
 
 
