@@ -300,7 +300,7 @@ for name, form in forms.items():
 # %% [markdown]
 # [`eqmdm.LocalScoreMatching`][], the default here, needs no derivative of the score: it takes the
 # last short step as a linear one, whose law is known. [`eqmdm.ImplicitScoreMatching`][] takes a
-# divergence instead. Its error is the smallest here because this score is close to that of the prior,
+# divergence instead. Its error is smaller here because this score is close to that of the prior,
 # and both forms look only at the difference.
 #
 # Samples and likelihoods need a drift and a score:
@@ -325,7 +325,8 @@ print(f"truth:   1.5,               {log_p[0]:.5f}")
 #
 # ## Train under a logistic process
 #
-# Training needs nothing new. A [`eqmdm.NoiseModel`][] predicts noise on the scale of a linear
+# Training needs nothing new. [`eqmdm.fit`][] chooses the form of the bound by the process, but an
+# [`eqmdm.Objective`][] of your own has to be given one, since its default needs kernels. A [`eqmdm.NoiseModel`][] predicts noise on the scale of a linear
 # *reference* process of about the same noise; neither the law of the states nor the bound depends
 # on it in expectation. The data are the heavy-tailed points again, and beside the logistic process
 # is VPSDE, with the same network.
