@@ -145,3 +145,12 @@ def test_training_runs_and_its_run_loads(tmp_path, key):
     t = jnp.asarray(0.5, jnp.float32)
     assert jnp.array_equal(loaded.score(t, y), trained.score(t, y))
     assert not jnp.array_equal(model.score(t, y), trained.score(t, y))
+    # An objective has the form that suits the process.
+    losses = [
+        eqmdm.evaluate(trained, x[:8], objective, key=key).loss
+        for objective in (
+            eqmdm.Objective(),
+            eqmdm.Objective(form=eqmdm.LocalScoreMatching()),
+        )
+    ]
+    np.testing.assert_array_equal(*losses)

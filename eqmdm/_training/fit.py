@@ -13,7 +13,6 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from .._bound.estimate import default_form
 from .._core.checks import as_examples, check_count
 from .._core.sharding import device_mesh, distribute
 from .._core.types import PRNGKey
@@ -166,16 +165,15 @@ def _objective(
                 f"has its own; got {drop_condition}."
             )
         return given
-    form, basis = default_form(model), basis_of(model)
+    basis = basis_of(model)
     in_basis: dict[str, Any] = {}
     if basis is not None:
         in_basis = {"basis": basis, "snr_vectors": SNRVectors()}
     if not isinstance(data, Dataset):
-        return Objective(form=form, drop_condition=drop_condition, **in_basis)
+        return Objective(drop_condition=drop_condition, **in_basis)
     grey_levels = None if data.n_levels is None else GreyLevels(data.n_levels)
     scale = data.standardisation
     return Objective(
-        form=form,
         levels=grey_levels,
         flip=data.flip,
         drop_condition=drop_condition,

@@ -17,6 +17,7 @@ from .._bound.estimate import (
     compute_elbo,
     compute_shared_elbo,
     default_decoder,
+    default_form,
     default_time_sampler,
 )
 from .._bound.forms import AbstractForm, LowVariance
@@ -69,7 +70,7 @@ class Objective(eqx.Module):
     twice, and coefficients in a basis have no levels.
     """
 
-    form: AbstractForm
+    form: AbstractForm | None
     decoder: AbstractDecoder
     time_sampler: AbstractTimeSampler | None
     levels: GreyLevels | None
@@ -93,9 +94,11 @@ class Objective(eqx.Module):
         basis: AbstractBasis | None = None,
         snr_vectors: SNRVectors | None = None,
     ):
-        self.form = LowVariance() if form is None else form
+        self.form = form
+        # All forms that are defaults, which depends on the model, have one decoder.
+        known = LowVariance() if form is None else form
         if decoder is None:
-            decoder = default_decoder(self.form)
+            decoder = default_decoder(known)
             if levels is not None and not levels.gives_density:
                 decoder = DiscreteDecoder(levels)
         self.decoder = decoder
@@ -116,7 +119,7 @@ class Objective(eqx.Module):
             )
         self.basis = basis
         self.snr_vectors = snr_vectors
-        check_decoder(self.form, self.decoder)
+        check_decoder(known, self.decoder)
         _check_levels(self.decoder, levels, basis)
 
     @property
@@ -196,7 +199,8 @@ class Objective(eqx.Module):
     ) -> tuple[AbstractForm, AbstractDecoder, AbstractTimeSampler]:
         times = self.time_sampler
         times = default_time_sampler(model) if times is None else times
-        return self.form, self.decoder, times
+        form = default_form(model) if self.form is None else self.form
+        return form, self.decoder, times
 
     def vector_loss(
         self,
