@@ -93,10 +93,13 @@ def denoisers(settings: Settings, shape: tuple[int, ...]) -> Models:
     made = lambda process: eqmdm.DenoiserModel.for_data(
         network(settings, shape, 1), process, data
     )
+    student = eqmdm.StudentTModel.for_data(
+        network(settings, shape, 1), vpsde, data, 4.0
+    )
     return {
         "VPSDE": (made(vpsde), None),
         "CLD": (made(eqmdm.CLD()), None),
-        "Student t, shown": (eqmdm.StudentTModel(made(vpsde), 4.0), None),
+        "Student t, shown": (student, None),
         "VPSDE, told the vector": (eqmdm.DenoiserModel(vector, vpsde), None),
         "by scale": (eqmdm.DenoiserModel(vector, bands), None),
     }

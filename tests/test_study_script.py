@@ -260,6 +260,23 @@ def test_training_has_a_marked_point_for_each_validation(tmp_path, figures):
     assert axes.get_ylabel() == "negative bound (nats)"
 
 
+def test_process_without_log_snrs_has_a_row_too(tmp_path, monkeypatch):
+    report = {"step": 4, "log_snr_range": None, "terms": {}}
+    report |= {"evaluations_per_example": 1.0}
+    values = np.array([1.0, 2.0]), "bits/dim"
+    for name, found in (
+        ("is_evaluated", True),
+        ("_report", report),
+        ("_values", values),
+    ):
+        monkeypatch.setattr(tables, name, lambda *_, found=found: found)
+    rows = tables.read(_read(tmp_path), tmp_path)
+    assert len(rows) == 4
+    assert rows[0]["value"] == 1.5 and rows[0]["log_snr_low"] is None
+    tables.write(tmp_path / "cells.csv", rows)
+    assert tables.read_table(tmp_path / "cells.csv")[0]["value"] == 1.5
+
+
 def test_tables_are_read_as_they_were_written(tmp_path):
     rows = [_summary(difference=None, difference_error=float("nan"))]
     tables.write(tmp_path / "summary.csv", rows)

@@ -57,7 +57,7 @@ def excess(diffusion: Any, times: jax.Array) -> np.ndarray:
 
 def main(settings: Settings) -> None:
     figure, panels = plt.subplots(
-        1, 2, figsize=(9, 4.2), sharex=True, sharey=True, layout="constrained"
+        1, 2, figsize=(9, 4.2), sharex=True, layout="constrained"
     )
     for axes, name in zip(panels, ("fixed", "learned"), strict=True):
         seeds = sorted((settings.runs / f"by-scale-{name}").glob("seed-*"))

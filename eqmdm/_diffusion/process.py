@@ -83,8 +83,8 @@ def no_kernels(process: AbstractProcess, asked: str = "this") -> TypeError:
     """The error for a process that is not linear where kernels are required."""
     return TypeError(
         f"`diffusion` must be linear, because {asked} needs Gaussian transition "
-        f"kernels, which {type(process).__name__} does not have. Its model is a `NoiseModel` or a "
-        "`FunctionModel`, its bounds are `ImplicitScoreMatching` and "
+        f"kernels, which {type(process).__name__} does not have. Its model is a "
+        "`NoiseModel` or a `FunctionModel`, its bounds are `ImplicitScoreMatching` and "
         "`LocalScoreMatching`, its samplers `DiffraxSampler`s on the default clock and "
         "a grid in time, and its likelihood the `AugmentedRoute`."
     )

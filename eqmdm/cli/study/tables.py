@@ -77,6 +77,8 @@ def read(study: Study, root: Path) -> list[Row]:
             report = _report(directory, name)
             values, unit = _values(directory, name)
             finite = values[np.isfinite(values)]
+            # A process without kernels has no log-SNR.
+            low, high = report["log_snr_range"] or (None, None)
             rows.append(
                 {
                     "grid": cell.grid,
@@ -89,8 +91,8 @@ def read(study: Study, root: Path) -> list[Row]:
                     "examples": len(values),
                     "not_converged": len(values) - len(finite),
                     "steps": report["step"],
-                    "log_snr_low": report["log_snr_range"][0],
-                    "log_snr_high": report["log_snr_range"][1],
+                    "log_snr_low": low,
+                    "log_snr_high": high,
                     "evaluations_per_example": report["evaluations_per_example"],
                 }
                 | {
