@@ -58,6 +58,12 @@ def pytest_addoption(parser):
         metavar="FILE",
         help="where test_data_kinds.py writes what it finds",
     )
+    parser.addoption(
+        "--process-table",
+        type=Path,
+        metavar="FILE",
+        help="where test_processes.py writes what it finds",
+    )
 
 
 @pytest.fixture
