@@ -10,7 +10,7 @@ import pytest
 from correlated import model_of, two_speeds
 
 import eqmdm
-from helpers import tree_allclose
+from helpers import slow, tree_allclose
 
 
 # --- Kernels -------------------------------------------------------------------------
@@ -137,7 +137,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", ["low-variance", *map(slow, list(FORMS)[1:])])
 def test_bounds_of_equal_bands_are_those_of_the_shared_diffusion(name, key):
     shared = eqmdm.ALDA()
     banded = eqmdm.BandedDiffusion([shared, shared], [1, 0, 1])
@@ -161,7 +161,7 @@ def test_bounds_of_equal_bands_are_those_of_the_shared_diffusion(name, key):
 
 
 @pytest.mark.parametrize(
-    "clock", [None, eqmdm.LogSNRClock()], ids=["own-time", "log-snr"]
+    "clock", [None, slow(eqmdm.LogSNRClock())], ids=["own-time", "log-snr"]
 )
 def test_likelihoods_of_equal_bands_are_those_of_the_shared_diffusion(clock, key):
     shared = eqmdm.CLD(interval=eqmdm.TimeInterval(1e-3, 1.0))

@@ -171,7 +171,11 @@ def test_unet_in_bfloat16_has_bfloat16_convolutions_only(key):
 
 
 @pytest.mark.parametrize(
-    "attention_sides", [pytest.param((), id="middle"), pytest.param((8,), id="level")]
+    "attention_sides",
+    [
+        pytest.param((), id="middle"),
+        pytest.param((8,), id="level", marks=pytest.mark.slow),
+    ],
 )
 def test_rematerialised_unet_has_the_values_and_gradients_of_the_plain_one(
     attention_sides, key

@@ -13,7 +13,7 @@ from small_networks import perturbed
 
 import eqmdm
 from eqmdm import nn
-from helpers import tree_allclose
+from helpers import slow, tree_allclose
 
 
 RANGE = (-9.0, 13.0)
@@ -159,7 +159,7 @@ def test_permuting_pixels_permutes_the_estimate(key):
     assert tree_allclose(permuted, denoiser(log_snr, z)[order], **ROUNDING)
 
 
-@pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD, eqmdm.MALDA])
+@pytest.mark.parametrize("cls", [slow(eqmdm.VPSDE), eqmdm.CLD, slow(eqmdm.MALDA)])
 def test_serves_diffusions_of_any_number_of_variables(cls, key):
     basis = eqmdm.PixelBasis((3,))
     diffusion = cls(interval=eqmdm.LogSNRInterval(-8.0, 12.0))
@@ -203,6 +203,11 @@ IMAGE_BASES = [
     pytest.param(eqmdm.CosineBasis((6, 4, 1)), id="cosine"),
     pytest.param(random_rotation((4, 3, 1)), id="rotation"),
 ]
+# The same, of which the others than Haar's are slow.
+ONE_QUICK = [
+    p if p.id == "haar" else pytest.param(*p.values, id=p.id, marks=pytest.mark.slow)
+    for p in IMAGE_BASES
+]
 
 
 @pytest.mark.parametrize("make", NETWORKS)
@@ -224,7 +229,7 @@ def test_every_noise_level_reaches_the_network(make, basis, key):
 
 
 @pytest.mark.parametrize("make", NETWORKS)
-@pytest.mark.parametrize("basis", IMAGE_BASES)
+@pytest.mark.parametrize("basis", ONE_QUICK)
 def test_a_new_network_ignores_the_noise_levels(make, basis, key):
     network = make(basis, key)
     names = ("conv_out", "linear_out")
