@@ -89,6 +89,19 @@ def test_training_fits_the_mean_over_all_hidden_precisions(key):
     assert not within_standard_errors(slopes(one, keys, False), 0.0)
 
 
+def test_only_precisions_that_weight_a_loss_are_drawn_otherwise_for_training(key):
+    diffusion = eqmdm.VPSDE()
+    denoiser = eqmdm.DenoiserModel(lambda log_snr, z: z, diffusion)
+    noise = eqmdm.NoiseModel(lambda t, y: y, diffusion)
+    differ = []
+    for model, hidden in ((denoiser, False), (denoiser, True), (noise, True)):
+        model = eqmdm.StudentTModel(model, 6.0, hidden=hidden)
+        draws = model.draw_precision, model.draw_training_precision
+        reported, trained = (draw(key=key, dtype=jnp.float64) for draw in draws)
+        differ.append(bool(reported != trained))
+    assert differ == [False, True, False]
+
+
 @pytest.mark.slow
 def test_bands_that_are_equal_give_the_bound_of_one(key):
     band, _ = two_speeds(eqmdm.CLD)

@@ -60,10 +60,10 @@ class StudentTModel(AbstractModel):
       though it is not tight even for the best network. Deterministic samplers of the
       sufficient statistic do not depend on $\kappa$ after their start, and have the
       right law for the denoiser $\mathrm{E}[x \mid z]$ over all $\kappa$. That is what
-      training fits, with the same weight for every $\kappa$. The bound, which weights
-      the error of an example by its $\kappa$, is largest for another denoiser,
-      $\mathrm{E}[\kappa x \mid z] / \mathrm{E}[\kappa \mid z]$, whose samples have
-      tails that are too heavy.
+      training fits a denoiser to, with the same weight for every $\kappa$. The bound,
+      which weights the error of an example by its $\kappa$, is largest for another
+      denoiser, $\mathrm{E}[\kappa x \mid z] / \mathrm{E}[\kappa \mid z]$, whose
+      samples have tails that are too heavy.
 
     The bound is that of the mean over $\kappa$ of $\log p(x \mid \kappa)$, which is a
     bound on $\log p(x)$, the mixture.
@@ -175,10 +175,12 @@ class StudentTModel(AbstractModel):
     def draw_training_precision(self, *, key: PRNGKey, dtype: DTypeLike) -> Scalar:
         r"""A draw of $\kappa$ for a training loss.
 
-        If it is hidden, its density is proportional to $p(\kappa) / \kappa$, so that
-        the loss, whose weight is $\kappa$, counts all precisions alike.
+        If it is hidden from a denoiser, its density is proportional to $p(\kappa) /
+        \kappa$, so that the loss, whose weight is $\kappa$, counts all precisions
+        alike. The weight of an error of the predicted noise does not depend on it.
         """
-        shape = self.nu / 2 - 1 if self.hidden else self.nu / 2
+        weighted = self.hidden and isinstance(self.model, DenoiserModel)
+        shape = self.nu / 2 - 1 if weighted else self.nu / 2
         return self._draw_gamma(shape, key, dtype)
 
     def given_precision(self, precision: Any) -> AbstractModel:
