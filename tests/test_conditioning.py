@@ -332,6 +332,7 @@ def test_likelihood_ends_in_a_prior_about_the_estimate(route, key):
     assert abs(float(actual.log_likelihood) - expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_bound_given_an_observation_has_a_prior_about_the_estimate(key):
     diffusion = eqmdm.CLD(interval=eqmdm.LogSNRInterval(-3.0, 13.0))
     model = normal_model(diffusion)

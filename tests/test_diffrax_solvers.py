@@ -84,7 +84,7 @@ ODE_SOLVERS = {
 WITHOUT_NOISE = "not marked by Diffrax as a solver of SDEs"
 UNDAMPED = "unstable with noise: its second state is not damped"
 # The solvers of each kind that are tested in every run, not only in slow ones.
-QUICK = {"SEA", "Tsit5", "Kvaerno3"}
+QUICK = {"Tsit5", "Kvaerno3"}
 
 
 def most_are_slow(names):

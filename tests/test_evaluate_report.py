@@ -219,6 +219,7 @@ def test_all_routes_are_evaluated_and_compared(points, tmp_path, capsys):
         assert path.stat().st_mtime_ns == tables[route]
 
 
+@pytest.mark.slow
 def test_all_routes_go_on_where_they_were_stopped(points, tmp_path, monkeypatch):
     arguments = "--route=all", "--examples=8", "--batch-size=4", *COARSE
     arguments += (f"--output-dir={tmp_path / 'stopped'}",)

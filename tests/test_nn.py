@@ -15,6 +15,7 @@ from eqmdm.nn._image_layers import Attention, Conv, ResidualBlock
 from helpers import tree_allclose
 
 
+@pytest.mark.slow
 def test_unet_of_series_is_that_of_images_one_pixel_wide(key):
     options = {"width": 4, "multipliers": (1,), "n_blocks": 1}
     of_series = perturbed(nn.UNet((7, 2), 3, **options, key=key), key)
@@ -35,6 +36,7 @@ def test_unet_of_series_is_that_of_images_one_pixel_wide(key):
     assert tree_allclose(series, images, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_unet_of_series_commutes_with_shifts_of_whole_levels_inside(key):
     # Far from its ends a convolutional network sees only differences of position.
     options = {"width": 4, "multipliers": (1, 2), "n_blocks": 1}

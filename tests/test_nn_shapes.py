@@ -109,6 +109,7 @@ def test_unet_of_patches_is_told_the_noise_levels_of_its_patches(key):
     assert jnp.all(change[:4, :4, 0, :4, :4, 0] != 0)
 
 
+@pytest.mark.slow
 def test_bound_of_a_padded_size_is_that_of_its_pixels(key):
     # An untrained U-Net returns zero, and its denoiser is then the exact one of normal
     # data: the bound is the closed form, to the Monte Carlo error that it says.

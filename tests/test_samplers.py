@@ -225,6 +225,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 def test_all_kinds_of_models_lead_to_the_same_samples(key):
     diffusion = eqmdm.CLD(interval=eqmdm.TimeInterval(0.05, 1.0))
     times = QuadraticGrid()(diffusion, 6)

@@ -66,6 +66,7 @@ def test_bound_of_a_learned_diffusion_has_derivatives(key):
         assert any(np.any(leaf != 0) for leaf in leaves)
 
 
+@pytest.mark.slow
 def test_training_fits_the_mean_over_all_hidden_precisions(key):
     # The derivative of a loss in a factor of E[x | z] is zero if that is its optimum.
     nu, diffusion = 8.0, eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(-5.0, 5.0))
