@@ -6,7 +6,7 @@ Times `eqmdm.train_step` under each process with the same U-Net, but for its num
 variables, interleaved in one run, in units of VPSDE: noise models relative to a noise
 model, denoisers relative to a denoiser. Prints the median of the ratios of neighbours,
 in processor seconds, with their quartiles. Processes that are not linear are simulated,
-which costs the same whatever the network, so their ratio falls with its size.
+at a cost that grows with the image but not with the network.
 """
 
 import dataclasses

@@ -98,7 +98,7 @@ def test_what_needs_kernels_refuses_by_name(key):
     with pytest.raises(TypeError, match="`transition` needs Gaussian transition"):
         process.transition(t, t)
     with pytest.raises(TypeError, match="`diffusion` must be linear"):
-        eqmdm.DenoiserModel(lambda log_snr, z: z, process)  # pyright: ignore
+        eqmdm.DenoiserModel(lambda log_snr, z: z, process)  # pyright: ignore[reportArgumentType]
     model, x = model_of(process), jnp.ones(2)
     samplers = [
         eqmdm.DPMSolver(),

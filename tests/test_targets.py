@@ -133,9 +133,9 @@ def test_wrong_arguments_of_targets_raise():
 def test_target_of_another_type_raises():
     normal = eqmdm.Gaussian(jnp.eye(1))
     with pytest.raises(TypeError, match="`target` must be an `eqmdm.AbstractTarget`"):
-        eqmdm.TargetDiffusion([[0.0]], [[1.0]], normal)  # pyright: ignore
+        eqmdm.TargetDiffusion([[0.0]], [[1.0]], normal)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="`parts` must be an `eqmdm.AbstractTarget`"):
-        eqmdm.ProductTarget([normal])  # pyright: ignore
+        eqmdm.ProductTarget([normal])  # pyright: ignore[reportArgumentType]
 
 
 class _Cauchy(eqmdm.AbstractTarget):
