@@ -68,6 +68,11 @@ ENVIRONMENTS_BY_NAME = {
         ),
     ),
     "diffusers": Environment("3.11", (("torch==2.13.0",), ("diffusers", "numpy"))),
+    # Without its dependency on torchvision, whose builds need another torch.
+    "torch-fidelity": Environment(
+        "3.11",
+        (("torch==2.13.0", "numpy"), ("--no-deps", "torch-fidelity==0.4.0")),
+    ),
 }
 
 

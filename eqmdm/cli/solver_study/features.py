@@ -1,6 +1,7 @@
 """The features of images for the Fréchet distance."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +9,20 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from ..._core.own import find_own, is_own
 from ..train_classifier import classifier
+from .inception import Inception
+from .inception_file import check_not_pickled, is_safetensors, load_inception
 
 
 # The number of images that a user's function gets at once.
 _BATCH = 250
+# The number at once in the Inception network, whose largest layer has 8 MB for each.
+_INCEPTION_BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,12 @@ def find_features(given: str | None, dataset: Any) -> Features | None:
             print("no Fréchet distance: the image files have no labels")
             return None
         given = str(_trained(dataset))
-    return _of_classifier(Path(given), dataset)
+    path = Path(given)
+    if path.is_file():
+        if is_safetensors(path):
+            return _of_inception(path, dataset)
+        check_not_pickled(path)
+    return _of_classifier(path, dataset)
 
 
 def _trained(dataset: Any) -> Path:
@@ -78,13 +89,46 @@ def _of_classifier(path: Path, dataset: Any) -> Features:
         f"{facts['standard_error']:.4f} on {facts['examples']} images"
     )
     batched = eqx.filter_jit(jax.vmap(lambda image: model.features(image)))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = _digest(path)
     accuracy = {"accuracy": facts["accuracy"], "examples": facts["examples"]}
     accuracy |= {"standard_error": facts["standard_error"]}
     return Features(
         lambda images: classifier.in_batches(batched, images),
         {"features": f"classifier {digest}", "features_accuracy": accuracy},
     )
+
+
+def _of_inception(path: Path, dataset: Any) -> Features:
+    n_channels = dataset.shape[-1]
+    if n_channels not in (1, 3):
+        raise ValueError(
+            "`features` must not be an Inception network for images that are neither "
+            f"grey nor in colour; those of {dataset.name} have {n_channels} channels. "
+            "Pass a classifier, or module:function with features of your own."
+        )
+    network = load_inception(path)
+    # The grey levels as those of an 8-bit image, to which the distance refers.
+    levels = np.arange(dataset.n_levels) * (255 / (dataset.n_levels - 1))
+    pixels = jnp.asarray(np.rint(levels).astype(np.uint8))
+
+    # The network is an argument, since a program would hold its constants in text.
+    @eqx.filter_jit
+    def features(network: Inception, images: jax.Array) -> jax.Array:
+        rgb = jnp.broadcast_to(pixels[images], (*images.shape[:-1], 3))
+        return jax.vmap(network)(rgb)
+
+    batched = functools.partial(features, network)
+    digest = _digest(path)
+    print(f"features: the Inception network in {path}, {digest}")
+    return Features(
+        lambda images: classifier.in_batches(batched, images, _INCEPTION_BATCH),
+        {"features": f"inception {digest}"},
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _of_function(given: str) -> Features:

@@ -57,9 +57,10 @@ class MeasureOptions:
         "runs/features-<dataset>.npz, trained first if it does not exist"
     )
     """The image features for the Fréchet distance: a file that `eqmdm train-classifier`
-    wrote; module:function, your own code, which is then run: a function from a batch of
-    images (n height width channels, grey levels) to features (n d), such as those of an
-    Inception network; or none, for no such distance."""
+    wrote; a safetensors file with the weights of the Inception network of the Fréchet
+    Inception distance, which is not included; module:function, your own code, which is
+    then run: a function from a batch of images (n height width channels, grey levels)
+    to features (n d); or none, for no such distance."""
     reference_samples: int = 64
     """For solvers without noise, the number of samples to compare with an accurate
     solution from the same starting points; 0 for none."""

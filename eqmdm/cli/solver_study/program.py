@@ -111,6 +111,8 @@ def _draw(
     if "features_accuracy" in settings:
         accuracy = settings["features_accuracy"]["accuracy"]
         caption += f". Features: a classifier of accuracy {accuracy:.3f}"
+    elif settings["features"].startswith("inception "):
+        caption += ". Features: an Inception network"
     path = options.directory / f"{PICTURE}.{options.picture_format}"
     picture.draw(
         path,

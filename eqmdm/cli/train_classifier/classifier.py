@@ -156,12 +156,12 @@ def held_out_accuracy(model: Classifier, dataset: Any) -> dict[str, Any]:
     return {"accuracy": accuracy, "standard_error": error, "examples": n}
 
 
-def in_batches(batched: Any, images: np.ndarray) -> np.ndarray:
+def in_batches(batched: Any, images: np.ndarray, size: int = _BATCH) -> np.ndarray:
     """The results of a compiled batch function for all images."""
     parts = []
-    for start in range(0, len(images), _BATCH):
+    for start in range(0, len(images), size):
         # The last batch is padded with its last image, to compile only once.
-        rows = np.minimum(np.arange(start, start + _BATCH), len(images) - 1)
+        rows = np.minimum(np.arange(start, start + size), len(images) - 1)
         parts.append(np.asarray(batched(jnp.asarray(images[rows]))))
     return np.concatenate(parts)[: len(images)]
 
