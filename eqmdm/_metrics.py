@@ -232,8 +232,9 @@ def frechet_distance(x: Samples, y: Samples, *, n_groups: int = 20) -> Estimate:
 
     The distance is biased upwards: for two sets of $n$ samples of the same law by
     $O(1 / n)$, and for $d$ independent normal features of variance $\sigma^2$ by about
-    $\sigma^2 d (d + 5) / 2 n$. Compare only at equal sizes, and with the distance of
-    another set of real data.
+    $\sigma^2 d (d + 5) / 2 n$ while $d < n$. With fewer samples than features it is
+    mostly bias, which the standard error does not include. Compare only at equal sizes,
+    and with the distance of another set of real data.
 
     **Arguments:**
 

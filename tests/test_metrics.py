@@ -72,6 +72,21 @@ def test_standard_error_between_sets_of_one_law_is_on_the_safe_side(distance):
     assert 1 < ratio < 1.3 * math.sqrt(2)
 
 
+@pytest.mark.parametrize("shift, scale", [(0.0, 1.0), (0.3, 1.3)])
+def test_standard_error_of_more_features_than_samples_is_on_the_safe_side(shift, scale):
+    # Singular covariances, as of thousands of features.
+    repeats = [
+        eqmdm.frechet_distance(
+            _normal(2 * i, 44, 60), shift + scale * _normal(2 * i + 1, 50, 60)
+        )
+        for i in range(60)
+    ]
+    values, errors = np.asarray(repeats).T
+    ratio = np.sqrt(np.mean(errors**2)) / values.std()
+    # As above. Here no statistic is linear in the samples, even between two laws.
+    assert 1 < ratio < 1.3 * math.sqrt(2)
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_sliced_wasserstein_of_points_on_a_line_is_the_closed_form(order, key):
     # In one dimension every direction is +-1.
