@@ -32,6 +32,7 @@ from toolchain.checks import faults  # noqa: E402
 from toolchain.execution import execute, page  # noqa: E402
 from toolchain.notebooks import notebook  # noqa: E402
 from toolchain.programs import options_of, program_pages  # noqa: E402
+from toolchain.quick import short_form  # noqa: E402
 from toolchain.reference import public_names, reference_pages  # noqa: E402
 from toolchain.site import (  # noqa: E402
     DOCS,
@@ -44,43 +45,57 @@ from toolchain.site import (  # noqa: E402
 
 SOURCES = {source.relative_to(DOCS).as_posix(): source for source in sources()}
 every_source = pytest.mark.parametrize("name", SOURCES)
+WITH_CODE = [
+    name
+    for name, source in SOURCES.items()
+    if any(cell.is_code for cell in read_cells(source))
+]
 
 
 # --- The pages -----------------------------------------------------------------------
 
 
-# Whose code takes about a minute of processor time together, in one process.
-QUICK = (
-    "contributing/add_a_data_kind.md",
-    "contributing/add_a_form.md",
-    "contributing/index.md",
-    "explanation/design.md",
-    "explanation/limits.md",
-    "explanation/process.md",
-    "explanation/score.md",
-    "how-to/installation.md",
-    "how-to/own_network.md",
-    "how-to/own_sampler.md",
-    "how-to/profile.md",
-    "index.md",
+# Even in their short form these take half a minute or more of a processor each.
+LONG = (
+    "tutorials/heavy_tails.py",
+    "tutorials/learn_a_diffusion.py",
+    "tutorials/nonlinear_targets.py",
+    "tutorials/solvers.py",
+    "tutorials/sufficient_statistic.py",
 )
+SHORT = [name for name in WITH_CODE if name not in LONG]
 
 
-def test_code_of_the_quick_pages_runs():
+def test_code_of_the_pages_runs_in_its_short_form():
     # In a process of its own, because pages have neither the settings of JAX nor the
     # type checks of these tests.
     finished = subprocess.run(
-        [sys.executable, "-m", "toolchain.quick", *QUICK],
+        [sys.executable, "-m", "toolchain.quick", *SHORT],
         env=os.environ | {"PYTHONPATH": str(DOCS), "MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
     )
     assert not finished.returncode, finished.stderr
-    assert finished.stdout.count("\n") == len(QUICK)
+    assert finished.stdout.count("\n") == len(SHORT)
+
+
+SHORTENED = {
+    "fit(x, steps=1000)": "fit(x, steps=20)",
+    "fit(x, steps=7, rate=1000)": "fit(x, steps=7, rate=1000)",
+    "n = 2000": "n = 100",
+    "std, n = 3000, 2000": "std, n = (3000, 100)",
+    "n = len(x)": "n = len(x)",
+    "assert error < 0.1": "pass",
+}
+
+
+@pytest.mark.parametrize("code", SHORTENED)
+def test_short_form_has_smaller_counts_and_asserts_nothing(code):
+    assert ast.unparse(short_form(ast.parse(code))) == SHORTENED[code]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SOURCES if name not in QUICK])
+@pytest.mark.parametrize("name", WITH_CODE)
 def test_code_of_the_page_runs(name):
     assert (executed(SOURCES[name]) / "results.json").exists()
 

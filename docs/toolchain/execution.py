@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ from .cells import Cell, read_cells
 INLINE = re.compile(r"\{\{ (.+?) \}\}")
 
 
-def execute(source: Path, directory: Path) -> None:
+def execute(
+    source: Path,
+    directory: Path,
+    *,
+    change: Callable[[ast.Module], ast.Module] = lambda tree: tree,
+) -> None:
     """Runs the cells of `source` in order, in one namespace, and writes the results to
-    `results.json` in `directory`, with the figures beside it.
+    `results.json` in `directory`, with the figures beside it. `change` may change the
+    syntax tree of each cell of code.
 
     The results are a list with an entry for each cell: of code, what it prints and the
     Markdown of its figures; of text, the values of its inline expressions.
@@ -40,7 +47,8 @@ def execute(source: Path, directory: Path) -> None:
         if not cell.is_code:
             results.append([str(eval(e, names)) for e in INLINE.findall(cell.text)])
             continue
-        printed, alt = _run(cell, names, source), cell.marks.get("alt")
+        printed = _run(cell, names, source, change)
+        alt = cell.marks.get("alt")
         figures = save_figures(directory, source.stem, alt, n_figures)
         n_figures += len(figures)
         results.append({"printed": printed, "figures": figures})
@@ -76,9 +84,14 @@ def code_of(source: Path) -> str:
     )
 
 
-def _run(cell: Cell, names: dict[str, Any], source: Path) -> str:
+def _run(
+    cell: Cell,
+    names: dict[str, Any],
+    source: Path,
+    change: Callable[[ast.Module], ast.Module],
+) -> str:
     """What a cell prints, or the message of the exception that it is to raise."""
-    tree = ast.parse(cell.text, filename=str(source))
+    tree = change(ast.parse(cell.text, filename=str(source)))
     ast.increment_lineno(tree, cell.line - 1)
     code = compile(tree, str(source), "exec")
     printed, expected = io.StringIO(), cell.marks.get("raises")
