@@ -1,31 +1,22 @@
-import csv
 import json
 import shutil
 
 import diffrax as dfx
-import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 from script_runs import (
-    DIGITS,
     POINTS,
     copy_run,
-    error_of,
     load_once,
     make_newer,
     make_run,
     single_precision,
 )
+from solver_studies import error, rows_of, study, use_known_samples
 
 import eqmdm
-from eqmdm.cli.parsing import parse
-from eqmdm.cli.solver_study import picture, program
-from eqmdm.cli.solver_study.comparison import SolverComparison
-from eqmdm.cli.solver_study.options import SolverStudyOptions
-from eqmdm.cli.solver_study.table import REAL_DATA, SolverTable
-from eqmdm.cli.train_classifier import classifier
+from eqmdm.cli.solver_study import program
 
 
 # The purposes of the keys.
@@ -52,24 +43,6 @@ def scripts():
         yield
 
 
-def _options(run, *arguments):
-    return parse(SolverStudyOptions, [str(run), *arguments])
-
-
-def _study(run, *arguments):
-    program.run(_options(run, *arguments))
-
-
-def _error(run, *arguments):
-    return error_of(program.run, _options(run, *arguments))
-
-
-def _rows(directory):
-    with (directory / "study.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return {(r["diffusion"], r["solver"], int(r["allowed"])): r for r in rows}
-
-
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     monkeypatch.setattr(program, "load_trained", load_once)
@@ -87,50 +60,14 @@ def free_run(tmp_path_factory):
     return copy_run(directory, *POINTS, "--score=free")
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
-
-
-@pytest.fixture(scope="module")
-def digits_trained(digits):
-    return load_once(digits, data_dir=None)
-
-
-class Sampler:
-    """Stands for `eqmdm.sample`, at no time: its errors are known."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, model, shape, **how):
-        self.calls.append((model.diffusion, how))
-        sampler = how["sampler"]
-        if isinstance(sampler, eqmdm.SSCS):
-            raise TypeError("no\nlaw")
-        x = np.random.Generator(np.random.PCG64(0)).standard_normal((1000, *shape))
-        numbers = how["first"] + np.arange(how["n_samples"])
-        is_tight = how.get("n_steps", 1000) == 1000
-        # Halves of the samples err by 3 and by 4.
-        gaps = np.where(numbers % 2, 4.0, 3.0) * (0 if is_tight else 1 / how["n_steps"])
-        x = x[numbers] + gaps.reshape(-1, *(1 for _ in shape))
-        if isinstance(sampler, eqmdm.AncestralSampler):
-            x[numbers == 50] = np.nan
-        return jnp.asarray(x, how["dtype"])
-
-
 @pytest.fixture
 def sampler(monkeypatch):
-    # A picture takes longer to draw than all the rest.
-    monkeypatch.setattr(picture, "draw", lambda path, *_, **__: path.touch())
-    sampler = Sampler()
-    monkeypatch.setattr(eqmdm, "sample", sampler)
-    return sampler
+    return use_known_samples(monkeypatch)
 
 
 def test_samples_are_compared_with_data_and_with_a_tight_solution(run):
-    _study(run, *REAL)
-    rows = _rows(run / "solver_study")
+    study(run, *REAL)
+    rows = rows_of(run / "solver_study")
     coarse, fine = (rows["vpsde", "dpm", n] for n in (4, 12))
     assert float(fine["reference_rms"]) < float(coarse["reference_rms"]) / 4
     trained = load_once(run, data_dir=None)
@@ -167,8 +104,8 @@ def test_samples_are_compared_with_data_and_with_a_tight_solution(run):
 
 
 def test_study_has_a_row_for_each_solver_and_count(run, sampler, tmp_path):
-    _study(run, *STUDY, f"--output-dir={tmp_path}")
-    rows = _rows(tmp_path)
+    study(run, *STUDY, f"--output-dir={tmp_path}")
+    rows = rows_of(tmp_path)
     assert set(rows) == {("", "real data", 0), *(("vpsde", *key) for key in KEYS)}
     failed = rows.pop(("vpsde", "tsit5", 4))
     assert failed["failure"] == "--evaluations must be at least 8"
@@ -189,8 +126,8 @@ def test_study_has_a_row_for_each_solver_and_count(run, sampler, tmp_path):
 
 
 def test_distance_to_the_tight_solution_is_the_root_mean_square(run, sampler, tmp_path):
-    _study(run, *STUDY, f"--output-dir={tmp_path}")
-    rows = _rows(tmp_path)
+    study(run, *STUDY, f"--output-dir={tmp_path}")
+    rows = rows_of(tmp_path)
     for solver, n_steps in (("dpm", 14), ("tsit5", 2)):
         row = rows["vpsde", solver, 15]
         # Of squares 9 and 16, with the standard error of the mean of 20.
@@ -214,7 +151,7 @@ def test_tight_solution_is_of_what_the_solver_solves(
     solver, tight, run, sampler, tmp_path
 ):
     options = f"--solvers={solver}", "--evaluations=9", f"--output-dir={tmp_path}"
-    _study(run, *STUDY[2:], *options)
+    study(run, *STUDY[2:], *options)
     calls = [how for _, how in sampler.calls if repr(how["sampler"]) == repr(tight)]
     (how,) = calls
     assert (how["first"], how["n_samples"]) == (0, 20)
@@ -223,15 +160,15 @@ def test_tight_solution_is_of_what_the_solver_solves(
 
 def test_free_score_has_a_tight_solution_too(free_run, sampler, tmp_path):
     options = "--solvers=dpm", "--evaluations=9", f"--output-dir={tmp_path}"
-    _study(free_run, *STUDY[2:], *options)
+    study(free_run, *STUDY[2:], *options)
     samplers = {repr(how["sampler"]) for _, how in sampler.calls}
     assert repr(eqmdm.DPMSolver(order=3)) in samplers
-    assert float(_rows(tmp_path)["vpsde", "dpm", 9]["reference_rms"]) > 0
+    assert float(rows_of(tmp_path)["vpsde", "dpm", 9]["reference_rms"]) > 0
 
 
 def test_batches_number_their_samples_and_share_the_key(run, sampler, tmp_path):
     options = "--solvers=euler", "--evaluations=5", "--grid=rho"
-    _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
+    study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
     assert [how["first"] for _, how in sampler.calls] == [0, 40]
     assert [how["n_samples"] for _, how in sampler.calls] == [40, 40]
     keys = [jr.key_data(how["key"]).tolist() for _, how in sampler.calls]
@@ -242,8 +179,8 @@ def test_batches_number_their_samples_and_share_the_key(run, sampler, tmp_path):
 
 def test_row_that_fails_is_kept_and_says_why(run, sampler, tmp_path, capsys):
     options = "--solvers=sscs,ancestral,euler", "--evaluations=5"
-    _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
-    rows = _rows(tmp_path)
+    study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
+    rows = rows_of(tmp_path)
     assert rows["vpsde", "sscs", 5]["failure"] == "no law"
     lost = rows["vpsde", "ancestral", 5]
     assert lost["failure"] == "1 of 60 samples are not finite"
@@ -254,23 +191,23 @@ def test_row_that_fails_is_kept_and_says_why(run, sampler, tmp_path, capsys):
 
 def test_study_that_was_cut_off_goes_on_where_it_was(run, sampler, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    _study(run, *STUDY, f"--output-dir={whole}")
+    study(run, *STUDY, f"--output-dir={whole}")
     shutil.copytree(whole, cut)
     # Within the last line but two, as a kill may have left it.
     lines = (whole / "study.csv").read_text().splitlines(keepends=True)
     (cut / "study.csv").write_text("".join(lines[:-3]) + lines[-3][:20])
     sampler.calls.clear()
-    _study(run, *STUDY, f"--output-dir={cut}")
+    study(run, *STUDY, f"--output-dir={cut}")
     # Two of Euler's batches, and Tsit5's with its tight solution.
     assert len(sampler.calls) == 5
-    before, after = _rows(whole), _rows(cut)
+    before, after = rows_of(whole), rows_of(cut)
     assert list(before) == list(after)
     for key, row in before.items():
         assert row | {"seconds": ""} == after[key] | {"seconds": ""}
     # A complete study is only redrawn.
     sampler.calls.clear()
     text = (cut / "study.csv").read_text()
-    _study(run, *STUDY, f"--output-dir={cut}")
+    study(run, *STUDY, f"--output-dir={cut}")
     assert not sampler.calls
     assert (cut / "study.csv").read_text() == text
 
@@ -279,121 +216,30 @@ def test_study_is_extended_but_not_continued_with_other_settings(
     run, sampler, tmp_path, capsys
 ):
     output = f"--output-dir={tmp_path}"
-    _study(run, *STUDY, "--solvers=euler", output)
-    n_before = len(_rows(tmp_path))
-    _study(run, *STUDY, "--evaluations=30", output)
-    assert len(_rows(tmp_path)) == n_before + 3
-    line = _error(run, *STUDY, "--seed=1", output)
+    study(run, *STUDY, "--solvers=euler", output)
+    n_before = len(rows_of(tmp_path))
+    study(run, *STUDY, "--evaluations=30", output)
+    assert len(rows_of(tmp_path)) == n_before + 3
+    line = error(run, *STUDY, "--seed=1", output)
     assert "--seed must be 0" in line and "got 1" in line
 
 
 def test_clock_is_for_solvers_of_diffrax(run, sampler, tmp_path):
     options = "--solvers=euler,dpm", "--evaluations=5", "--clock=angle"
-    _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
+    study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
     samplers = [how["sampler"] for _, how in sampler.calls]
     clocks = {type(s.clock) for s in samplers if isinstance(s, eqmdm.DiffraxSampler)}
     assert clocks == {eqmdm.AngleClock}
-    line = _error(run, "--solvers=dpm,sscs", "--clock=angle")
+    line = error(run, "--solvers=dpm,sscs", "--clock=angle")
     assert "--clock must be time for dpm, sscs" in line and "got angle" in line
-    line = _error(run, *STUDY, "--clock=log_snr", "--diffusions=vpsde,alda")
+    line = error(run, *STUDY, "--clock=log_snr", "--diffusions=vpsde,alda")
     assert "--clock must be time for alda" in line and "got log_snr" in line
-
-
-@pytest.mark.parametrize("n, floor", [(180, "held out"), (181, "training")])
-def test_floor_is_of_held_out_data_where_there_are_enough(
-    n, floor, digits, digits_trained
-):
-    trained = digits_trained
-    options = _options(digits, f"--n-samples={n}")
-    study = SolverComparison(options, {"vpsde": trained}, None)
-    assert study.real_split == floor and study.n_held_out == n
-    data = trained.dataset
-    rows = lambda *parts: [x.tobytes() for part in parts for x in part]
-    reference, real = rows(study._held_out), rows(study._real)
-    held_out = rows(data.validation, data.test)
-    assert set(reference) <= set(held_out)
-    # A few of the digits are equal.
-    pool = held_out if floor == "held out" else rows(data.train)
-    assert set(real) <= set(pool)
-    if floor == "held out":
-        assert sorted(reference + real) == sorted(held_out)
-
-
-def test_picture_shows_each_row_and_the_floor(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    table = SolverTable(tmp_path, {})
-    figures = lambda value: {
-        "squared_mmd": value - 0.2,
-        "squared_mmd_error": 0.01,
-        "sliced_wasserstein": value,
-        "sliced_wasserstein_error": 0.02,
-    }
-    table.add(REAL_DATA, figures(0.15))
-    for diffusion in ("vpsde", "cld"):
-        for solver in ("euler", "sea"):
-            # Not in the order of the evaluations.
-            for n in (50, 10, 20):
-                row = {"failure": "no law"}
-                if (solver, n) != ("sea", 20):
-                    row = {"evaluations": n} | figures(2 / n + 0.1)
-                table.add((diffusion, solver, n), row)
-    path = tmp_path / "study.png"
-    picture.draw(path, table.rows, "the caption", floor="real data", images=True)
-    (figure,) = drawn
-    assert [panel.get_title() for panel in figure.axes] == ["vpsde", "cld", "", ""]
-    assert "caption" in figure.get_supxlabel()
-    for i, panel in enumerate(figure.axes):
-        euler, sea = (container.lines[0] for container in panel.containers)
-        shift = 0.2 if i > 1 else 0.0
-        for line, counts in ((euler, [10, 20, 50]), (sea, [10, 50])):
-            assert list(line.get_xdata()) == counts
-            expected = [2 / n + 0.1 - shift for n in counts]
-            np.testing.assert_allclose(line.get_ydata(orig=False), expected)
-        solvers = [container.lines[0] for container in panel.containers]
-        floors = [line for line in panel.lines if line not in solvers]
-        # Of the error bars' caps there are two points for each.
-        floors = [line for line in floors if len(set(line.get_ydata())) == 1]
-        floors = [line for line in floors if len(line.get_xdata()) == 2]
-        assert [line.get_ydata()[0] for line in floors] == [pytest.approx(0.15 - shift)]
-        scales = panel.get_xscale(), panel.get_yscale()
-        assert scales == ("log", "symlog" if i > 1 else "log")
-    (legend,) = figure.legends
-    labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ["euler", "sea", "real data"]
-
-
-def test_picture_is_drawn_anew_from_the_table_alone(tmp_path, capsys):
-    settings = {"dataset": "digits", "step": 5, "n_samples": 60, "seed": 0}
-    settings |= {"n_held_out": 60, "real_data": "held out", "features": "none"}
-    table = SolverTable(tmp_path, settings)
-    figures = {"sliced_wasserstein": 0.2, "sliced_wasserstein_error": 0.02}
-    table.add(REAL_DATA, figures)
-    for n in (10, 20):
-        table.add(("vpsde", "dpm", n), {"evaluations": n} | figures)
-    text = (tmp_path / "study.csv").read_text()
-    output = f"--output-dir={tmp_path}"
-    # There is no such run.
-    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
-        _study(tmp_path / "demo", output, "--redraw", f"--picture-format={kind}")
-        written = (tmp_path / f"study.{kind}").read_bytes()
-        assert written.startswith(start)
-        _study(tmp_path / "demo", output, "--redraw", f"--picture-format={kind}")
-        assert (tmp_path / f"study.{kind}").read_bytes() == written
-    assert (tmp_path / "study.csv").read_text() == text
-    drawn = (tmp_path / "study.svg").read_text()
-    for words in ("demo, step 5", "60 samples of digits", "grey range 0 to 1"):
-        assert f"<!-- {words}" in drawn or words in drawn
-    line = _error(tmp_path / "demo", "--redraw")
-    assert "--output-dir must hold the study" in line and "has no study.csv" in line
 
 
 def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):
     options = "--solvers=euler", "--evaluations=5", "--diffusions=vpsde,psld"
-    _study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
-    assert {key[0] for key in _rows(tmp_path)} == {"", "vpsde", "psld"}
+    study(run, *STUDY[2:], *options, f"--output-dir={tmp_path}")
+    assert {key[0] for key in rows_of(tmp_path)} == {"", "vpsde", "psld"}
     own, other = sampler.calls[0][0], sampler.calls[-1][0]
     assert isinstance(own, eqmdm.VPSDE) and isinstance(other, eqmdm.PSLD)
     for ends in ("t0", "t1"):
@@ -434,60 +280,26 @@ def test_denoiser_is_studied_between_the_same_ends(run, sampler, tmp_path):
     ids=lambda value: value[0].strip("-"),
 )
 def test_wrong_option_is_one_clear_line(arguments, messages, run, capsys):
-    line = _error(run, *arguments)
+    line = error(run, *arguments)
     assert all(message in line for message in messages)
 
 
 def test_directory_of_something_else_is_refused(run, tmp_path, capsys):
     (tmp_path / "file").touch()
-    line = _error(run, *STUDY, f"--output-dir={tmp_path}")
+    line = error(run, *STUDY, f"--output-dir={tmp_path}")
     assert "--output-dir must be new, empty or hold the study" in line
 
 
 def test_run_that_cannot_be_studied_is_refused(run, tmp_path, capsys):
-    assert "has no options.json" in _error(tmp_path / "nothing")
+    assert "has no options.json" in error(tmp_path / "nothing")
     bare = make_run(tmp_path / "bare", *POINTS, checkpoint=False)
-    assert "must have a checkpoint" in _error(bare)
+    assert "must have a checkpoint" in error(bare)
     newer = make_newer(shutil.copytree(run, tmp_path / "newer"))
-    assert "newer eqmdm" in _error(newer)
+    assert "newer eqmdm" in error(newer)
 
 
 def test_free_score_is_studied_as_it_was_trained_only(free_run, capsys):
-    line = _error(free_run, "--solvers=sea,edm-heun")
+    line = error(free_run, "--solvers=sea,edm-heun")
     assert "must not include edm-heun" in line and "dpm" in line
-    line = _error(free_run, "--solvers=sea", "--diffusions=vpsde,cld")
+    line = error(free_run, "--solvers=sea", "--diffusions=vpsde,cld")
     assert "must be vpsde alone" in line and "got cld" in line
-
-
-def test_images_are_compared_by_features_that_are_trained_once(
-    digits, sampler, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(classifier._STEPS, "digits", 5)
-    options = "--solvers=euler --evaluations=3 --n-samples=80".split()
-    # Optax's schedules and Adam mix integers and floats.
-    with jax.numpy_dtype_promotion("standard"):
-        _study(digits, *options)
-    file = tmp_path / "runs" / "features-digits.npz"
-    accuracy = classifier.load(file)[1]["accuracy"]
-    written = file.read_bytes()
-    assert f"held-out accuracy {accuracy:.4f}" in capsys.readouterr().out
-    settings = json.loads((digits / "solver_study" / "settings.json").read_text())
-    assert settings["features_accuracy"]["accuracy"] == accuracy
-    rows = _rows(digits / "solver_study")
-    real, drawn = rows["", "real data", 0], rows["vpsde", "euler", 3]
-    assert float(drawn["frechet"]) > 2 * float(real["frechet"]) > 0
-    # In the grey range, which is 1, normal samples are far off.
-    assert 0.1 < float(drawn["sliced_wasserstein"]) < 1
-    _study(digits, *options)
-    assert file.read_bytes() == written
-    line = _error(digits, *options, "--features=none")
-    assert "--features must be classifier" in line
-
-
-def test_too_many_samples_are_refused_before_a_classifier_is_trained(
-    digits, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    assert "--n-samples must be at most" in _error(digits, "--n-samples=5000")
-    assert not (tmp_path / "runs").exists()
