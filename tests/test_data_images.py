@@ -2,6 +2,7 @@ import functools
 import os
 import socket
 import time
+import tracemalloc
 from fnmatch import fnmatch
 
 import huggingface_hub
@@ -169,9 +170,41 @@ def test_validation_split_is_fixed_and_leaves_test_alone(tmp_path):
     assert changed.fingerprint != first.fingerprint
 
 
-def test_examples_are_read_only():
+def test_examples_are_read_only(tmp_path):
     with pytest.raises(ValueError, match="read-only"):
         load("digits").train[0] = 0
+    _write_dataset(tmp_path, "mnist")
+    dataset = load("mnist", data_dir=tmp_path)
+    for array in (dataset.train, dataset.train.base, dataset.validation, dataset.test):
+        assert not array.flags.writeable
+
+
+def test_images_are_in_memory_once(tmp_path):
+    _, shape, _, _ = SCHEMAS["imagenet32"]
+    images = random_images(0, 100, shape)
+    encoded = [encode_image(image) for image in images]
+    # Repeated, since encoding takes longest; more than are moved at once.
+    write_images(tmp_path / "train-0.parquet", encoded * 45, "image")
+    write_images(tmp_path / "validation-0.parquet", encoded[:2], "image")
+    load("imagenet32", data_dir=_with_few(tmp_path / "few", encoded))
+    tracemalloc.start()
+    try:
+        dataset = load("imagenet32", data_dir=tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    n_bytes = dataset.train.nbytes + dataset.validation.nbytes
+    assert n_bytes == 45 * images.nbytes
+    # Beside them, a thousand encoded ones at a time; a copy would double it.
+    assert peak < 1.6 * n_bytes
+    together = [*dataset.train, *dataset.validation]
+    assert _by_content(together) == sorted(_by_content(images) * 45)
+
+
+def _with_few(folder, encoded):
+    for split in ("train", "validation"):
+        write_images(folder / f"{split}-0.parquet", encoded[:5], "image")
+    return folder
 
 
 def test_digits_are_the_bundled_ones(no_network):
