@@ -20,7 +20,9 @@ from eqmdm.cli import build
 
 Name = TypeVar("Name", bound=Hashable)
 # Settings that are paths: they do not affect the results.
-_PLACES = ("before", "data_dir", "from_results", "output", "run", "table", "write")
+_PLACES = ("before", "data_dir", "directory", "from_results", "output", "run", "table")
+# Or parts of the results that are measured, while others are kept.
+_PLACES += ("write", "parts")
 
 
 @dataclasses.dataclass(frozen=True)
