@@ -27,3 +27,13 @@ BASES = [
     pytest.param(random_rotation((3, 2, 2)), id="rotation"),
     pytest.param(random_rotation((5,)), id="rotation_points"),
 ]
+
+
+def one_quick(bases):
+    """The same, of which others than Haar's of images are slow."""
+    return [
+        p
+        if p.id == "haar"
+        else pytest.param(*p.values, id=p.id, marks=pytest.mark.slow)
+        for p in bases
+    ]

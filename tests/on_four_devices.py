@@ -74,7 +74,8 @@ def results(mesh, shard_parameters=False, n_inner=1, only_train=False):
     if mesh is not None:
         state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
         examples = eqmdm.distribute(examples, mesh)
-    n_operations = operations(state, examples)
+    # Counting them compiles the step once more.
+    n_operations = None if only_train else operations(state, examples)
     state, losses = train(state, examples, n_inner)
     where = [x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
     largest = max(jax.tree.leaves(state.ema), key=lambda x: x.size)

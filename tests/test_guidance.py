@@ -8,11 +8,11 @@ from conditional_models import DIFFUSIONS, KINDS, conditional_mlp, denoiser
 from numpy.testing import assert_allclose, assert_array_equal
 
 import eqmdm
-from helpers import counted
+from helpers import counted, slow
 
 
 # The guided denoiser of N(c, s^2) and N(0, s^2) is that of N(scale c, s^2).
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["denoiser", slow("noise"), slow("score")])
 def test_guidance_between_normals_is_the_score_of_a_normal(kind):
     model = KINDS[kind](DIFFUSIONS["cld"])
     y, t = jnp.ones((2, 3), jnp.float64), jnp.float64(0.4)

@@ -66,6 +66,7 @@ def test_augmented_likelihood_of_a_mixture_is_exact_for_every_draw(name, key):
         assert np.max(result.standard_error) <= largest
 
 
+@pytest.mark.slow
 def test_evaluations_are_as_few_as_stated(key):
     x, _, _ = mixture_case()
     # With one variable nothing is drawn, so any count of draws is one solve.

@@ -15,7 +15,7 @@ from references import VARIANCE, mixture_denoiser, normal_denoiser
 
 import eqmdm
 from eqmdm import AugmentedRoute, CollapsedRoute
-from helpers import tree_allclose, within_standard_errors
+from helpers import slow, tree_allclose, within_standard_errors
 
 
 class NormalisedFlow(eqmdm.AbstractRoute):
@@ -119,7 +119,7 @@ def correlated_problem(key):
     return denoiser, log_density
 
 
-@pytest.mark.parametrize("route", [CollapsedRoute(), AugmentedRoute()])
+@pytest.mark.parametrize("route", [CollapsedRoute(), slow(AugmentedRoute())])
 def test_probes_are_unbiased_and_their_standard_error_is_right(route, key):
     denoiser, log_density = correlated_problem(key)
     diffusion = eqmdm.VPSDE(interval=eqmdm.LogSNRInterval(*WIDE))

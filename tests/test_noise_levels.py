@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from bases import BASES, random_rotation
+from bases import BASES, one_quick, random_rotation
 from small_networks import perturbed
 
 import eqmdm
@@ -92,7 +92,7 @@ def test_a_network_can_be_exact_for_correlated_normal_data(basis, key):
     )
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", one_quick(BASES))
 def test_infinite_log_snrs_give_finite_estimates_and_derivatives(basis, key):
     denoiser = denoiser_with(basis, attending)
     kinds = jr.randint(key, basis.shape, 0, 3)
@@ -203,15 +203,10 @@ IMAGE_BASES = [
     pytest.param(eqmdm.CosineBasis((6, 4, 1)), id="cosine"),
     pytest.param(random_rotation((4, 3, 1)), id="rotation"),
 ]
-# The same, of which the others than Haar's are slow.
-ONE_QUICK = [
-    p if p.id == "haar" else pytest.param(*p.values, id=p.id, marks=pytest.mark.slow)
-    for p in IMAGE_BASES
-]
 
 
 @pytest.mark.parametrize("make", NETWORKS)
-@pytest.mark.parametrize("basis", IMAGE_BASES)
+@pytest.mark.parametrize("basis", one_quick(IMAGE_BASES))
 def test_every_noise_level_reaches_the_network(make, basis, key):
     network = perturbed(make(basis, key), key)
     inputs = jr.normal(key, (1, *basis.shape), jnp.float32)
@@ -229,7 +224,7 @@ def test_every_noise_level_reaches_the_network(make, basis, key):
 
 
 @pytest.mark.parametrize("make", NETWORKS)
-@pytest.mark.parametrize("basis", ONE_QUICK)
+@pytest.mark.parametrize("basis", one_quick(IMAGE_BASES))
 def test_a_new_network_ignores_the_noise_levels(make, basis, key):
     network = make(basis, key)
     names = ("conv_out", "linear_out")

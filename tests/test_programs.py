@@ -18,6 +18,7 @@ from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample.options import SampleOptions
 from eqmdm.cli.solver_study.options import SolverStudyOptions
 from eqmdm.cli.train.options import DEFAULTS, TrainOptions
+from helpers import slow
 
 
 OPTIONS = TrainOptions, EvaluateOptions, SampleOptions, SolverStudyOptions
@@ -172,7 +173,7 @@ def _unread(*arguments):
         os.close(writing)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", slow("1")])
 @pytest.mark.parametrize("name", [None, *entry.PROGRAMS])
 def test_help_that_is_not_read_is_no_error(name, unbuffered, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
