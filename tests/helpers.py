@@ -36,6 +36,11 @@ def slow(parameter):
     return pytest.param(parameter, marks=pytest.mark.slow)
 
 
+def slow_but(quick, parameters):
+    """The parameters, of which only those in `quick` are not slow."""
+    return [p if p in quick else slow(p) for p in parameters]
+
+
 def tree_allclose(actual, expected, *, rtol, atol):
     """Whether two trees agree in structure, shapes, dtypes and values.
 

@@ -10,7 +10,7 @@ import pytest
 from correlated import model_of, two_speeds
 
 import eqmdm
-from helpers import slow, tree_allclose
+from helpers import slow, slow_but, tree_allclose
 
 
 # --- Kernels -------------------------------------------------------------------------
@@ -18,7 +18,7 @@ from helpers import slow, tree_allclose
 
 @pytest.mark.parametrize(
     "kind",
-    [eqmdm.VPSDE, eqmdm.CLD, eqmdm.ALDA, eqmdm.SubVPSDE],
+    [eqmdm.VPSDE, eqmdm.CLD, slow(eqmdm.ALDA), eqmdm.SubVPSDE],
     ids=lambda k: k.__name__,
 )
 def test_each_coordinate_has_the_laws_of_its_band(kind):
@@ -108,7 +108,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", slow_but(["dpm", "sea", "ode"], SAMPLERS))
 def test_samples_of_equal_bands_are_those_of_the_shared_diffusion(name, key):
     interval = eqmdm.TimeInterval(1e-3, 1.0)
     shared = eqmdm.CLD(interval=interval)

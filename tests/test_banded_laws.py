@@ -12,7 +12,7 @@ import pytest
 from correlated import COVARIANCE, mmse, model_of, two_speeds
 
 import eqmdm
-from helpers import tree_allclose, within_standard_errors
+from helpers import slow_but, tree_allclose, within_standard_errors
 
 
 # --- Path independence ---------------------------------------------------------------
@@ -142,7 +142,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", slow_but(["dpm", "heun"], SAMPLERS))
 def test_samples_of_two_variables_have_the_covariance_of_the_data(name, key):
     diffusion = eqmdm.BandedDiffusion(two_speeds(eqmdm.CLD), [0, 1, 1])
     # The discretisation error at these steps is below one standard error.

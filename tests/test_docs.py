@@ -55,9 +55,13 @@ WITH_CODE = [
 # --- The pages -----------------------------------------------------------------------
 
 
-# Even in their short form these take half a minute or more of a processor each.
+# Even in their short form these take a quarter of a minute or more each.
 LONG = (
+    "explanation/sampling.md",
+    "tutorials/conditions.py",
+    "tutorials/exact_likelihood.py",
     "tutorials/heavy_tails.py",
+    "tutorials/laptop_to_cluster.py",
     "tutorials/learn_a_diffusion.py",
     "tutorials/nonlinear_targets.py",
     "tutorials/solvers.py",
