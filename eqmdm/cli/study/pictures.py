@@ -223,7 +223,9 @@ def _described(study: Study, rows: list[Row]) -> str:
     if "seed" in rows[0]:
         seeds = sorted({row["seed"] for row in rows})
         return f"{words}, seeds {', '.join(map(str, seeds))}"
-    return f"{words}, {_range(sorted({row['seeds'] for row in rows}))} seeds per model"
+    n_seeds = sorted({row["seeds"] for row in rows})
+    unit = "seed" if n_seeds == [1] else "seeds"
+    return f"{words}, {_range(n_seeds)} {unit} per model"
 
 
 def _range(counts: list[int]) -> str:
