@@ -359,7 +359,7 @@ def run(measure: Measurements, settings: Settings, cifar10: str | None) -> None:
         "in_memory": lambda: rates("in_memory", True),
     }
     common.show(common.facts(settings.seed))
-    for name in settings.parts:
+    for name in ("shards", *settings.parts):
         save(name, known[name]())
     streamed = [parts.get(n) for n in known if n not in ("shards", "in_memory")]
     most = max(_found("resident_bytes", streamed), default=0) / 2**30
