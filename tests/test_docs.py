@@ -55,7 +55,8 @@ WITH_CODE = [
 # --- The pages -----------------------------------------------------------------------
 
 
-# Even in their short form these take a quarter of a minute or more each.
+# Left out of the quick tests: even in their short form these take a quarter of a minute
+# or more each. Two that take as long stay, since newcomers read them first.
 LONG = (
     "explanation/sampling.md",
     "tutorials/conditions.py",

@@ -2,7 +2,7 @@ import json
 
 import jax
 import pytest
-from script_runs import DIGITS, copy_run, load_once, single_precision
+from script_runs import load_once
 from solver_studies import error, options_of, rows_of, study, use_known_samples
 
 from eqmdm.cli.solver_study import program
@@ -10,20 +10,12 @@ from eqmdm.cli.solver_study.comparison import SolverComparison
 from eqmdm.cli.train_classifier import classifier
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    with single_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("in_float32")
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     monkeypatch.setattr(program, "load_trained", load_once)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return copy_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS)
 
 
 @pytest.fixture(scope="module")

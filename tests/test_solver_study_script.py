@@ -11,7 +11,6 @@ from script_runs import (
     load_once,
     make_newer,
     make_run,
-    single_precision,
 )
 from solver_studies import error, rows_of, study, use_known_samples
 
@@ -37,10 +36,7 @@ TIGHT = eqmdm.DiffraxSampler(
 KEYS = [(solver, n) for solver in ("dpm", "euler", "tsit5") for n in (4, 15)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    with single_precision():
-        yield
+pytestmark = pytest.mark.usefixtures("in_float32")
 
 
 @pytest.fixture(autouse=True)
