@@ -104,7 +104,9 @@ def likelihood(task: str, route: str, tolerance: float = 1e-5):
                 lambda log_snr, z: shared.denoiser(law, jnp.exp(-log_snr), z), process
             )
         else:
-            score = lambda t, y: shared.vp_score(law, t, y[0])[None]
+            score = eqmdm.FunctionModel(
+                lambda t, y: shared.vp_score(law, t, y[0])[None], process
+            )
 
         @jax.jit
         @jax.vmap
