@@ -159,6 +159,17 @@ def counted():
         jax.monitoring.unregister_event_duration_listener(count)
 
 
+def equations(jaxpr):
+    """All equations of a jaxpr, those of its inner jaxprs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values())):
+            # Closed and open ones.
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
 def imported_names(file, *, package):
     """The dotted name of everything that a file, in a given package, imports.
 

@@ -12,6 +12,7 @@ import pytest
 
 import eqmdm
 from eqmdm import nn
+from helpers import equations
 
 
 # Every setting that a program's numbers depend on, to other than its default.
@@ -168,19 +169,11 @@ def test_use_works_with_every_setting_and_leaves_it():
 
 def _precisions(function, *arguments):
     """The precisions that the products and convolutions of a function request."""
-    found, pending = set(), [jax.make_jaxpr(function)(*arguments).jaxpr]
-    while pending:
-        for equation in pending.pop().eqns:
-            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-                precision = equation.params["precision"]
-                pair = precision if isinstance(precision, tuple) else (precision,) * 2
-                found |= set(pair)
-            for value in jax.tree.leaves(
-                equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")
-            ):
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    pending.append(inner)
+    found = set()
+    for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            precision = equation.params["precision"]
+            found |= set(precision if isinstance(precision, tuple) else (precision,))
     return found
 
 

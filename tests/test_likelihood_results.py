@@ -15,7 +15,7 @@ from references import VARIANCE, mixture_denoiser, normal_denoiser
 
 import eqmdm
 from eqmdm import AugmentedRoute, CollapsedRoute
-from helpers import slow, tree_allclose, within_standard_errors
+from helpers import equations, slow, tree_allclose, within_standard_errors
 
 
 class NormalisedFlow(eqmdm.AbstractRoute):
@@ -101,6 +101,21 @@ def test_network_is_compiled_once(route, key):
     program = jax.jit(run).lower(jnp.zeros(3), key).as_text()
     # With its derivative, which is that of the value.
     assert program.count("chlo.lgamma") == 1
+
+
+def test_first_product_of_a_probe_is_taken_once_for_a_batch(key):
+    weights = jr.normal(key, (3, 7)), jr.normal(key, (7, 3))
+    denoiser = lambda log_snr, z: jnp.tanh(z @ weights[0]) @ weights[1]
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE())
+    one = lambda x: eqmdm.log_likelihood(model, x, key=key).log_likelihood
+    jaxpr = jax.make_jaxpr(jax.vmap(one))(jnp.zeros((5, 3))).jaxpr
+    shapes = [
+        equation.outvars[0].aval.shape
+        for equation in equations(jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    # The values of a batch of five; the derivative along a probe, which all share.
+    assert (5, 7) in shapes and (7,) in shapes
 
 
 def correlated_problem(key):

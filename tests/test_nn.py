@@ -12,7 +12,7 @@ from small_networks import NETWORKS, modules_of, perturbed, small_unet
 
 from eqmdm import nn
 from eqmdm.nn._image_layers import Attention, Conv, ResidualBlock
-from helpers import tree_allclose
+from helpers import equations, tree_allclose
 
 
 @pytest.mark.slow
@@ -52,16 +52,6 @@ def test_unet_of_series_commutes_with_shifts_of_whole_levels_inside(key):
     assert float(jnp.abs(out[:, inside] - shifted[:, inside]).max()) > 1e-3
 
 
-def _equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values())):
-            # Closed and open ones.
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
-
-
 def test_vmapped_unet_has_ordinary_batched_convolutions(key):
     network = eqx.filter_eval_shape(small_unet, key, multipliers=(1, 2, 2))
     vmapped = lambda network, t, y: jax.vmap(network)(t, y)
@@ -69,7 +59,7 @@ def test_vmapped_unet_has_ordinary_batched_convolutions(key):
     jaxpr = jax.make_jaxpr(vmapped)(network, *inputs)
     convolutions = [
         equation
-        for equation in _equations(jaxpr.jaxpr)
+        for equation in equations(jaxpr.jaxpr)
         if equation.primitive.name == "conv_general_dilated"
     ]
     assert len(convolutions) == len(modules_of(Conv, network))
@@ -165,7 +155,7 @@ def test_unet_in_bfloat16_has_bfloat16_convolutions_only(key):
     jaxpr = jax.make_jaxpr(call)(network, *inputs)
     dtypes = {
         variable.aval.dtype
-        for equation in _equations(jaxpr.jaxpr)
+        for equation in equations(jaxpr.jaxpr)
         if equation.primitive.name in ("conv_general_dilated", "dot_general")
         for variable in equation.invars
     }

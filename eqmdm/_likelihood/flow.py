@@ -63,9 +63,16 @@ class FlowSolver(eqx.Module):
     max_steps: int = eqx.field(static=True)
 
     def __call__(
-        self, flow: Flow, start: Scalar, end: Scalar, y: State, *, key: PRNGKey
+        self,
+        flow: Flow,
+        start: Scalar,
+        end: Scalar,
+        y: State,
+        *,
+        scale: Callable[[Scalar], Array] | None = None,
+        key: PRNGKey,
     ) -> FlowSolution:
-        r"""The solution at `end` of $\mathrm{d}y/\mathrm{d}s = A y + G G^\top f(y)$.
+        r"""The solution at `end` of $\mathrm{d}y/\mathrm{d}s = A y + G G^\top f(c y)$.
 
         **Arguments:**
 
@@ -75,6 +82,10 @@ class FlowSolver(eqx.Module):
             function of a state with the value and the divergence of a drift.
         - `start`, `end`: the interval of $s$, with `start < end`.
         - `y`: the state at `start`.
+        - `scale`: a function of $s$ that returns $c$, a number or an array that
+            broadcasts against the state; 1 by default. Derivatives are then taken along
+            probes that are the same for all examples of a batch, so that the first
+            product of $f$ is taken once for all of them.
         - `key`: for the probes of the divergence, which are fixed during the solve.
         """
         # A mean over coordinates, so that the tolerance does not depend on their
@@ -87,16 +98,19 @@ class FlowSolver(eqx.Module):
         def velocity(s: Scalar, y: State) -> tuple[State, Array]:
             # A NaN state makes the next time NaN, and a kernel at a NaN time would
             # raise an error for the whole batch.
-            A, G, function = flow(jnp.where(s <= end, s, end))
+            s = jnp.where(s <= end, s, end)
+            A, G, function = flow(s)
+            unit = 1 if scale is None else scale(s)
             # Forward mode, although one reverse pass would serve as well for a probe:
             # in a compiled loop on a CPU XLA runs the reverse mode of convolutions 17
             # to 29 times slower. `linearize` evaluates the network once for the
             # velocity and all probes.
-            value, derivative = jax.linearize(function, y)
+            value, derivative = jax.linearize(function, unit * y)
             # The same probes at every evaluation. With new ones the right-hand side
             # would be noise, which a step size controller takes for an error of its
             # steps.
-            traces = self.divergence(derivative, G, y, key=key)
+            scaled = lambda v: unit * derivative(v)
+            traces = self.divergence(scaled, G, y, key=key)
             push = apply_to_vars(G, apply_to_vars(transpose(G), value))
             if callable(A):
                 pull, trace = A(y)

@@ -22,7 +22,6 @@ from .._core.types import (
     LogSNR,
     PRNGKey,
     Scalar,
-    State,
 )
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.nonlinear import check_nonlinear
@@ -155,21 +154,25 @@ class CollapsedRoute(AbstractRoute):
             key_rest, key = jr.split(key)
             top = jnp.clip(top.astype(x.dtype), log_snrs[1], log_snrs[0])
 
-        def flow(s: Scalar):
+        def level(s: Scalar) -> tuple[LogSNR, LogSNR]:
             log_snr, rate = read(s)
-            if top is not None:
-                rate = jnp.where(log_snr < top, rate, 0)
-                log_snr = jnp.minimum(log_snr, top)
-            r = scale(log_snr)
+            if top is None:
+                return log_snr, rate
+            return jnp.minimum(log_snr, top), jnp.where(log_snr < top, rate, 0)
 
-            def function(u: State) -> State:
-                # For normal data of standard deviation c the scaled statistic is
-                # constant, so that steps only follow the difference of the data from
-                # normal ones.
-                residual = model.denoiser_residual(log_snr, r * u[0])
-                return (0.5 * rate / r * residual)[None]
-
+        def flow(s: Scalar):
+            log_snr, rate = level(s)
+            factor = 0.5 * rate / scale(log_snr)
+            # For normal data of standard deviation c the scaled statistic is constant,
+            # so that steps only follow the difference of the data from normal ones.
+            residual = lambda z: model.denoiser_residual(log_snr, z[0])
+            function = lambda z: (factor * residual(z))[None]
             return jnp.zeros((1, 1), x.dtype), jnp.ones((1, 1), x.dtype), function
+
+        def unit(s: Scalar) -> Array:
+            found = scale(level(s)[0])
+            # One for each coordinate acts on every variable of the state.
+            return found[None] if found.ndim else found
 
         scales = scale(log_snrs[0] if top is None else top), scale(log_snrs[1])
         centre = model.prior_estimate(x.shape, x.dtype)
@@ -177,7 +180,14 @@ class CollapsedRoute(AbstractRoute):
             rest = prior_std * draw_normal(key_rest, x.shape, x.dtype)
             rest = rest if centre is None else rest + centre
             x = jnp.where(top > log_snrs[1], x, rest)
-        solution = solver(flow, start, end, (x / scales[0])[None], key=key)
+        solution = solver(
+            flow,
+            start,
+            end,
+            (x / scales[0])[None],
+            scale=unit,
+            key=key,
+        )
         # A standard normal under the prior.
         noise = solution.y[0] * (scales[1] / prior_std)
         if centre is not None:
