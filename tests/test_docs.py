@@ -55,41 +55,29 @@ WITH_CODE = [
 # --- The pages -----------------------------------------------------------------------
 
 
-# Left out of the quick tests: even in their short form these take a quarter of a minute
-# or more each. Two that take as long stay, since newcomers read them first.
-LONG = (
-    "explanation/sampling.md",
-    "tutorials/conditions.py",
-    "tutorials/exact_likelihood.py",
-    "tutorials/heavy_tails.py",
-    "tutorials/laptop_to_cluster.py",
-    "tutorials/learn_a_diffusion.py",
-    "tutorials/nonlinear_targets.py",
-    "tutorials/solvers.py",
-    "tutorials/sufficient_statistic.py",
-)
-SHORT = [name for name in WITH_CODE if name not in LONG]
-
-
 def test_code_of_the_pages_runs_in_its_short_form():
     # In a process of its own, because pages have neither the settings of JAX nor the
     # type checks of these tests.
     finished = subprocess.run(
-        [sys.executable, "-m", "toolchain.quick", *SHORT],
+        [sys.executable, "-m", "toolchain.quick", *WITH_CODE],
         env=os.environ | {"PYTHONPATH": str(DOCS), "MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
     )
     assert not finished.returncode, finished.stderr
-    assert finished.stdout.count("\n") == len(SHORT)
+    assert finished.stdout.count("\n") == len(WITH_CODE)
 
 
 SHORTENED = {
-    "fit(x, steps=1000)": "fit(x, steps=20)",
-    "fit(x, steps=7, rate=1000)": "fit(x, steps=7, rate=1000)",
-    "n = 2000": "n = 100",
-    "std, n = 3000, 2000": "std, n = (3000, 100)",
-    "n = len(x)": "n = len(x)",
+    "fit(x, steps=1000, batch_size=4000)": "fit(x, steps=20, batch_size=100)",
+    "fit(x, steps=7, rate=1000)": "fit(x, steps=7, rate=100)",
+    "std, n = (3.0, 2000)": "std, n = (3.0, 100)",
+    "split(key, 2000)": "split(key, 100)",
+    "x[:20000]": "x[:100]",
+    "GreyLevels(256)": "GreyLevels(256)",
+    "sample(x, n_draws=32)": "sample(x, n_draws=4)",
+    "solve(f, max_steps=4096)": "solve(f, max_steps=4096)",
+    "eqmdm.Simulation(800)": "eqmdm.Simulation(800)",
     "assert error < 0.1": "pass",
 }
 

@@ -17,36 +17,40 @@ from .execution import execute
 
 
 # The largest counts of the short form, by the names of arguments and variables.
-_MOST = {"steps": 20, "n_samples": 100, "n": 100, "n_draws": 4}
+_MOST = {"steps": 20, "n_draws": 4}
+# An integer from here on counts draws, examples or paths, unless it is an argument of
+# one of these names or functions. All become as many, so that what was equally long
+# stays so.
+_MANY, _FEW = 500, 100
+_KEPT = ("max_steps", "Simulation")
 
 
 class _Fewer(ast.NodeTransformer):
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return _at_most(_FEW, node) if _is_count(node) and node.value >= _MANY else node
+
     def visit_Assert(self, node: ast.Assert) -> ast.Pass:
         return ast.copy_location(ast.Pass(), node)
 
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        kept = isinstance(node.func, ast.Attribute) and node.func.attr in _KEPT
+        return node if kept else self.generic_visit(node)
+
     def visit_keyword(self, node: ast.keyword) -> ast.keyword:
+        if node.arg in _KEPT:
+            return node
         self.generic_visit(node)
         node.value = _at_most(_MOST.get(node.arg or ""), node.value)
         return node
 
-    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
-        self.generic_visit(node)
-        target, value = node.targets[0], node.value
-        if isinstance(target, ast.Name):
-            node.value = _at_most(_MOST.get(target.id), value)
-        # As in `std, n = 0.4, 2000`.
-        elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-            value.elts = [
-                _at_most(_MOST.get(name.id), part)
-                if isinstance(name, ast.Name)
-                else part
-                for name, part in zip(target.elts, value.elts, strict=True)
-            ]
-        return node
+
+def _is_count(node: ast.expr) -> bool:
+    # The type, since `True` is an integer.
+    return isinstance(node, ast.Constant) and type(node.value) is int
 
 
 def _at_most(most: int | None, node: ast.expr) -> ast.expr:
-    if most and isinstance(node, ast.Constant) and isinstance(node.value, int):
+    if most and _is_count(node):
         return ast.copy_location(ast.Constant(min(node.value, most)), node)
     return node
 
