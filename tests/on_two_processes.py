@@ -76,16 +76,10 @@ def results(directory, shard_parameters):
     same = all(np.array_equal(arrays[n], restored.arrays[n]) for n in arrays)
     run.close()
     state, more = train(place(restored.state(new_state())), 2, source)
-    evaluation = eqmdm.evaluate(
-        state.ema_model, points[:6], objective, key=jr.key(3), batch_size=4
-    )
-    x = eqmdm.sample(state.model, (2,), key=jr.key(4), n_samples=4, n_steps=3)
     largest = max(jax.tree.leaves(state.ema), key=lambda x: x.size)
-    return {
+    return state, {
         "losses": losses + more,
         "restored": restored.skipped == {} and same,
-        "evaluation": evaluation.loss.tolist(),
-        "samples": eqmdm.on_host(x).ravel().tolist(),
         "share": largest.addressable_shards[0].data.size / largest.size,
         "read": source.read,
     }
@@ -96,11 +90,21 @@ def main(directory, *where):
         address, index = where
         jax.distributed.initialize(address, 2, int(index))
     jax.config.update("jax_enable_x64", True)
+    _, whole = results(f"{directory}/whole", False)
+    state, sharded = results(f"{directory}/sharded", True)
+    evaluation = eqmdm.evaluate(
+        state.ema_model, points[:6], objective, key=jr.key(3), batch_size=4
+    )
+    x = eqmdm.sample(state.model, (2,), key=jr.key(4), n_samples=4, n_steps=3)
     found = {
-        name: results(f"{directory}/{name}", shard_parameters)
-        for name, shard_parameters in (("whole", False), ("sharded", True))
+        "devices": jax.device_count(),
+        "whole": whole,
+        "sharded": sharded
+        | {
+            "evaluation": evaluation.loss.tolist(),
+            "samples": eqmdm.on_host(x).ravel().tolist(),
+        },
     }
-    found["devices"] = jax.device_count()
     print("found " + json.dumps(found))
 
 

@@ -75,8 +75,15 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("how", ["whole", "sharded"])
-@pytest.mark.parametrize("what", ["losses", "evaluation", "samples"])
+@pytest.mark.parametrize(
+    "how, what",
+    [
+        ("whole", "losses"),
+        ("sharded", "losses"),
+        ("sharded", "evaluation"),
+        ("sharded", "samples"),
+    ],
+)
 def test_two_processes_find_what_one_does(found, index, how, what):
     alone, *together = found
     assert [each["devices"] for each in found] == [1, 2, 2]
