@@ -108,7 +108,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["dpm", "sea", "ode"], SAMPLERS))
+@pytest.mark.parametrize("name", slow_but(["dpm", "sea"], SAMPLERS))
 def test_samples_of_equal_bands_are_those_of_the_shared_diffusion(name, key):
     interval = eqmdm.TimeInterval(1e-3, 1.0)
     shared = eqmdm.CLD(interval=interval)

@@ -9,7 +9,7 @@ import pytest
 
 import eqmdm
 from eqmdm import nn
-from helpers import counted
+from helpers import counted, slow
 
 
 _OPTIMISER = eqmdm.make_optimiser(1e-3)
@@ -113,7 +113,7 @@ _CALLS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "noise"])
+@pytest.mark.parametrize("kind", ["denoiser", slow("noise")])
 @pytest.mark.parametrize("name", _CALLS)
 def test_other_values_of_the_same_shapes_compile_nothing(name, kind):
     with counted() as first:

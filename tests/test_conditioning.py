@@ -20,7 +20,7 @@ from small_networks import perturbed_mlp
 
 import eqmdm
 from eqmdm import observe
-from helpers import counted, tree_allclose, within_standard_errors
+from helpers import counted, slow, slow_but, tree_allclose, within_standard_errors
 
 
 LOG_SNRS = -10.0, -3.0, 0.5, 4.0, 14.0
@@ -39,7 +39,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", slow_but(["default", "CG"], SOLVERS))
 @pytest.mark.parametrize("noise", NOISES)
 def test_moment_matching_of_normal_data_is_the_kalman_formula(noise, solver, key):
     options, R = NOISES[noise]
@@ -208,7 +208,7 @@ IN_BASES = {
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("std", [0.2, 0.0])
+@pytest.mark.parametrize("std", [slow(0.2), 0.0])
 @pytest.mark.parametrize("name", IN_BASES)
 def test_images_are_conditioned_exactly_in_the_basis_of_the_operator(
     name, std, dtype, key

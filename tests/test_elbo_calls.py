@@ -82,10 +82,11 @@ def test_elbo_is_by_default_that_of_its_named_defaults(key):
             eqmdm.ImportanceTimeSampler(),
         ),
         (eqmdm.LowVariance(), eqmdm.StartDecoder(), eqmdm.UniformTimeSampler()),
-        (
+        pytest.param(
             eqmdm.DenoisingScoreMatching(),
             eqmdm.StartDecoder(),
             eqmdm.UniformTimeSampler(),
+            marks=pytest.mark.slow,
         ),
         (
             eqmdm.ImplicitScoreMatching(),
@@ -233,11 +234,14 @@ def chain(n_vars, t0):
 
 
 # Log-SNRs of 90 to 94 at t0, where the ratio itself is no number in float32.
-CHAINS = [(3, 1e-7), (4, 3e-5), (5, 1e-3)]
+some_chains = pytest.mark.parametrize(
+    ("n_vars", "t0"),
+    [(3, 1e-7), pytest.param(4, 3e-5, marks=pytest.mark.slow), (5, 1e-3)],
+)
 
 
 @pytest.mark.filterwarnings("ignore:The law of this diffusion")
-@pytest.mark.parametrize(("n_vars", "t0"), CHAINS)
+@some_chains
 def test_bound_is_one_where_the_signal_leaves_float32(n_vars, t0, key):
     diffusion = chain(n_vars, t0)
     model = eqmdm.DenoiserModel(lambda l, z: z / (1 + jnp.exp(-l)), diffusion)
@@ -255,7 +259,7 @@ def test_bound_is_one_where_the_signal_leaves_float32(n_vars, t0, key):
 
 
 @pytest.mark.filterwarnings("ignore:The law of this diffusion")
-@pytest.mark.parametrize(("n_vars", "t0"), CHAINS)
+@some_chains
 def test_discrete_bound_is_right_where_the_signal_leaves_float32(n_vars, t0, key):
     diffusion = chain(n_vars, t0)
     model = eqmdm.DenoiserModel(lambda l, z: z / (1 + jnp.exp(-l)), diffusion)

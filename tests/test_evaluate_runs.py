@@ -13,6 +13,7 @@ from script_runs import POINTS, load_once, make_newer, make_run
 import eqmdm
 from eqmdm.cli.evaluate import program
 from eqmdm.cli.evaluate.settings import resolve
+from helpers import slow
 
 
 pytestmark = pytest.mark.usefixtures("in_float32")
@@ -23,7 +24,7 @@ def loaded_once(monkeypatch):
     monkeypatch.setattr(program, "load_trained", load_once)
 
 
-@pytest.mark.parametrize("ends", [(), (0.01, 0.8)], ids=["own", "other"])
+@pytest.mark.parametrize("ends", [slow(()), (0.01, 0.8)], ids=["own", "other"])
 def test_denoiser_is_evaluated_under_another_diffusion(points, tmp_path, ends):
     arguments = ["--diffusion=cld", *FEW, "--route=elbo"]
     if ends:

@@ -117,7 +117,7 @@ def test_evaluations_are_counted(solver):
     [
         ("VPSDE", CollapsedRoute()),
         ("CLD", CollapsedRoute()),
-        ("MALDA", CollapsedRoute()),
+        pytest.param("MALDA", CollapsedRoute(), marks=pytest.mark.slow),
         # With one variable its flow too is a known multiple of x.
         ("VPSDE", AugmentedRoute()),
     ],

@@ -18,6 +18,7 @@ from eqmdm.cli.sample.options import SampleOptions
 from eqmdm.cli.train import program as train
 from eqmdm.cli.train.options import TrainOptions
 from eqmdm.cli.trained import load_trained
+from helpers import slow
 
 
 TINY = "--data=points.npy --steps=2 --log-every=1 --batch-size=8 --validate-every=2 "
@@ -101,7 +102,7 @@ def run(directory):
     return directory / "run"
 
 
-@pytest.mark.parametrize("score", ["denoiser", "free"])
+@pytest.mark.parametrize("score", ["denoiser", slow("free")])
 def test_own_diffusion_and_network_are_trained(score, directory):
     _train(*OWN, f"--score={score}", f"--run-dir=run-{score}")
     model = load_trained(

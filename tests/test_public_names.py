@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+from helpers import slow
+
 
 def _run(program):
     # A new process, since pytest's import hook has loaded them in this one.
@@ -69,7 +71,7 @@ def test_wrong_name_raises_as_in_any_module():
     "hook",
     [
         "jaxtyping.install_import_hook('eqmdm', 'beartype.beartype')",
-        "jaxtyping.install_import_hook(['eqmdm'], None)",
+        slow("jaxtyping.install_import_hook(['eqmdm'], None)"),
     ],
     ids=["checked", "unchecked"],
 )

@@ -19,7 +19,7 @@ from eqmdm import (
     QuadraticGrid,
     UniformGrid,
 )
-from helpers import tree_allclose, within_standard_errors
+from helpers import slow, tree_allclose, within_standard_errors
 
 
 SAMPLERS = {
@@ -90,7 +90,7 @@ def states_and_shrunk(name):
 
 
 @pytest.mark.parametrize("name", ["VPSDE", "MALDA"])
-@pytest.mark.parametrize("sampler", ["dpm-1", "dpm-2", "dpm-3"])
+@pytest.mark.parametrize("sampler", ["dpm-1", slow("dpm-2"), "dpm-3"])
 @pytest.mark.parametrize("whole_state", [False, True], ids=["statistic", "state"])
 def test_samplers_without_noise_are_exact_for_one_data_point(
     sampler, name, whole_state, key
@@ -371,7 +371,7 @@ def test_shapes_that_do_not_fit_raise(key, unchecked):
             DPMSolver()(model, jnp.zeros((2, 2)), wrong, key=key)
 
 
-@pytest.mark.parametrize("name", ["ancestral", "dpm-1", "dpm-2", "dpm-3"])
+@pytest.mark.parametrize("name", ["ancestral", "dpm-1", slow("dpm-2"), "dpm-3"])
 @pytest.mark.parametrize("whole_state", [False, True], ids=["statistic", "state"])
 def test_posterior_mean_is_part_of_the_scan(name, whole_state, key):
     # So that the network is in the program once.

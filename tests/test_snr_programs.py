@@ -25,7 +25,7 @@ from eqmdm.cli.parsing import parse
 from eqmdm.cli.sample import program as sample_program
 from eqmdm.cli.sample.options import SampleOptions
 from eqmdm.cli.train.options import TrainOptions
-from helpers import slow, tree_allclose
+from helpers import slow_but, tree_allclose
 
 
 pytestmark = pytest.mark.usefixtures("in_float32")
@@ -46,7 +46,7 @@ def loaded_once(monkeypatch):
 
 @pytest.fixture(
     scope="module",
-    params=["pixels", "haar", slow("cosine"), slow("principal-components")],
+    params=slow_but(["haar"], BASES),
 )
 def run_in_basis(request, in_float32, tmp_path_factory):
     """A run that was stopped before its first step, and its kind of basis."""

@@ -9,7 +9,7 @@ import pytest
 
 import eqmdm
 from eqmdm import nn
-from helpers import tree_allclose
+from helpers import slow, tree_allclose
 
 
 BATCH_SIZE = 8
@@ -43,7 +43,7 @@ def train(state, stream, n_calls, n_inner=1):
     return state, losses
 
 
-@pytest.mark.parametrize("n_inner", [1, 2])
+@pytest.mark.parametrize("n_inner", [slow(1), 2])
 def test_training_from_a_stream_ends_alike(n_inner):
     state, losses = new_state(), []
     for _ in range(5):

@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import eqmdm
+from helpers import slow_but
 
 
 NORMAL = eqmdm.GaussianMixtureTarget([1.0], [[0.3]], [[[0.6]]])
@@ -30,7 +31,13 @@ TARGETS = {
     "product": eqmdm.ProductTarget([eqmdm.DoubleWellTarget(), NORMAL]),
     "mixed product": eqmdm.ProductTarget([eqmdm.LogisticTarget(), MIXTURE]),
 }
-every_target = pytest.mark.parametrize("name", TARGETS)
+# The quick tests have one of each kind.
+every_target = pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ["logistic", "double well", "normal", "correlated", "mixed product"], TARGETS
+    ),
+)
 
 
 def quadrature(target):

@@ -7,7 +7,7 @@ import pytest
 from references import VARIANCE
 
 import eqmdm
-from helpers import tree_allclose, within_standard_errors
+from helpers import slow, tree_allclose, within_standard_errors
 
 
 def data_covariance(diffusion, t):
@@ -40,7 +40,7 @@ def solve(problem, solver, n_steps, key):
     return solution.ys[-1]
 
 
-@pytest.mark.parametrize("cls", [eqmdm.VPSDE, eqmdm.CLD], ids=["VPSDE", "CLD"])
+@pytest.mark.parametrize("cls", [slow(eqmdm.VPSDE), eqmdm.CLD], ids=["VPSDE", "CLD"])
 @pytest.mark.filterwarnings("ignore:The law of this diffusion")
 def test_forward_sde_reaches_the_moments_of_the_kernel(cls, key):
     diffusion = cls(interval=eqmdm.TimeInterval(1e-3, 0.5))

@@ -9,11 +9,17 @@ from diffusions import MAKERS, ends_early, evaluate, grid, make
 from references import exact_kernel
 
 import eqmdm
-from helpers import slow, tree_allclose
+from helpers import slow, slow_but, tree_allclose
 
 
 # A plain function is no argument of `jax.jit`: the time-varying one has two.
-@pytest.mark.parametrize("name", [n for n in MAKERS if n != "TimeVaryingDiffusion"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ["VPSDE", "CLD", "LearnedDiffusion-all", "SubVPSDE", "TwoScheduleDiffusion"],
+        [n for n in MAKERS if n != "TimeVaryingDiffusion"],
+    ),
+)
 def test_a_diffusion_passes_through_plain_jit(name):
     # Which traces the Python floats that it is made of, where Equinox's leaves them.
     times = grid(make(name))
