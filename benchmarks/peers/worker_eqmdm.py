@@ -142,7 +142,7 @@ for _task, _images in (("sample images", True), ("sample points", False)):
 for _task in problems.LIKELIHOODS:
     CASES[_task, "CollapsedRoute, the default"] = likelihood(_task, "CollapsedRoute")
     CASES[_task, "AugmentedRoute"] = likelihood(_task, "AugmentedRoute")
-    for _tolerance in (1e-4, 1e-3):
+    for _tolerance in (3e-5, 1e-4, 1e-3):
         _name = f"CollapsedRoute, tolerance {_tolerance:.0e}"
         CASES[_task, _name] = likelihood(_task, "CollapsedRoute", _tolerance)
 
