@@ -181,7 +181,8 @@ def _learned_range(study: str, grid: str, column: str, cell: str) -> str:
     for row in select(study, "learned", grid=grid, cell=cell):
         last[row["seed"]] = row
     values = [float(row[column]) for row in last.values()]
-    return f"{min(values):.2f} to {max(values):.2f}"
+    ends = dict.fromkeys(f"{end(values):.2f}" for end in (min, max))
+    return " to ".join(ends)
 
 
 def _budget(study: str) -> str:
@@ -189,8 +190,9 @@ def _budget(study: str) -> str:
     steps, examples = ({row[name] for row in rows} for name in ("steps", "examples"))
     seeds = {row["seed"] for row in rows}
     trainings = {(row["grid"], row["cell"], row["seed"]) for row in rows}
+    most = f"up to {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return (
-        f"{len(trainings)} trainings of {_all(steps)} steps, up to {len(seeds)} seeds, "
+        f"{len(trainings)} trainings of {_all(steps)} steps, {most}, "
         f"{_all(examples)} test examples"
     )
 
