@@ -27,7 +27,8 @@ _KEPT = ("max_steps", "Simulation")
 
 class _Fewer(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
-        return _at_most(_FEW, node) if _is_count(node) and node.value >= _MANY else node
+        many = type(node.value) is int and node.value >= _MANY
+        return ast.copy_location(ast.Constant(_FEW), node) if many else node
 
     def visit_Assert(self, node: ast.Assert) -> ast.Pass:
         return ast.copy_location(ast.Pass(), node)
@@ -44,13 +45,9 @@ class _Fewer(ast.NodeTransformer):
         return node
 
 
-def _is_count(node: ast.expr) -> bool:
-    # The type, since `True` is an integer.
-    return isinstance(node, ast.Constant) and type(node.value) is int
-
-
 def _at_most(most: int | None, node: ast.expr) -> ast.expr:
-    if most and _is_count(node):
+    # The type, since `True` is an integer.
+    if most and isinstance(node, ast.Constant) and type(node.value) is int:
         return ast.copy_location(ast.Constant(min(node.value, most)), node)
     return node
 
