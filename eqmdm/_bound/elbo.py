@@ -119,9 +119,9 @@ def elbo(
             )
         u = _as_quantile(u, x.dtype)
     bound = _elbo(model, x, u, form, decoder, time_sampler, n_draws, key)
-    total = concrete(bound.total)
-    if isinstance(model.diffusion, AbstractNonlinearDiffusion) and total is not None:
-        if not math.isfinite(total):
+    if isinstance(model.diffusion, AbstractNonlinearDiffusion):
+        total = concrete(bound.total)
+        if total is not None and not math.isfinite(total):
             # Raises an error that says where, if the cause is a path that diverges.
             simulate_path(model.diffusion, x, key=key)
     return bound
