@@ -3,11 +3,12 @@
     git worktree add DIRECTORY REVISION
     python benchmarks/versions.py --before DIRECTORY --output FILE
 
-Runs `train.py` of both on the bundled digits, in turn: one step with an empty cache,
-one step in a second process with the cache of the first, and many steps. Reports
-processor time for the first two, which other programs disturb less than wall time, and
-wall time for a step, from the records of the run after its first window. Without
-`--before` it compares this checkout with itself, which shows the noise.
+Runs `train.py` of both, with a U-Net on the bundled digits and an MLP on points, in
+turn: one step with an empty cache, one step in a second process with the cache of the
+first, and many steps. Reports processor time for the first two, which other programs
+disturb less than wall time, and wall time for a step, from the records of the run after
+its first window. Without `--before` it compares this checkout with itself, which shows
+the noise.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ _CASES = {
     "CLD, denoiser": ["--diffusion=cld"],
     "CLD, free": ["--diffusion=cld", "--score=free"],
     "learned, K = 2, free": ["--diffusion=learned", "--score=free"],
+    "MLP, CLD, free": ["--dataset=rings", "--diffusion=cld", "--score=free"],
 }
 _NOTHING_ELSE = "--n-samples=0 --test-examples=0 --validation-examples=1".split()
 _MEASURES = {
@@ -66,8 +68,10 @@ def train(
     }
     with tempfile.TemporaryDirectory() as directory:
         program = [sys.executable, str(checkout / "scripts" / "train.py")]
-        options = ["--dataset=digits", f"--steps={steps}", f"--run-dir={directory}/run"]
+        options = [f"--steps={steps}", f"--run-dir={directory}/run"]
         options.append(f"--log-every={max(1, steps // 3)}")
+        if not any(option.startswith("--dataset") for option in case):
+            options.append("--dataset=digits")
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [*program, *options, *case, *_NOTHING_ELSE],

@@ -153,9 +153,16 @@ def test_summary_is_over_seeds_and_paired_examples(tmp_path):
     np.testing.assert_allclose(second["difference"], 0.1, atol=0.01)
     assert second["difference_error"] < 0.01 < 0.1 < second["error_over_examples"]
 
-    text = tables.as_text(study, [first, second])
+    text = tables.as_text(study, [first, second | {"steps": 2000}])
+    assert "over 48 examples and 2 seeds, after 4 to 2,000 steps." in text
     line = next(line for line in text.splitlines() if line.startswith("| learned"))
     assert f"| {second['value']:.4f} |" in line and "±" in line
+
+
+def test_counts_have_their_noun_in_the_right_number():
+    assert tables.counted([1, 1], "seed") == "1 seed"
+    assert tables.counted([3, 1, 2], "seed") == "1 to 3 seeds"
+    assert tables.counted([2000], "example") == "2,000 examples"
 
 
 def test_pairs_are_of_the_same_models_and_examples(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 from .. import plots
 from ..styles import BLUE, DIFFUSIONS, EVALUATIONS, looks
 from .cells import Study
+from .tables import counted
 
 
 Row = dict[str, Any]
@@ -217,16 +218,10 @@ def _by(rows: list[Row], name: str) -> dict[Any, list[Row]]:
 def _described(study: Study, rows: list[Row]) -> str:
     """A description of the study, its examples and its seeds for captions."""
     words = f"Study {study.name}"
-    counts = sorted({row["examples"] for row in rows if "examples" in row})
+    counts = [row["examples"] for row in rows if "examples" in row]
     if counts:
-        words += f": {_range(counts)} examples"
+        words += f": {counted(counts, 'example')}"
     if "seed" in rows[0]:
         seeds = sorted({row["seed"] for row in rows})
         return f"{words}, seeds {', '.join(map(str, seeds))}"
-    n_seeds = sorted({row["seeds"] for row in rows})
-    unit = "seed" if n_seeds == [1] else "seeds"
-    return f"{words}, {_range(n_seeds)} {unit} per model"
-
-
-def _range(counts: list[int]) -> str:
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{words}, {counted((row['seeds'] for row in rows), 'seed')} per model"

@@ -301,6 +301,15 @@ def _value(name: str, text: str) -> Any:
     return int(text) if name in _COUNTS else float(text)
 
 
+def counted(counts: Iterable[int], noun: str) -> str:
+    """The range of these counts, with its noun in the right number."""
+    counts = sorted(counts)
+    low, high = counts[0], counts[-1]
+    if low < high:
+        return f"{low:,} to {high:,} {noun}s"
+    return f"{low:,} {noun}" if low == 1 else f"{low:,} {noun}s"
+
+
 def as_text(study: Study, summaries: list[Row]) -> str:
     """The summaries as a Markdown document, one table per grid and evaluation."""
     lines = [f"# {study.name}", "", study.question]
@@ -315,8 +324,9 @@ def as_text(study: Study, summaries: list[Row]) -> str:
         lines += ["", f"## {grid}: {evaluation}", "", study.grids[grid], ""]
         lines += [
             f"Negative log-likelihood or bound in {some['unit']}, over "
-            f"{some['examples']} examples and {_range(r['seeds'] for r in rows)} "
-            f"seeds, at step {some['steps']:,}.",
+            f"{counted((r['examples'] for r in rows), 'example')} and "
+            f"{counted((r['seeds'] for r in rows), 'seed')}, after "
+            f"{counted((r['steps'] for r in rows), 'step')}.",
             "",
             "| | value | error over seeds | over examples | less the first |",
             "| --- | --- | --- | --- | --- |",
@@ -378,8 +388,3 @@ def _digits(value: Any) -> Any:
 def _error(row: Row, over: str) -> str:
     value = row[f"error_over_{over}"]
     return "one only" if math.isnan(value) else f"{value:.4f}"
-
-
-def _range(counts: Iterable[int]) -> str:
-    counts = sorted(set(counts))
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
