@@ -26,14 +26,18 @@ def test_each_coordinate_has_the_laws_of_its_band(kind):
     parts = two_speeds(kind)
     banded = eqmdm.BandedDiffusion(parts, bands)
     s, t = jnp.asarray(0.1), jnp.asarray(0.4)
-    laws = lambda diffusion: (
-        diffusion.compute_kernel(t),
-        diffusion.compute_transition(s, t),
-        diffusion.drift_matrix(t),
-        diffusion.diffusion_matrix(t),
-        diffusion.prior,
-        diffusion.log_snr(t),
-    )
+
+    @eqx.filter_jit
+    def laws(diffusion):
+        return (
+            diffusion.compute_kernel(t),
+            diffusion.compute_transition(s, t),
+            diffusion.drift_matrix(t),
+            diffusion.diffusion_matrix(t),
+            diffusion.prior,
+            diffusion.log_snr(t),
+        )
+
     for coordinate, band in enumerate(bands):
         # The time of a kernel is the same for all coordinates.
         part = lambda leaf, i=coordinate: leaf[..., i] if leaf.ndim > 0 else leaf

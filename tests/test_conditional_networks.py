@@ -72,9 +72,11 @@ def test_an_mlp_takes_conditions_under_vmap(kind, key):
     network = _networks(condition, key)["mlp"]
     y, t = jr.normal(key, (2, 1, 6, 6, 1)), jnp.asarray([0.3, 0.6])
     conditions = jnp.stack([jnp.asarray(given), jnp.asarray(missing)])
-    batched = jax.vmap(lambda t, y, c: network(t, y, condition=c))(t, y, conditions)
+    run = lambda t, y, c: network(t, y, condition=c)
+    batched = eqx.filter_jit(jax.vmap(run))(t, y, conditions)
+    run = eqx.filter_jit(run)
     for i in range(2):
-        alone = network(t[i], y[i], condition=conditions[i])
+        alone = run(t[i], y[i], conditions[i])
         assert_allclose(batched[i], alone, rtol=1e-4, atol=1e-5)
 
 

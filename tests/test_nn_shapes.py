@@ -62,7 +62,7 @@ def test_unet_pads_what_it_cannot_halve_and_crops_its_output(key):
     small = nn.UNet((5, 7, 3), **options, key=key)
     # Sides that 4 divides, with the same parameters.
     large = nn.UNet((8, 8, 3), **options, key=key)
-    small, large = perturbed(small, key), perturbed(large, key)
+    small, large = (eqx.filter_jit(perturbed(net, key)) for net in (small, large))
     y = jr.normal(key, (2, 5, 7, 3))
     padded = jnp.pad(y, ((0, 0), (1, 2), (0, 1), (0, 0)))
     t = jnp.asarray(0.3)
@@ -81,7 +81,7 @@ def test_unet_of_patches_is_that_of_the_folded_image(sides, key):
     small = tuple(side // 2 for side in sides)
     plain = nn.UNet((*small, 2 ** len(sides) * 2 * 3), 1, **options)
     # Their parameters have the same shapes and keys.
-    patched, plain = perturbed(patched, key), perturbed(plain, key)
+    patched, plain = (eqx.filter_jit(perturbed(net, key)) for net in (patched, plain))
     y = jr.normal(key, (2, *sides, 3))
     # Channels are ordered by place in the patch, variable and colour.
     places = list(itertools.product(*[range(2)] * len(sides)))
@@ -104,7 +104,7 @@ def test_unet_of_patches_is_told_the_noise_levels_of_its_patches(key):
     network = perturbed(network, key)
     y, filtered = jr.normal(key, (1, 8, 8, 1)), jnp.zeros((8, 8, 1))
     run = lambda at: network(jnp.asarray(0.3), y, noise_levels=at, filtered=filtered)[0]
-    change = jax.jacfwd(run)(jnp.full((8, 8, 1), 0.5))
+    change = eqx.filter_jit(jax.jacfwd(run))(jnp.full((8, 8, 1), 0.5))
     # Every pixel depends on the level of every pixel of its patch.
     assert jnp.all(change[:4, :4, 0, :4, :4, 0] != 0)
 

@@ -43,12 +43,19 @@ def test_equal_log_snrs_are_those_of_a_scalar_denoiser(basis, log_snr, key):
     scalar = denoiser_with(None, plain)
     assert told.takes_snr_vector and not scalar.takes_snr_vector
     x = jr.normal(key, basis.shape)
-    z, log_snr = basis.forward(x), jnp.asarray(log_snr)
-    for name in ("__call__", "residual", "correction"):
+    log_snr = jnp.asarray(log_snr)
+
+    @eqx.filter_jit
+    def answers(told, scalar, name):
+        z, vector = basis.forward(x), jnp.full(basis.shape, log_snr)
         expected = basis.forward(getattr(scalar, name)(log_snr, x))
-        assert tree_allclose(getattr(told, name)(log_snr, z), expected, **ROUNDING)
-        vector = jnp.full(basis.shape, log_snr)
-        assert tree_allclose(getattr(told, name)(vector, z), expected, **ROUNDING)
+        actual = getattr(told, name)
+        return actual(log_snr, z), actual(vector, z), expected
+
+    for name in ("__call__", "residual", "correction"):
+        of_scalar, of_vector, expected = answers(told, scalar, name)
+        assert tree_allclose(of_scalar, expected, **ROUNDING)
+        assert tree_allclose(of_vector, expected, **ROUNDING)
 
 
 @pytest.mark.parametrize("basis", BASES)
@@ -234,6 +241,7 @@ def test_a_new_network_ignores_the_noise_levels(make, basis, key):
     network = eqx.tree_at(lambda network: getattr(network, last), network, layer)
     y = jr.normal(key, (1, *basis.shape), jnp.float32)
 
+    @eqx.filter_jit
     def output(levels, filtered):
         given = {"noise_levels": levels, "filtered": filtered}
         return network(jnp.float32(0.4), y, **given)

@@ -1,5 +1,6 @@
 """Linear observations: their operators, noise and errors."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -127,7 +128,8 @@ def test_a_covariance_operator_is_its_matrix(key):
 
     def estimate(**noise):
         observation = eqmdm.LinearObservation(operator, [1.0, 2.0], **noise)
-        return model.given(observation, eqmdm.MomentMatching()).denoise(log_snr, z)
+        given = model.given(observation, eqmdm.MomentMatching())
+        return eqx.filter_jit(given.denoise)(log_snr, z)
 
     tagged = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
     dense = estimate(covariance=matrix)

@@ -23,7 +23,8 @@ def test_diffusion_has_a_learning_rate_of_its_own():
     values = eqx.filter(model, eqx.is_inexact_array)
     optimiser = make_optimiser(1e-3, diffusion_learning_rate=1e-2, clip=1e6)
     gradient = jax.tree.map(jnp.ones_like, values)
-    updates, _ = optimiser.update(gradient, optimiser.init(values), values)
+    init, update = (eqx.filter_jit(step) for step in optimiser)
+    updates, _ = update(gradient, init(values), values)
     # Adam's first update is the learning rate, up to its epsilon.
     for part, rate in ((updates.network, 1e-3), (updates.diffusion, 1e-2)):
         assert jax.tree.leaves(part)

@@ -3,6 +3,7 @@
 import functools
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -97,7 +98,8 @@ def test_a_deterministic_sampler_starts_about_the_estimate(key):
 def test_terms_start_about_the_estimate(key):
     given = _exact(DIFFUSIONS["CLD"])
     problem = eqmdm.reverse_sde(given, (2,), key=key)
-    y = jax.vmap(lambda key: problem.initial(key=key))(jr.split(key, 4000))
+    draw = jax.vmap(lambda key: problem.initial(key=key))
+    y = eqx.filter_jit(draw)(jr.split(key, 4000))
     diffusion = given.diffusion
     kernel = diffusion.compute_kernel(diffusion.t1)
     estimate = jnp.asarray(TURN @ POSTERIOR.mean)

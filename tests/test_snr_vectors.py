@@ -152,11 +152,10 @@ def test_the_loss_is_the_bound_and_the_weighted_loss_of_vectors(trained_parts, k
     u = jnp.linspace(0.1, 0.9, 4, dtype=jnp.float32)
     vectors = eqmdm.Objective(snr_vectors=eqmdm.SNRVectors())
     plain = eqmdm.Objective()
-    bound, terms = batch_loss(model, plain, x, keys, u, n_reconstruction=2)
-    loss, metrics = batch_loss(
-        model, vectors, x, keys, u, n_reconstruction=2, n_vectors=6
-    )
-    added = vectors.vector_loss(model, x[2:8], keys[2:8])
+    compute = eqx.filter_jit(batch_loss)
+    bound, terms = compute(model, plain, x, keys, u, n_reconstruction=2)
+    loss, metrics = compute(model, vectors, x, keys, u, n_reconstruction=2, n_vectors=6)
+    added = eqx.filter_jit(vectors.vector_loss)(model, x[2:8], keys[2:8])
     # The same programs, or parts of them, in float32.
     assert tree_allclose(metrics.pop("vectors"), added, rtol=1e-5, atol=0.0)
     assert tree_allclose(metrics, terms, rtol=1e-5, atol=1e-5)

@@ -134,7 +134,8 @@ def test_diffusion_of_a_wrapped_model_has_its_learning_rate():
     optimiser = eqmdm.make_optimiser(1e-3, diffusion_learning_rate=1e-2, clip=1e6)
     gradient = jax.tree.map(jnp.ones_like, values)
     with jax.numpy_dtype_promotion("standard"):
-        updates, _ = optimiser.update(gradient, optimiser.init(values), values)
+        init, update = (eqx.filter_jit(step) for step in optimiser)
+        updates, _ = update(gradient, init(values), values)
     for part, rate in (
         (updates.model.network, 1e-3),
         (updates.model.diffusion, 1e-2),
