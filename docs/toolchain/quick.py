@@ -16,8 +16,8 @@ from .cache import ROOT
 from .execution import execute
 
 
-# The largest counts of the short form, by the names of arguments and variables.
-_MOST = {"steps": 20, "n_draws": 4}
+# The largest counts of the short form, by the names of arguments.
+_MOST = {"steps": 20, "n_draws": 4, "depth": 1}
 # An integer from here on counts draws, examples or paths, unless it is an argument of
 # one of these names or functions. All become as many, so that what was equally long
 # stays so.
@@ -32,6 +32,15 @@ class _Fewer(ast.NodeTransformer):
 
     def visit_Assert(self, node: ast.Assert) -> ast.Pass:
         return ast.copy_location(ast.Pass(), node)
+
+    def visit_For(self, node: ast.For) -> ast.For:
+        # Each number of steps compiles programs of its own.
+        self.generic_visit(node)
+        if isinstance(node.iter, ast.Tuple) and len(node.iter.elts) > 2:
+            values = node.iter.elts
+            if all(isinstance(value, ast.Constant) for value in values):
+                node.iter.elts = [values[0], values[-1]]
+        return node
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         kept = isinstance(node.func, ast.Attribute) and node.func.attr in _KEPT
