@@ -31,9 +31,9 @@ _EVENTS = {
 }
 
 
-def slow(parameter):
-    """Marks one of a test's parameters as slow, where the others say as much."""
-    return pytest.param(parameter, marks=pytest.mark.slow)
+def slow(*values):
+    """Marks one of a test's sets of parameters as slow, where others say as much."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def slow_but(quick, parameters):

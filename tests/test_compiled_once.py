@@ -9,7 +9,7 @@ import pytest
 
 import eqmdm
 from eqmdm import nn
-from helpers import counted, slow
+from helpers import counted, slow, slow_but
 
 
 _OPTIMISER = eqmdm.make_optimiser(1e-3)
@@ -111,10 +111,11 @@ _CALLS = {
     "sample-dpm": _sample(eqmdm.DPMSolver),
     "sample-tsit5": _sample_adaptively,
 }
+_QUICK = "train", "bound", "likelihood", "sample-dpm", "sample-tsit5"
 
 
 @pytest.mark.parametrize("kind", ["denoiser", slow("noise")])
-@pytest.mark.parametrize("name", _CALLS)
+@pytest.mark.parametrize("name", slow_but(_QUICK, _CALLS))
 def test_other_values_of_the_same_shapes_compile_nothing(name, kind):
     with counted() as first:
         before = jax.block_until_ready(_CALLS[name](kind, 0))

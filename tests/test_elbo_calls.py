@@ -81,12 +81,11 @@ def test_elbo_is_by_default_that_of_its_named_defaults(key):
             eqmdm.DataDecoder(),
             eqmdm.ImportanceTimeSampler(),
         ),
-        (eqmdm.LowVariance(), eqmdm.StartDecoder(), eqmdm.UniformTimeSampler()),
-        pytest.param(
+        slow(eqmdm.LowVariance(), eqmdm.StartDecoder(), eqmdm.UniformTimeSampler()),
+        slow(
             eqmdm.DenoisingScoreMatching(),
             eqmdm.StartDecoder(),
             eqmdm.UniformTimeSampler(),
-            marks=pytest.mark.slow,
         ),
         (
             eqmdm.ImplicitScoreMatching(),
@@ -236,7 +235,7 @@ def chain(n_vars, t0):
 # Log-SNRs of 90 to 94 at t0, where the ratio itself is no number in float32.
 some_chains = pytest.mark.parametrize(
     ("n_vars", "t0"),
-    [(3, 1e-7), pytest.param(4, 3e-5, marks=pytest.mark.slow), (5, 1e-3)],
+    [(3, 1e-7), slow(4, 3e-5), slow(5, 1e-3)],
 )
 
 

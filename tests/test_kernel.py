@@ -13,7 +13,7 @@ from references import (
 )
 
 import eqmdm
-from helpers import OPTIMISED
+from helpers import OPTIMISED, slow_but
 
 
 OPTIONS = {
@@ -72,7 +72,11 @@ def exact_laws_of(source, index, tau):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", list(named_diffusions()))
+@pytest.mark.parametrize(
+    "name",
+    # One for each number of variables.
+    slow_but(["VPSDE", "CLD", "CriticalThirdOrder"], named_diffusions()),
+)
 def test_kernels_of_named_diffusions_are_those_of_60_digits(name, dtype):
     diffusion = named_diffusions(**OPTIONS)[name]
     # In float64 the bar is four thousand roundings, whatever XLA makes of them.

@@ -184,7 +184,8 @@ def test_hidden_noise_model_has_a_valid_bound(key):
 # --- Limits --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hidden", [slow(False), True], ids=["shown", "hidden"])
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [False, True], ids=["shown", "hidden"])
 def test_noise_of_many_degrees_of_freedom_is_normal(hidden, key):
     model = eqmdm.DenoiserModel(normal_denoiser(0.7), eqmdm.CLD())
     many = eqmdm.StudentTModel(model, 1e12, hidden=hidden)

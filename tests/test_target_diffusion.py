@@ -1,6 +1,7 @@
 """Tests of the diffusion of a normal target against the linear diffusion it equals."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -105,8 +106,9 @@ def test_local_step_is_the_transition_of_a_linear_drift(n_vars, s, t, dtype, key
 @two_vars_quickly
 def test_terms_are_those_of_the_linear_diffusion(n_vars, key):
     y = jr.normal(key, (n_vars, 4))
-    values = []
-    for model in models(n_vars):
+
+    @eqx.filter_jit
+    def values(model):
         forward = eqmdm.forward_sde(model.diffusion, y[0], key=key)
         reverse = eqmdm.reverse_sde(model, (4,), key=key)
         flow = eqmdm.probability_flow(model, (4,))
@@ -114,9 +116,10 @@ def test_terms_are_those_of_the_linear_diffusion(n_vars, key):
         drifts = [p.terms.terms[0].vf(0.3, y, None) for p in problems]
         noises = [p.terms.terms[1].vf(0.3, y, None).matrix for p in problems]
         ends = [end for p in (*problems, flow) for end in (p.t0, p.t1)]
-        values.append([*drifts, *noises, flow.terms.vf(0.3, y, None), *ends])
-        values[-1].append(forward.initial(key=key))
-    for actual, expected in zip(*values, strict=True):
+        start = forward.initial(key=key)
+        return *drifts, *noises, flow.terms.vf(0.3, y, None), *ends, start
+
+    for actual, expected in zip(*map(values, models(n_vars)), strict=True):
         assert_allclose(actual, expected, rtol=1e-11, atol=1e-12)
 
 
