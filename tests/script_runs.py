@@ -38,6 +38,16 @@ def single_precision():
 
 
 @contextlib.contextmanager
+def shared_optimisers():
+    """A context in which equal options make the same optimiser, so that a resumed run
+    does not compile the step of the run again."""
+    with pytest.MonkeyPatch.context() as patch:
+        made_once = functools.cache(eqmdm.make_optimiser)
+        patch.setattr(eqmdm, "make_optimiser", made_once)
+        yield
+
+
+@contextlib.contextmanager
 def working_in(directory):
     """A context with another working directory, in which paths are relative."""
     before = Path.cwd()
@@ -66,8 +76,9 @@ load_once = functools.cache(load_trained)
 def make_run(directory, *arguments, checkpoint=True):
     """A run that was stopped before its first step."""
     arguments = [*arguments, f"--run-dir={directory}"]
-    options = parse(TrainOptions, arguments).resolved()
-    dataset = eqmdm.data.load(options.dataset)
+    options = parse(TrainOptions, arguments)
+    dataset = build.load_data(options)
+    options = options.resolved(dataset.shape, dataset.n_levels)
     diffusion = build.build_diffusion(options, jr.key(0))
     data = build.DataFacts.of(options, dataset)
     basis = fit_basis(options, dataset)

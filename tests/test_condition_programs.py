@@ -10,7 +10,13 @@ import jax.random as jr
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from script_runs import error_of, single_precision, working_in
+from script_runs import (
+    error_of,
+    make_run,
+    shared_optimisers,
+    single_precision,
+    working_in,
+)
 
 import eqmdm
 from eqmdm import nn
@@ -29,13 +35,17 @@ from own_files import grey, write_csv, write_folder
 
 TINY = "--diffusion=vpsde --t-range 0.001 1 --steps=4 --log-every=2 --batch-size=8 "
 TINY += "--validate-every=4 --checkpoint-every=2 --width=8 --n-blocks=1 --n-samples=6 "
-TINY += "--test-draws=2"
+TINY += "--sample-steps=3 --test-draws=2"
+# The batch of the training, so that the programs share its compiled bound.
+BOUND = "--route=elbo --draws=4 --examples=9 --batch-size=8".split()
+NUMBERS = "--data=table.csv --columns=x,y --condition=a,b --drop-condition=0 "
+NUMBERS += "--label-column=none"
 CLASSES = ("ant", "bee", "cat")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    with single_precision():
+    with single_precision(), shared_optimisers():
         yield
 
 
@@ -73,11 +83,9 @@ def by_label(directory):
 
 @pytest.fixture(scope="module")
 def by_numbers(directory):
+    """A run that was stopped before its first step."""
     write_csv(directory / "table.csv", _table(450))
-    arguments = ["--data=table.csv", "--columns=x,y", "--condition=a,b"]
-    arguments += ["--drop-condition=0", "--label-column=none"]
-    _run(train, TrainOptions, *TINY.split(), *arguments, "--run-dir=by-numbers")
-    return directory / "by-numbers"
+    return make_run(directory / "by-numbers", *TINY.split(), *NUMBERS.split())
 
 
 # ----- Data sets
@@ -260,9 +268,8 @@ def test_samples_given_numbers_and_those_of_test_examples(by_numbers):
 
 
 def test_an_evaluation_uses_the_conditions_of_its_examples(by_label):
-    arguments = ["--route=elbo", "--draws=4", "--examples=9"]
-    _run(evaluate, EvaluateOptions, by_label, *arguments, "--by=label")
-    _run(evaluate, EvaluateOptions, by_label, *arguments, "--unconditional")
+    _run(evaluate, EvaluateOptions, by_label, *BOUND, "--by=label")
+    _run(evaluate, EvaluateOptions, by_label, *BOUND, "--unconditional")
     reports = [
         json.loads((by_label / f"evaluation-elbo-test{end}/report.json").read_text())
         for end in ("", "-unconditional")
@@ -274,8 +281,8 @@ def test_an_evaluation_uses_the_conditions_of_its_examples(by_label):
 
 @pytest.mark.parametrize("route", ["elbo", "collapsed"])
 def test_classification_agrees_with_the_library(by_label, route):
-    arguments = [f"--route={route}", "--examples=9", "--classify", "--format=csv"]
-    arguments += ["--draws=4"] if route == "elbo" else []
+    arguments = BOUND if route == "elbo" else [f"--route={route}", "--examples=9"]
+    arguments = [*arguments, "--classify", "--format=csv"]
     _run(evaluate, EvaluateOptions, by_label, *arguments)
     directory = by_label / f"classification-{route}-test"
     found = json.loads((directory / "classification.json").read_text())
@@ -362,6 +369,14 @@ def test_a_solver_study_of_a_conditional_run(by_label):
     arguments += ["--output-dir=study"]
     _run(solver_study, SolverStudyOptions, by_label, *arguments)
     assert "dpm" in Path("study/study.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_on_numbers(directory):
+    write_csv(directory / "table.csv", _table(450))
+    arguments = [*TINY.split(), *NUMBERS.split(), "--run-dir=on-numbers"]
+    _run(train, TrainOptions, *arguments)
+    assert (directory / "on-numbers" / "test_bound.json").exists()
 
 
 @pytest.mark.slow

@@ -12,7 +12,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 import eqmdm
 
 
-def _conditional_points(n=64):
+# The same in all tests, so that a step compiles once with dropping and once without.
+SETTINGS = {"batch_size": 64, "optimiser": optax.adam(0.02)}
+DROPPING = eqmdm.Objective(drop_condition=0.25)
+
+
+def _conditional_points(n=512):
     random = np.random.default_rng(0)
     classes = random.integers(0, 3, n)
     x = (classes[:, None] - 1) + 0.1 * random.normal(size=(n, 2))
@@ -31,7 +36,7 @@ class _Recorder(eqx.Module):
 
 
 def test_training_conditions_each_example_on_its_own(key):
-    x, classes = _conditional_points(512)
+    x, classes = _conditional_points()
     model = eqmdm.DenoiserModel(_Recorder(jnp.zeros(4)), DIFFUSIONS["vpsde"])
     model = eqmdm.fit(
         model,
@@ -39,10 +44,9 @@ def test_training_conditions_each_example_on_its_own(key):
         condition=classes,
         key=key,
         steps=300,
-        batch_size=64,
-        optimiser=optax.adam(0.02),
         ema_decay=0.9,
-        objective=eqmdm.Objective(drop_condition=0.25),
+        objective=DROPPING,
+        **SETTINGS,
     )
     means = [float(x[classes == k].mean()) for k in range(3)]
     # The last entry, at -1, is that of the dropped condition: the mean of all.
@@ -53,7 +57,7 @@ def test_without_dropping_the_missing_condition_is_not_trained(key):
     x, classes = _conditional_points()
     model = eqmdm.DenoiserModel(_Recorder(jnp.full(4, 0.5)), DIFFUSIONS["vpsde"])
     model = eqmdm.fit(
-        model, x, condition=classes, key=key, steps=5, batch_size=16, ema_decay=0.5
+        model, x, condition=classes, key=key, steps=5, ema_decay=0.5, **SETTINGS
     )
     means = np.asarray(model.network.means)
     assert means[3] == 0.5
@@ -63,24 +67,20 @@ def test_without_dropping_the_missing_condition_is_not_trained(key):
 def test_streamed_conditions_are_those_on_the_device(key):
     x, classes = _conditional_points()
     model = eqmdm.DenoiserModel(_Recorder(jnp.zeros(4)), DIFFUSIONS["vpsde"])
-    optimiser = eqmdm.make_optimiser(1e-2)
-    objective = eqmdm.Objective(drop_condition=0.5)
-    settings = {"steps": 4, "batch_size": 16}
+    settings = SETTINGS | {"objective": DROPPING, "steps": 4}
 
     def trained(data, **more):
-        state = eqmdm.TrainState.create(model, optimiser, key=key)
-        state = eqmdm.train(state, data, objective, optimiser, **settings, **more)
-        return state.model.network.means
+        state = eqmdm.TrainState.create(model, SETTINGS["optimiser"], key=key)
+        return eqmdm.train(state, data, **settings, **more).model.network.means
 
-    on_device = trained(eqmdm.TrainingSet(x, objective, classes))
+    on_device = trained(eqmdm.TrainingSet(x, DROPPING, classes))
     assert_array_equal(trained(x, condition=classes), on_device)
 
 
 def test_a_resumed_conditional_run_is_the_uninterrupted_one(key, tmp_path):
     x, classes = _conditional_points()
     model = eqmdm.DenoiserModel(_Recorder(jnp.zeros(4)), DIFFUSIONS["vpsde"])
-    settings = {"key": key, "batch_size": 16, "checkpoint_every": 2}
-    settings |= {"objective": eqmdm.Objective(drop_condition=0.5)}
+    settings = SETTINGS | {"key": key, "checkpoint_every": 2, "objective": DROPPING}
     fit = lambda condition, steps, name: eqmdm.fit(
         model, x, condition=condition, steps=steps, run_dir=tmp_path / name, **settings
     )
@@ -105,7 +105,7 @@ def test_a_resumed_conditional_run_is_the_uninterrupted_one(key, tmp_path):
 def test_training_and_evaluation_refuse_conditions_by_name(
     condition, error, match, key
 ):
-    x, _ = _conditional_points()
+    x, _ = _conditional_points(64)
     model, settings = conditional_mlp(key), {"condition": condition, "key": key}
     with pytest.raises(error, match=match):
         eqmdm.fit(model, x, steps=1, batch_size=8, **settings)
@@ -120,11 +120,11 @@ def test_the_probability_of_dropping_is_checked():
 
 
 def test_a_data_set_brings_its_conditions(key):
-    x, classes = _conditional_points()
+    x, classes = _conditional_points(640)
     dataset = eqmdm.data.Dataset.from_arrays(x, labels=classes, conditions="label")
     assert_array_equal(dataset.conditions.train, dataset.labels.train)
     model = eqmdm.DenoiserModel(_Recorder(jnp.zeros(4)), DIFFUSIONS["vpsde"])
-    settings = {"key": key, "steps": 3, "batch_size": 16, "validate_every": 3}
+    settings = SETTINGS | {"key": key, "steps": 3, "validate_every": 3}
     events = []
     given = eqmdm.fit(model, dataset, callbacks=[events.append], **settings)
     explicit = eqmdm.fit(

@@ -147,9 +147,7 @@ def test_data_set_brings_its_objective_and_validation():
     dataset = eqmdm.data.Dataset(
         "levels", levels[:12], levels[12:16], levels[16:], n_levels=17, flip=True
     )
-    network = nn.UNet(
-        (2, 2, 1), 1, width=8, multipliers=(1,), n_blocks=1, key=jr.key(1)
-    )
+    network = nn.MLP((2, 2, 1), 1, width=8, depth=1, key=jr.key(1))
     model = eqmdm.NoiseModel(network, eqmdm.VPSDE())
     events = []
     eqmdm.fit(model, dataset, steps=4, callbacks=[events.append], **SETTINGS)

@@ -4,6 +4,7 @@ import math
 from typing import final
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -45,8 +46,9 @@ def test_mean_of_a_local_step_is_of_second_order():
         p = terms[-1]
         terms.append(Polynomial([0, 0, 0, -1.0]) * p.deriv() + 0.5 * p.deriv(2))
     errors = []
+    local = jax.jit(lambda h: local_step(Cubic(), jnp.zeros(()), h, jnp.ones((1, 1))))
     for h in (0.02, 0.01):
-        step = local_step(Cubic(), jnp.zeros(()), jnp.asarray(h), jnp.ones((1, 1)))
+        step = local(jnp.asarray(h))
         exact = sum(h**k / math.factorial(k) * p(1.0) for k, p in enumerate(terms))
         errors.append(abs(1 + float(step.shift[0, 0]) - exact))
     # h^2 / 4 f'' = 1.5 h^2, and a tenth of that at the next order.
@@ -58,7 +60,7 @@ def test_mean_of_a_local_step_is_of_second_order():
 def test_defect_of_the_prior_is_zero_where_it_is_stationary(kind, key):
     process = TARGET if kind == "stationary" else Cubic()
     y, t = jr.normal(key, (1, 5)), jnp.asarray(0.7)
-    defect = prior_defect(process, t, y)
+    defect = eqx.filter_jit(prior_defect)(process, t, y)
     if kind == "stationary":
         # Rounding of terms of size 10.
         assert abs(defect) < 1e-12
@@ -68,7 +70,8 @@ def test_defect_of_the_prior_is_zero_where_it_is_stationary(kind, key):
     flux = lambda v: (
         jnp.exp(log_density(v)) * (-(v**3) - 0.5 * jax.grad(log_density)(v))
     )
-    expected = jax.vmap(lambda v: jax.grad(flux)(v) / jnp.exp(log_density(v)))(y[0])
+    expected = lambda v: jax.grad(flux)(v) / jnp.exp(log_density(v))
+    expected = jax.jit(jax.vmap(expected))(y[0])
     assert_allclose(defect, expected.sum(), rtol=1e-10)
 
 

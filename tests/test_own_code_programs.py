@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from script_runs import error_of, single_precision, working_in
+from script_runs import error_of, shared_optimisers, single_precision, working_in
 
 import eqmdm
 from eqmdm.cli.evaluate import program as evaluate
@@ -18,11 +18,11 @@ from eqmdm.cli.sample.options import SampleOptions
 from eqmdm.cli.train import program as train
 from eqmdm.cli.train.options import TrainOptions
 from eqmdm.cli.trained import load_trained
-from helpers import slow
 
 
 TINY = "--data=points.npy --steps=2 --log-every=1 --batch-size=8 --validate-every=2 "
-TINY += "--checkpoint-every=2 --n-samples=3 --test-draws=2 --test-examples=4"
+TINY += "--checkpoint-every=2 --n-samples=3 --sample-steps=3 --test-draws=2 "
+TINY += "--test-examples=4"
 CODE = """
 import pathlib
 
@@ -76,7 +76,7 @@ OWN = ["--network=own_models:network", "--diffusion=own_models:diffusion"]
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    with single_precision():
+    with single_precision(), shared_optimisers():
         yield
 
 
@@ -98,28 +98,36 @@ def _train(*arguments):
 
 @pytest.fixture(scope="module")
 def run(directory):
-    _train(*OWN, "--run-dir=run")
+    _train(*OWN, "--score=denoiser", "--run-dir=run")
     return directory / "run"
 
 
-@pytest.mark.parametrize("score", ["denoiser", slow("free")])
-def test_own_diffusion_and_network_are_trained(score, directory):
-    _train(*OWN, f"--score={score}", f"--run-dir=run-{score}")
-    model = load_trained(
-        directory / f"run-{score}", data_dir=None, trust_code=True
-    ).model
+def _is_trained(network):
+    return type(network).__name__ == "Affine" and float(network.scale) != 1.0
+
+
+def test_own_diffusion_and_network_are_trained(run):
+    model = load_trained(run, data_dir=None, trust_code=True).model
     assert type(model.diffusion).__name__ == "LinearDiffusion"
+    # The default interval of a denoiser reaches the user's class.
     low = float(model.diffusion.log_snr(model.diffusion.t1))
-    network = model.network
-    if score == "denoiser":
-        # The default interval of a denoiser reaches the user's class.
-        assert low == pytest.approx(-9, abs=1e-3)
-        network = network.network
-    assert type(network).__name__ == "Affine" and float(network.scale) != 1.0
+    assert low == pytest.approx(-9, abs=1e-3)
+    assert _is_trained(model.network.network)
+
+
+@pytest.mark.slow
+def test_own_network_is_trained_to_be_a_free_score(directory):
+    _train(*OWN, "--score=free", "--run-dir=run-free")
+    run = directory / "run-free"
+    model = load_trained(run, data_dir=None, trust_code=True).model
+    assert type(model.diffusion).__name__ == "LinearDiffusion"
+    assert _is_trained(model.network)
 
 
 def test_run_with_own_code_goes_through_the_programs_that_trust_it(run):
+    # In the batches of the training, so that the programs share what it compiled.
     arguments = ["run", "--trust-code", "--examples=3", "--route=elbo"]
+    arguments += ["--batch-size=8"]
     evaluate.run(parse(EvaluateOptions, arguments))
     arguments = ["run", "--trust-code", "--n-samples=3", "--steps=3"]
     sample.run(parse(SampleOptions, arguments))
@@ -149,7 +157,8 @@ def test_process_that_is_not_linear_goes_through_the_programs(directory):
 
 
 def test_own_network_gets_its_condition(directory):
-    _train(*OWN, "--data=labelled.npz", "--condition=label", "--run-dir=run-label")
+    arguments = ["--data=labelled.npz", "--condition=label", "--run-dir=run-label"]
+    _train(*OWN, *arguments, "--n-samples=0", "--test-examples=0")
     model = load_trained(directory / "run-label", data_dir=None, trust_code=True).model
     assert model.network.network.labels.shape == (3,)
 

@@ -29,6 +29,9 @@ class Memory:
         self.calls.append((step, sorted(values)))
 
 
+OPTIMISER = eqmdm.make_optimiser()
+
+
 def _fit(*callbacks, steps=4, **settings):
     x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
     network = eqmdm.nn.MLP((2,), 1, width=4, depth=1, key=jax.random.key(1))
@@ -38,6 +41,8 @@ def _fit(*callbacks, steps=4, **settings):
         key=jax.random.key(0),
         steps=steps,
         batch_size=4,
+        # Of all tests, so that the step compiles once.
+        optimiser=OPTIMISER,
         log_every=2,
         validate_every=4,
         checkpoint_every=4,

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from script_runs import error_of, single_precision, working_in
+from script_runs import (
+    error_of,
+    make_run,
+    shared_optimisers,
+    single_precision,
+    working_in,
+)
 
 import eqmdm
 from eqmdm.cli.evaluate import program as evaluate
@@ -28,12 +34,13 @@ from own_files import colour, grey, write_csv, write_folder
 TINY = "--diffusion=vpsde --t-range 0.001 1 --steps=2 --log-every=1 --batch-size=8 "
 TINY += "--validate-every=2 --checkpoint-every=2 --width=8 --n-blocks=1 --n-samples=3 "
 TINY += "--test-draws=2 --test-examples=4"
+SAMPLES = "--n-samples=50", "--sample-steps=20"
 STD = np.asarray([0.01, 1e4])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    with single_precision():
+    with single_precision(), shared_optimisers():
         yield
 
 
@@ -54,10 +61,16 @@ def _train(*arguments):
     train.run(parse(TrainOptions, [*TINY.split(), *map(str, arguments)]))
 
 
+def _processor_seconds(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    known = [json.loads(line).get("processor_seconds") for line in lines]
+    return [seconds for seconds in known if seconds is not None]
+
+
 @pytest.fixture(scope="module")
 def finished(directory):
     write_csv(directory / "own.csv", _columns())
-    _train("--data=own.csv", "--run-dir=run")
+    _train("--data=own.csv", "--run-dir=run", *SAMPLES)
     return directory / "run"
 
 
@@ -68,6 +81,11 @@ def test_run_on_a_table_keeps_what_it_found(finished):
     assert facts["options"]["data_fingerprint"] == dataset.fingerprint
     assert Path(facts["options"]["dataset"]) == finished.parent / "own.csv"
     assert facts["options"]["network"] == "mlp"
+
+
+def test_metrics_have_the_processor_time_of_the_run(finished):
+    first, second = _processor_seconds(finished)
+    assert 0 < first < second
 
 
 def test_bounds_of_a_table_have_the_jacobian_of_its_units(finished):
@@ -85,6 +103,8 @@ def test_likelihoods_of_a_table_are_in_its_units(route, finished, monkeypatch, c
     monkeypatch.chdir(finished)
     output = finished.parent / route
     arguments = [finished, f"--route={route}", "--examples=4", f"--output-dir={output}"]
+    # The batch of the training, so that the two share the compiled bound.
+    arguments += ["--batch-size=8"]
     evaluate.run(parse(EvaluateOptions, list(map(str, arguments))))
     report = json.loads((output / "report.json").read_text())
     scale = load(finished.parent / "own.csv").standardisation
@@ -146,8 +166,11 @@ def test_fit_takes_the_units_of_a_dataset(key):
 
 def test_run_is_resumed_on_the_same_data_alone(finished, capsys):
     run = Path(shutil.copytree(finished, finished.parent / "resumed"))
-    _train("--data=own.csv", f"--run-dir={run}", "--resume", "--steps=4")
+    _train("--data=own.csv", f"--run-dir={run}", "--resume", "--steps=4", *SAMPLES)
     assert "resuming from step 2" in capsys.readouterr().out
+    # The time of this process until then counts in both sittings.
+    seconds = _processor_seconds(run)
+    assert len(seconds) == 4 and seconds[2] > 2 * seconds[1]
     path = finished.parent / "changed.csv"
     write_csv(path, _columns(seed=1))
     options = parse(
@@ -219,7 +242,7 @@ def test_code_is_not_run_for_being_named_by_a_run(directory, monkeypatch):
     code = "import numpy as np\ndef points():\n"
     code += "    open('ran', 'w').close()\n    return np.arange(60.0).reshape(30, 2)\n"
     (directory / "own_code.py").write_text(code)
-    _train("--data=own_code:points", "--run-dir=code-run")
+    make_run(directory / "code-run", *TINY.split(), "--data=own_code:points")
     (directory / "ran").unlink()
     with pytest.raises(ValueError, match="because code is not run.*own_code:points"):
         load_trained(directory / "code-run", data_dir=None)
