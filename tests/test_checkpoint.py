@@ -37,7 +37,7 @@ def test_checkpoint_names_each_array_by_its_place_in_the_model(tmp_path):
 @pytest.mark.parametrize(
     "optimiser, learned",
     [
-        (optax.sgd(1e-4, momentum=0.9), False),
+        pytest.param(optax.sgd(1e-4, momentum=0.9), False, marks=pytest.mark.slow),
         pytest.param(optax.lion(1e-3), False, marks=pytest.mark.slow),
         (optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(), False),
         (eqmdm.make_optimiser(1e-3, diffusion_learning_rate=1e-2, warmup=3), True),

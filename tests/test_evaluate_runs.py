@@ -30,7 +30,8 @@ def test_denoiser_is_evaluated_under_another_diffusion(points, tmp_path, ends):
     if ends:
         arguments += ["--t-range", *map(str, ends)]
     columns = evaluate(points, tmp_path, *arguments)
-    model = eqmdm.load_run(points)
+    # On the devices of the program, which compiled the same.
+    model = trained_of(points).over_devices(7).model
     vpsde = model.diffusion
     low, high = (float(vpsde.log_snr(t)) for t in (vpsde.t1, vpsde.t0))
     interval = eqmdm.TimeInterval(*ends) if ends else eqmdm.LogSNRInterval(low, high)

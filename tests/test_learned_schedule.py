@@ -12,6 +12,11 @@ import eqmdm
 from helpers import tree_allclose
 
 
+_rate = eqx.filter_jit(lambda schedule, t: schedule.rate(t))
+_integral = eqx.filter_jit(lambda schedule, s, t: schedule.integrated_rate(s, t))
+_log_snr = eqx.filter_jit(lambda diffusion, t: diffusion.log_snr(t))
+
+
 @pytest.fixture(params=["start", "steep"])
 def schedule(request):
     made = eqmdm.LearnedSchedule(6)
@@ -29,25 +34,24 @@ def test_initial_rates_and_integrals_are_those_of_the_start():
     knots = jnp.geomspace(t0, t1, 9)
     # The start is linear, so the interpolant is the start itself, up to the rounding of
     # float32 parameters. At t0 the rate jumps.
-    rates = jax.vmap(made.rate)(knots[1:])
-    assert tree_allclose(rates, jax.vmap(start.rate)(knots[1:]), rtol=1e-6, atol=0.0)
-    middle = jnp.asarray(0.07)
-    assert tree_allclose(made.rate(middle), start.rate(middle), rtol=1e-6, atol=0.0)
+    t = jnp.append(knots[1:], 0.07)
+    rates = eqx.filter_jit(lambda schedule: jax.vmap(schedule.rate)(t))
+    assert tree_allclose(rates(made), rates(start), rtol=1e-6, atol=0.0)
 
 
 def test_integrals_at_both_ends_do_not_move(schedule):
     start = eqmdm.LinearSchedule()
     zero, t0, t1 = jnp.zeros(()), jnp.asarray(1e-3), jnp.asarray(1.0)
     for s, t in ((zero, t0), (t0, t1), (zero, t1)):
-        expected = start.integrated_rate(s, t)
+        expected = _integral(start, s, t)
         # Sums of six cells.
-        actual = schedule.integrated_rate(s, t)
+        actual = _integral(schedule, s, t)
         assert tree_allclose(actual, expected, rtol=1e-14, atol=0.0)
     diffusion = eqmdm.CLD(schedule=schedule)
     for name in ("t0", "t1"):
         t = getattr(diffusion, name)
-        expected = eqmdm.CLD().log_snr(t)
-        assert tree_allclose(diffusion.log_snr(t), expected, rtol=1e-12, atol=0.0)
+        expected = _log_snr(eqmdm.CLD(), t)
+        assert tree_allclose(_log_snr(diffusion, t), expected, rtol=1e-12, atol=0.0)
 
 
 def test_integrated_rate_is_the_integral_of_the_rate(schedule):
@@ -58,32 +62,44 @@ def test_integrated_rate_is_the_integral_of_the_rate(schedule):
     cells = np.clip(edges, s, t)
     for left, right in zip(cells[:-1], cells[1:], strict=True):
         points = left + 0.5 * (right - left) * (nodes + 1)
-        rates = [float(schedule.rate(jnp.asarray(point))) for point in points]
+        rates = [float(_rate(schedule, jnp.asarray(point))) for point in points]
         # Exact for a linear rate.
         total += 0.5 * (right - left) * (weights @ rates)
-    actual = schedule.integrated_rate(jnp.asarray(s), jnp.asarray(t))
+    actual = _integral(schedule, jnp.asarray(s), jnp.asarray(t))
     assert abs(float(actual) - total) < 1e-13 * total
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_inverse_undoes_integrated_rate(schedule, dtype):
     t = jnp.asarray([1e-6, 1e-3, 4e-3, 0.1, 0.5, 0.99, 1.0, 3.0], dtype)
-    integral = jax.vmap(schedule.integrated_rate)(jnp.zeros_like(t), t)
+
+    @eqx.filter_jit
+    def there_and_back(schedule, t):
+        integral = jax.vmap(schedule.integrated_rate)(jnp.zeros_like(t), t)
+        rate = jax.vmap(schedule.rate)(t)
+        return integral, rate, jax.vmap(schedule.inverse)(integral)
+
     eps = float(jnp.finfo(dtype).eps)
     # A few roundings of the integral, magnified by its condition number.
-    rate = jax.vmap(schedule.rate)(t)
-    error = np.abs(jax.vmap(schedule.inverse)(integral) - t)
+    integral, rate, back = map(np.asarray, there_and_back(schedule, t))
+    t = np.asarray(t)
+    error = np.abs(back - t)
     assert np.all(error <= 16 * eps * (t + integral / rate))
 
 
 def test_derivatives_are_those_of_the_integral(schedule):
     zero, t = jnp.zeros(()), jnp.asarray(0.2)
-    slope = jax.grad(lambda t: schedule.integrated_rate(zero, t))(t)
-    assert tree_allclose(slope, schedule.rate(t), rtol=1e-13, atol=0.0)
-    integral = schedule.integrated_rate(zero, t)
-    # Of the inverse function.
-    inverse_slope = jax.grad(schedule.inverse)(integral)
-    assert tree_allclose(inverse_slope, 1 / schedule.rate(t), rtol=1e-10, atol=0.0)
+
+    @eqx.filter_jit
+    def slopes(schedule):
+        integral = lambda t: schedule.integrated_rate(zero, t)
+        # Of the inverse function too.
+        return jax.grad(integral)(t), jax.grad(schedule.inverse)(integral(t))
+
+    slope, inverse_slope = slopes(schedule)
+    rate = _rate(schedule, t)
+    assert tree_allclose(slope, rate, rtol=1e-13, atol=0.0)
+    assert tree_allclose(inverse_slope, 1 / rate, rtol=1e-10, atol=0.0)
 
 
 def test_training_moves_the_way_and_not_its_ends(key):
@@ -98,17 +114,17 @@ def test_training_moves_the_way_and_not_its_ends(key):
     )
     optimiser = optax.adam(1e-2)
     state = eqmdm.TrainState.create(model, optimiser, key=key)
-    before = diffusion.log_snr(jnp.asarray(0.1))
+    before = _log_snr(diffusion, jnp.asarray(0.1))
     x = jr.normal(key, (32, 2)) * jnp.asarray([[0.1, 3.0]])
     state, _ = eqmdm.train_step(
         state, x, eqmdm.Objective(), optimiser, batch_size=32, n_inner=3
     )
     after = state.model.diffusion
-    assert np.abs(after.log_snr(jnp.asarray(0.1)) - before).min() > 1e-4
+    assert np.abs(_log_snr(after, jnp.asarray(0.1)) - before).min() > 1e-4
     for name in ("t0", "t1"):
         t = getattr(diffusion, name)
         # Parameters in float32.
-        actual, expected = after.log_snr(t), diffusion.log_snr(t)
+        actual, expected = _log_snr(after, t), _log_snr(diffusion, t)
         assert tree_allclose(actual, expected, rtol=1e-12, atol=0.0)
 
 

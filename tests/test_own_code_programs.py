@@ -20,7 +20,7 @@ from eqmdm.cli.train.options import TrainOptions
 from eqmdm.cli.trained import load_trained
 
 
-TINY = "--data=points.npy --steps=2 --log-every=1 --batch-size=8 --validate-every=2 "
+TINY = "--data=points.npy --steps=2 --log-every=1 --batch-size=4 --validate-every=2 "
 TINY += "--checkpoint-every=2 --n-samples=3 --sample-steps=3 --test-draws=2 "
 TINY += "--test-examples=4"
 CODE = """
@@ -126,8 +126,7 @@ def test_own_network_is_trained_to_be_a_free_score(directory):
 
 def test_run_with_own_code_goes_through_the_programs_that_trust_it(run):
     # In the batches of the training, so that the programs share what it compiled.
-    arguments = ["run", "--trust-code", "--examples=3", "--route=elbo"]
-    arguments += ["--batch-size=8"]
+    arguments = ["run", "--trust-code", "--examples=4", "--route=elbo"]
     evaluate.run(parse(EvaluateOptions, arguments))
     arguments = ["run", "--trust-code", "--n-samples=3", "--steps=3"]
     sample.run(parse(SampleOptions, arguments))

@@ -165,13 +165,13 @@ def test_own_euler_draws_the_samples_of_diffraxs(run, tmp_path):
     found = {}
     for solver in ("own_solvers:MyEM", "euler"):
         output = tmp_path / solver.replace(":", "-")
-        arguments = [str(run), f"--solver={solver}", "--steps=4", "--n-samples=5"]
+        arguments = [str(run), f"--solver={solver}", "--steps=3", "--n-samples=40"]
         sample.run(parse(SampleOptions, [*arguments, f"--output-dir={output}"]))
         with np.load(output / "samples.npz") as file:
             found[solver] = file["samples"]
             settings = json.loads(str(file["settings"]))
         assert settings["solver"] == solver
-        assert settings["evaluations_per_sample"] == 5
+        assert settings["evaluations_per_sample"] == 4
     # One program, but for the name of a class.
     np.testing.assert_array_equal(*found.values())
 
@@ -182,14 +182,15 @@ def test_directory_of_samples_has_no_colon(run):
 
 
 def test_own_solver_is_studied_beside_the_others(run, tmp_path):
-    arguments = [str(run), "--solvers=dpm,own_solvers:MyEM", "--evaluations=4"]
+    # As many steps and samples as above, so that one program is there already.
+    arguments = [str(run), "--solvers=euler,own_solvers:MyEM", "--evaluations=4"]
     arguments += ["--n-samples=40", "--reference-samples=0"]
     arguments += [f"--output-dir={tmp_path / 'study'}"]
     solver_study.run(parse(SolverStudyOptions, arguments))
     lines = (tmp_path / "study" / "study.csv").read_text().splitlines()
     start = [line.split(",")[:5] for line in lines[2:]]
     assert start == [
-        ["vpsde", "dpm", "4", "3", "4"],
+        ["vpsde", "euler", "4", "3", "4"],
         ["vpsde", "own_solvers:MyEM", "4", "3", "4"],
     ]
     assert (tmp_path / "study" / "study.png").exists()

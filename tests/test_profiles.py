@@ -215,7 +215,7 @@ def test_average_of_a_run_is_the_direct_sum_of_its_steps(length, step, trained):
 def test_profiles_change_no_parameter_and_resume_to_the_bit(trained, tmp_path):
     run_dir, _ = trained
     straight = eqmdm.Run(run_dir).restore()
-    without = SETTINGS | {"ema_profiles": False}
+    without = SETTINGS | {"ema_profiles": False, "checkpoint_every": 24}
     eqmdm.fit(_model(), _points(), steps=24, run_dir=tmp_path / "without", **without)
     plain = eqmdm.Run(tmp_path / "without").restore().arrays
     assert not snapshot_steps(tmp_path / "without")

@@ -49,7 +49,9 @@ def test_samples_are_those_of_the_library_given_the_observation(
         images, settings = file["samples"], json.loads(str(file["settings"]))
     assert images.shape == (2, 3, 8, 8, 1) and images.dtype == np.uint8
 
-    model, test = eqmdm.load_run(digits), eqmdm.data.load("digits").test
+    # On the devices of the program, which compiled the same.
+    model = load_once(digits, data_dir=None).over_devices(2).model
+    test = eqmdm.data.load("digits").test
     key_x, key_noise = jr.split(jr.fold_in(jr.fold_in(jr.key(0), OBSERVATIONS), 5))
     x, _ = eqmdm.GreyLevels(17).encode(test[5], key=key_x)
     seen = np.zeros((8, 8, 1), bool)

@@ -82,7 +82,8 @@ def sampler(monkeypatch):
 def test_samples_are_those_of_the_library(digits, tmp_path, capsys):
     how = "--solver=dpm-1", "--grid=uniform", "--steps=3", "--n-samples=5"
     images, numbers, settings = _sample(digits, tmp_path, *how, "--batch-size=2")
-    model = eqmdm.load_run(digits)
+    # On the devices of the program, which compiled the same.
+    model = load_once(digits, data_dir=None).over_devices(2).model
     x = eqmdm.sample(
         model,
         (8, 8, 1),
@@ -111,7 +112,8 @@ def test_samples_are_those_of_the_library(digits, tmp_path, capsys):
 def test_points_are_drawn_by_a_solver_of_diffrax(free, tmp_path):
     how = "--solver=ode-euler", "--steps=2", "--n-samples=3"
     x, _, settings = _sample(free, tmp_path, *how)
-    model = eqmdm.load_run(free)
+    # On the devices of the program, which compiled the same.
+    model = load_once(free, data_dir=None).over_devices(3).model
     expected = eqmdm.sample(
         model,
         (2,),

@@ -2,6 +2,7 @@
 
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -65,12 +66,14 @@ def test_run_loads_with_its_basis(run_in_basis, tmp_path):
     fitted = fit_basis(trained.options, trained.dataset)
     # Equal to the last bit, as stored.
     x = jr.normal(jr.key(0), basis.shape)
-    assert tree_allclose(basis.forward(x), fitted.forward(x), rtol=0.0, atol=0.0)
-    log_snr = jnp.linspace(-4.0, 9.0, x.size).reshape(x.shape)
-    assert jnp.isfinite(model.denoise(log_snr, x)).all()
+    forward = eqx.filter_jit(lambda basis: basis.forward(x))
+    assert tree_allclose(forward(basis), forward(fitted), rtol=0.0, atol=0.0)
     eqmdm.save_pretrained(model, tmp_path / "shared", run_dir=run)
     shared = eqmdm.load_pretrained(tmp_path / "shared")
-    denoised = [m.denoise(log_snr, x) for m in (model, shared)]
+    log_snr = jnp.linspace(-4.0, 9.0, x.size).reshape(x.shape)
+    denoise = eqx.filter_jit(lambda model: model.denoise(log_snr, x))
+    denoised = [denoise(m) for m in (model, shared)]
+    assert np.isfinite(denoised[0]).all()
     assert tree_allclose(*denoised, rtol=0.0, atol=0.0)
 
 
@@ -80,15 +83,17 @@ def test_samples_are_pixels(run_in_basis, tmp_path):
     sample_program.run(parse(SampleOptions, [str(run), *arguments]))
     trained = load_once(run, data_dir=None)
     x = eqmdm.sample(
-        trained.model,
+        # On the devices of the program, which compiled the same.
+        trained.over_devices(3).model,
         trained.dataset.shape,
         key=build.purpose_key(0, build.Purpose.SAMPLES),
         n_samples=3,
         n_steps=2,
         dtype=trained.dtype,
     )
-    pixels = jax.vmap(basis_of(trained.model).inverse)(x)
-    expected = np.asarray(eqmdm.GreyLevels(17).decode(pixels))
+    inverse = basis_of(trained.model).inverse
+    decode = jax.jit(lambda x: eqmdm.GreyLevels(17).decode(jax.vmap(inverse)(x)))
+    expected = np.asarray(decode(x))
     found = np.load(tmp_path / "samples.npz")["samples"]
     # Rounding moves few pixels, if any, over the edge of a level.
     assert (found == expected).mean() > 0.99
@@ -103,10 +108,14 @@ def test_bounds_are_those_of_the_coefficients(run_in_basis, tmp_path):
     table = evaluate(run, tmp_path, *few, "--route=elbo")
     trained = load_once(run, data_dir=None)
     objective = eqmdm.Objective(
-        levels=eqmdm.GreyLevels(17), basis=basis_of(trained.model)
+        form=eqmdm.LowVariance(),
+        time_sampler=eqmdm.LogSNRTimeSampler(),
+        levels=eqmdm.GreyLevels(17),
+        basis=basis_of(trained.model),
+        snr_vectors=eqmdm.SNRVectors(),
     )
     expected = eqmdm.evaluate(
-        trained.model,
+        trained.over_devices(5).model,
         trained.dataset.test[3:8],
         objective,
         key=build.purpose_key(0, BOUND),
@@ -114,7 +123,7 @@ def test_bounds_are_those_of_the_coefficients(run_in_basis, tmp_path):
         batch_size=5,
         first=3,
     )
-    # The same program, perhaps compiled in another order.
+    # The same program.
     assert tree_allclose(
         table["bits_per_dim"], expected.terms["bits_per_dim"], rtol=1e-5, atol=0.0
     )

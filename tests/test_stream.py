@@ -60,19 +60,19 @@ def test_training_from_a_stream_ends_alike(n_inner):
 
 
 def test_resumed_run_goes_on_with_the_batch_it_would_have_come_to():
+    # Two steps a call, as above, which compiled the same.
+    counts = {"batch_size": BATCH_SIZE, "n_inner": 2}
     state = new_state()
-    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, batch_size=BATCH_SIZE) as stream:
-        _, losses = train(state, stream, 6)
+    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, **counts) as stream:
+        _, losses = train(state, stream, 6, 2)
     state = new_state()
-    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, batch_size=BATCH_SIZE) as stream:
-        state, before = train(state, stream, 4)
+    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, **counts) as stream:
+        state, before = train(state, stream, 4, 2)
     resumed = jax.tree.map(
         lambda x: jnp.array(np.asarray(x)) if eqx.is_array(x) else x, state
     )
-    with eqmdm.BatchStream(
-        resumed, EXAMPLES, OBJECTIVE, batch_size=BATCH_SIZE
-    ) as stream:
-        _, after = train(resumed, stream, 2)
+    with eqmdm.BatchStream(resumed, EXAMPLES, OBJECTIVE, **counts) as stream:
+        _, after = train(resumed, stream, 2, 2)
     assert before + after == losses
 
 

@@ -31,7 +31,7 @@ from eqmdm.data import Dataset, load
 from own_files import colour, grey, write_csv, write_folder
 
 
-TINY = "--diffusion=vpsde --t-range 0.001 1 --steps=2 --log-every=1 --batch-size=8 "
+TINY = "--diffusion=vpsde --t-range 0.001 1 --steps=2 --log-every=1 --batch-size=4 "
 TINY += "--validate-every=2 --checkpoint-every=2 --width=8 --n-blocks=1 --n-samples=3 "
 TINY += "--test-draws=2 --test-examples=4"
 SAMPLES = "--n-samples=50", "--sample-steps=20"
@@ -102,9 +102,8 @@ def test_likelihoods_of_a_table_are_in_its_units(route, finished, monkeypatch, c
     # From another directory than that of the run, its data are found too.
     monkeypatch.chdir(finished)
     output = finished.parent / route
+    # As many as in a batch of the training, so that the two share the compiled bound.
     arguments = [finished, f"--route={route}", "--examples=4", f"--output-dir={output}"]
-    # The batch of the training, so that the two share the compiled bound.
-    arguments += ["--batch-size=8"]
     evaluate.run(parse(EvaluateOptions, list(map(str, arguments))))
     report = json.loads((output / "report.json").read_text())
     scale = load(finished.parent / "own.csv").standardisation
