@@ -1,5 +1,6 @@
 """Tests of the models that are evaluated, and of options that are wrong."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -30,14 +31,15 @@ def test_denoiser_is_evaluated_under_another_diffusion(points, tmp_path, ends):
     if ends:
         arguments += ["--t-range", *map(str, ends)]
     columns = evaluate(points, tmp_path, *arguments)
-    # On the devices of the program, which compiled the same.
-    model = trained_of(points).over_devices(7).model
-    vpsde = model.diffusion
+    trained = trained_of(points)
+    vpsde = trained.model.diffusion
     low, high = (float(vpsde.log_snr(t)) for t in (vpsde.t1, vpsde.t0))
     interval = eqmdm.TimeInterval(*ends) if ends else eqmdm.LogSNRInterval(low, high)
     diffusion = eqmdm.CLD(interval=interval)
+    other = dataclasses.replace(trained, model=trained.model.under(diffusion))
     expected = eqmdm.evaluate(
-        model.under(diffusion),
+        # On the devices of the program, which compiled the same.
+        other.over_devices(7).model,
         eqmdm.data.load("mixture").test[3:24],
         eqmdm.Objective(time_sampler=eqmdm.LogSNRTimeSampler()),
         key=jr.fold_in(jr.key(0), BOUND),

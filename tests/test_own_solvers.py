@@ -7,7 +7,14 @@ import diffrax as dfx
 import equinox as eqx
 import numpy as np
 import pytest
-from script_runs import POINTS, copy_run, error_of, load_once, single_precision
+from script_runs import (
+    POINTS,
+    copy_run,
+    error_of,
+    load_once,
+    single_precision,
+    working_in,
+)
 
 import eqmdm
 from eqmdm._core.own import find_own
@@ -103,14 +110,15 @@ def run(tmp_path_factory):
     return copy_run(tmp_path_factory.mktemp("points") / "run", *POINTS)
 
 
-@pytest.fixture(autouse=True)
-def module(tmp_path, monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def module(tmp_path_factory):
     """A module in the working directory, which is not on the path otherwise."""
-    (tmp_path / "own_solvers.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    find_own("own_solvers:number", argument="solver", kind="a number")
-    yield
+    directory = tmp_path_factory.mktemp("own-solvers")
+    (directory / "own_solvers.py").write_text(OWN)
+    with working_in(directory), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        find_own("own_solvers:number", argument="solver", kind="a number")
+        yield
     # The result is cached by name.
     solvers._own_method.cache_clear()
     sys.modules.pop("own_solvers", None)
