@@ -1,5 +1,7 @@
 """Evaluations of runs, and a fast substitute for their solves."""
 
+import dataclasses
+import functools
 import json
 
 import diffrax as dfx
@@ -23,12 +25,17 @@ FEW = "--first=3 --examples=21 --batch-size=7".split()
 COARSE = "--tolerance=1e-3 --solver=heun --clock=log_snr".split()
 
 
+# Cached, since parsing a command line takes a tenth of a second.
+_parsed = functools.cache(lambda *arguments: parse(EvaluateOptions, arguments))
+
+
 def options_of(run, *arguments):
-    return parse(EvaluateOptions, [str(run), *arguments])
+    return _parsed(str(run), *arguments)
 
 
 def evaluate(run, directory, *arguments):
-    program.run(options_of(run, *arguments, f"--output-dir={directory}"))
+    options = options_of(run, *arguments)
+    program.run(dataclasses.replace(options, output_dir=directory))
     return table_of(directory)
 
 
@@ -74,7 +81,11 @@ SOLVER = Solver()
 
 def use_fast_solver(monkeypatch):
     monkeypatch.setattr(eqmdm, "log_likelihood", SOLVER)
-    # A picture takes longer to draw than all the rest.
+    without_pictures(monkeypatch)
+    return SOLVER
+
+
+def without_pictures(monkeypatch):
+    """The values in place of a picture, which takes longer to draw than the rest."""
     draw = lambda path, values, *_: path.write_bytes(values.tobytes())
     monkeypatch.setattr(plots, "histogram", draw)
-    return SOLVER

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from evaluations import without_pictures
 from numpy.testing import assert_allclose, assert_array_equal
 from script_runs import (
     error_of,
+    load_once,
     make_run,
     shared_optimisers,
     single_precision,
@@ -20,6 +22,7 @@ from script_runs import (
 
 import eqmdm
 from eqmdm import nn
+from eqmdm.cli import plots
 from eqmdm.cli.evaluate import program as evaluate
 from eqmdm.cli.evaluate.options import EvaluateOptions
 from eqmdm.cli.parsing import parse
@@ -45,8 +48,17 @@ CLASSES = ("ant", "bee", "cat")
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    with single_precision(), shared_optimisers():
+    with single_precision(), shared_optimisers(), pytest.MonkeyPatch.context() as patch:
+        for program in (evaluate, sample, solver_study):
+            patch.setattr(program, "load_trained", load_once)
         yield
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """A picture takes longer to draw than many a program to run."""
+    without_pictures(monkeypatch)
+    monkeypatch.setattr(plots, "samples", lambda path, *_, **__: path.touch())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -230,7 +242,7 @@ def _samples(run, *arguments):
     _run(sample, SampleOptions, run, "--n-samples=6", "--steps=3", *arguments)
 
 
-def test_samples_of_classes_in_turn_and_of_one(by_label):
+def test_samples_of_classes_in_turn_and_of_one(by_label, no_pictures):
     _samples(by_label, "--output-dir=in-turn")
     _samples(by_label, "--output-dir=all-bees", "--condition=bee")
     _samples(by_label, "--output-dir=all-ones", "--condition=1")
@@ -260,14 +272,14 @@ def test_guided_samples_differ_and_are_recorded(by_label):
     assert settings["guidance"] == 2 and settings["guidance_interval"] == [-3, 4]
 
 
-def test_samples_given_numbers_and_those_of_test_examples(by_numbers):
+def test_samples_given_numbers_and_those_of_test_examples(by_numbers, no_pictures):
     _samples(by_numbers, "--output-dir=of-test")
     _samples(by_numbers, "--output-dir=of-numbers", "--condition=0.5,nan")
     with np.load("of-numbers/samples.npz") as found:
         assert np.isfinite(found["samples"]).all()
 
 
-def test_an_evaluation_uses_the_conditions_of_its_examples(by_label):
+def test_an_evaluation_uses_the_conditions_of_its_examples(by_label, no_pictures):
     _run(evaluate, EvaluateOptions, by_label, *BOUND, "--by=label")
     _run(evaluate, EvaluateOptions, by_label, *BOUND, "--unconditional")
     reports = [
@@ -280,7 +292,7 @@ def test_an_evaluation_uses_the_conditions_of_its_examples(by_label):
 
 
 @pytest.mark.parametrize("route", ["elbo", "collapsed"])
-def test_classification_agrees_with_the_library(by_label, route):
+def test_classification_agrees_with_the_library(by_label, route, no_pictures):
     arguments = BOUND if route == "elbo" else [f"--route={route}", "--examples=9"]
     arguments = [*arguments, "--classify", "--format=csv"]
     _run(evaluate, EvaluateOptions, by_label, *arguments)
@@ -366,6 +378,7 @@ def test_programs_refuse_conditions_by_name(
 
 def test_a_solver_study_of_a_conditional_run(by_label):
     arguments = ["--n-samples=40", "--evaluations=4", "--solvers=dpm"]
+    arguments += ["--reference-samples=0"]
     arguments += ["--output-dir=study"]
     _run(solver_study, SolverStudyOptions, by_label, *arguments)
     assert "dpm" in Path("study/study.csv").read_text()

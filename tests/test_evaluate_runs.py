@@ -8,7 +8,15 @@ import shutil
 import jax.random as jr
 import numpy as np
 import pytest
-from evaluations import BOUND, FEW, error_line, evaluate, options_of, trained_of
+from evaluations import (
+    BOUND,
+    FEW,
+    error_line,
+    evaluate,
+    options_of,
+    trained_of,
+    without_pictures,
+)
 from script_runs import POINTS, load_once, make_newer, make_run
 
 import eqmdm
@@ -23,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("in_float32")
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     monkeypatch.setattr(program, "load_trained", load_once)
+    without_pictures(monkeypatch)
 
 
 @pytest.mark.parametrize("ends", [slow(()), (0.01, 0.8)], ids=["own", "other"])
@@ -41,7 +50,9 @@ def test_denoiser_is_evaluated_under_another_diffusion(points, tmp_path, ends):
         # On the devices of the program, which compiled the same.
         other.over_devices(7).model,
         eqmdm.data.load("mixture").test[3:24],
-        eqmdm.Objective(time_sampler=eqmdm.LogSNRTimeSampler()),
+        eqmdm.Objective(
+            form=eqmdm.LowVariance(), time_sampler=eqmdm.LogSNRTimeSampler()
+        ),
         key=jr.fold_in(jr.key(0), BOUND),
         n_draws=8,
         batch_size=7,

@@ -7,6 +7,7 @@ import zipfile
 
 import equinox as eqx
 import inception_case as case
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -106,7 +107,8 @@ def test_features_in_float32_are_those_of_torch_fidelity(name, file):
 @pytest.mark.parametrize("n, size", [(5, 23), (28, 75), (40, 30)])
 def test_resized_ramp_is_a_ramp_from_the_same_corner(axis, n, size):
     ramp = np.moveaxis(np.broadcast_to(np.arange(n)[:, None, None], (n, 7, 2)), 0, axis)
-    found = np.moveaxis(np.asarray(resized(jnp.asarray(ramp, float), size)), axis, 0)
+    found = jax.jit(resized, static_argnums=1)(jnp.asarray(ramp, float), size)
+    found = np.moveaxis(np.asarray(found), axis, 0)
     # Beyond the last pixel it is constant. The ratio has the precision of float32.
     expected = np.minimum(np.arange(size) * n / size, n - 1)
     expected = np.broadcast_to(expected[:, None, None], (size, size, 2))
@@ -129,9 +131,11 @@ def test_features_of_grey_levels_are_those_of_the_image_of_8_bits(
     assert pixels.min() == 0 and pixels.max() == 255
     with single_precision():
         network = load_inception(file)
-        expected = [_features(network, image, 299) for image in pixels]
+        # Of the batch that is full, and of the one that is not.
+        expected = [_features(network, image, 299) for image in pixels[1:]]
     # Batches of another size may round otherwise; both sides err.
-    assert _rms(rows - np.asarray(expected)) < 4 * _float32_error("28x28x1")
+    assert len(rows) == 3
+    assert _rms(rows[1:] - np.asarray(expected)) < 4 * _float32_error("28x28x1")
 
 
 def test_colour_and_grey_alone_suit_the_network(file):

@@ -158,15 +158,16 @@ def test_sampler_is_taken_as_it_is_or_made(name, expected):
 
 
 def test_evaluations_that_are_not_known_are_counted():
+    methods = {
+        name: find_method(f"own_solvers:{name}") for name in ("MyEM", "TwoStage")
+    }
     for name, a_step, besides in (("MyEM", 1, 1), ("TwoStage", 2, 2)):
-        method = find_method(f"own_solvers:{name}")
-        assert method.sampler.n_evaluations(7) is None
+        assert methods[name].sampler.n_evaluations(7) is None
         for n_steps in (1, 7, 30):
-            assert method.n_evaluations(n_steps) == a_step * n_steps + besides
-    assert find_method("own_solvers:MyEM").steps_within(10) == 9
+            assert methods[name].n_evaluations(n_steps) == a_step * n_steps + besides
+    assert methods["MyEM"].steps_within(10) == 9
     # The same counts as in Diffrax's tables.
-    euler = find_method("ode-own_solvers:MyEM")
-    assert euler.n_evaluations(5) == find_method("ode-euler").n_evaluations(5)
+    assert methods["MyEM"].n_evaluations(5) == find_method("euler").n_evaluations(5)
 
 
 def test_own_euler_draws_the_samples_of_diffraxs(run, tmp_path):
