@@ -22,7 +22,6 @@ from script_runs import (
 
 import eqmdm
 from eqmdm import nn
-from eqmdm.cli import plots
 from eqmdm.cli.evaluate import program as evaluate
 from eqmdm.cli.evaluate.options import EvaluateOptions
 from eqmdm.cli.parsing import parse
@@ -56,9 +55,7 @@ def programs():
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """A picture takes longer to draw than many a program to run."""
     without_pictures(monkeypatch)
-    monkeypatch.setattr(plots, "samples", lambda path, *_, **__: path.touch())
 
 
 @pytest.fixture(scope="module", autouse=True)

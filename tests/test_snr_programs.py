@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from evaluations import BOUND, evaluate
+from evaluations import BOUND, evaluate, without_pictures
 from script_runs import (
     DIGITS,
     POINTS,
@@ -43,6 +43,7 @@ BASES = {
 def loaded_once(monkeypatch):
     monkeypatch.setattr(evaluate_program, "load_trained", load_once)
     monkeypatch.setattr(sample_program, "load_trained", load_once)
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(
@@ -91,6 +92,7 @@ def test_samples_are_pixels(run_in_basis, tmp_path):
         n_steps=2,
         dtype=trained.dtype,
     )
+    x = np.asarray(x)
     inverse = basis_of(trained.model).inverse
     decode = jax.jit(lambda x: eqmdm.GreyLevels(17).decode(jax.vmap(inverse)(x)))
     expected = np.asarray(decode(x))
