@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import textwrap
@@ -57,6 +58,7 @@ def parse(
     return options(**{k: v for group in groups for k, v in vars(group).items()})
 
 
+@functools.cache
 def parser_class(options: type) -> type:
     """The class that `tyro` parses for a class of options, with a field for each group.
 
