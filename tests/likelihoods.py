@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.scipy.stats import norm
-from references import MODE_STD as STD, MODES, stacked
+from references import MODE_STD as STD, MODES
 
 import eqmdm
 from helpers import OPTIMISED
@@ -21,17 +21,18 @@ WIDE = (-13.3, 13.3)
 LOOSE, TIGHT = 1e-5, 1e-9
 
 
-def _compute(denoiser, diffusions, x, keys, tolerance, options):
+def _compute(denoiser, diffusion, x, keys, tolerance, options, in_turn):
+    model = eqmdm.DenoiserModel(denoiser, diffusion)
     controller = dfx.PIDController(rtol=tolerance, atol=tolerance)
 
-    def under(diffusion):
-        model = eqmdm.DenoiserModel(denoiser, diffusion)
-        one = lambda x, key: eqmdm.log_likelihood(
+    def one(x, key):
+        return eqmdm.log_likelihood(
             model, x, key=key, stepsize_controller=controller, **options
         )
-        return jax.vmap(one)(x, keys)
 
-    return eqx.filter_vmap(under)(diffusions)
+    if in_turn:
+        return jax.lax.map(lambda each: one(*each), (x, keys))
+    return jax.vmap(one)(x, keys)
 
 
 _COMPUTE = {
@@ -40,22 +41,16 @@ _COMPUTE = {
 }
 
 
-def compute_all(denoiser, diffusions, x, key, *, tolerance=LOOSE, **options):
-    """The likelihoods of a batch under a denoiser, by each of several diffusions of as
-    many variables.
+def compute(denoiser, diffusion, x, key, *, tolerance=LOOSE, in_turn=False, **options):
+    """The likelihoods of a batch under a denoiser, by `jax.vmap` or one after the
+    other, which compiles in half of the time.
 
-    Numbers are traced, so that diffusions which differ in them alone share a program.
+    Tolerances share a program.
     """
     tolerance = jnp.asarray(tolerance, x.dtype)
     keys = jr.split(key, len(x))
     run = _COMPUTE[x.dtype]
-    return run(denoiser, stacked(diffusions), x, keys, tolerance, options)
-
-
-def compute(denoiser, diffusion, x, key, **options):
-    """The results of `compute_all` for one diffusion."""
-    results = compute_all(denoiser, [diffusion], x, key, **options)
-    return jax.tree.map(lambda leaf: leaf[0], results)
+    return run(denoiser, diffusion, x, keys, tolerance, options, in_turn)
 
 
 @jax.jit
@@ -75,9 +70,21 @@ def ends(diffusion):
 
 
 @functools.cache
+def mixture_draws():
+    """Draws of the mixture, with log-densities in closed form."""
+    generator = np.random.default_rng(0)
+    x = generator.choice(MODES, 512) + STD * generator.standard_normal(512)
+    # One reference then serves both precisions.
+    x = x.astype(np.float32).astype(np.float64)
+    components = -0.5 * ((x[:, None] - MODES) / STD) ** 2
+    closed = np.log(np.mean(np.exp(components), axis=1) / (STD * math.sqrt(2 * np.pi)))
+    return x, closed
+
+
+@functools.cache
 def mixture_case():
-    """Draws of the mixture, with log-densities in closed form and by a tight solve
-    between the wide log-SNRs.
+    """The draws and log-densities, and those by a tight solve between the wide
+    log-SNRs.
 
     The solve takes the divergence from the posterior variance of the data, not from a
     derivative of the denoiser. At its t1 the prior of z has the variance 1 / SNR, to
@@ -113,13 +120,8 @@ def mixture_case():
         z, change = solution.ys[0][-1], solution.ys[1][-1]
         return norm.logpdf(z, 0.0, math.exp(-0.5 * log_snr1)) + change
 
-    generator = np.random.default_rng(0)
-    x = generator.choice(MODES, 512) + STD * generator.standard_normal(512)
-    # One reference then serves both precisions.
-    x = x.astype(np.float32).astype(np.float64)
-    components = -0.5 * ((x[:, None] - MODES) / STD) ** 2
-    closed = np.log(np.mean(np.exp(components), axis=1) / (STD * math.sqrt(2 * np.pi)))
-    return jnp.asarray(x), closed, np.asarray(solve(jnp.asarray(x)))
+    x, closed = mixture_draws()
+    return jnp.asarray(x), closed, np.asarray(solve(x))
 
 
 def rms(error):
