@@ -21,6 +21,7 @@ from conditioned_starts import (
 )
 from references import VARIANCE, normal_denoiser
 from scipy import stats
+from small_networks import perturbed
 
 import eqmdm
 from eqmdm import nn
@@ -150,45 +151,46 @@ def test_nonlinear_mean_costs_the_information_of_the_first_state(key):
 
 
 def test_decoder_sees_the_state_alone(key):
-    network = nn.MLP((3,), 2, width=8, depth=1, key=key)
-    network = jax.tree.map(
-        lambda leaf: leaf + 0.1 if eqx.is_array(leaf) else leaf, network
-    )
+    network = perturbed(nn.MLP((3,), 2, width=8, depth=1, key=key), key)
     diffusion = langevin()
     score = eqmdm.NoiseModel(network, diffusion)
     model = eqmdm.ConditionedStartModel(score, lambda x: jnp.sin(3 * x)[None])
-    kernel = diffusion.compute_kernel(jnp.asarray(0.2))
-    key_x, key_noise = jr.split(key)
-    x, noise = jr.normal(key_x, (3,)), jr.normal(key_noise, (2, 3))
-    mean = model.mean_start(x)
-    point = Point.at(kernel, mean, noise, given_start=False, mean_start=mean)
-    residual = point.data_residual(point.error(model))
-    # Tweedie's formula for the start, solved densely.
-    Sigma = kernel.root @ kernel.root.T
-    state = point.y + Sigma @ model.score(kernel.t, point.y)
-    estimate = jnp.linalg.solve(kernel.step.mean_map, state)[0]
-    assert tree_allclose(x + kernel.sigma * residual, estimate, rtol=1e-9, atol=1e-9)
-    assert tree_allclose(
-        model.data_estimate(kernel, point.y), estimate, rtol=1e-9, atol=1e-9
-    )
+
+    @jax.jit
+    def compute(t, x, noise):
+        kernel = diffusion.compute_kernel(t)
+        mean = model.mean_start(x)
+        point = Point.at(kernel, mean, noise, given_start=False, mean_start=mean)
+        residual = point.data_residual(point.error(model))
+        # Tweedie's formula for the start, solved densely.
+        Sigma = kernel.root @ kernel.root.T
+        state = point.y + Sigma @ model.score(kernel.t, point.y)
+        estimate = jnp.linalg.solve(kernel.step.mean_map, state)[0]
+        own = x + kernel.sigma * residual, model.data_estimate(kernel, point.y)
+        return own, estimate
+
+    x, *noise = np.random.default_rng(0).standard_normal((3, 3))
+    own, estimate = compute(0.2, x, np.stack(noise))
+    for actual in own:
+        assert tree_allclose(actual, estimate, rtol=1e-9, atol=1e-9)
 
 
-def test_residual_keeps_its_digits_in_float32_near_the_data(key):
+def test_residual_keeps_its_digits_in_float32_near_the_data():
     diffusion = langevin()
-    x, noise = jnp.asarray([0.7]), jr.normal(key, (2, 1))
+    x, noise = 0.7, np.random.default_rng(0).standard_normal((2, 1))
 
-    def residual(dtype):
-        kernel = diffusion.compute_kernel(diffusion.t0.astype(dtype))
-        mean = jnp.stack([x, jnp.tanh(x)]).astype(dtype)
-        point = Point.at(
-            kernel, mean, noise.astype(dtype), given_start=False, mean_start=mean
-        )
+    @jax.jit
+    def residual(t, mean, noise):
+        kernel = diffusion.compute_kernel(t)
+        point = Point.at(kernel, mean, noise, given_start=False, mean_start=mean)
         return point.data_residual(0.3 * point.noise)
 
-    exact = np.asarray(residual(jnp.float64))
+    args = np.asarray(diffusion.t0), np.asarray([[x], [np.tanh(x)]]), noise
+    exact = np.asarray(residual(*args))
     # The first row of Psi^-1 L is a difference of numbers 400 times as large.
-    rounded = np.asarray(residual(jnp.float32), np.float64)
-    assert abs(rounded - exact) < 400 * 4 * 6e-8 * jnp.abs(noise).max()
+    rounded = residual(*(arg.astype(np.float32) for arg in args))
+    rounded = np.asarray(rounded, np.float64)
+    assert abs(rounded - exact) < 400 * 4 * 6e-8 * np.abs(noise).max()
     assert abs(exact) > 0.01
 
 
@@ -196,7 +198,7 @@ def test_residual_keeps_its_digits_in_float32_near_the_data(key):
 
 
 def test_linear_start_is_the_recipe_in_its_coordinates():
-    slope, t = 0.8, jnp.asarray(0.3)
+    slope = 0.8
     base = eqmdm.CLD()
     C = np.array([[1.0, 0.0], [slope, 1.0]])
     inverse = np.linalg.inv(C)
@@ -208,35 +210,43 @@ def test_linear_start_is_the_recipe_in_its_coordinates():
         start_covariance=np.diag([0.0, 0.01]),
     )
     actual = eqmdm.LinearStart(base, [slope])
-    for of in (
-        lambda d: d.compute_kernel(t),
-        lambda d: d.drift_matrix(t),
-        lambda d: d.diffusion_matrix(t) @ d.diffusion_matrix(t).T,
-        lambda d: d.prior,
-        lambda d: d.transition(0.5 * t, t),
-    ):
-        assert tree_allclose(of(actual), of(expected), rtol=1e-11, atol=1e-12)
+    laws = lambda d, t: (
+        d.compute_kernel(t),
+        d.drift_matrix(t),
+        d.diffusion_matrix(t) @ d.diffusion_matrix(t).T,
+        d.prior,
+        d.transition(0.5 * t, t),
+    )
+
+    @jax.jit
+    def compute(t):
+        kernel = base.compute_kernel(t)
+        b = kernel.whitening @ kernel.step.mean_map @ jnp.asarray([1.0, slope])
+        return laws(actual, t), laws(expected, t), actual.log_snr(t), b
+
+    own, of_recipe, log_snr, b = compute(0.3)
+    assert tree_allclose(own, of_recipe, rtol=1e-11, atol=1e-12)
     # The SNR of the data in the state, with the start at (1, c).
-    kernel = base.compute_kernel(t)
-    b = kernel.whitening @ kernel.step.mean_map @ jnp.asarray([1.0, slope])
-    np.testing.assert_allclose(actual.log_snr(t), jnp.log(b @ b), rtol=1e-10)
+    np.testing.assert_allclose(log_snr, np.log(np.sum(np.square(b))), rtol=1e-10)
 
 
 def test_linear_start_reaches_the_log_snrs_of_its_interval():
     interval = eqmdm.LogSNRInterval(-5.0, 9.0)
     diffusion = eqmdm.LinearStart(eqmdm.CLD(interval=interval), [2.0])
-    for t, level in ((diffusion.t0, 9.0), (diffusion.t1, -5.0)):
-        np.testing.assert_allclose(diffusion.log_snr(t), level, rtol=1e-6)
+    ends = np.asarray([diffusion.t0, diffusion.t1])
+    log_snrs = jax.jit(jax.vmap(diffusion.log_snr))(ends)
+    np.testing.assert_allclose(log_snrs, [9.0, -5.0], rtol=1e-6)
 
 
 def test_learned_slopes_have_derivatives():
     diffusion = eqmdm.LinearStart(eqmdm.CLD(), [0.3], learn=True)
     log_snr = lambda diffusion: diffusion.log_snr(jnp.asarray(0.4))
-    gradient = eqx.filter_grad(log_snr)(diffusion)._slopes
+    gradient = eqx.filter_jit(eqx.filter_grad(log_snr))(diffusion)._slopes
     steps = [eqmdm.LinearStart(eqmdm.CLD(), [0.3 + h]) for h in (-1e-4, 1e-4)]
-    difference = (log_snr(steps[1]) - log_snr(steps[0])) / 2e-4
+    low, high = jax.jit(lambda: [log_snr(step) for step in steps])()
+    difference = (float(high) - float(low)) / 2e-4
     # The slope is stored in float32.
-    np.testing.assert_allclose(gradient[0], difference, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(gradient)[0], difference, rtol=1e-5)
     assert "slopes=learned" in repr(diffusion) and "slopes=(0.3" in repr(steps[1])
 
 
@@ -245,12 +255,11 @@ def test_learned_slopes_have_derivatives():
 
 def test_likelihood_of_normal_data_is_their_log_density(key):
     model = exact_model(0.5, langevin())
-    x = jnp.asarray([[0.3], [-2.0]])
-    found = jax.vmap(
-        lambda x, key: eqmdm.log_likelihood(
-            model, x, key=key, route=eqmdm.AugmentedRoute(n_draws=8)
-        )
-    )(x, jr.split(key, 2))
+    x = np.asarray([[0.3], [-2.0]])
+    one = lambda x, key: eqmdm.log_likelihood(
+        model, x, key=key, route=eqmdm.AugmentedRoute(n_draws=8)
+    )
+    found = jax.jit(jax.vmap(one))(x, jr.split(key, 2))
     expected = stats.norm(scale=VARIANCE**0.5).logpdf(x[:, 0])
     # The prior is off by what the data have left at t1, 1e-3 of their square.
     assert tree_allclose(found.log_likelihood, expected, rtol=0.0, atol=5e-3)
@@ -274,14 +283,15 @@ def test_samples_need_no_start_law(sampler, key):
 
 
 def test_mean_is_trained_together_with_the_score(key):
-    x = jr.normal(key, (64, 2), jnp.float32)
+    x = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
     network = nn.MLP((2,), 2, width=8, depth=1, key=jr.key(0))
     mean = nn.StartMean(nn.MLP((2,), 1, width=8, depth=1, key=jr.key(1)))
     model = eqmdm.ConditionedStartModel(eqmdm.NoiseModel(network, eqmdm.CLD()), mean)
-    before = model.mean(x[0])
+    mean_of = eqx.filter_jit(lambda model, x: model.mean(x))
+    before = mean_of(model, jnp.asarray(x[0]))
     trained = eqmdm.fit(model, x, key=key, steps=5, batch_size=32)
     assert not np.any(before)
-    assert np.abs(trained.mean(x[0])).min() > 0
+    assert np.abs(mean_of(trained, jnp.asarray(x[0]))).min() > 0
 
 
 # --- Errors --------------------------------------------------------------------------

@@ -1,32 +1,47 @@
 """Tests of classifier-free guidance."""
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from conditional_models import DIFFUSIONS, KINDS, conditional_mlp, denoiser
+from conditional_models import DIFFUSIONS, KINDS, denoiser
 from numpy.testing import assert_allclose, assert_array_equal
+from small_networks import perturbed
 
 import eqmdm
+from eqmdm import nn
 from helpers import counted, slow
+
+
+def conditional_mlp(key):
+    condition = nn.ClassCondition(3)
+    network = nn.MLP((2,), 1, width=8, depth=1, condition=condition, key=key)
+    # With random parameters in the last layer too, which starts at 0.
+    network = perturbed(network, key)
+    denoiser = eqmdm.PreconditionedDenoiser(network, 1.0, (-18.01, 13.01))
+    return eqmdm.DenoiserModel(denoiser, DIFFUSIONS["vpsde"])
 
 
 # The guided denoiser of N(c, s^2) and N(0, s^2) is that of N(scale c, s^2).
 @pytest.mark.parametrize("kind", ["denoiser", slow("noise"), slow("score")])
 def test_guidance_between_normals_is_the_score_of_a_normal(kind):
     model = KINDS[kind](DIFFUSIONS["cld"])
-    y, t = jnp.ones((2, 3), jnp.float64), jnp.float64(0.4)
     guided = eqmdm.GuidedModel(model, 2.5).with_condition(1.2)
     exact = model.with_condition(2.5 * 1.2)
-    assert_allclose(guided.score(t, y), exact.score(t, y), rtol=1e-9)
-    kernel = model.diffusion.compute_kernel(t)
-    x, noise = y[0], 0.3 * y
-    drawn = kernel.perturb(x, noise)
-    for of in (
-        lambda m: m.whitened_error(kernel, x, noise, drawn),
-        lambda m: m.data_estimate(kernel, y),
-    ):
-        assert_allclose(of(guided), of(exact), rtol=1e-8, atol=1e-10)
+
+    @eqx.filter_jit
+    def answers(model, t, y):
+        kernel = model.diffusion.compute_kernel(t)
+        x, noise = y[0], 0.3 * y
+        error = model.whitened_error(kernel, x, noise, kernel.perturb(x, noise))
+        return model.score(t, y), error, model.data_estimate(kernel, y)
+
+    at = jnp.float64(0.4), jnp.ones((2, 3), jnp.float64)
+    actual, expected = answers(guided, *at), answers(exact, *at)
+    assert_allclose(actual[0], expected[0], rtol=1e-9)
+    assert_allclose(actual[1], expected[1], rtol=1e-8, atol=1e-10)
+    assert_allclose(actual[2], expected[2], rtol=1e-8, atol=1e-10)
 
 
 def test_guided_samples_between_normals_are_those_of_a_normal(key):
@@ -52,7 +67,8 @@ def test_guidance_acts_in_its_interval_only(key):
     guided = eqmdm.GuidedModel(model, 3.0, eqmdm.LogSNRInterval(-2.0, 1.0))
     inside = eqmdm.GuidedModel(model, 3.0)
     z = jnp.asarray([0.3, -0.4])
-    denoise = lambda m, log_snr: m.with_condition(1).denoise(jnp.float64(log_snr), z)
+    jitted = eqx.filter_jit(lambda m, log_snr: m.denoise(log_snr, z))
+    denoise = lambda m, log_snr: jitted(m.with_condition(1), jnp.float64(log_snr))
     # Up to the rounding of float64, in which operations are fused differently.
     equal = lambda a, b: np.allclose(a, b, rtol=1e-12, atol=1e-12)
     for log_snr in (-2.1, 1.1):

@@ -15,6 +15,11 @@ from eqmdm import observe
 from helpers import tree_allclose
 
 
+@eqx.filter_jit
+def denoise(model, log_snr, z):
+    return model.denoise(log_snr, z)
+
+
 def test_solvers_of_any_matrix_give_the_same_estimate_of_a_network(key):
     observation, model, z = _blocks_of_a_network(0.3, key)
     estimates = [
@@ -23,13 +28,13 @@ def test_solvers_of_any_matrix_give_the_same_estimate_of_a_network(key):
     ]
     assert all("approximate" in given.method_name for given in estimates)
     assert "approximate" in repr(eqmdm.MomentMatching())
-    a, b = (given.denoise(jnp.asarray(2.0), z) for given in estimates)
+    a, b = (denoise(given, jnp.asarray(2.0), z) for given in estimates)
     # The tolerance of the iteration, times the condition of the matrix, below 1e4.
-    assert tree_allclose(a, b, rtol=0.0, atol=1e-6 * float(jnp.max(jnp.abs(a))))
+    assert tree_allclose(a, b, rtol=0.0, atol=1e-6 * np.max(np.abs(a)))
 
 
 def test_the_default_is_stable_for_any_network():
-    log_snrs = jnp.linspace(-10.0, 2.0, 25)
+    log_snrs = np.linspace(-10.0, 2.0, 25)
 
     @eqx.filter_jit
     def largest(model, z):
@@ -51,29 +56,34 @@ def _blocks_of_a_network(std, key):
     denoiser = eqmdm.PreconditionedDenoiser(perturbed_mlp(key), 0.5, (-10.1, 13.0))
     model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=ENDS))
     operator = observe.downsample((8, 8, 1), 2)
-    key_x, key_z = jr.split(key)
-    value = operator.mv(jr.normal(key_x, (8, 8, 1)))
-    z = jr.normal(key_z, (8, 8, 1))
+
+    @jax.jit
+    def draw(key):
+        key_x, key_z = jr.split(key)
+        value = operator.mv(jr.normal(key_x, (8, 8, 1)))
+        return value, jr.normal(key_z, (8, 8, 1))
+
+    value, z = draw(key)
     return eqmdm.LinearObservation(operator, value, std), model, z
 
 
 @pytest.mark.parametrize("max_steps", [1, 4])
 def test_many_numbers_are_solved_for_by_iteration(max_steps, key):
-    key_A, key_o, key_z = jr.split(key, 3)
-    A, value = jr.normal(key_A, (300, 3)), jr.normal(key_o, (300,))
+    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
+    A, value = generator.standard_normal((300, 3)), generator.standard_normal(300)
     observation = eqmdm.LinearObservation(observe.dense(A, (3,)), value, 2.0)
     model = normal_model(eqmdm.VPSDE(interval=ENDS))
     given = model.given(observation, eqmdm.MomentMatching(max_steps=max_steps))
     assert isinstance(given.conditioning.solver, lx.GMRES)
-    z = jr.normal(key_z, (3,))
-    mean, _ = kalman(0.5, *(np.asarray(a) for a in (z, A)), 4 * np.eye(300), value)
-    actual = given.denoise(jnp.asarray(0.5), z)
+    z = generator.standard_normal(3)
+    mean, _ = kalman(0.5, z, A, 4 * np.eye(300), value)
+    actual = denoise(given, jnp.asarray(0.5), jnp.asarray(z))
     # A V A^T has rank 3, so that one cycle of 16 products is exact.
-    assert tree_allclose(actual, jnp.asarray(mean), rtol=0.0, atol=1e-8)
+    assert tree_allclose(actual, mean, rtol=0.0, atol=1e-8)
 
 
-def test_a_solver_that_fails_gives_nan(key):
+def test_a_solver_that_fails_gives_nan():
     model = normal_model(eqmdm.VPSDE(interval=ENDS))
     lazy = eqmdm.MomentMatching(lx.GMRES(rtol=0.0, atol=1e-12, max_steps=1))
     given = model.given(observed({"noise_std": 0.3}), lazy)
-    assert np.isnan(given.denoise(jnp.asarray(0.0), jnp.zeros(3))).all()
+    assert np.isnan(denoise(given, jnp.asarray(0.0), jnp.zeros(3))).all()
