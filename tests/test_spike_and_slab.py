@@ -8,6 +8,7 @@ import jax.random as jr
 import mpmath
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import eqmdm
 from eqmdm._model.spike_and_slab import _uniform_posterior
@@ -26,6 +27,11 @@ no_network = lambda level, y: jnp.zeros_like(y)
 def wavy(level, y):
     """A network that depends on all its inputs."""
     return jnp.sin(y + level) + 0.3 * jnp.cos(2 * jnp.roll(y, 1, axis=-1))
+
+
+def normal(key, shape):
+    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
+    return generator.standard_normal(shape)
 
 
 def quadrature_posterior_mean(log_snr, z, pixel, logits, move):
@@ -52,22 +58,26 @@ def quadrature_posterior_mean(log_snr, z, pixel, logits, move):
     return (first + slab * mean) / (mass + slab)
 
 
-@pytest.mark.parametrize("log_snr", [-9.0, -2.0, 0.0, 3.0, 6.0, 13.0])
-def test_denoiser_is_the_posterior_mean_of_its_components(log_snr):
+def test_denoiser_is_the_posterior_mean_of_its_components():
     logits, move = [0.7, -1.1], 0.4
     network = lambda level, y: jnp.broadcast_to(
         jnp.array([move, *logits])[:, None], y.shape
     )
     denoiser = eqmdm.SpikeAndSlabDenoiser(network, PIXEL, RANGE)
-    sigma = np.exp(-0.5 * log_snr)
+    log_snrs = np.asarray([-9.0, -2.0, 0.0, 3.0, 6.0, 13.0])
+    sigmas = np.exp(-0.5 * log_snrs)[:, None]
     z = np.concatenate(
-        [centre + sigma * np.linspace(-3, 3, 5) for centre in (-0.9, -0.8, 0.1, 0.8)]
+        [centre + sigmas * np.linspace(-3, 3, 5) for centre in (-0.9, -0.8, 0.1, 0.8)],
+        axis=1,
     )
-    expected = [quadrature_posterior_mean(log_snr, x, PIXEL, logits, move) for x in z]
-    found = eqx.filter_jit(denoiser)(jnp.asarray(log_snr), jnp.asarray(z))
+    expected = [
+        [quadrature_posterior_mean(log_snr, x, PIXEL, logits, move) for x in row]
+        for log_snr, row in zip(log_snrs, z, strict=True)
+    ]
+    found = jax.jit(jax.vmap(denoiser.__call__))(log_snrs, z)
     # The quadrature is exact to rounding. Below a tenth of the noise, the series in the
     # width of a spike is truncated at the sixth power: a few 1e-9.
-    assert tree_allclose(found, jnp.asarray(expected), rtol=1e-8, atol=1e-8)
+    assert tree_allclose(found, np.asarray(expected), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-9), (np.float32, 2e-3)])
@@ -100,26 +110,38 @@ def exact_uniform_posterior(middle, width):
     return float(mpmath.log(mass / w)), float(mean - m)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("log_snr", [-9.0, slow(0.0), 13.3, 20.0])
-def test_forms_of_the_denoiser_agree_and_are_finite(log_snr, dtype, key):
+def at_log_snrs(functions, dtype, key):
+    """Log-SNRs, data with noise, and what functions of both give."""
+    log_snrs = np.asarray([-9.0, 0.0, 13.3, 20.0], dtype)
+    x = np.asarray([-0.9, 0.8, 0.1, 1.5], dtype)
+    z = x + np.exp(-0.5 * log_snrs)[:, None] * normal(key, (4, 4)).astype(dtype)
+
+    @jax.jit
+    @jax.vmap
+    def compute(log_snr, z):
+        return [function(log_snr, z) for function in functions]
+
+    return log_snrs, z, *map(np.asarray, compute(log_snrs, z))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_forms_of_the_denoiser_agree(dtype, key):
     denoiser = eqmdm.SpikeAndSlabDenoiser(wavy, PIXEL, RANGE)
-    denoise = eqx.filter_jit(denoiser)
-    log_snr = jnp.asarray(log_snr, dtype)
-    sigma = jnp.exp(-0.5 * log_snr)
-    x = jnp.asarray([-0.9, 0.8, 0.1, 1.5], dtype)
-    z = x + sigma * jr.normal(key, (4,), dtype)
-    x_hat, change = denoise(log_snr, z), eqx.filter_jit(denoiser.correction)(log_snr, z)
-    share = PIXEL.root_mean_square**2 / (PIXEL.root_mean_square**2 + sigma**2)
-    rounding = 200 * jnp.finfo(dtype).eps * (1 + jnp.abs(z))
-    assert jnp.all(jnp.abs(z + change - x_hat) <= rounding)
-    residual = eqx.filter_jit(denoiser.residual)(log_snr, z)
-    assert jnp.all(jnp.abs(share * z + residual - x_hat) <= rounding)
-    slope, backward = (
-        jax.jit(jacobian(lambda z: denoiser(log_snr, z)))(z)
-        for jacobian in (jax.jacfwd, jax.jacrev)
-    )
-    assert jnp.all(jnp.isfinite(slope)) and jnp.all(jnp.isfinite(backward))
+    forms = denoiser, denoiser.correction, denoiser.residual
+    log_snrs, z, x_hat, change, residual = at_log_snrs(forms, dtype, key)
+    noise = np.exp(-log_snrs)[:, None]
+    share = PIXEL.root_mean_square**2 / (PIXEL.root_mean_square**2 + noise)
+    rounding = 200 * np.finfo(dtype).eps * (1 + np.abs(z))
+    assert np.all(np.abs(z + change - x_hat) <= rounding)
+    assert np.all(np.abs(share * z + residual - x_hat) <= rounding)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, slow(np.float64)])
+def test_derivatives_of_the_denoiser_agree_and_are_finite(dtype, key):
+    denoiser = eqmdm.SpikeAndSlabDenoiser(wavy, PIXEL, RANGE)
+    slopes = jax.jacfwd(denoiser, argnums=1), jax.jacrev(denoiser, argnums=1)
+    _, _, slope, backward = at_log_snrs(slopes, dtype, key)
+    assert np.all(np.isfinite(slope)) and np.all(np.isfinite(backward))
     assert tree_allclose(slope, backward, rtol=1e-3, atol=1e-3)
 
 
@@ -129,11 +151,11 @@ def test_correction_keeps_its_digits_at_high_log_snr():
     log_snr, x = 13.3, np.float32(0.3)
     noise = np.float32(np.exp(-0.5 * log_snr))
     single = eqmdm.SpikeAndSlabDenoiser(no_network, PIXEL, RANGE)
-    z = jnp.asarray([x + noise], jnp.float32)
-    correction = eqx.filter_jit(single.correction)
-    found = correction(jnp.asarray(log_snr, jnp.float32), z)
-    exact = correction(jnp.asarray(log_snr), z.astype(jnp.float64))
-    assert tree_allclose(found.astype(float), exact, rtol=1e-5, atol=1e-12)
+    z = np.asarray([x + noise], np.float32)
+    correction = jax.jit(single.correction)
+    found = correction(np.float32(log_snr), z)
+    exact = correction(np.float64(log_snr), z.astype(np.float64))
+    assert tree_allclose(np.asarray(found, float), exact, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -169,11 +191,11 @@ def draw_pixels(key, pixel, n):
 
 def log_density(pixel, x):
     spikes = zip(pixel.centres, pixel.widths, pixel.shares, strict=True)
-    density = pixel.slab_share * jax.scipy.stats.norm.pdf(x, pixel.mean, pixel.std)
+    density = pixel.slab_share * norm.pdf(x, pixel.mean, pixel.std)
     for centre, width, share in spikes:
-        inside = jnp.abs(x - centre) < width / 2
-        density = density + jnp.where(inside, share / width, 0)
-    return jnp.sum(jnp.log(density))
+        inside = np.abs(x - centre) < width / 2
+        density = density + np.where(inside, share / width, 0)
+    return np.sum(np.log(density))
 
 
 def test_exact_likelihood_without_a_network_is_that_of_independent_pixels(key):
@@ -182,14 +204,16 @@ def test_exact_likelihood_without_a_network_is_that_of_independent_pixels(key):
     denoiser = eqmdm.SpikeAndSlabDenoiser(no_network, pixel, (-12.01, 9.01))
     interval = eqmdm.LogSNRInterval(-12.0, 9.0)
     model = eqmdm.DenoiserModel(denoiser, eqmdm.CLD(interval=interval))
-    x = jnp.asarray([-0.9, -0.8, 0.5, 1.3])
+    x = np.asarray([-0.9, -0.8, 0.5, 1.3])
     controller = dfx.PIDController(rtol=1e-8, atol=1e-8)
-    found = eqmdm.log_likelihood(model, x, key=key, stepsize_controller=controller)
+    found = eqmdm.log_likelihood(
+        model, jnp.asarray(x), key=key, stepsize_controller=controller
+    )
     # The density at the start, with its noise, which is 9 standard deviations or more
     # from the edges of the box.
-    slab = jax.scipy.stats.norm.pdf(x, 0.9, jnp.sqrt(0.6**2 + jnp.exp(-9.0)))
-    box = jnp.where(x < -0.6, 0.5 / 0.6, 0)
-    expected = jnp.sum(jnp.log(0.5 * slab + box))
+    slab = norm.pdf(x, 0.9, np.sqrt(0.6**2 + np.exp(-9.0)))
+    box = np.where(x < -0.6, 0.5 / 0.6, 0)
+    expected = np.sum(np.log(0.5 * slab + box))
     # The normal prior is wrong by less than E x^2 / sigma^2, 4e-6 a pixel.
     assert abs(found.log_likelihood - expected) < 4 * 4e-6 + 4e-4
 
@@ -199,37 +223,46 @@ def told(level, y, *, noise_levels, filtered):
     return wavy(level, y) + 0.3 * jnp.sin(noise_levels - filtered)[None]
 
 
-@pytest.mark.parametrize("log_snr", [-9.0, 0.0, 4.0, 13.3, 16.0])
-def test_equal_log_snrs_are_those_of_a_scalar_denoiser(log_snr, key):
+def test_equal_log_snrs_are_those_of_a_scalar_denoiser(key):
     network = lambda level, y, **told: wavy(level, y)
     vector = eqmdm.SpikeAndSlabDenoiser(network, PIXEL, RANGE, eqmdm.PixelBasis((4,)))
     scalar = eqmdm.SpikeAndSlabDenoiser(network, PIXEL, RANGE)
-    x = jnp.asarray([-0.9, 0.8, 0.1, 1.5])
-    z = x + jnp.exp(-0.5 * log_snr) * jr.normal(key, (4,))
-    run = eqx.filter_jit(lambda denoiser, log_snr: denoiser(log_snr, z))
+    x, log_snrs = np.asarray([-0.9, 0.8, 0.1, 1.5]), [-9.0, 0.0, 4.0, 13.3, 16.0]
+    log_snrs = np.asarray(log_snrs)
+    z = x + np.exp(-0.5 * log_snrs)[:, None] * normal(key, (5, 4))
+
+    @jax.jit
+    @jax.vmap
+    def compute(log_snr, z):
+        return vector(jnp.full(4, log_snr), z), scalar(log_snr, z)
+
     # The same operations on an array of equal numbers and on the number.
-    expected = run(scalar, jnp.asarray(log_snr))
-    found = run(vector, jnp.full(4, log_snr))
+    found, expected = compute(log_snrs, z)
     assert tree_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_infinite_log_snrs_are_the_limits_of_large_ones(dtype, key):
+@pytest.mark.parametrize("dtype", [np.float32, slow(np.float64)])
+def test_infinite_log_snrs_are_the_limits_of_large_ones(dtype):
     denoiser = eqmdm.SpikeAndSlabDenoiser(told, PIXEL, RANGE, eqmdm.PixelBasis((4,)))
-    z = jnp.asarray([-0.85, 0.3, 0.8, 0.2], dtype)
-    run = jax.jit(lambda log_snr, z: denoiser(log_snr, z))
-    log_snr = jnp.asarray([jnp.inf, -jnp.inf, jnp.inf, 1.0], dtype)
-    found = run(log_snr, z)
-    assert jnp.all(found[jnp.array([0, 2])] == z[jnp.array([0, 2])])
-    far = run(jnp.asarray([36.0, -36.0, 36.0, 1.0], dtype), z)
+    z = np.asarray([-0.85, 0.3, 0.8, 0.2], dtype)
+
+    @jax.jit
+    def compute(log_snr, z):
+        jacobians = jax.jacfwd, jax.jacrev
+        slopes = [of(denoiser, argnums=1)(log_snr, z) for of in jacobians]
+        return denoiser(log_snr, z), slopes
+
+    log_snr = np.asarray([np.inf, -np.inf, np.inf, 1.0], dtype)
+    found, slopes = jax.device_get(compute(log_snr, z))
+    assert np.all(found[[0, 2]] == z[[0, 2]])
+    far, _ = compute(np.asarray([36.0, -36.0, 36.0, 1.0], dtype), z)
     # The noise is e^-18 of the data, or the data are of the noise.
     assert tree_allclose(found, far, rtol=0, atol=1e-6)
-    for jacobian in (jax.jacfwd, jax.jacrev):
-        slope = jax.jit(jacobian(denoiser, argnums=1))(log_snr, z)
-        assert jnp.all(jnp.isfinite(slope))
+    for slope in slopes:
+        assert np.all(np.isfinite(slope))
         # What is missing has no effect, and what is known is not changed.
-        assert jnp.all(slope[:, 1] == 0)
-        assert tree_allclose(slope[0], jnp.eye(4, dtype=dtype)[0], rtol=0, atol=1e-6)
+        assert np.all(slope[:, 1] == 0)
+        assert tree_allclose(slope[0], np.eye(4, dtype=dtype)[0], rtol=0, atol=1e-6)
 
 
 def test_only_pixels_have_levels():
