@@ -3,7 +3,6 @@
 import functools
 import warnings
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -144,17 +143,6 @@ def _evaluate(name, dtype):
 def grid(diffusion, dtype="float64"):
     t0, t1 = float(diffusion.t0), float(diffusion.t1)
     return jnp.asarray(np.geomspace(t0, t1, N_TIMES), dtype)
-
-
-def levels_within(name):
-    """Log-SNRs between those at t1 and t0."""
-    first, last = evaluate(name, grid(make(name)))["log_snr"][jnp.asarray([0, -1])]
-    return jnp.linspace(first - 1e-3, last + 1e-3, N_TIMES)
-
-
-def with_float64(diffusion):
-    widen = lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x
-    return jax.tree.map(widen, diffusion)
 
 
 def drift_and_noise(diffusion, t):
