@@ -49,21 +49,25 @@ def exact_log_mass(low, high):
 def test_data_decoder_is_the_normal_law_about_the_estimate(kind, n_vars, key):
     diffusion = random_diffusion(n_vars)
     model = models(diffusion)[kind]
-    start, noise = jr.normal(key, (2, n_vars, 2))
-    cut = cut_at(diffusion, TIME, start, noise, of_whole_start=False)
-    a, L = cut.kernel.mean_map, cut.kernel.root
-    precision = jnp.linalg.inv(L @ L.T)
-    snr = a @ precision @ a
-    # Tweedie's formula for the sufficient statistic.
-    score = model.score(jnp.asarray(TIME), cut.y)
-    estimate = a @ (precision @ cut.y + score) / snr
-    logpdf = jax.scipy.stats.norm.logpdf
-    expected = jnp.sum(logpdf(start[0], estimate, 1 / jnp.sqrt(snr)))
-    # Half the square of the noise of z, less its mean, for data of variance 1.
-    along = jnp.linalg.solve(L, a) @ noise / jnp.sqrt(snr)
-    control = 0.5 * (snr / (1 + snr)) ** 2 * (jnp.sum(along**2) - along.size)
+
+    @jax.jit
+    def compute(start, noise):
+        cut = cut_at(diffusion, TIME, start, noise, of_whole_start=False)
+        a, L = cut.kernel.mean_map, cut.kernel.root
+        precision = jnp.linalg.inv(L @ L.T)
+        snr = a @ precision @ a
+        # Tweedie's formula for the sufficient statistic.
+        score = model.score(jnp.asarray(TIME), cut.y)
+        estimate = a @ (precision @ cut.y + score) / snr
+        logpdf = jax.scipy.stats.norm.logpdf
+        expected = jnp.sum(logpdf(start[0], estimate, 1 / jnp.sqrt(snr)))
+        # Half the square of the noise of z, less its mean, for data of variance 1.
+        along = jnp.linalg.solve(L, a) @ noise / jnp.sqrt(snr)
+        control = 0.5 * (snr / (1 + snr)) ** 2 * (jnp.sum(along**2) - along.size)
+        return log_density(eqmdm.DataDecoder(), model, cut) - control, expected
+
+    actual, expected = compute(*jr.normal(key, (2, n_vars, 2)))
     # Condition numbers of up to 1e4.
-    actual = log_density(eqmdm.DataDecoder(), model, cut) - control
     assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -72,18 +76,22 @@ def test_data_decoder_is_the_normal_law_about_the_estimate(kind, n_vars, key):
 def test_start_decoder_is_the_dense_normal_law_of_theorem_3(kind, n_vars, key):
     diffusion = random_diffusion(n_vars)
     model = models(diffusion)[kind]
-    start, noise = jr.normal(key, (2, n_vars, 2))
-    cut = cut_at(diffusion, TIME, start, noise, of_whole_start=True)
-    psi, L = cut.kernel.step.mean_map, cut.kernel.step.root
-    sigma, inverse = L @ L.T, jnp.linalg.inv(psi)
-    means = inverse @ (cut.y + sigma @ model.score(jnp.asarray(TIME), cut.y))
-    covariance = inverse @ sigma @ inverse.T
-    expected = sum(
-        multivariate_normal.logpdf(start[:, i], means[:, i], covariance)
-        for i in range(2)
-    )
+
+    @jax.jit
+    def compute(start, noise):
+        cut = cut_at(diffusion, TIME, start, noise, of_whole_start=True)
+        psi, L = cut.kernel.step.mean_map, cut.kernel.step.root
+        sigma, inverse = L @ L.T, jnp.linalg.inv(psi)
+        means = inverse @ (cut.y + sigma @ model.score(jnp.asarray(TIME), cut.y))
+        covariance = inverse @ sigma @ inverse.T
+        expected = sum(
+            multivariate_normal.logpdf(start[:, i], means[:, i], covariance)
+            for i in range(2)
+        )
+        return log_density(eqmdm.StartDecoder(), model, cut), expected
+
+    actual, expected = compute(*jr.normal(key, (2, n_vars, 2)))
     # Condition numbers of up to 1e4.
-    actual = log_density(eqmdm.StartDecoder(), model, cut)
     assert tree_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -169,7 +177,7 @@ INTERVALS = [
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_log_normal_mass_is_that_of_60_digits(dtype):
     low, high = np.array(INTERVALS).T.astype(dtype)
-    actual = jax.vmap(log_normal_mass)(jnp.asarray(low), jnp.asarray(high))
+    actual = jax.jit(jax.vmap(log_normal_mass))(low, high)
     ends = zip(low, high, strict=True)
     expected = np.array([exact_log_mass(*map(float, pair)) for pair in ends], float)
     # The narrow interval loses two digits to the difference of its ends. Beyond -20

@@ -86,15 +86,21 @@ def test_operators_observe_what_numpy_computes(name, key):
 @pytest.mark.parametrize("basis", [None, Reversed()], ids=["pixels", "basis"])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_have_their_transposes_and_matrices(name, basis, key):
-    operator = OPERATORS[name][0](basis=basis)
-    forwards, back = operator.as_matrix(), operator.transpose().as_matrix()
-    assert tree_allclose(back, forwards.T, rtol=0.0, atol=1e-14)
+    operator, plain = OPERATORS[name][0](basis=basis), OPERATORS[name][0]()
+
+    @jax.jit
+    def compute(x):
+        matrices = operator.as_matrix(), operator.transpose().as_matrix()
+        pixels = x if basis is None else basis.inverse(x)
+        return *matrices, operator.mv(x), plain.mv(pixels)
+
     x = jr.normal(key, SHAPE)
-    product = (forwards @ x.reshape(-1)).reshape(operator.out_structure().shape)
-    assert tree_allclose(operator.mv(x), product, rtol=0.0, atol=1e-13)
-    pixels = x if basis is None else basis.inverse(x)
-    on_pixels = OPERATORS[name][0]().mv(pixels)
-    assert tree_allclose(operator.mv(x), on_pixels, rtol=0.0, atol=1e-13)
+    forwards, back, actual, on_pixels = map(np.asarray, compute(x))
+    assert tree_allclose(back, forwards.T, rtol=0.0, atol=1e-14)
+    product = (forwards @ np.asarray(x).reshape(-1)).reshape(actual.shape)
+    assert actual.shape == operator.out_structure().shape
+    assert tree_allclose(actual, product, rtol=0.0, atol=1e-13)
+    assert tree_allclose(actual, on_pixels, rtol=0.0, atol=1e-13)
     assert operator.transpose().transpose() == operator or basis is not None
 
 

@@ -39,7 +39,7 @@ class _Fewer(ast.NodeTransformer):
         if isinstance(node.iter, ast.Tuple) and len(node.iter.elts) > 2:
             values = node.iter.elts
             if all(isinstance(value, ast.Constant) for value in values):
-                node.iter.elts = [values[0], values[-1]]
+                node.iter.elts = values[:1]
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
