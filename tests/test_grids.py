@@ -8,7 +8,7 @@ import pytest
 
 import eqmdm
 from eqmdm import CustomGrid, LogSNRGrid, QuadraticGrid, RhoGrid, UniformGrid
-from helpers import tree_allclose
+from helpers import slow, tree_allclose
 
 
 GRIDS = {
@@ -60,7 +60,7 @@ def test_one_step_goes_from_end_to_end():
     ],
     ids=GRIDS.keys(),
 )
-@pytest.mark.parametrize("diffusion", ["VPSDE", "CLD", "ALDA"])
+@pytest.mark.parametrize("diffusion", [slow("VPSDE"), "CLD", "ALDA"])
 def test_steps_are_equal_in_the_quantity_of_the_grid(name, quantity, diffusion):
     diffusion = DIFFUSIONS[diffusion]
     times = GRIDS[name](diffusion, N_STEPS, jnp.float64)

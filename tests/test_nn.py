@@ -12,7 +12,7 @@ from small_networks import NETWORKS, modules_of, perturbed, small_unet
 
 from eqmdm import nn
 from eqmdm.nn._image_layers import Attention, Conv, ResidualBlock
-from helpers import equations, tree_allclose
+from helpers import equations, slow, tree_allclose
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_network_computes_in_the_dtype_of_the_state(make, shape, dtype, key):
     assert tree_allclose(out.astype(jnp.float64), expected, rtol=0.0, atol=atol)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, slow(jnp.float64)])
 def test_unet_in_bfloat16_is_the_network_up_to_its_rounding(dtype, key):
     key_network, key_noise, key_y = jr.split(key, 3)
     exact = perturbed(small_unet(key_network), key_noise)

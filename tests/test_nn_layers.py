@@ -12,7 +12,7 @@ from eqmdm import nn
 from eqmdm.nn._image_layers import Attention, Conv, GroupNorm, upsample
 from eqmdm.nn._initialiser import Initialiser
 from eqmdm.nn._layers import TimeEmbedding
-from helpers import counted, tree_allclose, within_standard_errors
+from helpers import counted, slow, tree_allclose, within_standard_errors
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_coordinates_enter_the_mlp_with_the_variance_that_they_have(key):
 
 
 # A layer of the wider network takes several blocks of draws.
-@pytest.mark.parametrize("width", [8, 200])
+@pytest.mark.parametrize("width", [slow(8), 200])
 def test_network_built_under_jit_is_the_one_built_outside(width, key):
     build = lambda key: nn.MLP((3,), 2, width=width, key=key)
     network = build(key)

@@ -14,7 +14,7 @@ from small_networks import NETWORKS, modules_of, perturbed, small_unet
 import eqmdm
 from eqmdm import nn
 from eqmdm.nn._image_layers import Attention
-from helpers import tree_allclose
+from helpers import slow, tree_allclose
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_unet_pads_what_it_cannot_halve_and_crops_its_output(key):
     assert not jnp.array_equal(large(t, padded)[:, 0], jnp.zeros((2, 8, 3)))
 
 
-@pytest.mark.parametrize("sides", [(8, 12), (12,)])
+@pytest.mark.parametrize("sides", [(8, 12), slow((12,))])
 def test_unet_of_patches_is_that_of_the_folded_image(sides, key):
     options = {"width": 4, "multipliers": (1, 2), "n_blocks": 1, "key": key}
     patched = nn.UNet((*sides, 3), 2, patch=2, **options)

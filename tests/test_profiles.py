@@ -26,7 +26,7 @@ from eqmdm.cli.parsing import parse
 from eqmdm.cli.train import program as train
 from eqmdm.cli.train.options import TrainOptions
 from eqmdm.cli.trained import load_trained
-from helpers import tree_allclose
+from helpers import slow, tree_allclose
 
 
 EXPONENTS = [profile_exponent(length) for length in LENGTHS]
@@ -194,7 +194,9 @@ def trained(tmp_path_factory):
     return run_dir, np.stack(path)
 
 
-@pytest.mark.parametrize("length, step", [(0.05, 24), (0.1, 24), (0.1, 16), (0.2, 24)])
+@pytest.mark.parametrize(
+    "length, step", [slow(0.05, 24), slow(0.1, 24), (0.1, 16), (0.2, 24)]
+)
 def test_average_of_a_run_is_the_direct_sum_of_its_steps(length, step, trained):
     run_dir, path = trained
     model = eqmdm.posthoc_ema(run_dir, length, step=step, like=_model())

@@ -70,8 +70,8 @@ def test_wrong_name_raises_as_in_any_module():
 @pytest.mark.parametrize(
     "hook",
     [
-        "jaxtyping.install_import_hook('eqmdm', 'beartype.beartype')",
-        slow("jaxtyping.install_import_hook(['eqmdm'], None)"),
+        slow("jaxtyping.install_import_hook('eqmdm', 'beartype.beartype')"),
+        "jaxtyping.install_import_hook(['eqmdm'], None)",
     ],
     ids=["checked", "unchecked"],
 )
