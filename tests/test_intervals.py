@@ -5,6 +5,7 @@ import warnings
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from diffusions import (
@@ -21,6 +22,8 @@ from diffusions import (
 )
 
 import eqmdm
+from eqmdm._diffusion.base import with_solved_interval
+from eqmdm._diffusion.interval import known_times
 from helpers import slow, slow_but, tree_allclose
 
 
@@ -191,3 +194,47 @@ def test_ends_in_time_are_kept(name):
     diffusion = MAKERS[name](interval=eqmdm.TimeInterval(0.01, 0.5))
     ends = np.asarray([diffusion.t0, diffusion.t1])
     assert tree_allclose(ends, np.asarray([0.01, 0.5]), rtol=1e-15, atol=0)
+
+
+def test_solved_times_are_those_of_the_diffusion_with_their_derivatives():
+    diffusion = eqmdm.LearnedDiffusion(
+        2, key=jr.key(0), interval=eqmdm.LogSNRInterval(-4.5, 9.5)
+    )
+    parameters, rest = eqx.partition(diffusion, eqx.is_inexact_array)
+    is_known = []
+
+    def ends(parameters, solve):
+        diffusion = eqx.combine(parameters, rest)
+        if solve:
+            diffusion = with_solved_interval(diffusion)
+        is_known.append(known_times(diffusion.interval) is not None)
+        return jnp.log(diffusion.t0), jnp.log(diffusion.t1)
+
+    @jax.jit
+    def compute(parameters):
+        both = lambda solve: (
+            ends(parameters, solve),
+            jax.jacrev(ends)(parameters, solve),
+        )
+        return both(True), both(False)
+
+    solved, expected = compute(parameters)
+    assert is_known == [True, True, False, False]
+    # Derivatives have the dtype of the parameters, float32.
+    assert tree_allclose(solved, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_times_of_one_diffusion_are_not_solved_for_another():
+    inner = eqmdm.LearnedDiffusion(
+        2, key=jr.key(0), interval=eqmdm.LogSNRInterval(-4.5, 9.5)
+    )
+    outer = eqmdm.LinearStart(inner, [2.0])
+
+    @jax.jit
+    def compute():
+        solved = with_solved_interval(outer)
+        assert isinstance(solved, eqmdm.LinearStart)
+        return solved.diffusion.t1, inner.t1
+
+    found, expected = compute()
+    assert found == expected

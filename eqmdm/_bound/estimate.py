@@ -17,6 +17,7 @@ from .._core.random import draw_normal
 from .._core.types import Data, PRNGKey, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.banded import check_data_shape
+from .._diffusion.base import with_solved_interval
 from .._model.base import AbstractModel
 from .._model.point import Point
 from .._model.start import mean_start
@@ -115,7 +116,8 @@ def compute_shared_elbo(
             keys=keys,
             conditions=conditions,
         )
-    diffusion, n_start, n_path = model.linear_diffusion, n_reconstruction, len(u)
+    diffusion = with_solved_interval(model.linear_diffusion)
+    n_start, n_path = n_reconstruction, len(u)
     check_data_shape(diffusion, x.shape[1:])
     draw = lambda key: draw_precision(model, key=key, dtype=x.dtype, training=training)
     precisions = jax.vmap(draw)(keys)

@@ -17,6 +17,7 @@ from .._core.checks import check_count, concrete
 from .._core.gaussian import log_det
 from .._core.types import PRNGKey, Scalar
 from .._diffusion import AbstractLinearDiffusion, BandedDiffusion
+from .._diffusion.base import without_gradient
 from .._diffusion.host import Path as KnownPath
 from .._diffusion.interval import known_times
 from .._diffusion.stationary import known_path
@@ -208,10 +209,7 @@ _LOG_SNR = _Rises(_log_snr_falls, lambda path: -np.diff(path.log_snr))
 def _tabulated(
     diffusion: AbstractLinearDiffusion, rises: _Rises, u: Scalar, n_grid: int
 ) -> tuple[Scalar, Scalar]:
-    diffusion = jax.tree.map(
-        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf,
-        diffusion,
-    )
+    diffusion = without_gradient(diffusion)
     # The table does not depend on `u`, so under `jax.vmap` it is computed once.
     table = _known_table(diffusion, rises, n_grid, u.dtype)
     if table is None and _is_constant(diffusion):

@@ -22,7 +22,7 @@ from .._core.types import (
     Time,
     VarsMatrix,
 )
-from .interval import LogSNRInterval, known_times
+from .interval import LogSNRInterval, known_times, with_times
 from .process import AbstractProcess, no_kernels
 from .search import as_time, check_reached, check_resolved, check_value, find_root
 
@@ -220,6 +220,35 @@ def check_linear(diffusion: Any) -> AbstractLinearDiffusion:
         "`diffusion` must be a linear diffusion, such as `eqmdm.CLD()`; got "
         f"{type(diffusion).__name__}."
     )
+
+
+def with_solved_interval(diffusion: AbstractLinearDiffusion) -> AbstractLinearDiffusion:
+    """The diffusion, with the times of an interval in log-SNR solved for.
+
+    For use inside a program: every reading of `t0` or `t1` of a diffusion with
+    parameters is a search of its own, and XLA does not merge them. The times keep their
+    derivatives. A diffusion that makes its interval from that of another is returned
+    unchanged.
+    """
+    interval = diffusion.interval
+    if known_times(interval) is not None:
+        return diffusion
+    assert isinstance(interval, LogSNRInterval)
+    is_interval = lambda node: node is interval
+    if sum(map(is_interval, jax.tree.leaves(diffusion, is_leaf=is_interval))) != 1:
+        return diffusion
+    dtype = jnp.result_type(float)
+    ends = jnp.stack([as_scalar(end, dtype) for end in (interval.high, interval.low)])
+    # As a batch, so that the search and its derivative are compiled once.
+    solved = with_times(interval, *jax.vmap(diffusion._solve_log_snr)(ends))
+    replace = lambda node: solved if is_interval(node) else node
+    return jax.tree.map(replace, diffusion, is_leaf=is_interval)
+
+
+def without_gradient(diffusion: AbstractLinearDiffusion) -> AbstractLinearDiffusion:
+    """The diffusion with parameters whose gradients are zero."""
+    arrays, rest = eqx.partition(diffusion, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
 
 def without_floats(

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from wadler_lindig import AbstractDoc
 
 from .._core.checks import as_number, concrete
+from .._core.types import Scalar
 from .text import call_text
 
 
@@ -99,8 +100,11 @@ def as_interval(interval: Interval | None) -> Interval:
     )
 
 
-def with_times(interval: LogSNRInterval, t0: float, t1: float) -> LogSNRInterval:
-    """The interval with the times that a diffusion of constants has at its log-SNRs."""
+def with_times(
+    interval: LogSNRInterval, t0: float | Scalar, t1: float | Scalar
+) -> LogSNRInterval:
+    """The interval with the times that a diffusion has at its log-SNRs: numbers for a
+    diffusion of constants, and traced ones for use inside one program."""
     new = LogSNRInterval(interval.low, interval.high)
     # Not a constructor argument, because the times belong to a single diffusion.
     object.__setattr__(new, "_times", TimeInterval(t0, t1))

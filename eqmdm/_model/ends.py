@@ -13,20 +13,23 @@ from .._core.checks import as_scalar, now_if_known
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Scalar
 from .._diffusion import AbstractLinearDiffusion
+from .._diffusion.base import without_gradient
 from .._diffusion.stationary import known_kernels, known_log_snrs
 
 
 def final_log_snr(diffusion: AbstractLinearDiffusion) -> Scalar:
     """The log-SNR at the final time, the lowest of all coordinates, without a
     gradient."""
+    # Here and not of the result, so that the search for the times is not
+    # differentiated.
+    diffusion = without_gradient(diffusion)
     known = known_log_snrs(diffusion, diffusion.t1)
     if known is not None:
         return as_scalar(known[0], jnp.result_type(float))
     _, last = kernel_at_ends(diffusion)
     with now_if_known(last.sigma):
         log_snr = last.log_snr
-        lowest = log_snr if log_snr.ndim == 0 else jnp.min(log_snr)
-    return jax.lax.stop_gradient(lowest)
+        return log_snr if log_snr.ndim == 0 else jnp.min(log_snr)
 
 
 def log_snr_range(diffusion: AbstractLinearDiffusion) -> tuple[float, float]:
@@ -41,12 +44,13 @@ def kernel_at_ends(
 ) -> tuple[PerturbationKernel, PerturbationKernel]:
     """The kernels at t0 and t1, from the host if they are known there, and otherwise
     from one compiled program that all callers share."""
-    known = known_kernels(diffusion, diffusion.t0, diffusion.t1)
+    t0, t1 = diffusion.t0, diffusion.t1
+    known = known_kernels(diffusion, t0, t1)
     if known is not None:
         first, last = known
         return first, last
     if jax.tree.leaves(eqx.filter(diffusion, eqx.is_array)):
-        return _first_and_last(diffusion, diffusion.t0, diffusion.t1)
+        return _first_and_last(diffusion, t0, t1)
     # A diffusion of constants has known kernels even inside a trace. The times are
     # passed as arguments, so that this compiles to one program instead of being
     # evaluated operation by operation.
