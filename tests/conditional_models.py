@@ -1,9 +1,7 @@
 """Conditional models of known laws, and small conditional networks."""
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-import jax.random as jr
+from small_networks import perturbed
 
 import eqmdm
 from eqmdm import nn
@@ -55,23 +53,14 @@ MODELS = {
 }
 
 
-def untrained(make, key):
-    """A network with random parameters, also in the last layer, which starts at 0."""
-    network = make(key)
-    trainable, static = eqx.partition(network, eqx.is_inexact_array)
-    leaves, treedef = jax.tree.flatten(trainable)
-    keys = jr.split(key, len(leaves))
-    drawn = [
-        leaf + 0.1 * jr.normal(k, leaf.shape, leaf.dtype)
-        for leaf, k in zip(leaves, keys, strict=True)
-    ]
-    return eqx.combine(jax.tree.unflatten(treedef, drawn), static)
-
-
 def conditional_mlp(key):
-    kind = nn.ClassCondition(3)
-    network = untrained(
-        lambda key: nn.MLP((2,), 1, width=8, depth=1, condition=kind, key=key), key
-    )
+    condition = nn.ClassCondition(3)
+    network = nn.MLP((2,), 1, width=8, depth=1, condition=condition, key=key)
+    # With random parameters in the last layer too, which starts at 0.
+    return model_of(perturbed(network, key))
+
+
+def model_of(network):
+    """A model of points, whose network is told the condition."""
     denoiser = eqmdm.PreconditionedDenoiser(network, 1.0, (-18.01, 13.01))
     return eqmdm.DenoiserModel(denoiser, DIFFUSIONS["vpsde"])

@@ -153,6 +153,13 @@ def solver(monkeypatch):
     return evaluations.use_fast_solver(monkeypatch)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    import evaluations
+
+    evaluations.without_pictures(monkeypatch)
+
+
 def pytest_collection_finish():
     """Hide permanent objects from the garbage collector: tracing makes millions of
     objects, and scanning all modules for every ten thousand takes a twentieth of the

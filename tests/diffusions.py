@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 
 import eqmdm
-from helpers import OPTIMISED
+from helpers import optimised_jit
 
 
 # For diffusions that deliberately end before their law is the prior.
 ends_early = pytest.mark.filterwarnings("ignore:The law of this diffusion")
-
-# Optimised, for claims about rounding errors in float32.
-optimised_jit = functools.partial(jax.jit, compiler_options=OPTIMISED)
 
 
 def made_up(**ends):

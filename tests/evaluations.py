@@ -25,7 +25,7 @@ FEW = "--first=3 --examples=21 --batch-size=7".split()
 COARSE = "--tolerance=1e-3 --solver=heun --clock=log_snr".split()
 
 
-# Cached, since parsing a command line takes a tenth of a second.
+# Cached, since most tests parse the same.
 _parsed = functools.cache(lambda *arguments: parse(EvaluateOptions, arguments))
 
 
@@ -86,7 +86,8 @@ def use_fast_solver(monkeypatch):
 
 
 def without_pictures(monkeypatch):
-    """No pictures, which take longer to draw than all the rest."""
+    """Neither histograms nor pictures of samples, which take longer to draw than all
+    the rest."""
     draw = lambda path, values, *_: path.write_bytes(values.tobytes())
     monkeypatch.setattr(plots, "histogram", draw)
     monkeypatch.setattr(plots, "samples", lambda path, *_, **__: path.touch())

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import math
 
 import jax
@@ -23,12 +24,25 @@ OPTIMISED = {
 }
 if jax.__version__.startswith("0.10."):
     OPTIMISED["xla_cpu_use_fusion_emitters"] = True
+# For claims about rounding errors in float32.
+optimised_jit = functools.partial(jax.jit, compiler_options=OPTIMISED)
 
 _EVENTS = {
     "/jax/core/compile/jaxpr_trace_duration": "traced",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowered",
     "/jax/core/compile/backend_compile_duration": "compiled",
 }
+
+
+def generator_of(key):
+    """NumPy's generator of random numbers, seeded by a key: it compiles nothing, where
+    JAX compiles a draw for each shape."""
+    return np.random.default_rng(np.asarray(jr.key_data(key)))
+
+
+def normal(key, shape):
+    """Standard normal numbers by `generator_of`."""
+    return generator_of(key).standard_normal(shape)
 
 
 def slow(*values):

@@ -1,4 +1,4 @@
-"""Likelihoods of mixtures, compiled once for many cases."""
+"""Likelihoods of batches, and draws of a mixture with their log-densities."""
 
 import functools
 import math

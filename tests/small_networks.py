@@ -1,11 +1,11 @@
 """Small networks for tests, with any parameters."""
 
 import jax
-import jax.random as jr
 import numpy as np
 import pytest
 
 from eqmdm import nn
+from helpers import generator_of
 
 
 def modules_of(cls, tree):
@@ -17,7 +17,7 @@ def modules_of(cls, tree):
 def perturbed(network, key):
     """The network with noise on every parameter, so that none is zero."""
     # By NumPy, because JAX would compile a draw and a sum for each shape.
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
+    generator = generator_of(key)
 
     def perturb(x):
         noise = 0.2 * generator.standard_normal(x.shape)

@@ -54,14 +54,14 @@ class Sampler:
 
 
 # Compiled once for all studies: each call outside of `jit` compiles its loop.
-SHUFFLED = jax.jit(eqmdm.data.shuffled_indices, static_argnums=(2, 3))
+_shuffled_indices = jax.jit(eqmdm.data.shuffled_indices, static_argnums=(2, 3))
 
 
 def use_known_samples(monkeypatch):
     """A `Sampler` in place of `eqmdm.sample`, and no picture, which takes longer to
     draw than all the rest."""
     monkeypatch.setattr(picture, "draw", lambda path, *_, **__: path.touch())
-    monkeypatch.setattr(eqmdm.data, "shuffled_indices", SHUFFLED)
+    monkeypatch.setattr(eqmdm.data, "shuffled_indices", _shuffled_indices)
     sampler = Sampler()
     monkeypatch.setattr(eqmdm, "sample", sampler)
     return sampler

@@ -79,8 +79,8 @@ def test_stacked_parameters_are_bands():
     each = [
         eqmdm.VPSDE(schedule=eqmdm.LinearSchedule(0.1, float(rate))) for rate in rates
     ]
-    expected = eqmdm.BandedDiffusion(each, [2, 1, 0])
-    log_snrs = jax.jit(lambda t: (banded.log_snr(t), expected.log_snr(t)))
+    separate = eqmdm.BandedDiffusion(each, [2, 1, 0])
+    log_snrs = jax.jit(lambda t: (banded.log_snr(t), separate.log_snr(t)))
     actual, expected = log_snrs(jnp.asarray(0.3))
     assert tree_allclose(actual, expected, rtol=1e-13, atol=0.0)
 

@@ -15,7 +15,7 @@ from saved_states import OPTIONS, build_model, make_model, make_state, save_stat
 
 import eqmdm
 from eqmdm import Run, TrainState
-from helpers import tree_allclose
+from helpers import slow, tree_allclose
 
 
 def test_checkpoint_comes_back_to_the_bit(tmp_path):
@@ -37,8 +37,8 @@ def test_checkpoint_names_each_array_by_its_place_in_the_model(tmp_path):
 @pytest.mark.parametrize(
     "optimiser, learned",
     [
-        pytest.param(optax.sgd(1e-4, momentum=0.9), False, marks=pytest.mark.slow),
-        pytest.param(optax.lion(1e-3), False, marks=pytest.mark.slow),
+        slow(optax.sgd(1e-4, momentum=0.9), False),
+        slow(optax.lion(1e-3), False),
         (optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(), False),
         (eqmdm.make_optimiser(1e-3, diffusion_learning_rate=1e-2, warmup=3), True),
     ],

@@ -111,7 +111,7 @@ _CALLS = {
     "sample-dpm": _sample(eqmdm.DPMSolver),
     "sample-tsit5": _sample_adaptively,
 }
-_QUICK = "train", "bound", "likelihood", "sample-dpm", "sample-tsit5"
+_QUICK = "train", "bound", "likelihood", "sample-ancestral", "sample-tsit5"
 
 
 @pytest.mark.parametrize("kind", ["denoiser", slow("noise")])

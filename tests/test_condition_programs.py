@@ -1,7 +1,9 @@
 """Tests of conditions in data sets and programs."""
 
+import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import datasets
@@ -9,7 +11,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from evaluations import without_pictures
 from numpy.testing import assert_allclose, assert_array_equal
 from script_runs import (
     error_of,
@@ -37,7 +38,7 @@ from own_files import grey, write_csv, write_folder
 
 TINY = "--diffusion=vpsde --t-range 0.001 1 --steps=4 --log-every=2 --batch-size=8 "
 TINY += "--validate-every=4 --checkpoint-every=2 --width=8 --n-blocks=1 --n-samples=6 "
-TINY += "--sample-steps=3 --test-draws=2"
+TINY += "--sample-steps=3 --test-draws=2 --learning-rate=0.1 --warmup=1"
 # The batch of the training, so that the programs share its compiled bound.
 BOUND = "--route=elbo --draws=4 --examples=9 --batch-size=8".split()
 NUMBERS = "--data=table.csv --columns=x,y --condition=a,b --drop-condition=0 "
@@ -51,11 +52,6 @@ def programs():
         for program in (evaluate, sample, solver_study):
             patch.setattr(program, "load_trained", load_once)
         yield
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -228,11 +224,13 @@ def test_a_conditional_run_is_loaded_with_its_condition(by_label, by_numbers):
 
 
 def test_a_conditional_run_resumes(by_label):
+    # A copy, since the other tests load the run once.
+    resumed = shutil.copytree(by_label, "resumed")
     arguments = ["--data=table.csv", "--columns=x,y", "--condition=label", "--resume"]
-    arguments += ["--run-dir=by-label", "--steps=6", "--validate-every=4"]
+    arguments += [f"--run-dir={resumed}", "--steps=6", "--validate-every=4"]
     tiny = [a for a in TINY.split() if not a.startswith("--steps")]
     _run(train, TrainOptions, *tiny, *arguments)
-    assert max(eqmdm.Run(by_label).steps) == 6
+    assert max(eqmdm.Run(resumed).steps) == 6
 
 
 def _samples(run, *arguments):
@@ -249,7 +247,7 @@ def test_samples_of_classes_in_turn_and_of_one(by_label, no_pictures):
     ):
         # Samples 1 and 4 are bees in both, from the same noise.
         assert_allclose(turn["samples"][1::3], bees["samples"][1::3], rtol=1e-4)
-        assert not np.allclose(turn["samples"][0], bees["samples"][0], rtol=1e-4)
+        assert not np.allclose(turn["samples"][0], bees["samples"][0], rtol=1e-2)
         assert json.loads(str(bees["settings"]))["condition"] == "bee"
         with np.load("all-ones/samples.npz") as ones:
             assert_array_equal(ones["samples"], bees["samples"])
@@ -375,10 +373,12 @@ def test_programs_refuse_conditions_by_name(
 
 def test_a_solver_study_of_a_conditional_run(by_label):
     arguments = ["--n-samples=40", "--evaluations=4", "--solvers=dpm"]
-    arguments += ["--reference-samples=0"]
+    arguments += ["--reference-samples=6", "--reference-steps=3"]
     arguments += ["--output-dir=study"]
     _run(solver_study, SolverStudyOptions, by_label, *arguments)
-    assert "dpm" in Path("study/study.csv").read_text()
+    with Path("study/study.csv").open() as file:
+        rows = {row["solver"]: row for row in csv.DictReader(file)}
+    assert float(rows["dpm"]["reference_rms"]) > 0
 
 
 @pytest.mark.slow

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from conditional_models import DIFFUSIONS
+from conditional_models import model_of
 from numpy.testing import assert_allclose, assert_array_equal
 from small_networks import perturbed
 
 import eqmdm
 from eqmdm import nn
+from helpers import normal
 
 
 CONDITIONS = {
@@ -47,8 +48,11 @@ def _networks(kind, key):
 
 
 def _normal(key, shape):
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
-    return jnp.asarray(generator.standard_normal(shape))
+    return jnp.asarray(normal(key, shape))
+
+
+def _mlp(condition, key):
+    return nn.MLP((2,), 1, width=8, depth=1, condition=condition, key=key)
 
 
 @every_condition
@@ -115,16 +119,6 @@ def test_networks_without_a_condition_have_the_weights_that_they_had(key):
     )
 
 
-def _mlp(condition, key):
-    return nn.MLP((2,), 1, width=8, depth=1, condition=condition, key=key)
-
-
-def _model(condition, key):
-    network = _mlp(condition, key)
-    denoiser = eqmdm.PreconditionedDenoiser(network, 1.0, (-18.01, 13.01))
-    return eqmdm.DenoiserModel(denoiser, DIFFUSIONS["vpsde"])
-
-
 @pytest.mark.parametrize(
     "condition, error, match",
     [
@@ -141,7 +135,7 @@ def _model(condition, key):
     ],
 )
 def test_a_condition_of_the_wrong_kind_is_refused(condition, error, match, key):
-    model = _model(nn.ArrayCondition((2,)), key)
+    model = model_of(_mlp(nn.ArrayCondition((2,)), key))
     with pytest.raises(error, match=match):
         eqmdm.sample(model, (2,), condition=condition, key=key, n_samples=2)
 
@@ -156,7 +150,7 @@ def test_a_condition_of_the_wrong_kind_is_refused(condition, error, match, key):
     ],
 )
 def test_a_class_that_does_not_exist_is_refused(condition, error, match, key):
-    model = _model(nn.ClassCondition(3), key)
+    model = model_of(_mlp(nn.ClassCondition(3), key))
     x = jnp.zeros(2)
     for function in (eqmdm.elbo, eqmdm.log_likelihood):
         with pytest.raises(error, match=match):

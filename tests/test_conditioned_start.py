@@ -26,7 +26,7 @@ from small_networks import perturbed
 import eqmdm
 from eqmdm import nn
 from eqmdm._model.point import Point
-from helpers import slow, tree_allclose, within_standard_errors
+from helpers import optimised_jit, slow, tree_allclose, within_standard_errors
 
 
 DATA = [name for name in FORMS if name.endswith("data")]
@@ -179,7 +179,7 @@ def test_residual_keeps_its_digits_in_float32_near_the_data():
     diffusion = langevin()
     x, noise = 0.7, np.random.default_rng(0).standard_normal((2, 1))
 
-    @jax.jit
+    @optimised_jit
     def residual(t, mean, noise):
         kernel = diffusion.compute_kernel(t)
         point = Point.at(kernel, mean, noise, given_start=False, mean_start=mean)

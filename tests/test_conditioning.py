@@ -23,7 +23,14 @@ from small_networks import perturbed_mlp
 
 import eqmdm
 from eqmdm import observe
-from helpers import counted, slow, slow_but, tree_allclose, within_standard_errors
+from helpers import (
+    counted,
+    normal,
+    slow,
+    slow_but,
+    tree_allclose,
+    within_standard_errors,
+)
 
 
 LOG_SNRS = -10.0, -3.0, 0.5, 4.0, 14.0
@@ -44,10 +51,8 @@ SOLVERS = {
 
 def pairs(first, second, *, quick):
     """All pairs, of which only those in `quick` are not slow."""
-    return [
-        pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow)
-        for pair in itertools.product(first, second)
-    ]
+    every = itertools.product(first, second)
+    return [pair if pair in quick else slow(*pair) for pair in every]
 
 
 @eqx.filter_jit
@@ -58,11 +63,6 @@ def denoise(model, log_snr, z):
 @eqx.filter_jit
 def denoise_all(model, log_snrs, z):
     return jax.vmap(model.denoise, (0, None))(log_snrs, z)
-
-
-def normal(key, shape):
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
-    return generator.standard_normal(shape)
 
 
 QUICK_SOLVES = [(noise, "default") for noise in NOISES] + [("correlated", "CG")]
@@ -231,8 +231,8 @@ def _fourier_basis(n):
 
 def _haar_basis(n):
     """Sums and differences of pairs, of both axes."""
-    pairs = np.asarray([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
-    once = np.kron(np.eye(n // 2), pairs)
+    pair = np.asarray([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
+    once = np.kron(np.eye(n // 2), pair)
     return np.kron(once, once)
 
 
@@ -249,7 +249,7 @@ IN_BASES = {
 }
 
 
-# The hardest in float32, and the others.
+# In float32 the hardest alone, and the others in float64.
 QUICK_IN_BASES = [("blur", np.float32), ("fourier", np.float64)]
 QUICK_IN_BASES += [("downsample", np.float64)]
 

@@ -10,20 +10,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import norm
 
 import eqmdm
-from helpers import estimate_within_standard_errors
+from helpers import estimate_within_standard_errors, slow_but
 
 
 def models(*quick):
     """All models, of which only those named are not slow."""
-    return pytest.mark.parametrize(
-        "model",
-        [
-            pytest.param(
-                model, id=name, marks=() if name in quick else pytest.mark.slow
-            )
-            for name, model in MODELS.items()
-        ],
-    )
+    return pytest.mark.parametrize("name", slow_but(quick, MODELS))
 
 
 def _log_density(x, condition):
@@ -31,7 +23,8 @@ def _log_density(x, condition):
 
 
 @models("denoiser", "noise", "score")
-def test_bound_given_a_condition_is_the_conditional_log_density(model, key):
+def test_bound_given_a_condition_is_the_conditional_log_density(name, key):
+    model = MODELS[name]
     x = jnp.asarray([0.3, -0.7, 1.1], jnp.float64)
     for condition in (-1.0, 2.0):
         bound = eqmdm.elbo(
@@ -43,7 +36,8 @@ def test_bound_given_a_condition_is_the_conditional_log_density(model, key):
 
 
 @models("denoiser", "score")
-def test_likelihood_given_a_condition_is_the_conditional_log_density(model, key):
+def test_likelihood_given_a_condition_is_the_conditional_log_density(name, key):
+    model = MODELS[name]
     x = jnp.asarray([0.3, -0.2], jnp.float64)
     found = eqmdm.log_likelihood(model, x, condition=jnp.float64(1.0), key=key)
     # The prior has mean 0, not 1, which at log-SNR -18 is 1.2e-4 standard deviations:
@@ -53,7 +47,8 @@ def test_likelihood_given_a_condition_is_the_conditional_log_density(model, key)
 
 
 @models("denoiser", "noise")
-def test_samples_given_a_condition_have_its_mean(model, key):
+def test_samples_given_a_condition_have_its_mean(name, key):
+    model = MODELS[name]
     x = np.asarray(eqmdm.sample(model, (2,), condition=1.5, key=key, n_samples=4000))
     n = x.size
     assert abs(x.mean() - 1.5) < 5 * STD / np.sqrt(n) + 5e-3
@@ -62,7 +57,8 @@ def test_samples_given_a_condition_have_its_mean(model, key):
 
 
 @models("denoiser")
-def test_a_model_given_a_condition_is_a_model(model, key):
+def test_a_model_given_a_condition_is_a_model(name, key):
+    model = MODELS[name]
     given = model.with_condition(0.5)
     assert_array_equal(
         eqmdm.sample(given, (2,), key=key, n_samples=8),

@@ -170,7 +170,8 @@ def _encoded(dataset):
 
 
 def _model(dataset):
-    """An untrained model, whose network is zero: exact for normal data."""
+    """An untrained model, whose network is zero: exact for normal data. And the
+    standard deviation of these."""
     network = nn.MLP(dataset.shape, 1, width=32, depth=1, key=jr.key(1))
     # One standard deviation for data of a kind, so that a program serves several.
     std = round(_scale(dataset, _encoded(dataset)), 2)

@@ -41,6 +41,7 @@ def test_shuffled_indices_epoch_is_a_permutation(n, key):
 
 @pytest.mark.parametrize("n", [1000, 1797])
 def test_shuffled_indices_differ_between_epochs_keys_and_file_order(n, key):
+    # Four epochs, as above, so that the tests share a program.
     first, second, *_ = _epochs(key, n, 4)
     other, *_ = _epochs(jr.fold_in(key, 1), n, 4)
     # Two random permutations agree in a Poisson(1) number of places.
@@ -60,6 +61,7 @@ def test_shuffled_indices_do_not_depend_on_the_batch_size(n, batch_size, key):
 def test_shuffled_indices_batch_may_straddle_epochs(key):
     n = 1000
     straddling = shuffled_indices(key, 990, 20, n)
+    # Four epochs, as above, so that the tests share a program.
     first, second, *_ = _epochs(key, n, 4)
     assert np.array_equal(straddling, [*first[990:], *second[:10]])
 
@@ -75,7 +77,7 @@ def test_shuffled_indices_take_every_order_equally_often(n, key):
 @pytest.mark.parametrize("n", [7, 60])
 def test_shuffled_indices_are_uniform_at_each_place(n, key):
     n_epochs = 100 * n
-    # As many as below, of which one has no next epoch there.
+    # One epoch more than is used, as the next test takes, so that they share a program.
     epochs = _epochs(key, n, n_epochs + 1)[:-1]
     # Each row and column of the table sums to the same, hence fewer degrees of freedom
     # and a standard deviation that is a little smaller than `_excess` has it.

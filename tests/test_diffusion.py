@@ -17,11 +17,10 @@ from diffusions import (
     every_diffusion,
     every_kind,
     make,
-    optimised_jit,
 )
 
 import eqmdm
-from helpers import slow, tree_allclose
+from helpers import optimised_jit, slow, tree_allclose
 
 
 def test_every_public_final_diffusion_is_tested():
@@ -38,12 +37,15 @@ def test_every_public_final_diffusion_is_tested():
     assert own == {type(make(name)).__name__ for name in MAKERS}
 
 
+TIME = 0.3
+
+
 @functools.cache
 def matrices(name):
-    """The matrices F and G at the times 0.3, 0 and 1."""
+    """The matrices F and G at `TIME`, 0 and 1."""
     diffusion = make(name)
     of = lambda t: (diffusion.drift_matrix(t), diffusion.diffusion_matrix(t))
-    F, G = jax.jit(jax.vmap(of))(np.asarray([0.3, 0.0, 1.0]))
+    F, G = jax.jit(jax.vmap(of))(np.asarray([TIME, 0.0, 1.0]))
     return np.asarray(F), np.asarray(G)
 
 
@@ -60,16 +62,14 @@ def test_stationary_covariance_is_stationary(name):
 @pytest.mark.parametrize("name", [n for n in STATIONARY if n != "TwoScheduleDiffusion"])
 def test_matrices_are_those_of_the_recipe(name):
     diffusion = make(name)
-    Q, D, S, start = (
-        np.asarray(getattr(diffusion, part))
-        for part in (
-            "skew_matrix",
-            "dissipation_matrix",
-            "stationary_covariance",
-            "start_covariance",
-        )
+    parts = (
+        diffusion.skew_matrix,
+        diffusion.dissipation_matrix,
+        diffusion.stationary_covariance,
+        diffusion.start_covariance,
     )
-    rate = float(diffusion.schedule.rate(jnp.asarray(0.3)))
+    Q, D, S, start = map(np.asarray, parts)
+    rate = float(diffusion.schedule.rate(jnp.asarray(TIME)))
     (F, *_), (G, *_) = matrices(name)
     assert tree_allclose(Q, -Q.T, rtol=0, atol=0)
     expected = -rate * np.linalg.solve(S, (Q + D).T).T
@@ -203,7 +203,7 @@ def test_default_frictions_are_critical(name):
     assert abs(discriminant) < 1e-14 * np.trace(F) ** 2
 
 
-@jax.jit
+@optimised_jit
 def ve_and_sub_transitions(s, t):
     kinds = make("VESDE"), make("SubVPSDE")
     return [jax.vmap(kind.transition, (None, 0))(s, t) for kind in kinds]
@@ -298,7 +298,7 @@ def test_drift_and_diffusion_coefficient_are_the_matrices_on_states(name):
         coefficient = diffusion.diffusion_coefficient(t, y, None)
         return diffusion.drift(t, y, None), coefficient.mv(noise)
 
-    drift, pushed = compute(0.3, y, noise)
+    drift, pushed = compute(TIME, y, noise)
     close = dict(rtol=1e-14, atol=1e-14)
     assert tree_allclose(drift, np.einsum("ij,jkl->ikl", F, y), **close)
     assert tree_allclose(pushed, np.einsum("ij,jkl->ikl", G, noise), **close)

@@ -89,7 +89,7 @@ def test_elbo_is_by_default_that_of_its_named_defaults(key):
         ),
         (
             eqmdm.ImplicitScoreMatching(),
-            eqmdm.DataDecoder(),
+            eqmdm.StartDecoder(),
             eqmdm.UniformTimeSampler(),
         ),
     ],

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from evaluations import COARSE, error_line, options_of, without_pictures
+from evaluations import COARSE, error_line, options_of
 from scipy import stats
 from script_runs import (
     load_once,
@@ -105,9 +105,8 @@ def test_means_of_labels_are_of_the_examples_that_converged(groups):
 
 
 def test_report_by_label_adds_to_a_complete_evaluation(
-    digits, tmp_path, capsys, monkeypatch
+    digits, tmp_path, capsys, no_pictures
 ):
-    without_pictures(monkeypatch)
     output = f"--output-dir={tmp_path}"
     _evaluate(digits, *BOUND, output)
     before = json.loads((tmp_path / "report.json").read_text())
@@ -190,8 +189,7 @@ def test_noise_of_the_estimator_is_its_share_of_the_variance():
 # --- All routes ----------------------------------------------------------------------
 
 
-def test_all_routes_are_evaluated_and_compared(points, tmp_path, capsys, monkeypatch):
-    without_pictures(monkeypatch)
+def test_all_routes_are_evaluated_and_compared(points, tmp_path, capsys, no_pictures):
     arguments = "--route=all", "--examples=8", *COARSE, f"--output-dir={tmp_path}"
     _evaluate(points, *arguments, "--draws=3", "--aux-draws=2", "--format=csv")
     routes = "elbo", "augmented", "collapsed"

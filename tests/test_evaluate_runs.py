@@ -15,7 +15,6 @@ from evaluations import (
     evaluate,
     options_of,
     trained_of,
-    without_pictures,
 )
 from script_runs import POINTS, load_once, make_newer, make_run
 
@@ -25,13 +24,12 @@ from eqmdm.cli.evaluate.settings import resolve
 from helpers import slow
 
 
-pytestmark = pytest.mark.usefixtures("in_float32")
+pytestmark = pytest.mark.usefixtures("in_float32", "no_pictures")
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     monkeypatch.setattr(program, "load_trained", load_once)
-    without_pictures(monkeypatch)
 
 
 @pytest.mark.parametrize("ends", [slow(()), (0.01, 0.8)], ids=["own", "other"])
@@ -47,7 +45,7 @@ def test_denoiser_is_evaluated_under_another_diffusion(points, tmp_path, ends):
     diffusion = eqmdm.CLD(interval=interval)
     other = dataclasses.replace(trained, model=trained.model.under(diffusion))
     expected = eqmdm.evaluate(
-        # On the devices of the program, which compiled the same.
+        # On the devices and in the form of the program, which compiled the same.
         other.over_devices(7).model,
         eqmdm.data.load("mixture").test[3:24],
         eqmdm.Objective(

@@ -37,7 +37,8 @@ def _keys(number, draw):
 
 @jax.jit
 def _encoded(example, key):
-    """A digit of the run, the correction of its bound, and the Jacobian in that."""
+    """A digit of the run as encoded, the correction of its bound, and the part of it
+    that is the Jacobian of the transform."""
     transform = eqmdm.LogitTransform()
     dequantiser = eqmdm.TruncatedNormalDequantiser(0.3)
     grey_levels = eqmdm.GreyLevels(17, transform, dequantiser)

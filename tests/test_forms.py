@@ -26,11 +26,11 @@ def wavy(t, y):
     return jnp.sin(t + 2 * y) + 0.3 * jnp.cumsum(y, axis=1) - 0.2 * y[::-1]
 
 
-def state_at(diffusion, key, *, given_start):
+def state_at(diffusion, t, key, *, given_start):
     key_start, key_noise = jr.split(key)
     shape = (diffusion.n_vars, 2)
     start, noise = jr.normal(key_start, shape), jr.normal(key_noise, shape)
-    kernel = jax.jit(diffusion.compute_kernel)(jnp.asarray(TIME))
+    kernel = diffusion.compute_kernel(t)
     if given_start:
         mean, root = kernel.step.mean_map @ start, kernel.step.root
     else:
@@ -67,7 +67,7 @@ def test_integrand_is_the_equation_of_its_form(name, n_vars, key):
 
     @jax.jit
     def compute(t, key):
-        state = state_at(diffusion, key, given_start=form.conditions_on_start)
+        state = state_at(diffusion, t, key, given_start=form.conditions_on_start)
         kernel, start, noise, y, target = state
         G, F = diffusion.diffusion_matrix(t), diffusion.drift_matrix(t)
         size = lambda s: jnp.sum((G.T @ s) ** 2)

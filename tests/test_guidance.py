@@ -5,22 +5,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from conditional_models import DIFFUSIONS, KINDS, denoiser
+from conditional_models import DIFFUSIONS, KINDS, conditional_mlp, denoiser
 from numpy.testing import assert_allclose, assert_array_equal
-from small_networks import perturbed
 
 import eqmdm
-from eqmdm import nn
 from helpers import counted, slow
-
-
-def conditional_mlp(key):
-    condition = nn.ClassCondition(3)
-    network = nn.MLP((2,), 1, width=8, depth=1, condition=condition, key=key)
-    # With random parameters in the last layer too, which starts at 0.
-    network = perturbed(network, key)
-    denoiser = eqmdm.PreconditionedDenoiser(network, 1.0, (-18.01, 13.01))
-    return eqmdm.DenoiserModel(denoiser, DIFFUSIONS["vpsde"])
 
 
 # The guided denoiser of N(c, s^2) and N(0, s^2) is that of N(scale c, s^2).

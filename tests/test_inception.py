@@ -119,7 +119,8 @@ def test_features_of_grey_levels_are_those_of_the_image_of_8_bits(
     file, dataset, monkeypatch, capsys
 ):
     monkeypatch.setattr(features, "_INCEPTION_BATCH", 2)
-    # A batch that is not full. Those of several are tested with a classifier.
+    # One batch that is not full. That several are put together is tested with a
+    # classifier.
     images = dataset.test[:1]
     with single_precision():
         found = find_features(str(file), dataset)

@@ -18,25 +18,18 @@ from diffusions import (
     every_diffusion,
     grid,
     make,
-    optimised_jit,
 )
 
 import eqmdm
 from eqmdm._diffusion.base import with_solved_interval
 from eqmdm._diffusion.interval import known_times
-from helpers import slow, slow_but, tree_allclose
+from helpers import optimised_jit, slow, slow_but, tree_allclose
 
 
 def levels_within(name):
     """Log-SNRs between those at t1 and t0."""
     found = np.asarray(evaluate(name, grid(make(name)))["log_snr"])
-    return np.linspace(found[0] - 1e-3, found[-1] + 1e-3, 15)
-
-
-def evaluate_at_few(name, times):
-    """What `evaluate` gives at fewer times than it takes."""
-    found = evaluate(name, jnp.asarray(np.resize(times, N_TIMES)))
-    return jax.tree.map(lambda leaf: leaf[: len(times)], jax.device_get(found))
+    return np.linspace(found[0] - 1e-3, found[-1] + 1e-3, N_TIMES)
 
 
 @pytest.mark.parametrize("name", slow_but([*KINDS, "ALDA"], MAKERS))
@@ -99,7 +92,7 @@ def test_time_at_log_snr_is_the_inverse_of_log_snr(name):
     # Not with `jax.vmap`, which doubles the time to compile a search.
     times, slopes = jax.jit(lambda levels: jax.lax.map(solve, levels))(levels)
     times = np.asarray(times)
-    found = evaluate_at_few(name, times)
+    found = jax.device_get(evaluate(name, jnp.asarray(times)))
     # A spacing of the logarithm of time, which is down to -7, by the slope in it, and
     # what the kernel itself is off.
     eps = np.finfo("float64").eps
@@ -117,7 +110,7 @@ def test_time_at_log_snr_is_the_inverse_in_float32(name):
     times = optimised_jit(solve)(levels)
     assert times.dtype == jnp.float32
     times = np.asarray(times, np.float64)
-    found = evaluate_at_few(name, times)
+    found = jax.device_get(evaluate(name, jnp.asarray(times)))
     # As in float64, where two roots of the kernel may each be off by 5e-6.
     eps = np.finfo("float32").eps
     bar = 16 * eps * np.abs(found["slope"] * times) + 2e-5

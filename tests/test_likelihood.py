@@ -25,10 +25,10 @@ from helpers import slow, slow_but, tree_allclose
 
 
 def check_mixture(name, route, dtype, key):
-    """The results by a diffusion."""
+    """The checked results by one diffusion in one precision."""
     x, closed, tight = mixture_case()
     batch = jnp.asarray(np.asarray(x, dtype))
-    diffusion = getattr(eqmdm, name)(interval=eqmdm.LogSNRInterval(*WIDE))
+    diffusion = STATIONARY[name](interval=eqmdm.LogSNRInterval(*WIDE))
     result = compute(mixture_denoiser, diffusion, batch, key, route=route)
     assert result.log_likelihood.dtype == dtype
     result = jax.tree.map(np.asarray, result)
@@ -112,9 +112,9 @@ def test_evaluations_are_counted(solver):
 @pytest.mark.parametrize(
     ("name", "route"),
     [
-        pytest.param("VPSDE", CollapsedRoute(), marks=pytest.mark.slow),
+        slow("VPSDE", CollapsedRoute()),
         ("CLD", CollapsedRoute()),
-        pytest.param("MALDA", CollapsedRoute(), marks=pytest.mark.slow),
+        slow("MALDA", CollapsedRoute()),
         # With one variable its flow too is a known multiple of x.
         ("VPSDE", AugmentedRoute()),
     ],

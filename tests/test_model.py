@@ -11,7 +11,7 @@ from references import VARIANCE, normal_denoiser, random_diffusion
 
 import eqmdm
 from eqmdm._model.point import Point
-from helpers import slow, slow_but, tree_allclose, within_standard_errors
+from helpers import normal, slow, slow_but, tree_allclose, within_standard_errors
 
 
 MODES, WIDTH = (-1.5, -0.4, 0.5, 1.6), 0.15
@@ -25,11 +25,6 @@ def kernel_parts(n_vars):
     diffusion = random_diffusion(n_vars)
     kernel = jax.jit(diffusion.compute_kernel)(TIME)
     return diffusion, np.asarray(kernel.mean_map), np.asarray(kernel.root)
-
-
-def normal(key, shape):
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
-    return generator.standard_normal(shape)
 
 
 def wavy_network(c, y):

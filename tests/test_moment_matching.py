@@ -12,7 +12,7 @@ from small_networks import perturbed_mlp
 
 import eqmdm
 from eqmdm import observe
-from helpers import tree_allclose
+from helpers import generator_of, tree_allclose
 
 
 @eqx.filter_jit
@@ -69,7 +69,7 @@ def _blocks_of_a_network(std, key):
 
 @pytest.mark.parametrize("max_steps", [1, 4])
 def test_many_numbers_are_solved_for_by_iteration(max_steps, key):
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
+    generator = generator_of(key)
     A, value = generator.standard_normal((300, 3)), generator.standard_normal(300)
     observation = eqmdm.LinearObservation(observe.dense(A, (3,)), value, 2.0)
     model = normal_model(eqmdm.VPSDE(interval=ENDS))

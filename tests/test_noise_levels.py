@@ -5,7 +5,6 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 from bases import BASES, one_quick, random_rotation
@@ -13,7 +12,7 @@ from small_networks import perturbed
 
 import eqmdm
 from eqmdm import nn
-from helpers import tree_allclose
+from helpers import generator_of, normal, tree_allclose
 
 
 RANGE = (-9.0, 13.0)
@@ -35,13 +34,8 @@ def denoiser_with(basis, network=ignoring, data_std=0.6):
     return eqmdm.PreconditionedDenoiser(network, data_std, RANGE, basis)
 
 
-def normal(key, shape):
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
-    return generator.standard_normal(shape)
-
-
 def uniform(key, shape):
-    return np.random.default_rng(np.asarray(jr.key_data(key))).uniform(size=shape)
+    return generator_of(key).uniform(size=shape)
 
 
 @pytest.mark.parametrize("basis", BASES)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
-from evaluations import without_pictures
 from script_runs import POINTS, copy_run, load_once
 
 import eqmdm
@@ -17,14 +16,13 @@ from eqmdm.cli.sample.options import SampleOptions
 from eqmdm.cli.train.options import TrainOptions
 
 
-pytestmark = pytest.mark.usefixtures("in_float32")
+pytestmark = pytest.mark.usefixtures("in_float32", "no_pictures")
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     monkeypatch.setattr(evaluate_program, "load_trained", load_once)
     monkeypatch.setattr(sample_program, "load_trained", load_once)
-    without_pictures(monkeypatch)
 
 
 def test_run_with_student_t_noise_goes_through_the_programs(tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from evaluations import BOUND, evaluate, without_pictures
+from evaluations import BOUND, evaluate
 from script_runs import (
     DIGITS,
     POINTS,
@@ -29,7 +29,7 @@ from eqmdm.cli.train.options import TrainOptions
 from helpers import slow_but, tree_allclose
 
 
-pytestmark = pytest.mark.usefixtures("in_float32")
+pytestmark = pytest.mark.usefixtures("in_float32", "no_pictures")
 
 BASES = {
     "pixels": eqmdm.PixelBasis,
@@ -43,7 +43,6 @@ BASES = {
 def loaded_once(monkeypatch):
     monkeypatch.setattr(evaluate_program, "load_trained", load_once)
     monkeypatch.setattr(sample_program, "load_trained", load_once)
-    without_pictures(monkeypatch)
 
 
 @pytest.fixture(

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 import eqmdm
 from eqmdm._model.spike_and_slab import _uniform_posterior
-from helpers import slow, tree_allclose
+from helpers import generator_of, normal, slow, tree_allclose
 
 
 RANGE = (-9.0, 14.0)
@@ -27,11 +27,6 @@ no_network = lambda level, y: jnp.zeros_like(y)
 def wavy(level, y):
     """A network that depends on all its inputs."""
     return jnp.sin(y + level) + 0.3 * jnp.cos(2 * jnp.roll(y, 1, axis=-1))
-
-
-def normal(key, shape):
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
-    return generator.standard_normal(shape)
 
 
 def quadrature_posterior_mean(log_snr, z, pixel, logits, move):
@@ -180,7 +175,7 @@ PIXEL_OF_BOXES = eqmdm.SpikeAndSlab([-0.9, 0.8], [0.2, 0.4], [0.5, 0.2], 0.1, 0.
 
 
 def draw_pixels(key, pixel, n):
-    rng = np.random.default_rng(np.asarray(jr.key_data(key)))
+    rng = generator_of(key)
     shares = [*pixel.shares, pixel.slab_share]
     which = rng.choice(len(shares), n, p=shares)
     slab = pixel.mean + pixel.std * rng.standard_normal(n)

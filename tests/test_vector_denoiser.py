@@ -4,13 +4,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 import scipy.special
 
 import eqmdm
-from helpers import tree_allclose
+from helpers import normal, tree_allclose
 
 
 VARIANCES = np.asarray([0.3, 1.5, 4.0])
@@ -19,11 +18,6 @@ VARIANCES = np.asarray([0.3, 1.5, 4.0])
 def plain(log_snr, z):
     """The exact denoiser of independent normal coordinates."""
     return z * jax.nn.sigmoid(log_snr + np.log(VARIANCES))
-
-
-def normal(key, shape):
-    generator = np.random.default_rng(np.asarray(jr.key_data(key)))
-    return generator.standard_normal(shape)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ class _Fewer(ast.NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.iter, ast.Tuple) and len(node.iter.elts) > 2:
             values = node.iter.elts
-            if all(isinstance(value, ast.Constant) for value in values):
+            if all(map(_is_number, values)):
                 node.iter.elts = values[:1]
         return node
 
@@ -52,6 +52,10 @@ class _Fewer(ast.NodeTransformer):
         self.generic_visit(node)
         node.value = _at_most(_MOST.get(node.arg or ""), node.value)
         return node
+
+
+def _is_number(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float)
 
 
 def _at_most(most: int | None, node: ast.expr) -> ast.expr:
