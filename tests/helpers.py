@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import functools
+import itertools
 import math
 
 import jax
@@ -53,6 +54,12 @@ def slow(*values):
 def slow_but(quick, parameters):
     """The parameters, of which only those in `quick` are not slow."""
     return [p if p in quick else slow(p) for p in parameters]
+
+
+def slow_pairs_but(quick, first, second):
+    """All pairs, of which only those in `quick` are not slow."""
+    every = itertools.product(first, second)
+    return [pair if pair in quick else slow(*pair) for pair in every]
 
 
 def tree_allclose(actual, expected, *, rtol, atol):

@@ -1,5 +1,7 @@
 """Normal data, observed, with their posterior in closed form."""
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,3 +44,14 @@ def normal_model(diffusion, *, vector=False):
 
 def observed(noise):
     return eqmdm.LinearObservation(observe.dense(MATRIX, (3,)), [0.7, -0.2], **noise)
+
+
+# Of any model, compiled once for equal shapes.
+@eqx.filter_jit
+def denoise(model, log_snr, z):
+    return model.denoise(log_snr, z)
+
+
+@eqx.filter_jit
+def denoise_all(model, log_snrs, z):
+    return jax.vmap(model.denoise, (0, None))(log_snrs, z)

@@ -80,7 +80,6 @@ def results(mesh, shard_parameters=False):
     if mesh is not None:
         state = eqmdm.distribute(state, mesh, shard_parameters=shard_parameters)
         examples = eqmdm.distribute(examples, mesh)
-    # Counting them compiles the step once more.
     n_operations = operations(state, examples)
     state, losses = train(state, examples)
     where = [x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]

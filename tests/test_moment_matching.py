@@ -7,17 +7,12 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 import pytest
-from normal_posterior import ENDS, kalman, normal_model, observed
+from normal_posterior import ENDS, denoise, kalman, normal_model, observed
 from small_networks import perturbed_mlp
 
 import eqmdm
 from eqmdm import observe
 from helpers import generator_of, tree_allclose
-
-
-@eqx.filter_jit
-def denoise(model, log_snr, z):
-    return model.denoise(log_snr, z)
 
 
 def test_solvers_of_any_matrix_give_the_same_estimate_of_a_network(key):
