@@ -29,11 +29,7 @@ BASES = [
 ]
 
 
-def one_quick(bases):
-    """The same, of which others than Haar's of images are slow."""
-    return [
-        p
-        if p.id == "haar"
-        else pytest.param(*p.values, id=p.id, marks=pytest.mark.slow)
-        for p in bases
-    ]
+def some_quick(bases, quick=("haar",)):
+    """The same, of which only those with the given names are not slow."""
+    mark_slow = lambda p: pytest.param(*p.values, id=p.id, marks=pytest.mark.slow)
+    return [p if p.id in quick else mark_slow(p) for p in bases]

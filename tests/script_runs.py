@@ -32,9 +32,12 @@ DIGITS = ["--dataset=digits", *POINTS[1:], "--multipliers", "1"]
 @contextlib.contextmanager
 def single_precision():
     """A context in which programs compute in float32, as they do outside of tests."""
+    before = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,14 @@ from references import VARIANCE, normal_denoiser, random_diffusion
 
 import eqmdm
 from eqmdm._model.point import Point
-from helpers import normal, slow, slow_but, tree_allclose, within_standard_errors
+from helpers import (
+    normal,
+    optimised_jit,
+    slow,
+    slow_but,
+    tree_allclose,
+    within_standard_errors,
+)
 
 
 MODES, WIDTH = (-1.5, -0.4, 0.5, 1.6), 0.15
@@ -137,7 +144,7 @@ def test_whitened_error_is_the_error_of_the_score_in_units_of_noise(kind, key):
     ("name", "log_snr"),
     [
         ("VPSDE", 9.16),
-        pytest.param("CLD", 27.2, marks=pytest.mark.slow),
+        slow("CLD", 27.2),
         ("ALDA", 48),
     ],
 )
@@ -145,7 +152,7 @@ def test_whitened_error_of_a_denoiser_keeps_its_digits_in_float32(name, log_snr,
     diffusion = getattr(eqmdm, name)()
     model = eqmdm.DenoiserModel(preconditioned(), diffusion)
 
-    @jax.jit
+    @optimised_jit
     def error(t, x, noise):
         kernel = diffusion.compute_kernel(t)
         y = kernel.perturb(x, noise)
@@ -276,10 +283,10 @@ def _sum(c, y):
 def test_a_denoiser_serves_another_diffusion(key):
     # Exact for normal data of standard deviation 0.1, whatever the diffusion.
     denoiser = lambda log_snr, z: z * 0.01 / (0.01 + jnp.exp(-log_snr))
-    slow = eqmdm.VPSDE(schedule=eqmdm.ConstantSchedule(5.0))
+    other = eqmdm.VPSDE(schedule=eqmdm.ConstantSchedule(5.0))
     diffusion = eqmdm.CLD()
     own = eqmdm.DenoiserModel(denoiser, diffusion)
-    moved = eqmdm.DenoiserModel(denoiser, slow).under(diffusion)
+    moved = eqmdm.DenoiserModel(denoiser, other).under(diffusion)
     scores = jax.jit(lambda t, y: (moved.score(t, y), own.score(t, y)))
     actual, expected = scores(0.4, normal(key, (2, 3)))
     assert tree_allclose(actual, expected, rtol=0, atol=0)

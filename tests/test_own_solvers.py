@@ -158,16 +158,15 @@ def test_sampler_is_taken_as_it_is_or_made(name, expected):
 
 
 def test_evaluations_that_are_not_known_are_counted():
-    methods = {
-        name: find_method(f"own_solvers:{name}") for name in ("MyEM", "TwoStage")
-    }
-    for name, a_step, besides in (("MyEM", 1, 1), ("TwoStage", 2, 2)):
-        assert methods[name].sampler.n_evaluations(7) is None
+    names = "ode-own_solvers:MyEM", "own_solvers:TwoStage"
+    flow, two_stage = map(find_method, names)
+    for method, a_step, besides in ((flow, 1, 1), (two_stage, 2, 2)):
+        assert method.sampler.n_evaluations(7) is None
         for n_steps in (1, 7, 30):
-            assert methods[name].n_evaluations(n_steps) == a_step * n_steps + besides
-    assert methods["MyEM"].steps_within(10) == 9
+            assert method.n_evaluations(n_steps) == a_step * n_steps + besides
+    assert flow.steps_within(10) == 9
     # The same counts as in Diffrax's tables.
-    assert methods["MyEM"].n_evaluations(5) == find_method("euler").n_evaluations(5)
+    assert flow.n_evaluations(5) == find_method("ode-euler").n_evaluations(5)
 
 
 def test_own_euler_draws_the_samples_of_diffraxs(run, tmp_path):

@@ -53,8 +53,7 @@ def test_laptop_has_a_spike_and_slab_denoiser_of_patches(started):
         x = jnp.zeros((16, 16, 1))
         return jnp.sum(model.denoise(jnp.zeros(()), x))
 
-    with single_precision():
-        found = jax.device_get(jax.tree.leaves(gradient(trained.model)))
+    found = jax.device_get(jax.tree.leaves(gradient(trained.model)))
     assert all(np.isfinite(leaf).all() for leaf in found)
     assert any(np.any(leaf != 0) for leaf in found)
 

@@ -17,17 +17,13 @@ from sampled_mixture import (
 )
 
 import eqmdm
-from helpers import slow_but, tree_allclose, within_standard_errors
+from helpers import slow, slow_but, tree_allclose, within_standard_errors
 
 
 @pytest.mark.parametrize(
     ("cls", "options"),
     [
-        pytest.param(
-            eqmdm.VPSDE,
-            {"n_steps": 150, "sampler": dfx.SEA()},
-            marks=pytest.mark.slow,
-        ),
+        slow(eqmdm.VPSDE, {"n_steps": 150, "sampler": dfx.SEA()}),
         (eqmdm.CLD, {"n_steps": 150, "sampler": dfx.SEA()}),
         (eqmdm.CLD, {}),
         (eqmdm.VPSDE, {"n_steps": 60, "sampler": flow(dfx.Heun())}),

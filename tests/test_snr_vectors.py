@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from bases import BASES
+from bases import BASES, some_quick
 
 import eqmdm
 from eqmdm._training.objective import batch_loss
@@ -25,21 +25,11 @@ def draws(basis, n, key):
     return np.asarray(jax.jit(jax.vmap(draw))(jr.split(key, n))).reshape(n, -1)
 
 
-# Data with and without sites, with and without bands.
+# Local bases and others, with and without bands.
 QUICK_BASES = "pixels", "pixels_points", "haar_series", "rotation_points"
 
 
-@pytest.mark.parametrize(
-    "basis",
-    [
-        pytest.param(
-            *basis.values,
-            id=basis.id,
-            marks=[] if basis.id in QUICK_BASES else [pytest.mark.slow],
-        )
-        for basis in BASES
-    ],
-)
+@pytest.mark.parametrize("basis", some_quick(BASES, QUICK_BASES))
 def test_levels_are_in_the_range_or_infinite(basis, key):
     low, high = RANGE
     log_snr = draws(basis, 500, key)

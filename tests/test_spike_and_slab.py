@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 import eqmdm
 from eqmdm._model.spike_and_slab import _uniform_posterior
-from helpers import generator_of, normal, slow, tree_allclose
+from helpers import generator_of, normal, optimised_jit, slow, tree_allclose
 
 
 RANGE = (-9.0, 14.0)
@@ -147,7 +147,7 @@ def test_correction_keeps_its_digits_at_high_log_snr():
     noise = np.float32(np.exp(-0.5 * log_snr))
     single = eqmdm.SpikeAndSlabDenoiser(no_network, PIXEL, RANGE)
     z = np.asarray([x + noise], np.float32)
-    correction = jax.jit(single.correction)
+    correction = optimised_jit(single.correction)
     found = correction(np.float32(log_snr), z)
     exact = correction(np.float64(log_snr), z.astype(np.float64))
     assert tree_allclose(np.asarray(found, float), exact, rtol=1e-5, atol=1e-12)

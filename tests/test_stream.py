@@ -60,19 +60,20 @@ def test_training_from_a_stream_ends_alike(n_inner):
 
 
 def test_resumed_run_goes_on_with_the_batch_it_would_have_come_to():
-    # Two steps a call, as above, which compiled the same.
-    counts = {"batch_size": BATCH_SIZE, "n_inner": 2}
+    stream_of = lambda state: eqmdm.BatchStream(
+        state, EXAMPLES, OBJECTIVE, batch_size=BATCH_SIZE
+    )
     state = new_state()
-    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, **counts) as stream:
-        _, losses = train(state, stream, 6, 2)
+    with stream_of(state) as stream:
+        _, losses = train(state, stream, 6)
     state = new_state()
-    with eqmdm.BatchStream(state, EXAMPLES, OBJECTIVE, **counts) as stream:
-        state, before = train(state, stream, 4, 2)
+    with stream_of(state) as stream:
+        state, before = train(state, stream, 4)
     resumed = jax.tree.map(
         lambda x: jnp.array(np.asarray(x)) if eqx.is_array(x) else x, state
     )
-    with eqmdm.BatchStream(resumed, EXAMPLES, OBJECTIVE, **counts) as stream:
-        _, after = train(resumed, stream, 2, 2)
+    with stream_of(resumed) as stream:
+        _, after = train(resumed, stream, 2)
     assert before + after == losses
 
 

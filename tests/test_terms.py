@@ -188,7 +188,7 @@ def test_time_reversed_flow_undoes_the_forward_one(key):
 
 @pytest.mark.parametrize(
     ("process", "cls"),
-    [slow("forward", eqmdm.VPSDE), ("reverse", eqmdm.CLD), ("flow", eqmdm.VPSDE)],
+    [("forward", eqmdm.VPSDE), ("reverse", eqmdm.CLD), slow("flow", eqmdm.VPSDE)],
     ids=["forward", "reverse", "flow"],
 )
 def test_terms_on_a_noise_clock_are_those_in_time_by_the_chain_rule(process, cls, key):

@@ -17,7 +17,7 @@ from small_training import (
 
 import eqmdm
 from eqmdm import Objective, TrainState, evaluate, nn, train_step
-from helpers import tree_allclose
+from helpers import slow, tree_allclose
 
 
 # --- Evaluation ----------------------------------------------------------------------
@@ -218,12 +218,12 @@ def test_bound_of_one_example_refuses_levels_out_of_range(key):
     [
         ("denoiser", "learned", 17),
         ("noise", "fixed", 256),
-        pytest.param("denoiser", "fixed", 17, marks=pytest.mark.slow),
-        pytest.param("denoiser", "fixed", 256, marks=pytest.mark.slow),
-        pytest.param("denoiser", "learned", 256, marks=pytest.mark.slow),
-        pytest.param("noise", "fixed", 17, marks=pytest.mark.slow),
-        pytest.param("noise", "learned", 17, marks=pytest.mark.slow),
-        pytest.param("noise", "learned", 256, marks=pytest.mark.slow),
+        slow("denoiser", "fixed", 17),
+        slow("denoiser", "fixed", 256),
+        slow("denoiser", "learned", 256),
+        slow("noise", "fixed", 17),
+        slow("noise", "learned", 17),
+        slow("noise", "learned", 256),
     ],
 )
 def test_step_on_images_does_not_call_back_to_python(kind, diffusion, n_levels):

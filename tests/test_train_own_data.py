@@ -34,6 +34,7 @@ from own_files import colour, grey, write_csv, write_folder
 TINY = "--diffusion=vpsde --t-range 0.001 1 --steps=2 --log-every=1 --batch-size=4 "
 TINY += "--validate-every=2 --checkpoint-every=2 --width=8 --n-blocks=1 --n-samples=3 "
 TINY += "--test-draws=2 --test-examples=4"
+# As in the test of samples below, so that the sampler compiles once.
 SAMPLES = "--n-samples=50", "--sample-steps=20"
 STD = np.asarray([0.01, 1e4])
 
@@ -237,7 +238,7 @@ def test_sixteen_bit_images_are_trained_on(directory):
     assert bits["standard_error"] < 0.5
 
 
-def test_code_is_not_run_for_being_named_by_a_run(directory, monkeypatch):
+def test_code_is_not_run_for_being_named_by_a_run(directory):
     code = "import numpy as np\ndef points():\n"
     code += "    open('ran', 'w').close()\n    return np.arange(60.0).reshape(30, 2)\n"
     (directory / "own_code.py").write_text(code)

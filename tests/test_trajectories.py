@@ -14,7 +14,7 @@ from helpers import slow_but, tree_allclose, within_standard_errors
 @pytest.mark.parametrize(
     "name",
     slow_but(
-        ["Heun", "DPMSolver-3", "SSCS"],
+        ["Tsit5-adaptive", "DPMSolver-3", "SSCS"],
         ["SEA", "Heun", "Tsit5-adaptive", "DPMSolver-3", "EDMHeun", "SSCS"],
     ),
 )
