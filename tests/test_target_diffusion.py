@@ -162,7 +162,11 @@ def test_sample_is_that_of_the_linear_diffusion(n_vars, process, key):
 def test_bound_is_that_of_the_linear_diffusion(form, n_vars, key):
     x = jnp.asarray([1.0, -0.3])
     model, reference = models(n_vars, interval=eqmdm.TimeInterval(0.3, 1.0))
-    bound = eqmdm.elbo(model, x, key=key, n_draws=2000, form=form)
+    # A local draw varies by 37 nats with three variables, one of them without noise.
+    is_wide = n_vars == 3 and isinstance(form, eqmdm.LocalScoreMatching)
+    bound = eqmdm.elbo(
+        model, x, key=key, n_draws=20_000 if is_wide else 2000, form=form
+    )
     expected = eqmdm.elbo(reference, x, key=key, n_draws=2000)
     assert bound.auxiliary == 0
     error = np.hypot(bound.standard_error, expected.standard_error)
