@@ -37,11 +37,12 @@ def started(tmp_path_factory):
         yield directory
 
 
-def test_laptop_has_a_spike_and_slab_denoiser_of_patches(started):
+def test_laptop_has_a_spike_and_slab_denoiser_of_pixels(started):
     trained = load_trained(started / "run", data_dir=None)
     network = trained.model.network
     assert isinstance(network, eqmdm.SpikeAndSlabDenoiser)
-    assert network.network.patch == 2 and trained.options.decay == "cosine"
+    assert network.network.patch == 1 and trained.options.decay == "cosine"
+    assert trained.options.log_snr_range == (-9.0, 20.0)
     # The distribution is that of the training images, recorded with the run.
     assert network.pixel.centres == (1 / 256 - 1,)
     share = np.mean(trained.dataset.train == 0)
@@ -78,7 +79,7 @@ def test_run_with_a_decay_is_not_resumed_with_other_steps(started):
         (["--data=digits"], "--preset must be left out for data that .*digits"),
         (["--data=mixture"], "--preset must be left out for data that .*mixture"),
         (["--steps=2"], "--steps must make more updates than --warmup, 2, .*2 steps"),
-        (["--network=mlp"], "--patch must be 1 for the MLP"),
+        (["--network=mlp", "--patch=2"], "--patch must be 1 for the MLP"),
         (["--score=free"], "--preconditioning must be normal for the free score"),
         (["--snr=vector", "--basis=haar"], "--basis must be pixels .* got haar"),
         (["--patch=3"], r"--patch must divide the sides .*\(16, 16\); got 3"),
@@ -129,8 +130,25 @@ def test_laptop_trains_a_denoiser_that_is_told_the_level_of_each_pixel(started):
 
 def test_preset_yields_to_the_options_that_are_given():
     options = TrainOptions(dataset="mnist", preset="laptop", width=8).resolved()
-    assert options.width == 8 and options.patch == 2
+    assert options.width == 8 and options.patch == 1
     colour = TrainOptions(dataset="cifar10", preset="laptop").resolved()
-    assert colour.preconditioning == "normal"
+    assert colour.preconditioning == "normal" and colour.patch == 2
     plain = TrainOptions(dataset="mnist").resolved()
     assert plain.patch == 1 and plain.decay == "none"
+
+
+@pytest.mark.parametrize(
+    "given, log_snr_range",
+    [
+        ({}, (-9.0, 20.0)),
+        ({"preconditioning": "normal"}, (-9.0, 13.3)),
+        ({"log_snr_range": (-8.0, 12.0)}, (-8.0, 12.0)),
+        ({"t_range": (1e-3, 1.0)}, None),
+        ({"diffusion": "learned"}, None),
+    ],
+    ids=str,
+)
+def test_interval_resolves_the_edges_of_spikes(given, log_snr_range):
+    options = TrainOptions(dataset="mnist", preset="laptop", **given).resolved()
+    assert options.log_snr_range == log_snr_range
+    assert (options.t_range is None) == (log_snr_range is not None)

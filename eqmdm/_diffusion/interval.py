@@ -52,7 +52,8 @@ class LogSNRInterval(eqx.Module):
 
     - `low`: the log-SNR at the final time t1.
     - `high`: the log-SNR at the start time t0. About 13.3 resolves 256 grey levels of
-        data scaled to [-1, 1].
+        data scaled to [-1, 1], and about 20 their edges, which matter for an
+        [`eqmdm.SpikeAndSlabDenoiser`][].
 
     **Raises:**
 

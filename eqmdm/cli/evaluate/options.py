@@ -51,8 +51,8 @@ class ModelOptions:
     the same interval in log-SNR."""
     log_snr_range: Range | None = chosen("that of the run", metavar="LOW HIGH")
     """Evaluate a denoiser over another interval, in log signal-to-noise ratio. It is
-    untrained below the interval of its training; above log-SNR 14 the data are almost
-    determined."""
+    untrained below the interval of its training; above log-SNR 14 its network has no
+    effect, and the data are almost determined."""
     t_range: Range | None = chosen("that of the run", metavar="T0 T1")
     """Evaluate a denoiser over another interval, in time."""
 

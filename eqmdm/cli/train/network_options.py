@@ -44,9 +44,9 @@ class TrainingOptions:
     """Optimisation."""
 
     preset: Literal["laptop"] | None = None
-    """Defaults for images: laptop is a small network of patches, which trains for about
-    an hour and a half of one CPU core on grey images of the size of MNIST, and for an
-    hour on colour images of the size of CIFAR-10."""
+    """Defaults for images: laptop is a small network, which trains for about an hour
+    and a half of one CPU core on grey images of the size of MNIST, and for an hour on
+    colour images of the size of CIFAR-10."""
     steps: int | None = _by_data_set()
     """The total number of training steps; a resumed run may be given more."""
     batch_size: int | None = _by_data_set()

@@ -9,7 +9,7 @@ from ..._core.own import is_own
 from ..fields import CommaSeparated, check_at_least, chosen, named
 from ..names import DIFFUSIONS, NETWORKS, Range
 from ..outputs import PictureOptions
-from .defaults import DEFAULTS, defaults_by_size, preset_defaults
+from .defaults import DEFAULTS, defaults_by_size, log_snr_range, preset_defaults
 from .network_options import NetworkOptions, TrainingOptions, check_network
 from .process_options import ProcessOptions, check_process
 from .snr_options import SNROptions, check_snr
@@ -108,8 +108,8 @@ class DiffusionOptions:
     n_vars: int | None = chosen("2 if learned")
     """For learned: the number of variables per data coordinate, the data included."""
     log_snr_range: Range | None = chosen(
-        "-9 13.3 for fixed diffusions with the denoiser score, which makes them "
-        "comparable",
+        "for fixed diffusions with the denoiser score, -9 13.3, or -9 20 with "
+        "spike-and-slab",
         metavar="LOW HIGH",
     )
     """The interval of the diffusion, in log signal-to-noise ratio."""
@@ -249,8 +249,11 @@ class TrainOptions(
         }
         if self.t_range is None and self.log_snr_range is None:
             in_log_snr = self.score == "denoiser" and self.diffusion != "learned"
-            key = "log_snr_range" if in_log_snr else "t_range"
-            defaults[key] = (-9.0, 13.3) if in_log_snr else (1e-3, 1.0)
+            if in_log_snr:
+                pixel = self.preconditioning or by_data["preconditioning"]
+                defaults["log_snr_range"] = log_snr_range(pixel)
+            else:
+                defaults["t_range"] = (1e-3, 1.0)
         absent = {k: v for k, v in defaults.items() if getattr(self, k) is None}
         options = ResolvedTrainOptions(**(dataclasses.asdict(self) | absent))
         options.check()
