@@ -110,6 +110,7 @@ def run(
         width=settings.width,
         multipliers=settings.multipliers,
         n_blocks=settings.n_blocks,
+        preconditioning="normal",
         compute_dtype=settings.compute_dtype,
         seed=settings.seed,
     ).resolved()

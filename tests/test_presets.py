@@ -80,8 +80,14 @@ def test_run_with_a_decay_is_not_resumed_with_other_steps(started):
         (["--data=mixture"], "--preset must be left out for data that .*mixture"),
         (["--steps=2"], "--steps must make more updates than --warmup, 2, .*2 steps"),
         (["--network=mlp", "--patch=2"], "--patch must be 1 for the MLP"),
-        (["--score=free"], "--preconditioning must be normal for the free score"),
-        (["--snr=vector", "--basis=haar"], "--basis must be pixels .* got haar"),
+        (
+            ["--score=free", "--preconditioning=spike-and-slab"],
+            "--preconditioning must be normal for the free score",
+        ),
+        (
+            ["--snr=vector", "--basis=haar", "--preconditioning=spike-and-slab"],
+            "--basis must be pixels .* got haar",
+        ),
         (["--patch=3"], r"--patch must divide the sides .*\(16, 16\); got 3"),
     ],
     ids=lambda value: "".join(value[0]) if isinstance(value, list) else "",
@@ -152,3 +158,23 @@ def test_interval_resolves_the_edges_of_spikes(given, log_snr_range):
     options = TrainOptions(dataset="mnist", preset="laptop", **given).resolved()
     assert options.log_snr_range == log_snr_range
     assert (options.t_range is None) == (log_snr_range is not None)
+
+
+@pytest.mark.parametrize(
+    "given, preconditioning",
+    [
+        ({}, "spike-and-slab"),
+        ({"snr": "vector"}, "spike-and-slab"),
+        ({"preconditioning": "normal"}, "normal"),
+        # Where pixels have no levels, or the network is no denoiser of them.
+        ({"score": "free"}, "normal"),
+        ({"snr": "vector", "basis": "haar"}, "normal"),
+        ({"transform": "logit"}, "normal"),
+        ({"dataset": "digits"}, "normal"),
+        ({"dataset": "cifar10"}, "normal"),
+    ],
+    ids=str,
+)
+def test_drawings_have_a_denoiser_of_their_levels(given, preconditioning):
+    options = TrainOptions(**({"dataset": "mnist"} | given)).resolved()
+    assert options.preconditioning == preconditioning

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 
-_MNIST: dict[str, Any] = {
+_IMAGES: dict[str, Any] = {
     "network": "unet",
     "steps": 50_000,
     "batch_size": 128,
@@ -22,7 +22,9 @@ _MNIST: dict[str, Any] = {
     "checkpoint_every": 1000,
     "n_samples": 64,
 }
-_CIFAR10 = _MNIST | {
+# Most pixels are background.
+_MNIST = _IMAGES | {"preconditioning": "spike-and-slab"}
+_CIFAR10 = _IMAGES | {
     "steps": 500_000,
     "warmup": 5000,
     "ema_decay": 0.9999,
@@ -32,7 +34,7 @@ _CIFAR10 = _MNIST | {
     "validate_every": 5000,
     "checkpoint_every": 5000,
 }
-_POINTS = _MNIST | {
+_POINTS = _IMAGES | {
     "network": "mlp",
     "steps": 10_000,
     "batch_size": 512,
@@ -43,7 +45,7 @@ _POINTS = _MNIST | {
     "log_every": 100,
     "n_samples": 4000,
 }
-_DIGITS = _MNIST | {
+_DIGITS = _IMAGES | {
     "steps": 2000,
     "batch_size": 64,
     "learning_rate": 1e-3,
@@ -135,7 +137,7 @@ def defaults_by_size(
         return _DIGITS | {"multipliers": multipliers}
     # A batch has at most the pixels of 128 images of 32x32.
     batch_size = max(8, min(128, 2 ** int(math.log2(2**17 / math.prod(sides)))))
-    return _MNIST | {
+    return _IMAGES | {
         "width": 32 if channels == 1 and side <= 32 else 64,
         "multipliers": multipliers,
         "batch_size": batch_size,

@@ -31,7 +31,9 @@ class NetworkOptions:
     Patches make a narrow network several times faster."""
     preconditioning: Literal["normal", "spike-and-slab"] | None = _by_data_set()
     """What a denoiser is without its network: the posterior mean of normal pixels, or
-    of pixels with a few frequent levels, such as the background of drawings."""
+    of pixels with a few frequent levels, such as the background of drawings. The
+    default is normal for the free score, for another --basis than pixels, and for
+    --transform logit."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype that the U-Net computes in; its parameters are float32."""
     remat: bool = False

@@ -238,9 +238,11 @@ class TrainOptions(
             title = title_of(self.dataset)
         if self.preset is not None:
             by_data = by_data | preset_defaults(self.preset, self.dataset, shape)
+        if not self._may_know_levels():
+            by_data = by_data | {"preconditioning": "normal"}
         # Not every file system allows the colon of module:name in a file name.
         diffusion = self.diffusion.replace(":", "-")
-        defaults = by_data | {
+        defaults: dict[str, Any] = by_data | {
             "run_dir": f"runs/{title}-{diffusion}-{self.score}-{self.seed}",
             "decoder": self._default_decoder(),
             "time": "log_snr" if self.score == "denoiser" else "importance",
@@ -258,6 +260,12 @@ class TrainOptions(
         options = ResolvedTrainOptions(**(dataclasses.asdict(self) | absent))
         options.check()
         return options
+
+    def _may_know_levels(self) -> bool:
+        """Whether the network is a denoiser of pixels whose levels are as wide as in
+        the images."""
+        of_pixels = self.snr == "scalar" or self.basis == "pixels"
+        return self.score == "denoiser" and of_pixels and self.transform == "scale"
 
     def _default_decoder(self) -> str:
         if self.dequantisation == "discrete":
