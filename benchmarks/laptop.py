@@ -14,7 +14,7 @@ that was trained on dequantised ones nothing to find beyond the width of a level
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import _common as common
 import diffrax as dfx
@@ -55,6 +55,12 @@ class Settings(common.Settings):
     """Validation images on which that log-SNR is chosen."""
     batch_size: int = 64
     """Images evaluated at once."""
+    parts: tuple[Literal["bound", "discrete", "exact"], ...] = (
+        "bound",
+        "discrete",
+        "exact",
+    )
+    """What to evaluate; the rest is kept from the output file."""
     seed: int = 0
     """The seed of every random draw."""
     quick: bool = False
@@ -176,12 +182,28 @@ def main(settings: Settings) -> None:
         ("discrete", discrete_bound),
         ("exact", exact),
     ):
-        results[name] = part(settings, trained)
-        shown = {k: v for k, v in results[name].items() if k != "terms"}
+        if name not in settings.parts:
+            continue
+        found = part(settings, trained)
+        shown = {k: v for k, v in found.items() if k != "terms"}
         print(name, json.dumps(shown), flush=True)
-        parts = results["bound"] | training
-        parts |= {key: value for key, value in results.items() if key != "bound"}
-        common.write(settings, facts, **parts)
+        # The bound comes first in the file, not in a table of its own.
+        results |= found if name == "bound" else {name: found}
+        kept = _other_parts(settings, training)
+        common.write(settings, facts, **kept | results | training)
+
+
+def _other_parts(settings: Settings, training: dict[str, Any]) -> dict[str, Any]:
+    """What the output file has of the same training, for the parts that are not
+    evaluated. It is read again before every writing, since another process may evaluate
+    other parts at the same time."""
+    output = settings.output
+    if output is None or not output.exists():
+        return {}
+    known = json.loads(output.read_text())
+    if any(known.get(name) != value for name, value in training.items()):
+        return {}
+    return {name: value for name, value in known.items() if name != "settings"}
 
 
 def _without_places(command: list[str]) -> list[str]:
