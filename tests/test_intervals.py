@@ -219,16 +219,53 @@ def test_solved_times_are_those_of_the_diffusion_with_their_derivatives():
     assert tree_allclose(*derivatives, rtol=1e-6, atol=1e-6)
 
 
-def test_times_of_one_diffusion_are_not_solved_for_another():
+class OwnStart(eqmdm.AbstractLinearDiffusion):
+    """A diffusion with another start, and the interval of the one that it wraps."""
+
+    diffusion: eqmdm.AbstractLinearDiffusion
+
+    @property
+    def n_vars(self):
+        return self.diffusion.n_vars
+
+    @property
+    def interval(self):
+        return self.diffusion.interval
+
+    @property
+    def t_limit(self):
+        return self.diffusion.t_limit
+
+    @property
+    def prior(self):
+        return self.diffusion.prior
+
+    def start_root(self, dtype):
+        return 3 * self.diffusion.start_root(dtype)
+
+    def drift_matrix(self, t):
+        return self.diffusion.drift_matrix(t)
+
+    def diffusion_matrix(self, t):
+        return self.diffusion.diffusion_matrix(t)
+
+    def compute_transition(self, s, t):
+        return self.diffusion.compute_transition(s, t)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda inner: eqmdm.LinearStart(inner, [2.0]), OwnStart], ids=["", "own"]
+)
+def test_times_of_one_diffusion_are_not_solved_for_another(make):
     inner = eqmdm.LearnedDiffusion(
         2, key=jr.key(0), interval=eqmdm.LogSNRInterval(-4.5, 9.5)
     )
-    outer = eqmdm.LinearStart(inner, [2.0])
+    outer = make(inner)
 
     @jax.jit
     def compute():
         solved = with_solved_interval(outer)
-        assert isinstance(solved, eqmdm.LinearStart)
+        assert type(solved) is type(outer)
         return solved.diffusion.t1, inner.t1
 
     found, expected = compute()

@@ -227,22 +227,27 @@ def with_solved_interval(diffusion: AbstractLinearDiffusion) -> AbstractLinearDi
 
     For use inside a program: every reading of `t0` or `t1` of a diffusion with
     parameters is a search of its own, and XLA does not merge them. The times keep their
-    derivatives. A diffusion that makes its interval from that of another is returned
-    unchanged.
+    derivatives. A diffusion that has its interval from another is returned unchanged.
     """
     interval = diffusion.interval
     if known_times(interval) is not None:
         return diffusion
     assert isinstance(interval, LogSNRInterval)
     is_interval = lambda node: node is interval
-    if sum(map(is_interval, jax.tree.leaves(diffusion, is_leaf=is_interval))) != 1:
+
+    def is_leaf(node: Any) -> bool:
+        # Another diffusion reaches the same log-SNRs at other times.
+        is_other = isinstance(node, AbstractLinearDiffusion) and node is not diffusion
+        return is_other or is_interval(node)
+
+    if sum(map(is_interval, jax.tree.leaves(diffusion, is_leaf=is_leaf))) != 1:
         return diffusion
     dtype = jnp.result_type(float)
     ends = jnp.stack([as_scalar(end, dtype) for end in (interval.high, interval.low)])
     # As a batch, so that the search and its derivative are compiled once.
     solved = with_times(interval, *jax.vmap(diffusion._solve_log_snr)(ends))
     replace = lambda node: solved if is_interval(node) else node
-    return jax.tree.map(replace, diffusion, is_leaf=is_interval)
+    return jax.tree.map(replace, diffusion, is_leaf=is_leaf)
 
 
 def without_gradient(diffusion: AbstractLinearDiffusion) -> AbstractLinearDiffusion:
