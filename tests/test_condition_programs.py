@@ -309,8 +309,10 @@ def test_classification_agrees_with_the_library(by_label, route, no_pictures):
         ]
     )
     labels = dataset.labels.test[:9]
+    # The two solve in different batches. Each of some 250 steps may be wrong by the
+    # tolerance, 1e-5, for the label and for the other classes.
     assert_allclose(
-        found["log_loss"][0], -log_p[np.arange(9), labels].mean(), rtol=1e-3
+        found["log_loss"][0], -log_p[np.arange(9), labels].mean(), rtol=0, atol=5e-3
     )
 
 
