@@ -148,13 +148,14 @@ def test_preset_yields_to_the_options_that_are_given():
     [
         ({}, (-9.0, 20.0)),
         ({"preconditioning": "normal"}, (-9.0, 13.3)),
+        ({"dequantisation": "discrete"}, (-9.0, 13.3)),
         ({"log_snr_range": (-8.0, 12.0)}, (-8.0, 12.0)),
         ({"t_range": (1e-3, 1.0)}, None),
         ({"diffusion": "learned"}, None),
     ],
     ids=str,
 )
-def test_interval_resolves_the_edges_of_spikes(given, log_snr_range):
+def test_interval_resolves_the_edges_of_dequantised_spikes(given, log_snr_range):
     options = TrainOptions(dataset="mnist", preset="laptop", **given).resolved()
     assert options.log_snr_range == log_snr_range
     assert (options.t_range is None) == (log_snr_range is not None)

@@ -103,15 +103,19 @@ PRESETS = {"laptop": _LAPTOP}
 _LEAST_HALVED = 8
 
 
-def log_snr_range(preconditioning: str) -> tuple[float, float]:
+def log_snr_range(preconditioning: str, dequantisation: str) -> tuple[float, float]:
     """The interval of a denoiser, which makes all fixed diffusions comparable.
 
-    At a log-SNR of 13.3 the noise is a sixth of one of 256 levels. A pixel of known
-    level has a uniform density, which a denoiser of spikes knows, but the normal
-    decoder at the start time does not: the bound loses 0.22 bits for each such pixel,
-    and 0.008 if the interval ends at 20. Other denoisers gain nothing.
+    At a log-SNR of 13.3 the noise is a sixth of one of 256 levels. A dequantised pixel
+    of known level has a uniform density, which a denoiser of spikes knows, but the
+    normal decoder at the start time does not: the bound loses 0.22 bits for each such
+    pixel, and 0.008 if the interval ends at 20. Other denoisers, and the discrete
+    decoder, gain nothing.
     """
-    return (-9.0, 20.0) if preconditioning == "spike-and-slab" else (-9.0, 13.3)
+    resolves_edges = (
+        preconditioning == "spike-and-slab" and dequantisation != "discrete"
+    )
+    return -9.0, 20.0 if resolves_edges else 13.3
 
 
 def defaults_by_size(

@@ -109,7 +109,7 @@ class DiffusionOptions:
     """For learned: the number of variables per data coordinate, the data included."""
     log_snr_range: Range | None = chosen(
         "for fixed diffusions with the denoiser score, -9 13.3, or -9 20 with "
-        "spike-and-slab",
+        "spike-and-slab and dequantised levels",
         metavar="LOW HIGH",
     )
     """The interval of the diffusion, in log signal-to-noise ratio."""
@@ -253,7 +253,7 @@ class TrainOptions(
             in_log_snr = self.score == "denoiser" and self.diffusion != "learned"
             if in_log_snr:
                 pixel = self.preconditioning or by_data["preconditioning"]
-                defaults["log_snr_range"] = log_snr_range(pixel)
+                defaults["log_snr_range"] = log_snr_range(pixel, self.dequantisation)
             else:
                 defaults["t_range"] = (1e-3, 1.0)
         absent = {k: v for k, v in defaults.items() if getattr(self, k) is None}
