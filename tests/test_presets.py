@@ -13,6 +13,8 @@ from script_runs import make_run, single_precision, working_in
 
 import eqmdm
 from eqmdm.cli import build
+from eqmdm.cli.evaluate.options import EvaluateOptions
+from eqmdm.cli.evaluate.settings import resolve
 from eqmdm.cli.parsing import parse
 from eqmdm.cli.train import program as train
 from eqmdm.cli.train.options import TrainOptions
@@ -57,6 +59,14 @@ def test_laptop_has_a_spike_and_slab_denoiser_of_pixels(started):
     found = jax.device_get(jax.tree.leaves(gradient(trained.model)))
     assert all(np.isfinite(leaf).all() for leaf in found)
     assert any(np.any(leaf != 0) for leaf in found)
+
+
+def test_likelihood_of_spikes_has_a_smaller_tolerance_unless_it_is_given(started):
+    trained = load_trained(started / "run", data_dir=None)
+    options = EvaluateOptions(run=started / "run")
+    assert resolve(options, trained).tolerance == 1e-6
+    options = EvaluateOptions(run=started / "run", tolerance=1e-4)
+    assert resolve(options, trained).tolerance == 1e-4
 
 
 @pytest.mark.slow

@@ -248,6 +248,38 @@ def test_exact_likelihood_without_a_network_is_that_of_independent_pixels(key):
     assert abs(found.log_likelihood - expected) < 4 * 4e-6 + 4e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tolerance, biased", [(1e-5, True), (1e-6, False)])
+def test_exact_likelihood_of_a_known_level_needs_a_small_tolerance(
+    tolerance, biased, key
+):
+    # One of 256 levels, as above, at the log-SNR at which `eqmdm train` ends.
+    width, high = 2 / 256, 20.0
+    pixel = eqmdm.SpikeAndSlab([0.5 * width - 1], [width], [1 - 1e-9], 0.0, 0.6)
+    denoiser = eqmdm.SpikeAndSlabDenoiser(no_network, pixel, (-9.01, 14.0))
+    interval = eqmdm.LogSNRInterval(-9.0, high)
+    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=interval))
+    places = (np.arange(256) + 0.5) / 256 - 0.5
+    x = pixel.centres[0] + width * generator_of(key).permutation(places)
+    controller = dfx.PIDController(rtol=tolerance, atol=tolerance)
+    found = optimised_jit(
+        lambda x: (
+            eqmdm.log_likelihood(
+                model, x, key=key, stepsize_controller=controller
+            ).log_likelihood
+        )
+    )(x)
+    # The density at the start, whose noise blurs the edges, of pixels that are evenly
+    # spread over the level.
+    noise = np.exp(-0.5 * high)
+    upper, lower = (places + end for end in (0.5, -0.5))
+    mass = norm.cdf(upper * width / noise) - norm.cdf(lower * width / noise)
+    error = found / 256 - np.mean(np.log(mass / width))
+    # Steps at 1e-5 pass over the edges. At 1e-6 some dozens of steps of that error are
+    # left, and the normal prior, which is wrong by half the signal's variance.
+    assert error > 5e-3 if biased else abs(error) < 1e-4 + 0.5 * np.exp(-9.0)
+
+
 def told(level, y, *, noise_levels, filtered):
     """A network that depends on all that it is told."""
     return wavy(level, y) + 0.3 * jnp.sin(noise_levels - filtered)[None]

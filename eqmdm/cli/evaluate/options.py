@@ -99,7 +99,7 @@ class ODEOptions:
     standard errors."""
     probes: int | None = chosen("4")
     """hutchinson only: random probes averaged. A single one has no standard error."""
-    tolerance: float = 1e-5
+    tolerance: float | None = chosen("1e-5, or 1e-6 for spike-and-slab")
     """The tolerance of the ODE solver, relative and absolute."""
     max_steps: int = 4096
     """The largest number of steps of a solve; one that needs more is reported as not
