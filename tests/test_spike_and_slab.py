@@ -176,12 +176,9 @@ def test_bound_of_a_known_level_lacks_what_the_decoder_does_not_know(high, key):
     # One of 256 levels. The normal decoder does not know its edges, which the denoiser
     # does: 0.22 bits of each pixel at a log-SNR of 13.3, and 0.008 at 20.
     width, n_pixels = 2 / 256, 2000
-    pixel = eqmdm.SpikeAndSlab([0.5 * width - 1], [width], [1 - 1e-9], 0.0, 0.6)
-    denoiser = eqmdm.SpikeAndSlabDenoiser(no_network, pixel, (-9.01, 14.0))
-    interval = eqmdm.LogSNRInterval(-9.0, high)
-    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=interval))
+    centre, model = model_of_known_level(width, high)
     key_x, key = jr.split(key)
-    x = pixel.centres[0] + width * (generator_of(key_x).random(n_pixels) - 0.5)
+    x = centre + width * (generator_of(key_x).random(n_pixels) - 0.5)
     # Compiled as users do, for its many draws.
     estimate = optimised_jit(lambda x: eqmdm.elbo(model, x, key=key, n_draws=4000))
     bound = estimate(np.float32(x))
@@ -192,6 +189,15 @@ def test_bound_of_a_known_level_lacks_what_the_decoder_does_not_know(high, key):
     error = 5 * float(bound.standard_error) + prior
     assert abs(float(bound.total) - expected) < error
     assert error < 0.03 * n_pixels
+
+
+def model_of_known_level(width, high):
+    """The centre of the lowest level, and the exact model of pixels that have it."""
+    centre = 0.5 * width - 1
+    pixel = eqmdm.SpikeAndSlab([centre], [width], [1 - 1e-9], 0.0, 0.6)
+    denoiser = eqmdm.SpikeAndSlabDenoiser(no_network, pixel, (-9.01, 14.0))
+    interval = eqmdm.LogSNRInterval(-9.0, high)
+    return centre, eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=interval))
 
 
 def decoder_gap(noise):
@@ -255,12 +261,9 @@ def test_exact_likelihood_of_a_known_level_needs_a_small_tolerance(
 ):
     # One of 256 levels, as above, at the log-SNR at which `eqmdm train` ends.
     width, high = 2 / 256, 20.0
-    pixel = eqmdm.SpikeAndSlab([0.5 * width - 1], [width], [1 - 1e-9], 0.0, 0.6)
-    denoiser = eqmdm.SpikeAndSlabDenoiser(no_network, pixel, (-9.01, 14.0))
-    interval = eqmdm.LogSNRInterval(-9.0, high)
-    model = eqmdm.DenoiserModel(denoiser, eqmdm.VPSDE(interval=interval))
+    centre, model = model_of_known_level(width, high)
     places = (np.arange(256) + 0.5) / 256 - 0.5
-    x = pixel.centres[0] + width * generator_of(key).permutation(places)
+    x = centre + width * generator_of(key).permutation(places)
     controller = dfx.PIDController(rtol=tolerance, atol=tolerance)
     found = optimised_jit(
         lambda x: (

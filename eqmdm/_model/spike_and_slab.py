@@ -182,7 +182,7 @@ class SpikeAndSlabDenoiser(AbstractDenoiser):
     that shape. For 256 levels of data scaled to [-1, 1], it costs 0.22 bits for each
     such pixel at a log-SNR of 13.3, and 0.008 at 20. An exact likelihood at 20 needs a
     tolerance of 1e-6: the steps of larger ones pass over the edges of the level, and
-    the pixel is 0.01 bits too likely at 1e-5, and 0.1 at 1e-4.
+    the pixel is 0.01 bits too likely at 1e-5.
 
     **Arguments:**
 
