@@ -136,12 +136,10 @@ from ._model.function import FunctionModel as FunctionModel
 from ._model.guided import GuidedModel as GuidedModel
 from ._model.noise import NoiseModel as NoiseModel
 from ._model.observation import AbstractObservation as AbstractObservation
+from ._model.pixel_law import SpikeAndSlab as SpikeAndSlab
 from ._model.point import Point as Point
 from ._model.simulated_point import SimulatedPoint as SimulatedPoint
-from ._model.spike_and_slab import (
-    SpikeAndSlab as SpikeAndSlab,
-    SpikeAndSlabDenoiser as SpikeAndSlabDenoiser,
-)
+from ._model.spike_and_slab import SpikeAndSlabDenoiser as SpikeAndSlabDenoiser
 from ._model.start import ConditionedStartModel as ConditionedStartModel
 from ._model.student_t import StudentTModel as StudentTModel
 from ._model.terms import (

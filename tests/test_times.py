@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import eqmdm
 from eqmdm._bound.times import stratified, stratified_standard_error
@@ -14,6 +15,7 @@ SAMPLERS = {
     "uniform": eqmdm.UniformTimeSampler(),
     "importance": eqmdm.ImportanceTimeSampler(),
     "log_snr": eqmdm.LogSNRTimeSampler(),
+    "density": eqmdm.LogSNRTimeSampler(density=lambda l: 1 / (1 + 0.1 * l**2)),
 }
 DIFFUSIONS = {
     # Its log-SNR is stationary at a time before t1.
@@ -36,7 +38,7 @@ def times(sampler, diffusion, u):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
 def test_time_sampler_has_the_density_that_it_says(sampler, diffusion):
-    rare_times = sampler == "log_snr" and diffusion == "ALDA"
+    rare_times = sampler in ("log_snr", "density") and diffusion == "ALDA"
     sampler, diffusion = SAMPLERS[sampler], DIFFUSIONS[diffusion]()
     n = 4000
     u = np.concatenate([[0.0], (np.arange(n) + 0.5) / n, [1.0]])
@@ -110,6 +112,17 @@ def test_log_snr_time_is_uniform_in_log_snr(name):
     shares = (log_snrs[0] - log_snrs[1:-1]) / (log_snrs[0] - log_snrs[-1])
     # Exact at the edges of the cells, of which there are 256.
     np.testing.assert_allclose(shares, u, atol=1e-3)
+
+
+def test_log_snr_time_has_the_density_that_is_given():
+    diffusion = eqmdm.CLD()
+    sampler = eqmdm.LogSNRTimeSampler(density=lambda l: jnp.exp(-0.5 * (l - 2) ** 2))
+    u = np.linspace(0.01, 0.99, 99)
+    t, _ = times(sampler, diffusion, u)
+    log_snrs = np.asarray(jax.jit(jax.vmap(diffusion.log_snr))(t))
+    # Cells of up to 0.1 in log-SNR, each with the density at its middle, and a floor of
+    # 1e-4 of the whole.
+    np.testing.assert_allclose(norm.sf(log_snrs - 2), u, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +202,7 @@ def test_stratified_standard_error_of_one_value_is_unknown():
     assert np.isnan(stratified_standard_error(np.ones((3, 1)))).all()
 
 
-@pytest.mark.parametrize("sampler", [slow("importance"), "log_snr"])
+@pytest.mark.parametrize("sampler", [slow("importance"), "log_snr", slow("density")])
 def test_functions_of_a_diffusion_may_close_over_what_is_traced(sampler):
     def density(rate):
         diffusion = eqmdm.TimeVaryingDiffusion(
@@ -206,7 +219,7 @@ def test_functions_of_a_diffusion_may_close_over_what_is_traced(sampler):
     assert slope == 0
 
 
-@pytest.mark.parametrize("name", ["importance", "log_snr"])
+@pytest.mark.parametrize("name", ["importance", "log_snr", "density"])
 @pytest.mark.parametrize("diffusion", slow_but(["ALDA", "decayed"], DIFFUSIONS))
 def test_times_of_constants_are_those_of_the_same_numbers_traced(name, diffusion):
     sampler, constant = SAMPLERS[name], DIFFUSIONS[diffusion]()

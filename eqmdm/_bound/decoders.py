@@ -15,7 +15,7 @@ from .._core.types import Data, Scalar, State
 from .._levels import GreyLevels
 from .._model.base import AbstractModel
 from .._model.point import Point
-from .forms import noise_control
+from .control import noise_control
 
 
 class AbstractDecoder(eqx.Module):

@@ -82,7 +82,8 @@ def elbo(
         form that conditions on the start.
     - `time_sampler`: [`eqmdm.LogSNRTimeSampler`][] by default for a denoiser, whose
         integrand is nearly flat in log-SNR, and [`eqmdm.ImportanceTimeSampler`][] for
-        other models.
+        other models. For an [`eqmdm.SpikeAndSlabDenoiser`][], whose bound without its
+        network is known, times are ten times as dense where the network matters.
     - `u`: the quantile of the time in [0, 1), by default from `key`. Pass it, with one
         draw, to stratify times over a batch by [`eqmdm.low_discrepancy`][], say.
 
@@ -109,7 +110,7 @@ def elbo(
     decoder = default_decoder(form) if decoder is None else decoder
     check_decoder(form, decoder)
     if time_sampler is None:
-        time_sampler = default_time_sampler(model)
+        time_sampler = default_time_sampler(model, form)
     x = model.check_final_time(x)
     if u is not None:
         if n_draws != 1:

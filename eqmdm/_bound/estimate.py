@@ -1,5 +1,6 @@
 """Estimates of the evidence lower bound from given draws, term by term."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,9 +20,11 @@ from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.banded import check_data_shape
 from .._diffusion.base import with_solved_interval
 from .._model.base import AbstractModel
+from .._model.pixel_law import SpikeAndSlab
 from .._model.point import Point
 from .._model.start import mean_start
 from .._model.student_t import draw_precision, example_model
+from .control import known_cost, pixel_law
 from .decoders import AbstractDecoder, DataDecoder, StartDecoder
 from .entropy import normal_entropy
 from .forms import AbstractForm, LowVariance
@@ -30,9 +33,14 @@ from .result import Elbo
 from .simulated import compute_simulated_elbo
 from .times import (
     AbstractTimeSampler,
+    Focus,
     ImportanceTimeSampler,
     LogSNRTimeSampler,
 )
+
+
+# The log-SNR, for data of unit variance, below which a denoiser sees hardly anything.
+_ONLY_NOISE = -4.0
 
 
 def default_form(model: AbstractModel) -> AbstractForm:
@@ -48,10 +56,22 @@ def default_decoder(form: AbstractForm) -> AbstractDecoder:
     return StartDecoder() if form.conditions_on_start else DataDecoder()
 
 
-def default_time_sampler(model: AbstractModel) -> AbstractTimeSampler:
+def default_time_sampler(
+    model: AbstractModel, form: AbstractForm
+) -> AbstractTimeSampler:
     """The sampler in log-SNR for a denoiser, whose integrand is nearly flat in it, and
-    the importance sampler for other models."""
-    return LogSNRTimeSampler() if model.has_denoiser else ImportanceTimeSampler()
+    the importance sampler for other models.
+
+    If a part of the integral is known, times are rarer where there is little else:
+    above the range of the network, and where hardly anything but noise is left.
+    """
+    if not model.has_denoiser:
+        return ImportanceTimeSampler()
+    if _known_law(model, form) is None or model.log_snr_range is None:
+        return LogSNRTimeSampler()
+    _, high = model.log_snr_range
+    low = _ONLY_NOISE - 2 * math.log(model.data_std)
+    return LogSNRTimeSampler(density=Focus(low, high))
 
 
 def check_decoder(form: AbstractForm, decoder: AbstractDecoder) -> None:
@@ -162,17 +182,19 @@ def compute_shared_elbo(
         return form.integrand(point, point.own_error(error), given(example), key=key)
 
     @jax.vmap
-    def rest(example, state, key):
-        one, first = given(example), _scaled(at_start, example)
-        prior = _prior(form, one, _scaled(at_end, example), *state, key=key)
-        return prior, _auxiliary(form, decoder, one.linear_diffusion, first, state[0])
+    def rest(example, x, state, key):
+        one = given(example)
+        first, last = (_scaled(kernel, example) for kernel in (at_start, at_end))
+        prior = _prior(form, one, last, *state, key=key)
+        auxiliary = _auxiliary(form, decoder, one.linear_diffusion, first, state[0])
+        return prior, auxiliary, _known_part(form, one, first, last, x, key=key)
 
-    prior, auxiliary = rest(examples, state, key_prior)
+    prior, auxiliary, known_part = rest(examples, x, state, key_prior)
     path_terms = integrand(of_path, path, errors[n_start:], key_probe[-n_path:])
     return Elbo(
         reconstruction=jnp.mean(reconstruction(of_start, start, errors[:n_start])),
         prior=jnp.mean(prior),
-        diffusion=jnp.mean(path_terms / density),
+        diffusion=jnp.mean(path_terms / density) + jnp.mean(known_part),
         auxiliary=jnp.mean(auxiliary),
     )
 
@@ -324,3 +346,28 @@ def _auxiliary(
     # H(v | x, y) = H(v | x) + H(y | v, x) - H(y | x).
     given = log_det(at_start.step.root) - log_det(at_start.root)
     return entropy + over_coordinates(given, start)
+
+
+def _known_law(model: AbstractModel, form: AbstractForm) -> SpikeAndSlab | None:
+    """The law of single pixels for which the integral of the form is known."""
+    has_control = isinstance(form, LowVariance) and not form.given_start
+    return pixel_law(model) if has_control else None
+
+
+def _known_part(
+    form: AbstractForm,
+    model: AbstractModel,
+    at_start: PerturbationKernel,
+    at_end: PerturbationKernel,
+    x: Data,
+    *,
+    key: PRNGKey,
+) -> Scalar:
+    """The part of the diffusion term that the control variate of the integrand takes
+    from it."""
+    law = _known_law(model, form)
+    if law is None:
+        return jnp.zeros((), x.dtype)
+    # The prior term of this form draws nothing from the key.
+    noise = draw_normal(key, x.shape, x.dtype)
+    return -known_cost(law, at_start, at_end, x, noise)

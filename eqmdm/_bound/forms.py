@@ -1,7 +1,6 @@
 """Forms of the bound: the integrand over time, and what its kernels condition on."""
 
 import abc
-import math
 from typing import final
 
 import equinox as eqx
@@ -9,14 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from .._core.blocks import matmul, solve_lower, transpose
-from .._core.gaussian import PerturbationKernel, apply_to_vars, over_coordinates
-from .._core.types import Data, PRNGKey, RankMatrix, Scalar, State
+from .._core.gaussian import apply_to_vars, over_coordinates
+from .._core.types import PRNGKey, RankMatrix, Scalar, State
 from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.nonlinear import check_nonlinear
 from .._model.base import AbstractModel
 from .._model.divergence import AbstractDivergence, ExactDivergence
 from .._model.point import Point
 from .._model.simulated_point import SimulatedPoint
+from .control import error_control
 
 
 class AbstractForm(eqx.Module):
@@ -127,7 +127,7 @@ class LowVariance(AbstractForm):
             return -jnp.sum(costs)
         kernel = point.kernel
         rate = jnp.sum(matmul(kernel.direction[None], noise_map) ** 2, axis=(0, 1))
-        control = noise_control(kernel, point.noise, model.data_std)
+        control = error_control(kernel, point.x, point.noise, model)
         # The two nearly agree in each coordinate. The difference of two sums would
         # carry the rounding error of the sums, which are large.
         return jnp.sum(rate.astype(costs.dtype) * control - costs)
@@ -253,21 +253,6 @@ class ImplicitScoreMatching(AbstractSimulatedForm):
         along_prior = apply_to_vars(transpose(G), at_prior(y))
         gain = jnp.sum(along_noise * (0.5 * along_noise + along_prior))
         return -gain - jnp.mean(estimates)
-
-
-def noise_control(kernel: PerturbationKernel, noise: State, data_std: float) -> Data:
-    r"""$\tfrac12 \kappa (\epsilon_\parallel^2 - 1)$, a control variate of mean 0, for
-    every coordinate of the data.
-
-    $\epsilon_\parallel$ is the noise of the data's sufficient statistic, and $\kappa =
-    (c^2 \mathrm{SNR} / (1 + c^2 \mathrm{SNR}))^2$ with $c$ the scale of the data. At
-    high log-SNR the whitened error of an accurate model is that noise itself, so the
-    expectation of half its square is known and need not be estimated. Any fixed
-    $\kappa$ leaves the mean unchanged.
-    """
-    along = kernel.along_data(noise)
-    gain = jax.nn.sigmoid(kernel.log_snr + 2 * math.log(data_std)).astype(noise.dtype)
-    return 0.5 * gain**2 * (along**2 - 1)
 
 
 def _whitened_noise_map(diffusion: AbstractLinearDiffusion, point: Point) -> RankMatrix:

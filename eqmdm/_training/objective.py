@@ -197,9 +197,9 @@ class Objective(eqx.Module):
     def _parts(
         self, model: AbstractModel
     ) -> tuple[AbstractForm, AbstractDecoder, AbstractTimeSampler]:
-        times = self.time_sampler
-        times = default_time_sampler(model) if times is None else times
         form = default_form(model) if self.form is None else self.form
+        times = self.time_sampler
+        times = default_time_sampler(model, form) if times is None else times
         return form, self.decoder, times
 
     def vector_loss(
