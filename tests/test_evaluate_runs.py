@@ -96,6 +96,8 @@ def test_free_score_is_refused_other_ends(free):
         (["--aux-draws=0"], "--aux-draws must be at least 1; got 0"),
         (["--aux-draws=2"], "--aux-draws must be left out on the route collapsed"),
         (["--route=elbo", "--probes=2"], "--probes must be left out on the route elbo"),
+        (["--focus"], "--focus must be left out on the route collapsed"),
+        (["--route=elbo", "--focus", "1"], "--focus must be two increasing log-SNRs"),
         (
             ["--tolerance=1e-9"],
             "--tolerance must be at least 4.8e-07, .*float32.*1e-09",

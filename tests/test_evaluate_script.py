@@ -12,8 +12,10 @@ from script_runs import load_once
 
 import eqmdm
 from eqmdm._bound.estimate import compute_elbo
+from eqmdm._bound.times import Focus
 from eqmdm.cli import build
 from eqmdm.cli.evaluate import program
+from helpers import slow
 
 
 BOUND_TERMS = ("reconstruction", "prior", "diffusion", "auxiliary")
@@ -88,14 +90,18 @@ def test_log_likelihoods_are_those_of_the_library(points, tmp_path):
     assert (tmp_path / "histogram.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bounds_are_those_of_the_library(logit_digits, tmp_path):
+@pytest.mark.parametrize("focus", [None, slow((-3.0, 3.0))])
+def test_bounds_are_those_of_the_library(focus, logit_digits, tmp_path):
     n_draws = 3
-    route = "--route=elbo", f"--draws={n_draws}"
+    route = ["--route=elbo", f"--draws={n_draws}"]
+    route += [] if focus is None else ["--focus", *map(str, focus)]
     table = evaluate(logit_digits, tmp_path, "--first=5", "--examples=4", *route)
     trained = load_once(logit_digits, data_dir=None)
     objective = build.build_objective(trained.options, trained.dataset)
-    form, decoder = objective.form, objective.decoder
-    how = form, decoder, objective.time_sampler
+    sampler = objective.time_sampler
+    if focus is not None:
+        sampler = eqmdm.LogSNRTimeSampler(density=Focus(*focus))
+    how = objective.form, objective.decoder, sampler
     # `eqmdm.elbo` with a key of its own for the time, which is given here.
     find = jax.jit(lambda x, u, key: compute_elbo(trained.model, x, u, *how, key=key))
     key_time, key = jr.split(jr.fold_in(jr.key(0), BOUND))

@@ -1,5 +1,6 @@
 """Tests of the presets of `eqmdm train`, and of the options that they set."""
 
+import dataclasses
 import re
 
 import equinox as eqx
@@ -45,6 +46,7 @@ def test_laptop_has_a_spike_and_slab_denoiser_of_pixels(started):
     assert isinstance(network, eqmdm.SpikeAndSlabDenoiser)
     assert network.network.patch == 1 and trained.options.decay == "cosine"
     assert trained.options.log_snr_range == (-9.0, 20.0)
+    assert trained.options.focus == (-3.0, 14.0)
     # The distribution is that of the training images, recorded with the run.
     assert network.pixel.centres == (1 / 256 - 1,)
     share = np.mean(trained.dataset.train == 0)
@@ -67,6 +69,25 @@ def test_likelihood_of_spikes_has_a_smaller_tolerance_unless_it_is_given(started
     assert resolve(options, trained).tolerance == 1e-6
     options = EvaluateOptions(run=started / "run", tolerance=1e-4)
     assert resolve(options, trained).tolerance == 1e-4
+
+
+def test_focus_is_where_times_are_denser(started):
+    trained = load_trained(started / "run", data_dir=None)
+    u, diffusion = (np.arange(2000) + 0.5) / 2000, trained.model.linear_diffusion
+
+    def share(low, high, options):
+        """The share of times in a range."""
+        sampler = build.build_objective(options, trained.dataset).time_sampler
+        t, _ = jax.jit(jax.vmap(lambda u: sampler(diffusion, u)))(u)
+        log_snrs = np.asarray(jax.jit(jax.vmap(diffusion.log_snr))(t))
+        return np.mean((log_snrs > low) & (log_snrs < high))
+
+    # Of an interval of 29. The table has cells of up to 0.3.
+    assert share(-3, 14, trained.options) == pytest.approx(17 / 18.2, abs=0.02)
+    flat = dataclasses.replace(trained.options, focus=())
+    assert share(-3, 14, flat) == pytest.approx(17 / 29, abs=0.02)
+    normal = TrainOptions(dataset="mnist", preconditioning="normal").resolved()
+    assert not normal.focus
 
 
 @pytest.mark.slow
@@ -98,6 +119,9 @@ def test_run_with_a_decay_is_not_resumed_with_other_steps(started):
             ["--snr=vector", "--basis=haar", "--preconditioning=spike-and-slab"],
             "--basis must be pixels .* got haar",
         ),
+        (["--time=uniform", "--focus", "-3", "9"], "--focus must be left out unless"),
+        (["--focus", "9"], r"--focus must be two increasing.*\(9.0,\)"),
+        (["--focus", "9", "-3"], r"--focus must be two increasing.*\(9.0, -3.0\)"),
         (["--patch=3"], r"--patch must divide the sides .*\(16, 16\); got 3"),
     ],
     ids=lambda value: "".join(value[0]) if isinstance(value, list) else "",

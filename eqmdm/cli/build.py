@@ -14,6 +14,7 @@ import jax.random as jr
 import numpy as np
 
 import eqmdm
+from eqmdm._bound.times import Focus
 from eqmdm._model.data_scale import data_scale
 from eqmdm._model.denoiser import TOP_LOG_SNR
 from eqmdm._model.ends import log_snr_range
@@ -189,10 +190,11 @@ def build_objective(
     elif options.decoder == "discrete":
         assert grey_levels is not None
         decoder = eqmdm.DiscreteDecoder(grey_levels)
+    density = Focus(*options.focus) if options.focus else None
     time_sampler = {
         "uniform": eqmdm.UniformTimeSampler,
         "importance": eqmdm.ImportanceTimeSampler,
-        "log_snr": eqmdm.LogSNRTimeSampler,
+        "log_snr": lambda: eqmdm.LogSNRTimeSampler(density=density),
     }[options.time]()
     return eqmdm.Objective(
         form=form,

@@ -18,6 +18,7 @@ from .. import build
 from ..bases import basis_of
 from ..build import Purpose
 from ..clocks import CLOCKS
+from ..train.options import check_focus
 from ..trained import TrainedRun
 from .settings import EvaluateSettings, find_solver
 
@@ -38,13 +39,12 @@ class Evaluator:
         self._examples = getattr(trained.dataset, options.split)
         self._conditions = _find_conditions(trained, options)
         if options.route == "elbo":
-            trained_with = trained.options
-            if options.decoder is not None:
-                trained_with = dataclasses.replace(
-                    trained_with, decoder=options.decoder
-                )
+            given = {"decoder": options.decoder, "focus": options.focus}
+            given = {name: value for name, value in given.items() if value is not None}
+            with_given = dataclasses.replace(trained.options, **given)
+            check_focus(with_given)
             self._objective = build.build_objective(
-                trained_with, trained.dataset, self._basis
+                with_given, trained.dataset, self._basis
             )
         else:
             self._grey_levels = _make_grey_levels(trained, options)

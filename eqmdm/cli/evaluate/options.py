@@ -75,6 +75,9 @@ class LikelihoodOptions:
     the noise that makes grey levels continuous."""
     decoder: Literal["data", "theorem3"] | None = chosen("that of training")
     """elbo only: the decoder, which completes the bound at the start time t0."""
+    focus: tuple[float, ...] | None = chosen("that of training", metavar="LOW HIGH")
+    """elbo only, for times in log_snr: the range where they are ten times as dense as
+    elsewhere, or no values for uniform ones. It affects the standard error alone."""
     dequantisation: Literal["uniform", "truncated_normal"] | None = chosen(
         "that of training"
     )

@@ -36,7 +36,7 @@ _SMALLEST_TOLERANCE = 4
 _AUGMENTED = ("aux_draws", "importance_weighted")
 _ODE = ("dequantisation", "divergence", "probes", "solver", "clock", "tolerance")
 _ODE += ("max_steps",)
-_BOUND = ("decoder",)
+_BOUND = ("decoder", "focus")
 _ANOTHER = ("diffusion", "log_snr_range", "t_range")
 # In the order of a comparison, which starts with the bound used in training.
 _ROUTES = ("elbo", "augmented", "collapsed")
@@ -62,7 +62,7 @@ class EvaluateSettings(EvaluateOptions):
         names = ["split", "first", "examples", "route", "draws", "seed"]
         names += _ODE if self.route != "elbo" else ()
         names += _AUGMENTED if self.route == "augmented" else ()
-        names += _BOUND if self.decoder else ()
+        names += [name for name in _BOUND if getattr(self, name) is not None]
         names += _ANOTHER if self.is_under_another else ()
         names += () if self.ema else ("ema",)
         names += ("unconditional",) if self.unconditional else ()

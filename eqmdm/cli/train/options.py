@@ -9,7 +9,13 @@ from ..._core.own import is_own
 from ..fields import CommaSeparated, check_at_least, chosen, named
 from ..names import DIFFUSIONS, NETWORKS, Range
 from ..outputs import PictureOptions
-from .defaults import DEFAULTS, defaults_by_size, log_snr_range, preset_defaults
+from .defaults import (
+    DEFAULTS,
+    FOCUS,
+    defaults_by_size,
+    log_snr_range,
+    preset_defaults,
+)
 from .network_options import NetworkOptions, TrainingOptions, check_network
 from .process_options import ProcessOptions, check_process
 from .snr_options import SNROptions, check_snr
@@ -140,6 +146,13 @@ class BoundOptions:
         "log_snr for the denoiser score, importance for the free one"
     )
     """The distribution that times are drawn from."""
+    focus: tuple[float, ...] | None = chosen(
+        "-3 14 with spike-and-slab and the form low_variance, else no values",
+        metavar="LOW HIGH",
+    )
+    """For times in log_snr: the range where they are ten times as dense as elsewhere,
+    or no values for uniform ones. The bound is the same, and its gradients vary less if
+    this is where they are large."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,10 +262,15 @@ class TrainOptions(
             "n_vars": 2 if self.diffusion == "learned" else None,
             "nu": 4.0 if self.noise else None,
         }
+        pixel = self.preconditioning or by_data["preconditioning"]
+        chosen_by = pixel, self.time or defaults["time"], self.form
+        # The other forms lack the control variate, without which rare times would make
+        # the loss vary more.
+        if chosen_by == ("spike-and-slab", "log_snr", "low_variance"):
+            defaults["focus"] = FOCUS
         if self.t_range is None and self.log_snr_range is None:
             in_log_snr = self.score == "denoiser" and self.diffusion != "learned"
             if in_log_snr:
-                pixel = self.preconditioning or by_data["preconditioning"]
                 defaults["log_snr_range"] = log_snr_range(pixel, self.dequantisation)
             else:
                 defaults["t_range"] = (1e-3, 1.0)
@@ -320,6 +338,7 @@ class ResolvedTrainOptions(TrainOptions):
                 "discrete decoder gives the mass of whole levels; got "
                 f"{self.dequantisation} and {self.decoder}."
             )
+        check_focus(self)
         check_process(self)
         check_snr(self)
         check_network(self)
@@ -336,6 +355,22 @@ class ResolvedTrainOptions(TrainOptions):
                     f"`{name}` must be a multiple of `log_every`, {self.log_every}; "
                     f"got {getattr(self, name)}."
                 )
+
+
+def check_focus(options: ResolvedTrainOptions) -> None:
+    """**Raises:** `ValueError` unless a `focus` is a range, of times in log-SNR."""
+    focus = options.focus
+    if not focus:
+        return
+    if options.time != "log_snr":
+        raise ValueError(
+            "`focus` must be left out unless `time` is log_snr, whose times it "
+            f"concentrates; got {focus} with {options.time}."
+        )
+    if len(focus) != 2 or not focus[0] < focus[1]:
+        raise ValueError(
+            f"`focus` must be two increasing log-SNRs, or no values; got {focus}."
+        )
 
 
 def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
