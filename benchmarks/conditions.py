@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
+from _short_run import given_or_short
 
 import eqmdm
 from eqmdm import nn
@@ -32,12 +33,15 @@ from eqmdm.cli.train_classifier import classifier
 from eqmdm.cli.trained import load_trained
 
 
+_TRAINED = "--data digits --condition label"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(common.Settings):
     """Measures conditions and guidance on a run of `eqmdm train --condition label`."""
 
-    run: tyro.conf.Positional[Path]
-    """The directory of the run."""
+    run: tyro.conf.Positional[Path | None] = None
+    """The directory of the run; with --quick, by default a short one."""
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     """The scales of guidance."""
     per_class: int = 100
@@ -191,7 +195,8 @@ def main(settings: Settings) -> None:
         settings = dataclasses.replace(
             settings, scales=(1.0, 2.0), per_class=10, n_draws=4
         )
-    trained = load_trained(settings.run, data_dir=None)
+    with given_or_short(settings.run, _TRAINED, quick=settings.quick) as run:
+        trained = load_trained(run, data_dir=None)
     facts = common.facts(settings.seed)
     common.show(facts)
     model, of_classifier = classifier.train(trained.dataset)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
+from _short_run import LAPTOP, given_or_short
 
 import eqmdm
 from eqmdm._model import ends
@@ -35,8 +36,8 @@ from eqmdm.cli.trained import TrainedRun, load_trained
 class Settings(common.Settings):
     """Evaluates a run with the preset laptop."""
 
-    run: Path
-    """The run."""
+    run: Path | None = None
+    """The run; with --quick, by default a short one."""
     data_dir: str | None = None
     """A directory with its image files."""
     draws: int = 4
@@ -164,10 +165,11 @@ def main(settings: Settings) -> None:
         settings = dataclasses.replace(settings, **few, draws=1)
     facts = common.facts(settings.seed)
     common.show(facts)
-    trained = load_trained(settings.run, data_dir=settings.data_dir)
-    lines = (settings.run / "metrics.jsonl").read_text().splitlines()
+    with given_or_short(settings.run, LAPTOP, quick=settings.quick) as directory:
+        trained = load_trained(directory, data_dir=settings.data_dir)
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        run = json.loads((directory / "options.json").read_text())
     seconds = [json.loads(line).get("processor_seconds", 0.0) for line in lines]
-    run = json.loads((settings.run / "options.json").read_text())
     arrays = eqx.filter(trained.model, eqx.is_inexact_array)
     training = {
         "processor_seconds": max(seconds),
