@@ -63,12 +63,12 @@ def test_laptop_has_a_spike_and_slab_denoiser_of_pixels(started):
     assert any(np.any(leaf != 0) for leaf in found)
 
 
-def test_likelihood_of_spikes_has_a_smaller_tolerance_unless_it_is_given(started):
+def test_likelihood_of_spikes_is_solved_in_log_snr_unless_a_clock_is_given(started):
     trained = load_trained(started / "run", data_dir=None)
     options = EvaluateOptions(run=started / "run")
-    assert resolve(options, trained).tolerance == 1e-6
-    options = EvaluateOptions(run=started / "run", tolerance=1e-4)
-    assert resolve(options, trained).tolerance == 1e-4
+    assert resolve(options, trained).clock == "log_snr"
+    options = EvaluateOptions(run=started / "run", clock="angle")
+    assert resolve(options, trained).clock == "angle"
 
 
 def test_focus_is_where_times_are_denser(started):

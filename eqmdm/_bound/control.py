@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from .._core.gaussian import PerturbationKernel
 from .._core.types import Data, Scalar, State
 from .._model.base import AbstractModel
-from .._model.denoiser import DenoiserModel
+from .._model.denoiser import pixel_law
 from .._model.pixel_law import Components, SpikeAndSlab, noise_std
-from .._model.spike_and_slab import SpikeAndSlabDenoiser
 
 
 def noise_control(kernel: PerturbationKernel, noise: State, data_std: float) -> Data:
@@ -26,15 +25,6 @@ def noise_control(kernel: PerturbationKernel, noise: State, data_std: float) -> 
     along = kernel.along_data(noise)
     gain = jax.nn.sigmoid(kernel.log_snr + 2 * math.log(data_std)).astype(noise.dtype)
     return 0.5 * gain**2 * (along**2 - 1)
-
-
-def pixel_law(model: AbstractModel) -> SpikeAndSlab | None:
-    """The distribution of a single pixel that the model's denoiser starts from; `None`
-    for a model without one."""
-    if not isinstance(model, DenoiserModel):
-        return None
-    denoiser = model.denoiser
-    return denoiser.pixel if isinstance(denoiser, SpikeAndSlabDenoiser) else None
 
 
 def error_control(

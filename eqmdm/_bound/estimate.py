@@ -20,11 +20,12 @@ from .._diffusion import AbstractLinearDiffusion
 from .._diffusion.banded import check_data_shape
 from .._diffusion.base import with_solved_interval
 from .._model.base import AbstractModel
+from .._model.denoiser import pixel_law
 from .._model.pixel_law import SpikeAndSlab
 from .._model.point import Point
 from .._model.start import mean_start
 from .._model.student_t import draw_precision, example_model
-from .control import known_cost, pixel_law
+from .control import known_cost
 from .decoders import AbstractDecoder, DataDecoder, StartDecoder
 from .entropy import normal_entropy
 from .forms import AbstractForm, LowVariance

@@ -96,6 +96,10 @@ class LowVariance(AbstractForm):
 
     No large terms cancel, so it has the lowest variance of all forms.
 
+    For an [`eqmdm.SpikeAndSlabDenoiser`][] the integral without its network, that of
+    independent pixels, is a difference of two relative entropies, and only the change
+    that the network makes is estimated along the path.
+
     **Arguments:**
 
     - `given_start`: condition on the data and the initial auxiliaries (denoising)

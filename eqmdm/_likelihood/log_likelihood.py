@@ -13,9 +13,11 @@ from .._core.types import Data, PRNGKey
 from .._diffusion.banded import check_data_shape
 from .._levels import as_dequantised
 from .._model.base import AbstractModel, conditioned
+from .._model.denoiser import pixel_law
 from .._model.diffrax_solvers import check_kind
 from .._model.divergence import AbstractDivergence, ExactDivergence
 from .._model.student_t import normal_model
+from .._model.time_change import LogSNRClock
 from .flow import FlowSolver
 from .precision import PrecisionRoute
 from .result import Likelihood
@@ -66,7 +68,8 @@ def log_likelihood(
     - `condition`: the condition of the example, for a conditional model; see
         `AbstractModel.with_condition`.
     - `route`: [`eqmdm.CollapsedRoute`][] by default for an [`eqmdm.DenoiserModel`][],
-        and [`eqmdm.AugmentedRoute`][] for other models. For an
+        in log-SNR if it is an [`eqmdm.SpikeAndSlabDenoiser`][], and
+        [`eqmdm.AugmentedRoute`][] for other models. For an
         [`eqmdm.StudentTModel`][] it is the route given the precision, of an
         [`eqmdm.PrecisionRoute`][] with 16 draws unless you pass one.
     - `divergence`: [`eqmdm.ExactDivergence`][] by default, which takes one forward
@@ -104,11 +107,11 @@ def log_likelihood(
     """
     model = conditioned(model, condition)
     if observed is not None:
-        x, route = _observed(x, observed, route)
+        x, route = _observed(model, x, observed, route)
     x = as_dequantised(x, "log-likelihood")
     check_count("max_steps", max_steps)
     if route is None:
-        route = CollapsedRoute() if model.has_denoiser else AugmentedRoute()
+        route = _collapsed(model) if model.has_denoiser else AugmentedRoute()
     if normal_model(model) is not model and not isinstance(route, PrecisionRoute):
         route = PrecisionRoute(route)
     if stepsize_controller is None:
@@ -152,11 +155,20 @@ def _log_likelihood(
     )
 
 
+def _collapsed(model: AbstractModel) -> CollapsedRoute:
+    """The collapsed route with the clock that suits the denoiser."""
+    if pixel_law(normal_model(model)) is None:
+        return CollapsedRoute()
+    # The angle passes the edges of grey levels, where the noise is much narrower than
+    # the data, in a hundredth of its interval.
+    return CollapsedRoute(LogSNRClock())
+
+
 def _observed(
-    x: Data, observed: Any, route: AbstractRoute | None
+    model: AbstractModel, x: Data, observed: Any, route: AbstractRoute | None
 ) -> tuple[Data, CollapsedRoute]:
     """The data without their unobserved entries, and the route for the others."""
-    route = CollapsedRoute() if route is None else route
+    route = _collapsed(model) if route is None else route
     if not isinstance(route, CollapsedRoute):
         raise TypeError(
             "`route` must be a `CollapsedRoute` for the density of `observed` "

@@ -16,6 +16,7 @@ from .base import AbstractModel, DenoiserFunction, NoiseNetwork
 from .data_scale import data_scale
 from .ends import log_snr_range
 from .networks import bind_condition, call_network
+from .pixel_law import SpikeAndSlab
 from .preconditioned import (
     AbstractDenoiser as AbstractDenoiser,
     PreconditionedDenoiser as PreconditionedDenoiser,
@@ -266,3 +267,12 @@ def basis_of(model: AbstractModel) -> AbstractBasis | None:
     network = getattr(model, "network", None)
     known = (PreconditionedDenoiser, SpikeAndSlabDenoiser)
     return network.basis if isinstance(network, known) else None
+
+
+def pixel_law(model: AbstractModel) -> SpikeAndSlab | None:
+    """The law of a single pixel that the model's denoiser starts from; `None` for a
+    model without one."""
+    if not isinstance(model, DenoiserModel):
+        return None
+    network = model.network
+    return network.pixel if isinstance(network, SpikeAndSlabDenoiser) else None

@@ -42,9 +42,12 @@ class SpikeAndSlabDenoiser(AbstractDenoiser):
 
     The noise must be narrow at the start time, because the normal decoder does not know
     that shape. For 256 levels of data scaled to [-1, 1], it costs 0.22 bits for each
-    such pixel at a log-SNR of 13.3, and 0.008 at 20. An exact likelihood at 20 needs a
-    tolerance of 1e-6: the steps of larger ones pass over the edges of the level, and
-    the pixel is 0.01 bits too likely at 1e-5.
+    such pixel at a log-SNR of 13.3, and 0.008 at 20. Exact likelihoods are therefore
+    solved in log-SNR by default: with [`eqmdm.AngleClock`][] and a tolerance of 1e-5
+    steps pass over the edges of the level, and the pixel is 0.01 bits too likely.
+
+    The bound without the network is known, so that only what the network changes in it
+    is estimated: see [`eqmdm.LowVariance`][].
 
     **Arguments:**
 

@@ -102,7 +102,7 @@ class ODEOptions:
     standard errors."""
     probes: int | None = chosen("4")
     """hutchinson only: random probes averaged. A single one has no standard error."""
-    tolerance: float | None = chosen("1e-5, or 1e-6 for spike-and-slab")
+    tolerance: float | None = chosen("1e-5")
     """The tolerance of the ODE solver, relative and absolute."""
     max_steps: int = 4096
     """The largest number of steps of a solve; one that needs more is reported as not
@@ -110,7 +110,9 @@ class ODEOptions:
     solver: str = "tsit5"
     """The ODE solver: tsit5, dopri5, dopri8, bosh3 or heun, or one of your own as
     module:name, its class, or a function without arguments that makes it."""
-    clock: ClockName | None = chosen("angle if collapsed, time if augmented")
+    clock: ClockName | None = chosen(
+        "angle if collapsed, or log_snr for spike-and-slab; time if augmented"
+    )
     """The independent variable of the ODE: the diffusion's time, its log
     signal-to-noise ratio (SNR), or the angle arctan SNR^-1/2. It affects speed. The
     route collapsed has no time."""

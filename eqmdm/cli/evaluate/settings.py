@@ -12,6 +12,7 @@ from eqmdm import nn
 
 from ..._core.hints import did_you_mean
 from ..._core.own import find_own, is_own
+from ..._model.denoiser import pixel_law
 from ..clocks import check_clock
 from ..names import ClockName
 from ..trained import TrainedRun
@@ -131,8 +132,8 @@ def resolve(options: EvaluateOptions, trained: TrainedRun) -> EvaluateSettings:
         "draws": 8 if route == "elbo" else 1,
         "divergence": divergence,
         "probes": 0 if divergence == "exact" else _PROBES,
-        "tolerance": _default_tolerance(trained),
-        "clock": "angle" if route == "collapsed" else "time",
+        "tolerance": 1e-5,
+        "clock": _default_clock(route, trained),
         "output_dir": options.run
         / "-".join([what, route, options.split, *_model_names(options)]),
     }
@@ -250,10 +251,11 @@ def _check_route(options: EvaluateOptions, route: str, trained: TrainedRun) -> N
         )
 
 
-def _default_tolerance(trained: TrainedRun) -> float:
-    # The edges of a level are much narrower than the data. Steps at 1e-5 pass over
-    # them, and a background pixel is then a hundredth of a bit too likely.
-    return 1e-6 if trained.options.preconditioning == "spike-and-slab" else 1e-5
+def _default_clock(route: str, trained: TrainedRun) -> ClockName:
+    if route != "collapsed":
+        return "time"
+    # As `eqmdm.log_likelihood` chooses it.
+    return "angle" if pixel_law(trained.model) is None else "log_snr"
 
 
 def _check_range(options: EvaluateOptions, n_split: int) -> None:
