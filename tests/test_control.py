@@ -1,9 +1,12 @@
 """Tests of control variates: parts of a bound that are known without a network."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from pixels import noisy_pixel
 from scipy.stats import norm
 
@@ -81,6 +84,37 @@ def test_bound_has_the_mean_that_it_has_without_the_control(name, key):
     assert abs(own.total - other.total) < 5 * error
     # The control takes dozens of nats from the integral.
     assert 5 * error < 2.0
+
+
+@pytest.mark.slow
+def test_gradient_in_a_learned_diffusion_has_the_mean_without_the_control(key):
+    # The known part depends on the log-SNRs at the ends, which move with the diffusion.
+    key_diffusion, key_draws = jr.split(key)
+    interval = eqmdm.TimeInterval(0.05, 1.0)
+    diffusion = eqmdm.LearnedDiffusion(2, key=key_diffusion, interval=interval)
+    trainable, fixed = eqx.partition(diffusion, eqx.is_inexact_array)
+    trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trainable)
+    values, unravel = ravel_pytree(trainable)
+    denoiser = eqmdm.SpikeAndSlabDenoiser(wavy, LAW, (-9.0, 9.0))
+
+    def gradients(form):
+        def total(values, key):
+            diffusion = eqx.combine(unravel(values), fixed)
+            model = eqmdm.DenoiserModel(denoiser, diffusion)
+            sampler = eqmdm.UniformTimeSampler()
+            how = {"form": form, "time_sampler": sampler}
+            return eqmdm.elbo(model, jnp.asarray(X), key=key, **how).total
+
+        draws = jax.vmap(jax.grad(total), (None, 0))
+        return np.asarray(optimised_jit(draws)(values, jr.split(key_draws, 4000)))
+
+    own, other = map(gradients, (eqmdm.LowVariance(), eqmdm.HybridScoreMatching()))
+    errors = [found.std(axis=0, ddof=1) / len(found) ** 0.5 for found in (own, other)]
+    difference = own.mean(axis=0) - other.mean(axis=0)
+    # The diagonal of a skew matrix has no gradient at all.
+    assert np.all(np.abs(difference) <= 5 * np.hypot(*errors))
+    # That of the dissipation is not nothing.
+    assert np.any(np.abs(own.mean(axis=0)) > 10 * errors[0])
 
 
 def test_default_times_are_where_the_network_matters():
