@@ -182,6 +182,7 @@ def test_other_options_are_refused_by_field_and_values(tmp_path, change):
     new = list(value) if isinstance(value, tuple) else value
     with pytest.raises(ValueError) as info:
         run.check_options(OPTIONS | change)
-    for part in (f"`{field}` must be", f"got {new!r}", "Resume with"):
+    remedy = "Resume with" if field in OPTIONS else "Turn `additional` off"
+    for part in (f"`{field}` must be", f"got {new!r}", remedy):
         assert part in str(info.value)
     run.check_options(OPTIONS | change, may_differ=(field,))

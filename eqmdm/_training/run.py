@@ -153,10 +153,13 @@ class Run:
             # Runs of earlier versions lack the options added since, which were off.
             was_off = field not in stored and not new
             if old != new and field not in may_differ and not was_off:
+                before, remedy = repr(old), f"Resume with {field}={old!r}"
+                if field not in stored:
+                    before, remedy = "off", f"Turn `{field}` off"
                 raise ValueError(
-                    f"`{field}` must be {old!r}, as when the run in {self.run_dir} was "
-                    f"started; got {new!r}. Resume with {field}={old!r}, or start "
-                    "another run in a new `run_dir`."
+                    f"`{field}` must be {before}, as when the run in {self.run_dir} "
+                    f"was started; got {new!r}. {remedy}, or start another run in a "
+                    "new `run_dir`."
                 )
 
     def save(self, state: TrainState, *, loss: float | None = None) -> None:

@@ -33,7 +33,7 @@ _LEARNED_MARGIN = 20.0
 
 
 # The values, in runs that lack them, of options that depend on the data set.
-_FORMER = {"patch": 1, "preconditioning": "normal", "decay": "none"}
+_FORMER = {"patch": 1, "preconditioning": "normal", "decay": "none", "focus": ()}
 
 
 class Purpose(enum.IntEnum):

@@ -114,8 +114,9 @@ class ODEOptions:
         "angle if collapsed, or log_snr for spike-and-slab; time if augmented"
     )
     """The independent variable of the ODE: the diffusion's time, its log
-    signal-to-noise ratio (SNR), or the angle arctan SNR^-1/2. It affects speed. The
-    route collapsed has no time."""
+    signal-to-noise ratio (SNR), or the angle arctan SNR^-1/2. It affects speed, and in
+    the angle steps may pass over the edges of grey levels. The route collapsed has no
+    time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
