@@ -88,6 +88,10 @@ def test_focus_is_where_times_are_denser(started):
     assert share(-3, 14, flat) == pytest.approx(17 / 29, abs=0.02)
     normal = TrainOptions(dataset="mnist", preconditioning="normal").resolved()
     assert not normal.focus
+    # Without the control variate, rare times would make the loss vary more.
+    hidden = {"noise": "student-t", "hidden_precision": True}
+    for change in (hidden, {"form": "hsm"}):
+        assert not TrainOptions(dataset="mnist", **change).resolved().focus
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from eqmdm import nn
 from ..._core.hints import did_you_mean
 from ..._core.own import find_own, is_own
 from ..._model.denoiser import pixel_law
+from ..._model.student_t import normal_model
 from ..clocks import check_clock
 from ..names import ClockName
 from ..trained import TrainedRun
@@ -255,7 +256,7 @@ def _default_clock(route: str, trained: TrainedRun) -> ClockName:
     if route != "collapsed":
         return "time"
     # As `eqmdm.log_likelihood` chooses it.
-    return "angle" if pixel_law(trained.model) is None else "log_snr"
+    return "angle" if pixel_law(normal_model(trained.model)) is None else "log_snr"
 
 
 def _check_range(options: EvaluateOptions, n_split: int) -> None:

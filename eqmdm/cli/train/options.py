@@ -264,9 +264,10 @@ class TrainOptions(
         }
         pixel = self.preconditioning or by_data["preconditioning"]
         chosen_by = pixel, self.time or defaults["time"], self.form
-        # The other forms lack the control variate, without which rare times would make
-        # the loss vary more.
-        if chosen_by == ("spike-and-slab", "log_snr", "low_variance"):
+        # Other forms, and a hidden precision, lack the control variate, without which
+        # rare times would make the loss vary more.
+        has_control = chosen_by == ("spike-and-slab", "log_snr", "low_variance")
+        if has_control and not self.hidden_precision:
             defaults["focus"] = FOCUS
         if self.t_range is None and self.log_snr_range is None:
             in_log_snr = self.score == "denoiser" and self.diffusion != "learned"
