@@ -27,8 +27,8 @@ def given_or_short(run: Path | None, arguments: str, *, quick: bool) -> Iterator
         return
     if not quick:
         raise SystemExit(
-            "error: the directory of a run must be given; its training is the first "
-            "command of --help. Only --quick trains a short one itself."
+            "error: the directory of a run must be given; the docstring of the program "
+            "has the command that trains it. Only --quick trains a short one itself."
         )
     with tempfile.TemporaryDirectory() as directory:
         rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """How much does a draw of the bound vary, by its control variate and its times?
 
-    python benchmarks/bound_variance.py --run RUN --output FILE
+    python scripts/train.py --data mnist --preset laptop --run-dir runs/mnist-laptop
+    python benchmarks/bound_variance.py --run runs/mnist-laptop --output FILE
 
 For a run with a spike-and-slab denoiser. Its bound without its network is known, so
 that only what the network changes has to be estimated. The other control variate, that
